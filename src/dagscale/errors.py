@@ -1,0 +1,39 @@
+"""The errors a user can meet. Each message is one line that names the cause and the mend."""
+
+from __future__ import annotations
+
+
+class DagscaleError(Exception):
+    """Base of every error that dagscale raises on purpose."""
+
+
+class TraceError(DagscaleError):
+    """The model could not be read as a graph."""
+
+
+class ForwardError(TraceError):
+    """The model's own forward raised; the original exception is ``__cause__``."""
+
+
+class GraphError(DagscaleError):
+    """A graph lacks what was asked of it, for example an input→output path."""
+
+
+class PlanError(DagscaleError):
+    """A plan cannot be made, or does not fit the model it is applied to."""
+
+
+class DataError(DagscaleError):
+    """Data cannot be read, or is not what was announced."""
+
+
+class SearchError(DagscaleError):
+    """A search for a learning rate has no answer."""
+
+
+class TargetError(DagscaleError):
+    """A TARGET, an architecture CODE or one of its options is malformed."""
+
+
+class UnknownNameError(DagscaleError):
+    """A name stands in no registry."""
