@@ -1,0 +1,315 @@
+"""The computational graph as an immutable value: vertices where signals meet or part, edges that carry ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from dagscale.errors import GraphError
+
+if TYPE_CHECKING:
+    import networkx
+
+VertexKind = Literal["input", "fork", "sum", "product", "concat", "select", "output"]
+OpKind = Literal["weight", "activation", "norm", "pool", "shift", "scale", "pass", "unknown"]
+Role = Literal["weight", "bias", "gain", "shift", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a weight op does with its weight.
+
+    Attributes:
+        fan_in: number of inputs that one output unit sums over (patch positions included).
+        fan_out: number of outputs that one input unit feeds, as PyTorch counts them.
+        kernel: spatial kernel size per dimension; ``()`` for dense layers and embeddings.
+        groups: number of convolution groups.
+    """
+
+    fan_in: int
+    fan_out: int
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def kernel_size(self) -> float:
+        """One number per layer, the geometric mean over dimensions: 3 for 3×3, √7 for 1×7, 1 for dense."""
+        size = 1.0
+        for k in self.kernel:
+            size *= k
+        return size ** (1 / len(self.kernel)) if self.kernel else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ParamUse:
+    """One parameter as an op uses it."""
+
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation on an edge.
+
+    Attributes:
+        kind: what it means for a signal; only ``activation`` adds to a path's depth.
+        name: the operator, for example ``linear``, ``conv2d``, ``relu``.
+        module: qualified name of the module that ran it, ``""`` for the model itself.
+        params: the parameters it uses, the weight first.
+        layer: fan and kernel, for ``weight`` ops only.
+    """
+
+    kind: OpKind
+    name: str
+    module: str = ""
+    params: tuple[ParamUse, ...] = ()
+    layer: Layer | None = None
+
+    @property
+    def label(self) -> str:
+        """The name a reader knows it by: the layer's for weights, else the operator's."""
+        return self.layer_name if self.layer is not None else self.name
+
+    @property
+    def layer_name(self) -> str:
+        """Qualified name of the layer: the weight's parameter name without a trailing ``.weight``."""
+        return self.params[0].name.removesuffix(".weight") if self.params else self.module
+
+
+@dataclass(frozen=True, slots=True)
+class Vertex:
+    """A place where signals enter, meet, part or leave.
+
+    Attributes:
+        id: its index in ``Graph.vertices``, which is a topological order.
+        shape: the example's shape here, batch dimension included; ``()`` if unknown.
+        label: the operator or the input's name.
+    """
+
+    id: int
+    kind: VertexKind
+    label: str = ""
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A directed edge ``src`` → ``dst`` (vertex ids) and the ops a signal passes on it, in order."""
+
+    src: int
+    dst: int
+    ops: tuple[Op, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """Number of activations on the edge: its share of the paper's ``L_p``."""
+        return sum(op.kind == "activation" for op in self.ops)
+
+    @property
+    def layers(self) -> tuple[Op, ...]:
+        """The weight ops on the edge."""
+        return tuple(op for op in self.ops if op.layer is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One distinct parameter of the model; tied ones stand once.
+
+    Attributes:
+        name: the first of its qualified names.
+        aliases: its other qualified names, where it is tied.
+        reached: whether it acts on some input→output path.
+        trainable: ``requires_grad`` at tracing time.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+    reached: bool = True
+    trainable: bool = True
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUse:
+    """One application of a weight layer: the op, where it stands, and the in-degree it feeds."""
+
+    op: Op
+    edge: int
+    in_degree: int
+    readout: bool
+
+    @property
+    def name(self) -> str:
+        return self.op.layer_name
+
+    @property
+    def layer(self) -> Layer:
+        if self.op.layer is None:
+            raise GraphError(f"op {self.op.name!r} is no weight layer")
+        return self.op.layer
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An immutable directed acyclic multigraph; parallel edges are distinct paths.
+
+    Args:
+        vertices: in topological order, ``vertices[i].id == i``.
+        edges: every edge runs from a lower to a higher vertex id.
+        parameters: the model's distinct parameters.
+        notes: what the tracer wants a reader to know.
+
+    Raises:
+        GraphError: if ids are not positions, or an edge does not run forward.
+    """
+
+    vertices: tuple[Vertex, ...]
+    edges: tuple[Edge, ...]
+    parameters: tuple[Parameter, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        for i, vertex in enumerate(self.vertices):
+            if vertex.id != i:
+                raise GraphError(f"vertex {vertex.id} stands at position {i}: number vertices 0, 1, 2, …")
+        for edge in self.edges:
+            if not 0 <= edge.src < edge.dst < len(self.vertices):
+                raise GraphError(f"edge {edge.src}→{edge.dst} does not run forward between two vertices")
+
+    @classmethod
+    def from_edges(cls, edges: Iterable[tuple[int, int] | Edge], vertices: int | None = None) -> Graph:
+        """A bare graph from vertex pairs: vertex 0 is the input, the last the output, the rest sums."""
+        listed = tuple(e if isinstance(e, Edge) else Edge(*e) for e in edges)
+        n = vertices if vertices is not None else 1 + max((e.dst for e in listed), default=0)
+        kinds: list[VertexKind] = ["sum"] * n
+        kinds[0] = "input"
+        if n > 1:
+            kinds[-1] = "output"
+        return cls(tuple(Vertex(i, kind) for i, kind in enumerate(kinds)), listed)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Ids of the input vertices."""
+        return tuple(v.id for v in self.vertices if v.kind == "input")
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Ids of the output vertices."""
+        return tuple(v.id for v in self.vertices if v.kind == "output")
+
+    @cached_property
+    def in_edges(self) -> tuple[tuple[int, ...], ...]:
+        """For each vertex, the indices of the edges that enter it."""
+        lists: list[list[int]] = [[] for _ in self.vertices]
+        for i, edge in enumerate(self.edges):
+            lists[edge.dst].append(i)
+        return tuple(map(tuple, lists))
+
+    @cached_property
+    def out_edges(self) -> tuple[tuple[int, ...], ...]:
+        """For each vertex, the indices of the edges that leave it."""
+        lists: list[list[int]] = [[] for _ in self.vertices]
+        for i, edge in enumerate(self.edges):
+            lists[edge.src].append(i)
+        return tuple(map(tuple, lists))
+
+    @cached_property
+    def live(self) -> tuple[bool, ...]:
+        """For each edge, whether it lies on some input→output path."""
+        forward = [v.kind == "input" for v in self.vertices]
+        for v in range(len(self.vertices)):
+            forward[v] = forward[v] or any(forward[self.edges[e].src] for e in self.in_edges[v])
+        backward = [v.kind == "output" for v in self.vertices]
+        for v in reversed(range(len(self.vertices))):
+            backward[v] = backward[v] or any(backward[self.edges[e].dst] for e in self.out_edges[v])
+        return tuple(forward[e.src] and backward[e.dst] for e in self.edges)
+
+    @cached_property
+    def in_degree(self) -> tuple[int, ...]:
+        """For each vertex, its number of live incoming edges."""
+        degree = [0] * len(self.vertices)
+        for edge, alive in zip(self.edges, self.live, strict=True):
+            degree[edge.dst] += alive
+        return tuple(degree)
+
+    @cached_property
+    def layers(self) -> tuple[LayerUse, ...]:
+        """Every application of a weight layer on a live edge, in topological order of where it feeds.
+
+        ``in_degree`` is Eq. 12's ``d_in``: the number of live summands at the first sum that the layer's
+        output reaches; 1 if it reaches a weight layer, a product, a fork (a vertex with one incoming edge)
+        or an output first. Concatenations are looked through. ``readout`` marks a layer whose output
+        reaches an output of the model through neither another weight layer nor a sum.
+        """
+        uses = []
+        for i in sorted(range(len(self.edges)), key=lambda i: (self.edges[i].dst, i)):
+            edge = self.edges[i]
+            if not self.live[i]:
+                continue
+            weights = edge.layers
+            for op in weights:
+                last = op is weights[-1]
+                degree, readout = self._fed_by(edge.dst) if last else (1, False)
+                uses.append(LayerUse(op, i, degree, readout))
+        return tuple(uses)
+
+    def _fed_by(self, vertex: int) -> tuple[int, bool]:
+        """In-degree at the first sum reached from ``vertex``, and whether an output is reached before any."""
+        while True:
+            kind = self.vertices[vertex].kind
+            if kind == "sum":
+                return self.in_degree[vertex], False
+            if kind == "output":
+                return 1, True
+            onward = [e for e in self.out_edges[vertex] if self.live[e]]
+            if kind not in ("concat", "select") or len(onward) != 1 or self.edges[onward[0]].layers:
+                only_output = bool(onward) and all(
+                    self.vertices[self.edges[e].dst].kind == "output" and not self.edges[e].layers
+                    for e in onward
+                )
+                return 1, only_output
+            vertex = self.edges[onward[0]].dst
+
+    @cached_property
+    def parameter(self) -> Mapping[str, Parameter]:
+        """Every qualified name, aliases included → its parameter."""
+        table = {alias: p for p in self.parameters for alias in (p.name, *p.aliases)}
+        return MappingProxyType(table)
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """As a ``networkx.MultiDiGraph``: nodes carry ``kind``, ``label``, ``shape``, ``in_degree``; edges
+        carry ``ops`` (tuple of :class:`Op`), ``depth``, ``layers`` (names) and ``live``."""
+        import networkx
+
+        nx = networkx.MultiDiGraph()
+        for v in self.vertices:
+            nx.add_node(v.id, kind=v.kind, label=v.label, shape=v.shape, in_degree=self.in_degree[v.id])
+        for edge, alive in zip(self.edges, self.live, strict=True):
+            names = tuple(op.layer_name for op in edge.layers)
+            nx.add_edge(edge.src, edge.dst, ops=edge.ops, depth=edge.depth, layers=names, live=alive)
+        return nx
+
+    def __str__(self) -> str:
+        """One line a vertex, one indented line an incoming edge."""
+        lines = []
+        for v in self.vertices:
+            shape = f" {v.shape}" if v.shape else ""
+            label = f" {v.label}" if v.label and v.label != v.kind else ""
+            degree = f"  in-degree {self.in_degree[v.id]}" if v.kind == "sum" else ""
+            lines.append(f"v{v.id} {v.kind}{label}{shape}{degree}")
+            for e in self.in_edges[v.id]:
+                ops = " → ".join(op.label for op in self.edges[e].ops) or "identity"
+                dead = "" if self.live[e] else "  (dead)"
+                lines.append(f"    ← v{self.edges[e].src}: {ops}{dead}")
+        return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""Tracing: an unmodified ``nn.Module`` and example inputs → a :class:`~dagscale.graph.Graph`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dagscale.errors import TraceError
+from dagscale.graph import Graph, Parameter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["trace"]
+
+
+def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any] | None = None) -> Graph:
+    """Read the computational graph of ``model`` from one eager forward.
+
+    The forward runs on fake tensors (no arithmetic, no memory). Where the model looks at values, it runs for
+    real instead, and a note in ``graph.notes`` says that only the branch taken was seen. Either way the model
+    comes back as it was: parameters, buffers, hooks, attributes, training flags, random state.
+
+    A branch multiplied by the number 0, or one that no output depends on, is not part of the graph: neither
+    a value nor a gradient passes it. Its parameters stand in ``graph.parameters`` as not reached.
+
+    Args:
+        model: any module, on any device, ``meta`` included, in the mode it is to be trained in.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; on the
+            model's device, with a batch dimension if the model wants one. Values do not matter unless the
+            model looks at them.
+        select: which part of the forward's return value counts as output; all tensors in it by default.
+
+    Returns:
+        The graph. Vertices are where signals enter, meet, part and leave; edges carry the ops in between.
+
+    Raises:
+        TraceError: if inputs and forward do not fit, lie on different devices, there are no parameters, or no
+            output depends on an input.
+        ForwardError: if the forward itself raises; the user's exception is its ``__cause__``.
+    """
+    from dagscale.trace import session
+    from dagscale.trace.reduction import reduce
+
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    if not names:
+        raise TraceError(f"{type(model).__name__} has no parameters: nothing to initialise or to train")
+    args, kwargs = session.bind_inputs(model, example_inputs)
+    session.check_devices(model, (args, kwargs))
+    choose = select if select is not None else lambda value: value
+    notes: list[str] = []
+    try:
+        recorder, outputs = session.run_fake(model, args, kwargs, choose)
+    except Exception as fake_error:
+        if any(p.is_meta for p in model.parameters()):
+            raise session.forward_error(model, fake_error, (args, kwargs)) from fake_error
+        try:
+            recorder, outputs = session.run_real(model, args, kwargs, choose)
+        except Exception as error:
+            raise session.forward_error(model, error, (args, kwargs)) from error
+        reason = str(fake_error).strip().splitlines()
+        notes.append(
+            "the forward looks at values, so it was run for real and only the branch taken was seen "
+            f"({type(fake_error).__name__}{': ' + reason[0] if reason else ''})"
+        )
+    if not any(recorder.nodes[n].signal for n in outputs):
+        last = recorder.last_signal
+        where = f"{last.op!r} in {last.module or 'the model'}" if last is not None else "none did"
+        raise TraceError(
+            "no path from input to output: no output depends on an input's values "
+            f"(last operator that did: {where}); return what is computed from the input"
+        )
+    for op, module in recorder.unknown.items():
+        notes.append(f"unknown operator {op} in {module or 'the model'}: taken as a plain dependency")
+    parameters = [
+        Parameter(first := names[id(p)][0], tuple(p.shape), tuple(names[id(p)][1:]), True, p.requires_grad)
+        for p in model.parameters()
+    ]
+    del first
+    return reduce(recorder.nodes, outputs, parameters, notes)

@@ -1,0 +1,5 @@
+"""The op registry's families, one file each. Importing this package fills the registry."""
+
+from dagscale.trace.ops import activations, arithmetic, creation, movement, norms, pooling, weights
+
+__all__ = ["activations", "arithmetic", "creation", "movement", "norms", "pooling", "weights"]

@@ -1,0 +1,63 @@
+"""Copies, casts, indexing, masks, dropout, concatenation: elements move or are dropped, none is combined."""
+
+from dagscale.trace.meaning import Arguments, Meaning, covers_storage, means, rule
+
+PASS_SELF = Meaning("pass", data=("self",))
+
+means(
+    PASS_SELF,
+    *(
+        f"aten.{name}"
+        for name in (
+            "clone _to_copy to contiguous index index_select gather take take_along_dim masked_select roll flip "
+            "rot90 repeat tile masked_fill masked_fill_ fill_diagonal_ constant_pad_nd pad reflection_pad1d "
+            "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
+            "pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im _unsafe_view _reshape_copy "
+            "_pin_memory sort topk kthvalue trace diagonal_copy select_backward slice_backward _unsafe_index "
+            "_unsafe_masked_index view_as_real_copy view_as_complex_copy alias_copy expand_copy permute_copy "
+            "t_copy transpose_copy view_copy detach_copy slice_copy select_copy squeeze_copy unsqueeze_copy "
+            "split_copy unbind_copy unfold_copy repeat_interleave _fft_r2c _fft_c2r _fft_c2c affine_grid_generator "
+            "linalg_qr linalg_svd _linalg_svd _linalg_eigh diag_embed"
+        ).split()
+    ),
+)
+means(Meaning("pass", data=("input",)), "aten.native_dropout", "aten.dropout", "aten.feature_dropout")
+means(Meaning("pass", data=("self",)), "aten._fused_dropout", "aten.alpha_dropout", "aten.masked_scale")
+means(Meaning("select", data=("self", "other")), "aten.where")
+means(Meaning("concat", data=("tensors",)), "aten.cat", "aten.concat", "aten.block_diag")
+means(
+    Meaning("concat", data=("self", "src")),
+    "aten.scatter", "aten.scatter_", "aten.slice_scatter", "aten.select_scatter", "aten.masked_scatter",
+    "aten.masked_scatter_", "aten.diagonal_scatter", "aten.as_strided_scatter",
+)  # fmt: skip
+means(
+    Meaning("sum", data=("self", "src")),
+    "aten.scatter_add", "aten.scatter_add_", "aten.scatter_reduce", "aten.scatter_reduce_",
+)  # fmt: skip
+means(
+    Meaning("sum", data=("self", "source")),
+    "aten.index_add", "aten.index_add_", "aten.index_reduce", "aten.index_reduce_",
+)  # fmt: skip
+means(Meaning("concat", data=("self", "source")), "aten.index_copy", "aten.index_copy_")
+means(Meaning("pass", data=("self", "grid")), "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+
+
+@rule("aten.stack")
+def stack(arguments: Arguments) -> Meaning:
+    """A concatenation that remembers its new dimension: a later sum along it is a sum of the parts."""
+    rank = arguments["tensors"][0].dim() + 1
+    return Meaning("concat", data=("tensors",), dim=int(arguments.get("dim", 0)) % rank)
+
+
+@rule("aten.copy_", "aten.copy", "aten._copy_from")
+def copy(arguments: Arguments) -> Meaning:
+    """Overwrites all of its target, or joins what the rest of the target's storage holds."""
+    if covers_storage(arguments["self"]):
+        return Meaning("pass", data=("src",))
+    return Meaning("concat", data=("self", "src"))
+
+
+@rule("aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index_put", "aten.put_")
+def index_put(arguments: Arguments) -> Meaning:
+    """Writes ``values`` among the elements of ``self``, or adds them."""
+    return Meaning("sum" if arguments.get("accumulate") else "concat", data=("self", "values"))
