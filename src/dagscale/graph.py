@@ -275,8 +275,7 @@ class Graph:
             onward = [e for e in self.out_edges[vertex] if self.live[e]]
             if kind not in ("concat", "select") or len(onward) != 1 or self.edges[onward[0]].layers:
                 only_output = bool(onward) and all(
-                    self.vertices[self.edges[e].dst].kind == "output" and not self.edges[e].layers
-                    for e in onward
+                    self.vertices[self.edges[e].dst].kind == "output" and not self.edges[e].layers for e in onward
                 )
                 return 1, only_output
             vertex = self.edges[onward[0]].dst

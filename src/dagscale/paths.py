@@ -7,6 +7,7 @@ topological order gives the exact integers, whatever the number of paths.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dagscale.graph import Graph
@@ -107,7 +108,7 @@ def kernel_size(graph: Graph) -> float:
     scale = _KERNEL_UNIT**2 * denominator
     # Exact where the ratio is a perfect square of an integer; path counts may exceed a float's range.
     whole, rest = divmod(numerator, scale)
-    return float(whole + rest / scale) ** 0.5
+    return math.sqrt(whole + rest / scale)
 
 
 def _square_sum(graph: Graph, weight: list[int]) -> int:

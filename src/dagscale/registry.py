@@ -43,6 +43,10 @@ class Registry(Generic[T]):
                 f"unknown {self.what} {name!r}{hint} (known: {', '.join(sorted(self._entries))})"
             ) from None
 
+    def get(self, name: str) -> T | None:
+        """The entry, or None."""
+        return self._entries.get(name)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

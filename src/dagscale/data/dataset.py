@@ -179,9 +179,7 @@ def _find(source: str | Path) -> tuple[str, Splits]:
         return source, NAMED[source]()
     path = Path(source).expanduser()
     if not path.exists():
-        raise DataError(
-            f"no data at {str(source)!r}: neither a path nor a named data set ({', '.join(NAMED)})"
-        )
+        raise DataError(f"no data at {str(source)!r}: neither a path nor a named data set ({', '.join(NAMED)})")
     for reader in READERS:
         splits = READERS[reader](path)
         if splits:
@@ -219,9 +217,7 @@ def _take(name: str, source: Source, limit: int | None) -> tuple[Bytes, Ints]:
     rows = shuffled(len(source.labels))[:limit]
     labels = source.labels[rows]
     if source.labels.min() < 0:
-        raise DataError(
-            f"{name} has the label {source.labels.min()}, labels must be 0 or more: is it unlabelled?"
-        )
+        raise DataError(f"{name} has the label {source.labels.min()}, labels must be 0 or more: is it unlabelled?")
     return source.pixels(rows), labels
 
 

@@ -94,9 +94,7 @@ def _read(path: Path, dimensions: int) -> Bytes:
     """An idx file of unsigned bytes as an array with so many dimensions."""
     magic = _magic(path)
     if magic != MAGIC[dimensions]:
-        raise DataError(
-            f"{path} is not an idx{dimensions} file: wrong magic {magic!r}, not {MAGIC[dimensions]!r}"
-        )
+        raise DataError(f"{path} is not an idx{dimensions} file: wrong magic {magic!r}, not {MAGIC[dimensions]!r}")
     try:
         with gzip.open(path) if head(path, 2) == GZIP else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)

@@ -95,9 +95,7 @@ def _arrow() -> ModuleType:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(
-            "reading images from parquet needs pyarrow and Pillow: pip install dagscale[images]"
-        ) from error
+        raise DataError("reading images from parquet needs pyarrow and Pillow: pip install dagscale[images]") from error
     module: ModuleType = pyarrow
     return module
 
@@ -110,9 +108,7 @@ def _columns(schema: Any, file: Path) -> tuple[str, str]:
     images = [f.name for f in structs if any(test(f.type.field("bytes").type) for test in binary)]
     integers = [f.name for f in schema if types.is_integer(f.type)]
     image = next((name for name in IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
-    label = next(
-        (name for name in LABEL_NAMES if name in integers), integers[0] if len(integers) == 1 else None
-    )
+    label = next((name for name in LABEL_NAMES if name in integers), integers[0] if len(integers) == 1 else None)
     if image is None or label is None:
         found = ", ".join(f"{field.name}: {field.type}" for field in schema)
         raise DataError(
@@ -152,9 +148,7 @@ class _Parquet:
                 images = np.empty((len(rows), *image.shape), dtype=np.uint8)
             if image.shape != images.shape[1:]:
                 sizes = " and ".join(f"{s[1]}×{s[0]}" for s in (image.shape, images.shape[1:]))
-                raise DataError(
-                    f"{where}: images of different sizes ({sizes} pixels): resize them to one size"
-                )
+                raise DataError(f"{where}: images of different sizes ({sizes} pixels): resize them to one size")
             images[place[row]] = image
         assert images is not None, "rows is never empty"
         return images if colour else images[..., :1]

@@ -88,9 +88,7 @@ class Dag:
     @property
     def edges(self) -> tuple[tuple[int, int, int], ...]:
         """The edges that are there as ``(u, v, op)``, op 1 or 2, ordered by v and then u."""
-        return tuple(
-            (u, v, op) for v, group in enumerate(self.ops, 1) for u, op in enumerate(group) if op != NONE
-        )
+        return tuple((u, v, op) for v, group in enumerate(self.ops, 1) for u, op in enumerate(group) if op != NONE)
 
     @property
     def live_edges(self) -> tuple[tuple[int, int, int], ...]:
@@ -204,17 +202,13 @@ class DagCell(nn.Module):
     def __init__(self, dag: Dag, edge: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.dag = dag
-        self.edges = nn.ModuleDict(
-            {f"{u}_{v}": nn.Identity() if op == SKIP else edge() for u, v, op in dag.edges}
-        )
+        self.edges = nn.ModuleDict({f"{u}_{v}": nn.Identity() if op == SKIP else edge() for u, v, op in dag.edges})
 
     def forward(self, x: Tensor) -> Tensor:
         signals: dict[int, Tensor] = {0: x}
         for v, group in enumerate(self.dag.ops, 1):
             terms: list[Tensor] = [
-                self.edges[f"{u}_{v}"](signals[u])
-                for u, op in enumerate(group)
-                if op != NONE and u in signals
+                self.edges[f"{u}_{v}"](signals[u]) for u, op in enumerate(group) if op != NONE and u in signals
             ]
             if terms:
                 signals[v] = sum(terms[1:], terms[0])

@@ -181,9 +181,7 @@ def load(
     return resolve(text, data=data, input_shape=input_shape, seed=seed).build()
 
 
-def sample(
-    space: str = "mlp", vertices: int = 5, count: int = 12, seed: int = 0, **options: Any
-) -> tuple[str, ...]:
+def sample(space: str = "mlp", vertices: int = 5, count: int = 12, seed: int = 0, **options: Any) -> tuple[str, ...]:
     """``count`` distinct random TARGETs of a space, each with a path from input to output.
 
     Args:
@@ -222,9 +220,7 @@ class _Build:
                 return made, self._inputs()
             if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
                 return made
-            raise TargetError(
-                f"the callable returned {type(made).__name__}; return the module, or (module, inputs)"
-            )
+            raise TargetError(f"the callable returned {type(made).__name__}; return the module, or (module, inputs)")
 
     def _inputs(self) -> Tensor:
         if self.shape is None:
@@ -281,9 +277,7 @@ def _parse_options(query: str, options: Sequence[Option], owner: str) -> dict[st
     for item in query.split("&") if query else ():
         name, equals, value = item.partition("=")
         if name not in known:
-            raise TargetError(
-                f"unknown option {name!r}{did_you_mean(name, known)} ({owner} takes: {', '.join(known)})"
-            )
+            raise TargetError(f"unknown option {name!r}{did_you_mean(name, known)} ({owner} takes: {', '.join(known)})")
         if not equals:
             raise TargetError(f"option {name!r} has no value; write {name}=VALUE")
         if name in values:
@@ -356,9 +350,7 @@ def _find_source(where: str, attribute: str) -> _Source:
             spec = None
     if spec is None:
         hint = did_you_mean(where, tuple(SPACES))
-        raise TargetError(
-            f"{where!r} is no space ({', '.join(SPACES)}) and no module that can be imported{hint}"
-        )
+        raise TargetError(f"{where!r} is no space ({', '.join(SPACES)}) and no module that can be imported{hint}")
     folders = spec.submodule_search_locations
     return _Source(
         attribute,
@@ -403,9 +395,7 @@ def _attribute(module: ModuleType, dotted: str, place: str) -> Callable[[], Any]
         parameters = inspect.signature(found).parameters.values()
     except ValueError:  # some built-in callables have no signature
         parameters = ()  # type: ignore[assignment]
-    needed = [
-        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:
         raise TargetError(
             f"{dotted!r} in {place} needs the argument {needed[0]!r}; give it a default, or name a function "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dagscale.errors import TraceError
+from dagscale.errors import DagscaleError, TraceError
 from dagscale.graph import Graph, Parameter
 
 if TYPE_CHECKING:
@@ -53,11 +53,15 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     notes: list[str] = []
     try:
         recorder, outputs = session.run_fake(model, args, kwargs, choose)
+    except DagscaleError:
+        raise
     except Exception as fake_error:
         if any(p.is_meta for p in model.parameters()):
             raise session.forward_error(model, fake_error, (args, kwargs)) from fake_error
         try:
             recorder, outputs = session.run_real(model, args, kwargs, choose)
+        except DagscaleError:
+            raise
         except Exception as error:
             raise session.forward_error(model, error, (args, kwargs)) from error
         reason = str(fake_error).strip().splitlines()
@@ -74,9 +78,9 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
         )
     for op, module in recorder.unknown.items():
         notes.append(f"unknown operator {op} in {module or 'the model'}: taken as a plain dependency")
-    parameters = [
-        Parameter(first := names[id(p)][0], tuple(p.shape), tuple(names[id(p)][1:]), True, p.requires_grad)
-        for p in model.parameters()
-    ]
-    del first
+    parameters = []
+    for parameter in model.parameters():
+        first, *aliases = names[id(parameter)]
+        shape = tuple(parameter.shape)
+        parameters.append(Parameter(first, shape, tuple(aliases), True, parameter.requires_grad))
     return reduce(recorder.nodes, outputs, parameters, notes)

@@ -12,7 +12,17 @@ from dagscale.graph import Layer
 from dagscale.registry import Registry
 
 Kind = Literal[
-    "weight", "activation", "norm", "pool", "pass", "sum", "product", "concat", "select", "constant", "unknown"
+    "weight",
+    "activation",
+    "norm",
+    "pool",
+    "pass",
+    "sum",
+    "product",
+    "concat",
+    "select",
+    "constant",
+    "unknown",
 ]
 Arguments = Mapping[str, Any]
 """Schema argument name → the value given: tensors, lists of tensors, numbers."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dagscale.errors import TraceError
 from dagscale.graph import Layer
 from dagscale.trace import ops as _families  # noqa: F401  fills OPS
 from dagscale.trace.meaning import OPS, Kind, Meaning
+
+
+Place = Literal["weight", "bias", ""]
 
 
 @dataclass(slots=True)
@@ -38,7 +42,7 @@ class Node:
     parents: tuple[int, ...] = ()
     whole: tuple[bool, ...] = ()
     params: tuple[int, ...] = ()
-    places: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
     layer: Layer | None = None
     dim: int | None = None
     elementwise: bool = False
@@ -73,7 +77,7 @@ def describe(func: Any) -> Operator:
         arguments=tuple(a.name for a in schema.arguments),
         written=written,
         view=returns_alias and not written,
-        meaning=OPS[name] if name in OPS else None,
+        meaning=OPS.get(name),
     )
 
 
@@ -91,7 +95,7 @@ _IGNORED = frozenset({"prim.device", "prim.layout", "aten.sym_size", "aten.sym_s
 
 
 @dataclass
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that records every operator whose result depends on an input or a parameter.
 
     Values are told apart by the storage they live in: a view shares its base's storage, so a write through
@@ -100,7 +104,9 @@ class Recorder(TorchDispatchMode):
     Attributes:
         nodes: the record, in execution order, which is topological.
         unknown: operators that stand in no registry → the modules that ran them.
-        guard: called before an operator writes to a tensor that this run did not make.
+        path: qualified names of the modules that are running, the innermost last.
+        on_write: called with a tensor before an operator writes to it.
+        last_signal: the last node whose value depended on an input.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -108,11 +114,11 @@ class Recorder(TorchDispatchMode):
     path: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._writer: dict[int, int] = {}
         self._alive: dict[int, StorageWeakRef] = {}
         self._operators: dict[Any, Operator] = {}
-        self._shared: dict[int, list[tuple[int, int, int]]] = {}
+        self._spans: dict[int, list[tuple[int, int, int]]] = {}
         self.on_write: Any = None
         self.last_signal: Node | None = None
 
@@ -126,23 +132,16 @@ class Recorder(TorchDispatchMode):
         self._set(tensor, node.id)
 
     def add_parameter(self, name: str, *versions: Tensor) -> None:
-        """Mark ``versions`` (the real tensor, and its fake one) as the parameter ``name``."""
+        """Mark ``versions`` (the real tensor, and its fake one) as the parameter ``name``.
+
+        Parameters may be views of one storage: then each owns its span of it.
+        """
         node = self._new("source", "parameter", name=name)
         for tensor in versions:
             node.shape, node.numel = tuple(tensor.shape), tensor.numel()
-            key = self._key(tensor)
-            if key in self._writer and self.nodes[self._writer[key]].op == "parameter":
-                spans = self._shared.setdefault(key, [])
-                first = self.nodes[self._writer[key]]
-                if not spans:
-                    spans.append((0, first.numel, first.id))
-                spans.append((tensor.storage_offset(), tensor.storage_offset() + tensor.numel(), node.id))
-            else:
-                if tensor.storage_offset():
-                    self._shared[key] = [
-                        (tensor.storage_offset(), tensor.storage_offset() + tensor.numel(), node.id)
-                    ]
-                self._set(tensor, node.id)
+            start = int(tensor.storage_offset())
+            self._spans.setdefault(self._key(tensor), []).append((start, start + tensor.numel(), node.id))
+            self._set(tensor, node.id)
 
     def _new(self, kind: Any, op: str, **attributes: Any) -> Node:
         node = Node(len(self.nodes), kind, op, **attributes)
@@ -162,7 +161,7 @@ class Recorder(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key = int(storage._cdata)
             if key not in self._alive:
-                self._alive[key] = StorageWeakRef(storage)
+                self._alive[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         except (NotImplementedError, RuntimeError):
             key = id(tensor)
             self._alive[key] = tensor  # type: ignore[assignment]
@@ -172,9 +171,9 @@ class Recorder(TorchDispatchMode):
         """The node that last wrote ``tensor``'s storage, or None for constants."""
         key = self._key(tensor)
         node = self._writer.get(key)
-        if node is not None and key in self._shared and self.nodes[node].op == "parameter":
+        if node is not None and self.nodes[node].op == "parameter" and len(spans := self._spans.get(key, ())) > 1:
             offset = tensor.storage_offset()
-            for start, stop, owner in self._shared[key]:
+            for start, stop, owner in spans:
                 if start <= offset < stop:
                     return owner
         return node
@@ -193,7 +192,6 @@ class Recorder(TorchDispatchMode):
             for argument in operator.written:
                 for tensor in tensors_in(named.get(argument)):
                     self.on_write(tensor)
-        # Writing to a target that is not fully covered joins what is there: decided before the write.
         out = func(*args, **kwargs)
         if operator.view:
             self._alias(args, out)
@@ -217,9 +215,9 @@ class Recorder(TorchDispatchMode):
         known: dict[str, list[tuple[int, Tensor]]] = {}
         for argument, value in named.items():
             for tensor in tensors_in(value):
-                node = self.lookup(tensor)
-                if node is not None:
-                    known.setdefault(argument, []).append((node, tensor))
+                source = self.lookup(tensor)
+                if source is not None:
+                    known.setdefault(argument, []).append((source, tensor))
         results = list(tensors_in(out))
         if not known:
             for tensor in results:  # a constant may overwrite a storage that held a signal
@@ -259,7 +257,7 @@ class Recorder(TorchDispatchMode):
         data_names: Iterable[str] = meaning.data or known
         data = [(n, t) for a in data_names for n, t in known.get(a, ())]
         signals = [(n, t) for n, t in data if nodes[n].signal]
-        roles: list[tuple[int, str]] = []
+        roles: list[tuple[int, Place]] = []
         kind: Kind = meaning.kind
         layer = meaning.layer
         if kind == "weight":
@@ -276,6 +274,8 @@ class Recorder(TorchDispatchMode):
                 roles += [(n, "weight") for n, _ in weights]
                 if not weights:
                     kind, layer = "pass", None  # a fixed linear map
+                elif meaning.data != ("indices",):
+                    self._check_dtypes(signals, weights)
         elif meaning.weight:
             roles += [(n, "weight") for n, _ in known.get(meaning.weight, ())]
         if meaning.bias:
@@ -320,6 +320,23 @@ class Recorder(TorchDispatchMode):
         if node.signal:
             self.last_signal = node
         return node
+
+    def _check_dtypes(self, signals: list[tuple[int, Tensor]], weights: list[tuple[int, Tensor]]) -> None:
+        """Fake tensors multiply any two types; the real forward would raise."""
+        for _, x in signals:
+            for n, weight in weights:
+                if x.dtype != weight.dtype and x.dtype in _CHECKED:
+                    name = self.nodes[n].name or self.path[-1]
+                    mend = (
+                        "give floating-point values (x.float()); integer token ids belong to an embedding"
+                        if not x.is_floating_point()
+                        else f"cast the input (x.to({weight.dtype})) or the model"
+                    )
+                    raise TraceError(f"{name!r} is {weight.dtype} and meets a {x.dtype} signal: {mend}")
+
+
+_CHECKED = frozenset({torch.int64, torch.int32, torch.int16, torch.uint8, torch.float32, torch.float64,
+                      torch.float16, torch.bfloat16})  # fmt: skip
 
 
 def module_names(model: nn.Module) -> dict[int, str]:

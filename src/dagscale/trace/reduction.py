@@ -48,7 +48,7 @@ def _reaching(nodes: list[Node], outputs: list[int]) -> list[bool]:
 def _fold_functions(nodes: list[Node], live: list[bool]) -> None:
     """Step 2, outermost products first, so that inner ones vanish with them."""
     for node in reversed(nodes):
-        gate = node.kind in ("product", "select") and node.elementwise or node.op in ("where", "maximum", "minimum")
+        gate = (node.kind in ("product", "select") and node.elementwise) or node.op in ("where", "maximum", "minimum")
         if not (live[node.id] and gate and len(node.parents) > 1 and all(node.whole)):
             continue
         found = _single_origin(nodes, node)
@@ -70,14 +70,14 @@ def _single_origin(nodes: list[Node], exit_: Node) -> tuple[int, list[Node]] | N
     heapq.heapify(heap)
     inside: set[int] = set(heap)
     between: list[Node] = []
-    while len(heap) > 1 or not between and len(set(exit_.parents)) > 1:
+    while len(heap) > 1 or (not between and len(set(exit_.parents)) > 1):
         node = nodes[-heapq.heappop(heap)]
         if (
             node.kind not in _POINTWISE
             or not node.parents
             or not all(node.whole)
             or len(between) >= _FOLD_LIMIT
-            or node.kind == "product" and not node.elementwise
+            or (node.kind == "product" and not node.elementwise)
         ):
             return None
         between.append(node)
@@ -148,38 +148,50 @@ def _parameters_of(nodes: list[Node], n: int, seen: dict[int, tuple[str, ...]]) 
 def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op | None:
     """The op that ``node`` puts on an edge; None where nothing is worth naming."""
     uses: dict[str, Role] = {}
-    ndims: dict[str, int] = {}
     for source, place in zip(node.params, node.places, strict=True):
         for name in _parameters_of(nodes, source, seen):
             role: Role
             if node.kind == "norm" and place == "weight":
                 role = "gain"
-            elif place in ("weight", "bias"):
-                role = place  # type: ignore[assignment]
-            elif node.kind in ("sum", "shift"):
-                role = "shift"
+            elif place == "weight" or place == "bias":
+                role = place
+            elif node.kind == "sum":
+                follows_layer = len(node.parents) == 1 and nodes[node.parents[0]].kind == "weight"
+                role = "bias" if follows_layer and len(nodes[source].shape) <= 1 else "shift"
             elif node.kind == "product":
                 role = "gain"
             else:
                 role = "other"
             uses.setdefault(name, role)
-            ndims[name] = len(nodes[source].shape)
     kind: OpKind
     if node.kind in ("weight", "activation", "norm", "pool", "unknown"):
-        kind = node.kind  # type: ignore[assignment]
+        kind = node.kind
     elif uses and node.kind == "sum":
         kind = "shift"
     elif uses and node.kind == "product":
         kind = "scale"
     else:
         kind = "pass"
-        if not uses and node.op in ("add", "sub", "rsub", "clone", "_unsafe_view", "contiguous", "copy", "where"):
+        if not uses and node.op in (
+            "add",
+            "sub",
+            "rsub",
+            "clone",
+            "_unsafe_view",
+            "contiguous",
+            "copy",
+            "where",
+        ):
             return None
     params = tuple(ParamUse(name, role) for name, role in uses.items())
     if kind == "weight" and node.layer is not None:
-        name = {"addmm": "linear", "mm": "linear", "bmm": "linear", "baddbmm": "linear", "matmul": "linear"}.get(
-            node.op, node.op
-        )
+        name = {
+            "addmm": "linear",
+            "mm": "linear",
+            "bmm": "linear",
+            "baddbmm": "linear",
+            "matmul": "linear",
+        }.get(node.op, node.op)
         if node.layer.kernel:
             name = f"conv{len(node.layer.kernel)}d"
         return Op("weight", name, node.module, params, node.layer)
@@ -204,12 +216,13 @@ def _assemble(
     for node in nodes:
         if not live[node.id]:
             continue
-        merge = node.kind in _MERGES and len(node.parents) > 1 or len(node.parents) > 1
+        merge = len(node.parents) > 1
+        ops: tuple[Op, ...] = ()
         op = None if node.kind == "source" else _op(nodes, node, seen)
         if op is not None:
             reached.update(use.name for use in op.params)
         if node.kind == "source":
-            at, ops = vertex("input", node, node.name), ()
+            at = vertex("input", node, node.name)
         elif merge:
             kind: VertexKind = node.kind if node.kind in _MERGES else "concat"  # type: ignore[assignment]
             at = vertex(kind, node)

@@ -77,31 +77,37 @@ def check_devices(model: nn.Module, inputs: Any) -> None:
 def unchanged_modules(model: nn.Module) -> Iterator[None]:
     """Put every module's attributes, containers in them and training flags back on leaving."""
     before = [(module, dict(vars(module))) for module in model.modules()]
-    inside = [
+    containers = [
         (value, value.copy())
         for _, attributes in before
         for value in attributes.values()
-        if isinstance(value, (dict, list, set)) and len(value) < 10_000
+        if isinstance(value, (dict, list, set)) and len(value) < _LARGE
     ]
     try:
         yield
     finally:
         for module, attributes in before:
-            now = vars(module)
-            if now.keys() != attributes.keys() or any(now[k] is not v for k, v in attributes.items()):
-                now.clear()
-                now.update(attributes)
-        for value, copy in inside:
-            if isinstance(value, list):
-                if len(value) != len(copy) or any(a is not b for a, b in zip(value, copy, strict=True)):
-                    value[:] = copy
-            elif isinstance(value, dict):
-                if value.keys() != copy.keys() or any(value[k] is not v for k, v in copy.items()):
-                    value.clear()
-                    value.update(copy)
-            elif value != copy:
-                value.clear()
-                value.update(copy)
+            _restore(vars(module), attributes)
+        for value, copy in containers:
+            _restore(value, copy)
+
+
+_LARGE = 10_000
+"""Containers of more items than this are the user's data, not a module's bookkeeping."""
+
+
+def _restore(value: Any, copy: Any) -> None:
+    """Make the dict, list or set ``value`` hold what ``copy`` holds, untouched if it does already."""
+    if isinstance(value, dict):
+        if value.keys() != copy.keys() or any(value[k] is not v for k, v in copy.items()):
+            value.clear()
+            value.update(copy)
+    elif isinstance(value, list):
+        if len(value) != len(copy) or any(a is not b for a, b in zip(value, copy, strict=True)):
+            value[:] = copy
+    elif value != copy:
+        value.clear()
+        value.update(copy)
 
 
 @contextmanager
@@ -128,7 +134,7 @@ def copy_on_write(recorder: Recorder, model: nn.Module) -> Iterator[None]:
         key = recorder._key(tensor)
         if key in owned and key not in saved:
             storage = owned[key].untyped_storage()
-            saved[key] = (storage, storage.clone())
+            saved[key] = (storage, storage.clone())  # type: ignore[no-untyped-call]
 
     recorder.on_write = save
     try:
@@ -233,11 +239,7 @@ def forward_error(model: nn.Module, error: Exception, inputs: Any) -> ForwardErr
     import traceback
 
     frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if "/torch/" not in f.filename.replace("\\", "/") and "/dagscale/trace/" not in f.filename
-    ]
+    own = [f for f in frames if "/torch/" not in f.filename.replace("\\", "/") and "/dagscale/trace/" not in f.filename]
     where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
     text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     integer = any(
@@ -246,9 +248,7 @@ def forward_error(model: nn.Module, error: Exception, inputs: Any) -> ForwardErr
     )
     hint = (
         "; the inputs hold integers: give floating-point values (x.float()) unless they feed an embedding"
-        if integer and "dtype" in text or integer and "type" in text
+        if integer and "type" in text
         else ""
     )
-    return ForwardError(
-        f"the forward of {type(model).__name__} raised {type(error).__name__}: {text}{where}{hint}"
-    )
+    return ForwardError(f"the forward of {type(model).__name__} raised {type(error).__name__}: {text}{where}{hint}")

@@ -14,9 +14,7 @@ means(
     "aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.rsub", "aten.logaddexp", "aten.hypot",
     "aten.subtract", "aten._add_relu",
 )  # fmt: skip
-means(
-    Meaning("sum", data=("self", "end"), elementwise=True), "aten.lerp", "aten.lerp_"
-)
+means(Meaning("sum", data=("self", "end"), elementwise=True), "aten.lerp", "aten.lerp_")
 means(PASS_SELF, "aten.neg", "aten.neg_", "aten.positive", "aten.conj", "aten._conj_physical", "aten.real",
       "aten.imag", "aten.floor_divide", "aten.remainder", "aten.fmod", "aten.remainder_", "aten.fmod_",
       "aten.nan_to_num", "aten.nan_to_num_", "aten.cumsum", "aten.cumsum_", "aten.cumprod", "aten.tril",

@@ -8,17 +8,77 @@ means(
     PASS_SELF,
     *(
         f"aten.{name}"
-        for name in (
-            "clone _to_copy to contiguous index index_select gather take take_along_dim masked_select roll flip "
-            "rot90 repeat tile masked_fill masked_fill_ fill_diagonal_ constant_pad_nd pad reflection_pad1d "
-            "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
-            "pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im _unsafe_view _reshape_copy "
-            "_pin_memory sort topk kthvalue trace diagonal_copy select_backward slice_backward _unsafe_index "
-            "_unsafe_masked_index view_as_real_copy view_as_complex_copy alias_copy expand_copy permute_copy "
-            "t_copy transpose_copy view_copy detach_copy slice_copy select_copy squeeze_copy unsqueeze_copy "
-            "split_copy unbind_copy unfold_copy repeat_interleave _fft_r2c _fft_c2r _fft_c2c affine_grid_generator "
-            "linalg_qr linalg_svd _linalg_svd _linalg_eigh diag_embed"
-        ).split()
+        for name in [
+            "clone",
+            "_to_copy",
+            "to",
+            "contiguous",
+            "index",
+            "index_select",
+            "gather",
+            "take",
+            "take_along_dim",
+            "masked_select",
+            "roll",
+            "flip",
+            "rot90",
+            "repeat",
+            "tile",
+            "masked_fill",
+            "masked_fill_",
+            "fill_diagonal_",
+            "constant_pad_nd",
+            "pad",
+            "reflection_pad1d",
+            "reflection_pad2d",
+            "reflection_pad3d",
+            "replication_pad1d",
+            "replication_pad2d",
+            "replication_pad3d",
+            "pixel_shuffle",
+            "pixel_unshuffle",
+            "channel_shuffle",
+            "im2col",
+            "col2im",
+            "_unsafe_view",
+            "_reshape_copy",
+            "_pin_memory",
+            "sort",
+            "topk",
+            "kthvalue",
+            "trace",
+            "diagonal_copy",
+            "select_backward",
+            "slice_backward",
+            "_unsafe_index",
+            "_unsafe_masked_index",
+            "view_as_real_copy",
+            "view_as_complex_copy",
+            "alias_copy",
+            "expand_copy",
+            "permute_copy",
+            "t_copy",
+            "transpose_copy",
+            "view_copy",
+            "detach_copy",
+            "slice_copy",
+            "select_copy",
+            "squeeze_copy",
+            "unsqueeze_copy",
+            "split_copy",
+            "unbind_copy",
+            "unfold_copy",
+            "repeat_interleave",
+            "_fft_r2c",
+            "_fft_c2r",
+            "_fft_c2c",
+            "affine_grid_generator",
+            "linalg_qr",
+            "linalg_svd",
+            "_linalg_svd",
+            "_linalg_eigh",
+            "diag_embed",
+        ]
     ),
 )
 means(Meaning("pass", data=("input",)), "aten.native_dropout", "aten.dropout", "aten.feature_dropout")

@@ -1,0 +1,47 @@
+"""The typer application and the options that commands share."""
+
+from __future__ import annotations
+
+import json as json_
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dagscale.data import Dataset
+
+app = typer.Typer(
+    name="dagscale",
+    help="Architecture-aware initialisation and learning rates for any PyTorch model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+TARGET_HELP = "mlp:CODE, cnn:CODE (options after ?), package.module:callable or file.py:callable"
+Target = Annotated[str, typer.Argument(help=TARGET_HELP, metavar="TARGET")]
+Data = Annotated[str | None, typer.Option(help="'digits' or a path to images; shapes the network too.")]
+InputShape = Annotated[str | None, typer.Option(help="Example input without batch, as 3x32x32.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def load_data(source: str | None, limit: int | None = None) -> Dataset | None:
+    """The data set that ``--data`` names."""
+    from dagscale.data import load
+
+    return None if source is None else load(source, limit=limit)
+
+
+def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:
+    """The module and its example inputs."""
+    from dagscale.spaces.targets import load
+
+    return load(text, data=data, input_shape=input_shape, seed=seed)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on stdout."""
+    print(json_.dumps(document, indent=2, allow_nan=False))

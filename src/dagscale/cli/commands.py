@@ -1,0 +1,120 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dagscale.cli.app import Data, InputShape, Json, Seed, Target, app, load_data, load_target, print_json
+
+Law = Annotated[str, typer.Option(help="Learning-rate law: paths, released, none.")]
+Init = Annotated[str, typer.Option(help="Initialisation: in-degree, in-degree-standard, released, keep.")]
+Optimizer = Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")]
+
+
+@app.command()
+def inspect(
+    target: Target,
+    data: Data = None,
+    input_shape: InputShape = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the graph: .svg or .png.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print the whole graph too.")] = False,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Trace a network and print its paths, depths, kernels and in-degrees."""
+    from rich.console import Console
+
+    from dagscale.inspection import inspect as facts
+    from dagscale.inspection import tables
+    from dagscale.trace import trace
+
+    graph = trace(*load_target(target, load_data(data), input_shape, seed))
+    if picture is not None:
+        from dagscale.draw import draw
+
+        draw(graph, picture, title=target)
+    if json:
+        print_json(facts(graph))
+        return
+    console = Console()
+    console.print(tables(graph, target))
+    if full:
+        console.print(str(graph), markup=False, highlight=False)
+    if picture is not None:
+        console.print(f"picture     {picture}", markup=False, highlight=False)
+
+
+@app.command()
+def plan(
+    target: Target,
+    base: Annotated[str | None, typer.Option(help="The small network whose rate is known, a TARGET.")] = None,
+    base_lr: Annotated[float | None, typer.Option(help="Its best learning rate, per optimiser step.")] = None,
+    law: Law = "paths",
+    init: Init = "in-degree",
+    optimizer: Optimizer = "sgd",
+    data: Data = None,
+    input_shape: InputShape = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Plan initialisation and learning rate, carried over from a base network."""
+    from dagscale.plan import plan as make_plan
+
+    images = load_data(data)
+    model, inputs = load_target(target, images, input_shape, seed)
+    origin = None if base is None else load_target(base, images, input_shape, seed)
+    made = make_plan(model, inputs, base=origin, base_lr=base_lr, law=law, init=init, optimizer=optimizer, seed=seed)
+    if json:
+        print_json(made.to_dict())
+    else:
+        print(made)
+
+
+@app.command()
+def search(
+    target: Target,
+    data: Annotated[str, typer.Option(help="'digits' or a path to images.")] = "digits",
+    init: Init = "in-degree",
+    optimizer: Optimizer = "sgd",
+    epochs: Annotated[int, typer.Option(help="Epochs a run.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Steps a run, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 128,
+    seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 3,
+    limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw loss against rate: .svg or .png.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Find the maximal learning rate of a (base) network on a logarithmic grid."""
+    from rich.console import Console
+
+    from dagscale.search import search as find
+
+    images = load_data(data, limit)
+    assert images is not None
+    model, _ = load_target(target, images, None, seed)
+    found = find(
+        model, images, init=init, optimizer=optimizer, epochs=epochs, steps=steps, batch_size=batch_size,
+        seeds=seeds, seed=seed, progress=True,
+    )  # fmt: skip
+    if plot is not None:
+        found.plot(plot)
+    if json:
+        print_json(found.to_dict())
+    else:
+        Console().print(found.table())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("out"),
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """The main job on embedded data: search a base, plan for other architectures, train and compare."""
+    from dagscale.studies.demo import run
+
+    run(out, seed=seed, json=json)

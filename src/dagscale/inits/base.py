@@ -1,0 +1,53 @@
+"""What an initialisation is, and what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dagscale.graph import Graph, LayerUse
+from dagscale.registry import Registry
+from dagscale.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Draw a parameter from ``N(mean, std²)``; ``std`` 0 is a constant."""
+
+    mean: float
+    std: float
+
+
+Init = Callable[[Subject], dict[str, Fill]]
+"""A network → name → fill. Parameters it does not name are left as they are."""
+
+INITS: Registry[Init] = Registry("init")
+
+
+def zeros_and_ones(graph: Graph) -> dict[str, Fill]:
+    """Biases (of layers and norms) 0, norm gains 1, for every parameter that acts on a path."""
+    fills: dict[str, Fill] = {}
+    for edge, live in zip(graph.edges, graph.live, strict=True):
+        for op in edge.ops if live else ():
+            for use in op.params:
+                if use.role == "bias":
+                    fills[use.name] = Fill(0.0, 0.0)
+                elif use.role == "gain" and op.kind == "norm":
+                    fills[use.name] = Fill(1.0, 0.0)
+    return fills
+
+
+def fill_weights(graph: Graph, std: Callable[[LayerUse], float]) -> dict[str, Fill]:
+    """``std(use)`` for every layer's weight, the smallest where a weight is used more than once.
+
+    A weight that the model computes from several parameters (``weight_norm``, adapters) is left alone: no
+    single parameter sets its scale.
+    """
+    fills = zeros_and_ones(graph)
+    stds: dict[str, float] = {}
+    for use in graph.layers:
+        weights = [p.name for p in use.op.params if p.role == "weight"]
+        if len(weights) == 1:
+            stds[weights[0]] = min(std(use), stds.get(weights[0], float("inf")))
+    fills.update({name: Fill(0.0, value) for name, value in stds.items()})
+    return fills

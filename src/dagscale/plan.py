@@ -1,0 +1,314 @@
+"""The plan: how to initialise each parameter, and at which rate to train it, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from dagscale.errors import DagscaleError, PlanError
+from dagscale.graph import Graph
+from dagscale.inits import INITS
+from dagscale.laws import LAWS
+from dagscale.subject import Subject
+from dagscale.trace import trace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor, nn
+
+_WRAPPERS = ("_orig_mod.", "module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterPlan:
+    """What to do with one parameter.
+
+    Attributes:
+        shape: its shape.
+        init_mean, init_std: draw from ``N(mean, std²)``; both None: leave it as it is.
+        lr: its learning rate.
+    """
+
+    shape: tuple[int, ...]
+    init_mean: float | None
+    init_std: float | None
+    lr: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An immutable plan, keyed by qualified parameter name; tied parameters stand under their first name.
+
+    Attributes:
+        lr: the target's learning rate.
+        base_lr: the base's, from which it is carried over.
+        law, init, optimizer, seed: what made it.
+        factors: the law's factors by name; ``lr = base_lr · Π factors``.
+        parameters: name → :class:`ParameterPlan`.
+        notes: what a reader should know.
+    """
+
+    lr: float
+    base_lr: float
+    law: str
+    init: str
+    optimizer: str
+    seed: int
+    factors: Mapping[str, float]
+    parameters: Mapping[str, ParameterPlan]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", MappingProxyType(dict(self.factors)))
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+
+    def init_(self, model: nn.Module, *, seed: int | None = None) -> nn.Module:
+        """Initialise ``model`` in place and return it.
+
+        Each parameter is drawn on the CPU in float32 from a generator seeded by ``seed`` and its name, so the
+        numbers depend on neither device, order nor dtype (but for rounding). Frozen parameters, and those the
+        plan leaves alone, are not touched. Nothing is changed unless the whole plan fits.
+
+        Args:
+            seed: another seed than the plan's.
+
+        Raises:
+            PlanError: if names or shapes differ from the plan's, or parameters are on ``meta``.
+        """
+        import torch
+
+        found = self._match(model)
+        for name, parameter in found.items():
+            if parameter.is_meta:
+                raise PlanError(
+                    f"parameter {name!r} is on meta and has no storage: materialise the model first "
+                    "(model.to_empty(device=...)), then call init_ again"
+                )
+        with torch.no_grad():
+            for name, parameter in found.items():
+                own = self.parameters[name]
+                if own.init_std is None or own.init_mean is None or not parameter.requires_grad:
+                    continue
+                if own.init_std == 0:
+                    parameter.fill_(own.init_mean)
+                    continue
+                generator = torch.Generator().manual_seed(_seed(self.seed if seed is None else seed, name))
+                drawn = torch.randn(own.shape, generator=generator)
+                parameter.copy_(drawn.mul_(own.init_std).add_(own.init_mean))
+        return model
+
+    def param_groups(self, model: nn.Module, *, lr: float | None = None) -> list[dict[str, Any]]:
+        """Parameter groups for any ``torch.optim`` optimiser, one for each distinct learning rate.
+
+        Args:
+            lr: another rate than the plan's; all parameters' rates keep their ratios to it.
+
+        Returns:
+            A list of ``{"params": [...], "lr": float}``; frozen parameters are left out.
+
+        Raises:
+            PlanError: if names or shapes differ from the plan's.
+        """
+        scale = 1.0 if lr is None else lr / self.lr
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self._match(model).items():
+            if parameter.requires_grad:
+                groups.setdefault(self.parameters[name].lr * scale, []).append(parameter)
+        return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+    def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The model's parameters under the plan's names, wrappers' prefixes looked through."""
+        found: dict[str, nn.Parameter] = {}
+        for name, parameter in model.named_parameters():
+            plain = name
+            if plain not in self.parameters:
+                for wrapper in _WRAPPERS:
+                    plain = plain.replace(wrapper, "")
+            found[plain] = parameter
+        missing = [n for n in self.parameters if n not in found]
+        extra = [n for n in found if n not in self.parameters]
+        if missing or extra:
+            what = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the plan does not know"
+            raise PlanError(
+                f"the plan is for another model: this one {what} "
+                f"({len(missing)} missing, {len(extra)} unknown); make a plan for this model"
+            )
+        for name, parameter in found.items():
+            if tuple(parameter.shape) != self.parameters[name].shape:
+                raise PlanError(
+                    f"the plan is for another model: {name!r} has shape {tuple(parameter.shape)} here and "
+                    f"{self.parameters[name].shape} in the plan; make a plan for this model"
+                )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data that ``json`` can write."""
+        return {
+            "lr": self.lr,
+            "base_lr": self.base_lr,
+            "law": self.law,
+            "init": self.init,
+            "optimizer": self.optimizer,
+            "seed": self.seed,
+            "factors": dict(self.factors),
+            "parameters": {name: {**asdict(p), "shape": list(p.shape)} for name, p in self.parameters.items()},
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """One JSON document; :meth:`from_json` reads it back to an equal plan."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: if the text is no such document.
+        """
+        try:
+            raw = json.loads(text)
+            raw["parameters"] = {
+                name: ParameterPlan(**{**p, "shape": tuple(p["shape"])}) for name, p in raw["parameters"].items()
+            }
+            raw["notes"] = tuple(raw["notes"])
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"this is no plan ({error}); write one with `dagscale plan TARGET --json`") from None
+
+    def table(self) -> Table:
+        """A rich table: a row a parameter, and how the rate came about in the caption."""
+        from rich.table import Table
+
+        product = " × ".join([f"{self.base_lr:.4g}", *(f"{v:.4g} ({k})" for k, v in self.factors.items())])
+        table = Table(
+            title=f"law {self.law} · init {self.init} · {self.optimizer} · seed {self.seed}",
+            caption=f"learning rate {self.lr:.4g} = base {product}",
+        )
+        table.add_column("parameter", overflow="fold")
+        table.add_column("shape")
+        table.add_column("init")
+        table.add_column("lr", justify="right")
+        for name, p in self.parameters.items():
+            table.add_row(name, "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}")
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+            for note in self.notes:
+                console.print(f"note: {note}", markup=False, highlight=False)
+        return capture.get().rstrip()
+
+
+def _init_text(p: ParameterPlan) -> str:
+    if p.init_std is None or p.init_mean is None:
+        return "as it is"
+    if p.init_std == 0:
+        return f"{p.init_mean:g}"
+    return f"N({p.init_mean:g}, {p.init_std:.4g}²)"
+
+
+def _seed(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    base: tuple[nn.Module, Any] | None = None,
+    base_lr: float | None = None,
+    law: str = "paths",
+    init: str = "in-degree",
+    optimizer: str = "sgd",
+    seed: int = 0,
+    data: tuple[Tensor, Tensor] | None = None,
+    loss: Callable[..., Tensor] | None = None,
+) -> Plan:
+    """Plan the initialisation and the learning rate of ``model``. The model is not changed.
+
+    Args:
+        model, example_inputs: the target, as for :func:`dagscale.trace`.
+        base: a small network of the same kind with its inputs, whose best rate is known.
+        base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it.
+        law: the name of a law, see ``dagscale.laws.LAWS``.
+        init: the name of an init, see ``dagscale.inits.INITS``.
+        optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
+        seed: seed of the initialisation.
+        data: a batch ``(x, y)``, for measured laws and inits.
+        loss: ``loss(output, y)`` → scalar, likewise.
+
+    Raises:
+        UnknownNameError: for an unknown law or init.
+        PlanError: if the base is missing, a rate is no positive number, or the law does not cover the optimiser.
+        TraceError: if a network cannot be traced.
+        GraphError: if the law has no answer for a network.
+    """
+    rule, fill = LAWS[law], INITS[init]
+    if base_lr is None or not (math.isfinite(base_lr) and base_lr > 0):
+        raise PlanError(f"base_lr must be a positive number, not {base_lr}: find the base's rate with dagscale.search")
+    if rule.optimizers and optimizer not in rule.optimizers:
+        raise PlanError(
+            f"law {law!r} is derived for {', '.join(sorted(rule.optimizers))}, not {optimizer!r}: "
+            "choose one of these, or law 'none'"
+        )
+    if rule.needs_base and base is None:
+        raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
+    target = _subject(model, example_inputs, "target", optimizer, seed, data, loss)
+    origin = target if base is None else _subject(base[0], base[1], "base", optimizer, seed, data, loss)
+    factors = rule.factors(origin, target)
+    lr = base_lr * math.prod(factors.values())
+    if not (math.isfinite(lr) and lr > 0):
+        raise PlanError(f"law {law!r} gives no usable rate here ({lr}): its factors are {factors}; try another law")
+    fills = fill(target)
+    graph = target.graph
+    parameters = {
+        p.name: ParameterPlan(
+            p.shape,
+            fills[p.name].mean if p.name in fills and p.trainable else None,
+            fills[p.name].std if p.name in fills and p.trainable else None,
+            lr,
+        )
+        for p in graph.parameters
+    }
+    return Plan(lr, base_lr, law, init, optimizer, seed, factors, parameters, _notes(graph, parameters, init))
+
+
+def _subject(model: nn.Module, inputs: Any, name: str, optimizer: str, seed: int, data: Any, loss: Any) -> Subject:
+    try:
+        graph = trace(model, inputs)
+    except DagscaleError as error:
+        error.args = (f"{name}: {error}",)
+        raise
+    return Subject(graph, model, inputs, data, loss, optimizer, seed)
+
+
+def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: str) -> tuple[str, ...]:
+    notes = list(graph.notes)
+    unreached = [p.name for p in graph.parameters if not p.reached]
+    if unreached:
+        notes.append(f"not on any input→output path, left as they are: {', '.join(unreached)}")
+    frozen = [p.name for p in graph.parameters if not p.trainable]
+    if frozen:
+        notes.append(f"frozen, left as they are and out of the parameter groups: {', '.join(frozen)}")
+    kept = [
+        p.name
+        for p in graph.parameters
+        if p.reached and p.trainable and parameters[p.name].init_std is None and init != "keep"
+    ]
+    if kept:
+        notes.append(f"init {init!r} does not cover, left as they are: {', '.join(kept)}")
+    return tuple(notes)
+
+
+__all__ = ["ParameterPlan", "Plan", "plan"]

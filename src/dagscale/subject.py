@@ -1,0 +1,34 @@
+"""What a law or an init may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dagscale.graph import Graph
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network under consideration, the base or the target.
+
+    Attributes:
+        graph: its traced graph.
+        model, inputs: the module and its example inputs, for what must be measured; never modified.
+        data: a batch ``(x, y)``, if the user gave one.
+        loss: ``loss(output, y)`` → scalar.
+        optimizer: the optimiser's name, as in ``dagscale.train.OPTIMIZERS``.
+        seed: seed of everything random.
+    """
+
+    graph: Graph
+    model: nn.Module | None = field(default=None, compare=False)
+    inputs: Any = field(default=None, compare=False)
+    data: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
+    loss: Callable[..., Tensor] | None = field(default=None, compare=False)
+    optimizer: str = "sgd"
+    seed: int = 0
