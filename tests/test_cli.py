@@ -1,0 +1,160 @@
+"""The command line as its user meets it: in a process of its own."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def dagscale(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dagscale", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def document(*arguments: str, cwd: Path | None = None) -> dict:  # type: ignore[type-arg]
+    done = dagscale(*arguments, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+USER_FILE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+        self.stem = nn.Linear(20, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return self.head(x)
+
+def make():
+    return Net(64, 4), torch.randn(2, 20)
+
+def small():
+    return Net(64, 1), torch.randn(2, 20)
+
+def broken():
+    class Broken(Net):
+        def forward(self, x):
+            raise KeyError("the user's own words")
+    return Broken(8, 1), torch.randn(2, 20)
+
+def integers():
+    return Net(8, 1), torch.randint(0, 9, (2, 20))
+
+def elsewhere():
+    return Net(8, 1), torch.empty(2, 20, device="meta")
+
+def weightless():
+    return nn.ReLU(), torch.randn(2, 20)
+
+class Constant(Net):
+    def forward(self, x):
+        return self.head(torch.ones(2, 8))
+
+def pathless():
+    return Constant(8, 1), torch.randn(2, 20)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "mymodel.py").write_text(USER_FILE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("code", "paths", "cubes"), [("2_22_222", "4", "126"), ("2_02_002", "1", "64"), ("1_01_001", "1", "1")]
+)
+def test_inspect_counts_the_papers_paths(code: str, paths: str, cubes: str) -> None:
+    facts = document("inspect", f"mlp:{code}")
+    assert (facts["paths"], facts["sum_depth_cubed"]) == (paths, cubes)
+    assert facts["kernel"] == 1
+    assert facts["parameters"]["total"] == facts["parameters"]["reached"]
+    assert set(facts["layers"][0]) == {"name", "op", "fan_in", "fan_out", "kernel", "in_degree"}
+
+
+def test_plan_is_the_papers_rate() -> None:
+    made = document("plan", "mlp:2_22_222", "--base", "mlp:1_01_001", "--base-lr", "0.1", "--law", "paths")
+    assert made["lr"] == pytest.approx(0.1 / math.sqrt(126))
+    assert math.prod(made["factors"].values()) * made["base_lr"] == pytest.approx(made["lr"])
+    assert set(made["parameters"]["stem.linear.weight"]) >= {"init_std", "lr"}
+
+
+def test_plan_of_a_users_own_file(project: Path) -> None:
+    made = document("plan", "mymodel.py:make", "--base", "mymodel.py:small", "--base-lr", "0.1", cwd=project)
+    # 4 residual blocks: depths 1 + Binomial(4): Σ L³ = 1 + 4·8 + 6·27 + 4·64 + 125 = 576; the base 1 + 8 = 9.
+    assert made["lr"] == pytest.approx(0.1 * math.sqrt(9 / 576))
+    table = dagscale("plan", "mymodel.py:make", "--base", "mymodel.py:small", "--base-lr", "0.1", cwd=project)
+    assert table.returncode == 0
+    assert "blocks.3.weight" in table.stdout
+
+
+def test_readable_output_and_picture(tmp_path: Path) -> None:
+    done = dagscale("inspect", "mlp:2_22_222", "--picture", str(tmp_path / "graph.svg"))
+    assert done.returncode == 0, done.stderr
+    assert "in-degree" in done.stdout
+    assert (tmp_path / "graph.svg").read_text().startswith("<?xml")
+
+
+def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
+    facts = document(
+        "search", "mlp:1?width=16", "--steps", "8", "--seeds", "1", "--limit", "200",
+        "--plot", str(tmp_path / "curve.png"),
+    )  # fmt: skip
+    assert facts["lr"] > 0
+    assert facts["band"][0] <= facts["lr"] <= facts["band"][1]
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["inspect", "mlp:2_2"], "2_2"),
+        (["inspect", "mlp:2_2x"], "x"),
+        (["inspect", "nope:2"], "nope"),
+        (["inspect", "mymodel.py:nothing"], "nothing"),
+        (["inspect", "mymodel.py:broken"], 'KeyError: "the user\'s own words"'),
+        (["inspect", "mymodel.py:integers"], "floating-point"),
+        (["inspect", "mymodel.py:elsewhere"], ".to('cpu')"),
+        (["inspect", "mymodel.py:weightless"], "no parameters"),
+        (["inspect", "mymodel.py:pathless"], "no path from input to output"),
+        (["inspect", "mlp:2", "--picture", "missing/folder/x.svg"], "missing/folder"),
+        (["inspect", "mlp:2", "--picture", "x.bmp"], ".svg"),
+        (["plan", "mlp:2_22", "--base", "mlp:2", "--base-lr", "0.1", "--law", "pahts"], "did you mean 'paths'"),
+        (["plan", "mlp:2_22", "--base", "mlp:2", "--base-lr", "0.1", "--init", "x"], "unknown init"),
+        (["plan", "mlp:2_22", "--base", "mlp:2", "--base-lr", "0"], "positive"),
+        (["plan", "mlp:2_22", "--base-lr", "0.1"], "base"),
+        (["plan", "mlp:2_22", "--base", "mlp:0", "--base-lr", "0.1"], "no path"),
+        (["plan", "mlp:2_22", "--base", "mymodel.py:pathless", "--base-lr", "0.1"], "base: no path"),
+        (["search", "mlp:2", "--data", "mymodel.py"], "mymodel.py"),
+        (["search", "mlp:2", "--data", "absent"], "absent"),
+        (["search", "mlp:2", "--seeds", "0"], "seeds"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(project: Path, arguments: list[str], text: str) -> None:
+    before = sorted(p.name for p in project.iterdir())
+    done = dagscale(*arguments, cwd=project)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert text in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [n for n in sorted(p.name for p in project.iterdir()) if n != "__pycache__"] == before
+
+
+def test_usage_errors_are_status_2() -> None:
+    done = dagscale("plan", "mlp:2", "--no-such-option")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

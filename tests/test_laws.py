@@ -1,0 +1,95 @@
+"""Laws: numbers worked out by hand, and what they refuse."""
+
+import math
+
+import pytest
+from torch import nn
+
+import dagscale
+from dagscale.errors import GraphError, PlanError, UnknownNameError
+from dagscale.laws.released import by_layers
+from dagscale.spaces.targets import load
+
+
+def planned(target: str, base: str, law: str, lr: float = 0.1) -> dagscale.Plan:
+    return dagscale.plan(*load(target), base=load(base), base_lr=lr, law=law)
+
+
+def test_paths_is_the_inverse_root_of_the_sum_of_cubed_depths() -> None:
+    plan = planned("mlp:2_22_222", "mlp:1_01_001", "paths")
+    assert plan.lr == pytest.approx(0.1 / math.sqrt(126), rel=1e-15)
+    assert dict(plan.factors) == {"depth": pytest.approx(1 / math.sqrt(126)), "kernel": 1.0}
+
+
+def test_paths_on_chains_is_depth_to_the_three_halves() -> None:
+    for n in (1, 2, 5):
+        code = "_".join("0" * v + "2" for v in range(n))
+        assert planned(f"mlp:{code}", "mlp:1", "paths").lr == pytest.approx(0.1 * (n + 1) ** -1.5)
+
+
+@pytest.mark.parametrize(("k", "ratio"), [(1, 3.0), (5, 0.6), (7, 3 / 7)])
+def test_paths_divides_by_the_kernel_size(k: int, ratio: float) -> None:
+    plan = planned(f"cnn:2_02_002?kernel={k}", "cnn:2_02_002?kernel=3", "paths")
+    assert plan.factors["kernel"] == pytest.approx(ratio)
+    assert plan.lr == pytest.approx(0.1 * ratio)
+
+
+def test_a_network_is_its_own_base() -> None:
+    for law in ("paths", "none"):
+        assert planned("mlp:2_22_222", "mlp:2_22_222", law).lr == pytest.approx(0.1)
+
+
+def test_released_counts_layers_and_misses_its_own_base() -> None:
+    """Base: stem, one hidden, readout: 3³ = 27. The same network as target counts 4³ = 64."""
+    assert planned("mlp:2", "mlp:2", "released").lr == pytest.approx(0.1 * math.sqrt(27 / 64))
+    graph = dagscale.trace(*load("mlp:2_22_222"))
+    assert by_layers(graph, 1) == 4**3 + 5**3 + 5**3 + 6**3
+
+
+def test_none_carries_the_rate_over_and_needs_no_base() -> None:
+    plan = dagscale.plan(*load("mlp:2_22"), base_lr=0.3, law="none", optimizer="adam")
+    assert plan.lr == 0.3
+
+
+def test_deep_residual_networks_neither_overflow_nor_vanish() -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(1200))
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            for block in self.blocks:
+                x = x + block(x).relu()
+            return x
+
+    import torch
+
+    plan = dagscale.plan(Blocks(), torch.randn(2, 4), base=load("mlp:1"), base_lr=0.1, law="paths")
+    n = 1200
+    assert math.log(plan.factors["depth"]) == pytest.approx(-math.log(n * n * (n + 3) * 2 ** (n - 3)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"law": "path"}, UnknownNameError, "unknown law 'path'; did you mean 'paths'"),
+        ({"init": "he"}, UnknownNameError, "unknown init 'he'"),
+        ({"base_lr": None}, PlanError, "dagscale.search"),
+        ({"base_lr": -1.0}, PlanError, "positive number"),
+        ({"base_lr": float("nan")}, PlanError, "positive number"),
+        ({"base": None}, PlanError, "give base="),
+        ({"optimizer": "adam"}, PlanError, "derived for momentum, sgd"),
+    ],
+)
+def test_refusals_name_cause_and_mend(options: dict, error: type[Exception], text: str) -> None:  # type: ignore[type-arg]
+    given = {"base": load("mlp:1"), "base_lr": 0.1, "law": "paths", **options}
+    with pytest.raises(error, match=text) as caught:
+        dagscale.plan(*load("mlp:2_22"), **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_activations_has_no_path_rate() -> None:
+    import torch
+
+    with pytest.raises(GraphError, match="the base network has Σ_p L_p³ = 0"):
+        dagscale.plan(*load("mlp:2"), base=(nn.Linear(3, 2), torch.randn(1, 3)), base_lr=0.1, law="paths")
