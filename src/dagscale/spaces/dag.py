@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,8 +40,8 @@ class Dag:
         ops: one tuple per vertex v = 1, 2, ...; its u-th entry is the operator of the edge u → v.
 
     Raises:
-        TargetError: if there is no vertex after vertex 0, a group's length is not the number of earlier vertices,
-            or an operator is none of 0, 1, 2.
+        TargetError: if there is no vertex after vertex 0, a group's length is not the number of earlier
+            vertices, or an operator is none of 0, 1, 2.
     """
 
     ops: tuple[tuple[int, ...], ...]
@@ -69,10 +70,10 @@ class Dag:
         Raises:
             TargetError: if the code is malformed; the message names the group and the mend.
         """
-        digits = {"0": NONE, "1": SKIP, "2": WEIGHT}
+        digits: dict[str, Any] = {"0": NONE, "1": SKIP, "2": WEIGHT}
         groups = code.split("_") if code else []
         # An unknown character passes through: the constructor has the one place that complains.
-        return cls(tuple(tuple(digits.get(ch, ch) for ch in group) for group in groups))  # type: ignore[misc]
+        return cls(tuple(tuple(digits.get(ch, ch) for ch in group) for group in groups))
 
     def __str__(self) -> str:
         return "_".join("".join(map(str, group)) for group in self.ops)

@@ -34,7 +34,7 @@ Made = nn.Module | tuple[nn.Module, Any]
 
 
 class DataLike(Protocol):
-    """What is asked of ``data``: ``shape`` (C, H, W) of one example, ``classes``, ``x`` (N, C, H, W) or None."""
+    """What is asked of data: ``shape`` (C, H, W) of one example, ``classes``, ``x`` (N, C, H, W) or None."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -458,7 +458,7 @@ def _on_path(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed torch, numpy and random, and put their global states back afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
