@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DagscaleError, TraceError
 from dagscale.graph import Graph, Parameter
+from dagscale.trace.meaning import Meaning, rule, spelling
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["trace"]
+__all__ = ["Meaning", "rule", "spelling", "trace"]
 
 
 def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any] | None = None) -> Graph:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from dagscale.graph import Layer
 from dagscale.registry import Registry
 
@@ -39,7 +37,7 @@ class Meaning:
         weight, bias: for ``weight`` ops the arguments in those places. For a ``norm``, the gain and bias.
         layer: fan and kernel of a ``weight`` op, where its weight is a parameter.
         swapped: the layer if the parameter stands in the data place instead (``W @ x``).
-        dim: for ``concat`` that stacks along a new dimension, and for ``pool`` that adds up along one.
+        dims: the dimension that a ``concat`` lays its parts along, or those that a ``pool`` adds up over.
         elementwise: a product or sum of equally placed elements, as opposed to a contraction.
     """
 
@@ -49,14 +47,28 @@ class Meaning:
     bias: str = ""
     layer: Layer | None = None
     swapped: Layer | None = None
-    dim: int | None = None
+    dims: tuple[int, ...] = ()
     elementwise: bool = False
 
 
-Rule = Callable[[Arguments], Meaning]
+Rule = Callable[[Arguments], "Meaning | Spelling"]
+"""Tells an operator's meaning from the arguments of one call."""
 
-OPS: Registry[Meaning | Rule] = Registry("op kind")
-"""``namespace.operator`` (overloads share an entry) → its meaning, or a function of the call's arguments."""
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """An operator said in simpler ones, which are recorded in its place.
+
+    Attributes:
+        function: takes the operator's arguments and returns what it returns; in-place operators are given
+            theirs back by the recorder.
+    """
+
+    function: Callable[..., Any]
+
+
+OPS: Registry[Meaning | Spelling | Rule] = Registry("op kind")
+"""``namespace.operator`` (overloads share an entry) → its meaning, a spelling, or a rule."""
 
 
 def means(meaning: Meaning, *operators: str) -> None:
@@ -66,7 +78,14 @@ def means(meaning: Meaning, *operators: str) -> None:
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Decorator: register a function of the call's arguments as the meaning of ``operators``."""
+    """Decorator: register a function of the call's arguments as the meaning of ``operators``.
+
+    For your own custom op ``mylib::gated_relu(x, gate)``::
+
+        @dagscale.trace.rule("mylib.gated_relu")
+        def gated_relu(arguments):
+            return Meaning("product", data=("x", "gate"))
+    """
 
     def put(function: Rule) -> Rule:
         for operator in operators:
@@ -76,6 +95,19 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
     return put
 
 
-def covers_storage(tensor: Tensor) -> bool:
-    """Whether writing to ``tensor`` overwrites all of its storage."""
-    return tensor.numel() * tensor.element_size() >= tensor.untyped_storage().nbytes()
+def spelling(*operators: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: register a function of PyTorch operators that computes the same as ``operators``.
+
+    The trace sees what the function does instead::
+
+        @dagscale.trace.spelling("mylib.gated_relu")
+        def gated_relu(x, gate):
+            return x.relu() * gate
+    """
+
+    def put(function: Callable[..., Any]) -> Callable[..., Any]:
+        for operator in operators:
+            OPS.add(operator)(Spelling(function))
+        return function
+
+    return put

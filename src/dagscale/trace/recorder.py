@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.errors import TraceError
 from dagscale.graph import Layer
 from dagscale.trace import ops as _families  # noqa: F401  fills OPS
-from dagscale.trace.meaning import OPS, Kind, Meaning
-
+from dagscale.trace.meaning import OPS, Kind, Meaning, Spelling
+from dagscale.trace.memory import Memory, Region, region_of
 
 Place = Literal["weight", "bias", ""]
 
@@ -32,6 +31,8 @@ class Node:
         places: for each of ``params``, the argument's role: ``weight``, ``bias`` or ``""``.
         signal: whether it depends on a model input's values.
         discrete: an integer signal: token ids.
+        axes: of a concat, the (stride, number) of its parts if they are equally long; of a pool, the
+            (stride, size) of each dimension it adds up over.
         name: the parameter's name for parameter sources.
     """
 
@@ -44,7 +45,7 @@ class Node:
     params: tuple[int, ...] = ()
     places: tuple[Place, ...] = ()
     layer: Layer | None = None
-    dim: int | None = None
+    axes: tuple[tuple[int, int], ...] = ()
     elementwise: bool = False
     signal: bool = False
     discrete: bool = False
@@ -76,7 +77,7 @@ def describe(func: Any) -> Operator:
         name=name,
         arguments=tuple(a.name for a in schema.arguments),
         written=written,
-        view=returns_alias and not written,
+        view=(returns_alias and not written) or name in _VIEWS,
         meaning=OPS.get(name),
     )
 
@@ -91,6 +92,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 UNKNOWN = Meaning("unknown")
+_VIEWS = frozenset({"aten._unsafe_view", "aten.unsafe_split", "aten.unsafe_split_with_sizes", "aten.unsafe_chunk"})
+"""Operators whose results share their argument's storage though the schema does not say so."""
 _IGNORED = frozenset({"prim.device", "prim.layout", "aten.sym_size", "aten.sym_stride", "aten.record_stream"})
 
 
@@ -98,8 +101,8 @@ _IGNORED = frozenset({"prim.device", "prim.layout", "aten.sym_size", "aten.sym_s
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that records every operator whose result depends on an input or a parameter.
 
-    Values are told apart by the storage they live in: a view shares its base's storage, so a write through
-    any view is seen by all. Weak references keep a storage's address from being reused.
+    Values are told apart by where they live (:class:`~dagscale.trace.memory.Memory`), so that a write through
+    a view is seen by all.
 
     Attributes:
         nodes: the record, in execution order, which is topological.
@@ -115,10 +118,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._writer: dict[int, int] = {}
-        self._alive: dict[int, StorageWeakRef] = {}
+        self.memory = Memory(self._join)
         self._operators: dict[Any, Operator] = {}
-        self._spans: dict[int, list[tuple[int, int, int]]] = {}
         self.on_write: Any = None
         self.last_signal: Node | None = None
 
@@ -129,54 +130,44 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         discrete = not (tensor.is_floating_point() or tensor.is_complex())
         node = self._new("source", "input", signal=tensor.dtype is not torch.bool, discrete=discrete, name=name)
         node.shape, node.numel = tuple(tensor.shape), tensor.numel()
-        self._set(tensor, node.id)
+        self.memory.write(tensor, node.id)
 
     def add_parameter(self, name: str, *versions: Tensor) -> None:
         """Mark ``versions`` (the real tensor, and its fake one) as the parameter ``name``.
 
-        Parameters may be views of one storage: then each owns its span of it.
+        Parameters may be views of one storage: then each owns its part of it.
         """
         node = self._new("source", "parameter", name=name)
         for tensor in versions:
             node.shape, node.numel = tuple(tensor.shape), tensor.numel()
-            start = int(tensor.storage_offset())
-            self._spans.setdefault(self._key(tensor), []).append((start, start + tensor.numel(), node.id))
-            self._set(tensor, node.id)
+            self.memory.write(tensor, node.id)
 
     def _new(self, kind: Any, op: str, **attributes: Any) -> Node:
         node = Node(len(self.nodes), kind, op, **attributes)
         self.nodes.append(node)
         return node
 
-    # -- storages -----------------------------------------------------------------------------------------
+    def _join(self, nodes: tuple[int, ...], tensor: Tensor) -> int:
+        """A node for what several nodes wrote side by side."""
+        signals = tuple(n for n in nodes if self.nodes[n].signal)
+        others = tuple(n for n in nodes if not self.nodes[n].signal)
+        return self._new(
+            "concat",
+            "join",
+            module=self._module,
+            parents=signals,
+            whole=(False,) * len(signals),
+            params=others,
+            places=("",) * len(others),
+            signal=bool(signals),
+            discrete=bool(signals) and all(self.nodes[n].discrete for n in signals),
+            shape=tuple(tensor.shape),
+            numel=tensor.numel(),
+        ).id
 
-    def _key(self, tensor: Tensor) -> int:
-        try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):  # sparse and other storage-less tensors
-            return id(tensor)
-
-    def _set(self, tensor: Tensor, node: int) -> None:
-        try:
-            storage = tensor.untyped_storage()
-            key = int(storage._cdata)
-            if key not in self._alive:
-                self._alive[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        except (NotImplementedError, RuntimeError):
-            key = id(tensor)
-            self._alive[key] = tensor  # type: ignore[assignment]
-        self._writer[key] = node
-
-    def lookup(self, tensor: Tensor) -> int | None:
-        """The node that last wrote ``tensor``'s storage, or None for constants."""
-        key = self._key(tensor)
-        node = self._writer.get(key)
-        if node is not None and self.nodes[node].op == "parameter" and len(spans := self._spans.get(key, ())) > 1:
-            offset = tensor.storage_offset()
-            for start, stop, owner in spans:
-                if start <= offset < stop:
-                    return owner
-        return node
+    @property
+    def _module(self) -> str:
+        return self.path[-1] if self.path else ""
 
     # -- the record ---------------------------------------------------------------------------------------
 
@@ -187,61 +178,86 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operator = self._operators[func] = describe(func)
         if operator.name in _IGNORED:
             return func(*args, **kwargs)
+        if operator.view:
+            out = func(*args, **kwargs)
+            self._alias(args, out)
+            return out
+        named = dict(zip(operator.arguments, args, strict=False)) | kwargs
+        known = self._known(named)
+        meaning = operator.meaning if operator.meaning is not None else UNKNOWN
+        if known and not isinstance(meaning, (Meaning, Spelling)):
+            meaning = meaning(named)
+        if known and isinstance(meaning, Spelling):
+            with self:
+                out = meaning.function(*args, **kwargs)
+                return named[operator.written[0]].copy_(out) if operator.written else out
         if operator.written and self.on_write is not None:
-            named = dict(zip(operator.arguments, args, strict=False)) | kwargs
             for argument in operator.written:
                 for tensor in tensors_in(named.get(argument)):
                     self.on_write(tensor)
         out = func(*args, **kwargs)
-        if operator.view:
-            self._alias(args, out)
-        else:
-            self._record(operator, dict(zip(operator.arguments, args, strict=False)) | kwargs, out)
+        self._record(operator, meaning, named, known, out)
         return out
 
     def _alias(self, args: Any, out: Any) -> None:
         """A view: its storage is known, unless the view was made from a stand-in for the real tensor."""
         base = next(tensors_in(args), None)
-        if base is None:
-            return
-        node = self.lookup(base)
-        if node is None:
+        if base is None or base not in self.memory:
             return
         for tensor in tensors_in(out):
-            if self._key(tensor) not in self._writer:
-                self._set(tensor, node)
+            if tensor not in self.memory:
+                self.memory.write(tensor, self.memory.read(base))
 
-    def _record(self, operator: Operator, named: dict[str, Any], out: Any) -> None:
+    def _known(self, named: dict[str, Any]) -> dict[str, list[tuple[int, Tensor]]]:
+        """Argument → (node, tensor) for each of its tensors that depends on an input or a parameter."""
         known: dict[str, list[tuple[int, Tensor]]] = {}
         for argument, value in named.items():
             for tensor in tensors_in(value):
-                source = self.lookup(tensor)
+                source = self.memory.read(tensor)
                 if source is not None:
                     known.setdefault(argument, []).append((source, tensor))
+        return known
+
+    def _record(
+        self,
+        operator: Operator,
+        meaning: Any,
+        named: dict[str, Any],
+        known: dict[str, list[tuple[int, Tensor]]],
+        out: Any,
+    ) -> None:
         results = list(tensors_in(out))
-        if not known:
-            for tensor in results:  # a constant may overwrite a storage that held a signal
-                key = self._key(tensor)
-                if key in self._writer and operator.written:
-                    del self._writer[key]
-            return
-        meaning = operator.meaning
-        if meaning is None:
-            meaning = UNKNOWN
-        elif not isinstance(meaning, Meaning):
-            meaning = meaning(named)
-        node = self._interpret(operator, meaning, known, results)
-        targets = results + [t for a in operator.written for t in tensors_in(named.get(a))]
+        written = [t for a in operator.written for t in tensors_in(named.get(a))]
+        node = self._interpret(operator, meaning, known, results) if known else None
         if node is None:
-            if meaning.kind == "constant" and operator.written:
-                for tensor in targets:
-                    self._writer.pop(self._key(tensor), None)
+            if not known or meaning.kind == "constant":
+                for tensor in written:  # a constant overwrites what was there
+                    self.memory.write(tensor, None)
             return
+        parts: list[tuple[Region, int | None]] = []
+        if meaning.kind == "concat" and meaning.dims:
+            parts = self._lay_out(node, named[meaning.data[0]], results[0], meaning.dims[0])
+        elif meaning.kind == "pool" and meaning.dims:
+            pooled = named[meaning.data[0]]
+            node.axes = tuple((pooled.stride(d), pooled.shape[d]) for d in meaning.dims if pooled.dim())
         if meaning.kind == "norm":
-            targets = results  # running statistics carry no signal on
-        for tensor in targets:
+            written = []  # running statistics carry no signal on
+        for tensor in (*results, *(t for t in written if all(t is not r for r in results))):
             if tensor.is_floating_point() or tensor.is_complex() or node.discrete or not node.signal:
-                self._set(tensor, node.id)
+                self.memory.write(tensor, node.id, parts)
+
+    def _lay_out(self, node: Node, tensors: list[Tensor], out: Tensor, dim: int) -> list[tuple[Region, int | None]]:
+        """Where the parts of a concatenation lie in its result."""
+        stacked = out.dim() > tensors[0].dim()
+        tensors = [t for t in tensors if stacked or t.dim() == out.dim()]  # cat leaves out legacy empty ones
+        lengths = [1 if stacked else t.shape[dim] for t in tensors]
+        if len(set(lengths)) == 1:
+            node.axes = ((out.stride(dim) * lengths[0], len(tensors)),)
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        return [
+            (region_of(out, dim, start, length), self.memory.read(t))
+            for t, start, length in zip(tensors, starts, lengths, strict=True)
+        ]
 
     def _interpret(
         self,
@@ -278,10 +294,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._check_dtypes(signals, weights)
         elif meaning.weight:
             roles += [(n, "weight") for n, _ in known.get(meaning.weight, ())]
+        added: list[tuple[int, Tensor]] = []
         if meaning.bias:
             for n, t in known.get(meaning.bias, ()):
-                if nodes[n].signal:  # baddbmm adds a signal: a sum of it and the contraction
-                    signals.append((n, t))
+                if nodes[n].signal:  # addmm and baddbmm add a signal to the contraction
+                    added.append((n, t))
                 else:
                     roles.append((n, "bias"))
         named = {n for n, _ in roles}
@@ -290,7 +307,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if not nodes[n].signal and n not in named:
                     roles.append((n, ""))
                     named.add(n)
-        if not signals and not roles:
+        if not signals and not roles and not added:
             return None
         result = next((t for t in results if t.is_floating_point() or t.is_complex()), None)
         discrete = bool(signals) and result is None and all(nodes[n].discrete for n, _ in signals)
@@ -299,24 +316,41 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if discrete and results and results[0].dtype is torch.bool:
             return None
         if kind == "unknown" and signals:
-            self.unknown.setdefault(operator.name, self.path[-1] if self.path else "")
+            self.unknown.setdefault(operator.name, self._module)
         head = result if result is not None else (results[0] if results else None)
+        name = operator.name.partition(".")[2].rstrip("_")
         node = self._new(
             kind,
-            operator.name.partition(".")[2].rstrip("_"),
-            module=self.path[-1] if self.path else "",
+            name,
+            module=self._module,
             parents=tuple(n for n, _ in signals),
             whole=tuple(t.numel() >= nodes[n].numel for n, t in signals),
             params=tuple(n for n, _ in roles),
             places=tuple(r for _, r in roles),
             layer=layer if kind == "weight" else None,
-            dim=meaning.dim,
             elementwise=meaning.elementwise,
             signal=bool(signals),
             discrete=discrete,
             shape=tuple(head.shape) if head is not None else (),
             numel=head.numel() if head is not None else 0,
         )
+        if added:
+            inner = node
+            terms = [(inner.id, True)] if inner.signal else []
+            terms += [(n, t.numel() >= nodes[n].numel) for n, t in added]
+            node = self._new(
+                "sum",
+                name,
+                module=self._module,
+                parents=tuple(n for n, _ in terms),
+                whole=tuple(whole for _, whole in terms),
+                elementwise=True,
+                signal=True,
+                shape=inner.shape,
+                numel=inner.numel,
+            )
+            if not inner.signal:
+                node.params, node.places = (inner.id,), ("",)
         if node.signal:
             self.last_signal = node
         return node

@@ -106,9 +106,9 @@ def _melt_sums(nodes: list[Node], outputs: list[int], live: list[bool]) -> None:
     for node in nodes:
         if not live[node.id]:
             continue
-        if node.kind == "pool" and node.dim is not None and len(node.parents) == 1:
+        if node.kind == "pool" and len(node.parents) == 1:
             stack = nodes[node.parents[0]]
-            if stack.op == "stack" and stack.dim == node.dim and count[stack.id] == 1 and all(node.whole):
+            if stack.kind == "concat" and set(stack.axes) & set(node.axes) and count[stack.id] == 1 and all(node.whole):
                 node.kind, node.op = "sum", "sum"
                 node.parents, node.whole = stack.parents, stack.whole
                 node.params, node.places = stack.params, stack.places

@@ -127,11 +127,11 @@ def copy_on_write(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     """Save a parameter or buffer before the forward first writes to it, and put it back on leaving."""
     owned: dict[int, Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        owned.setdefault(recorder._key(tensor), tensor)
+        owned.setdefault(recorder.memory.key(tensor), tensor)
     saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def save(tensor: Tensor) -> None:
-        key = recorder._key(tensor)
+        key = recorder.memory.key(tensor)
         if key in owned and key not in saved:
             storage = owned[key].untyped_storage()
             saved[key] = (storage, storage.clone())  # type: ignore[no-untyped-call]
@@ -169,10 +169,14 @@ def module_paths(recorder: Recorder, model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def plain_eager() -> Iterator[None]:
-    """Gradients on, attention as plain arithmetic, compiled submodules run eagerly."""
+    """Gradients on, attention and recurrence as plain arithmetic, compiled submodules run eagerly."""
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+        torch._C._set_mkldnn_enabled(False)
         if hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -217,7 +221,7 @@ def run_fake(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], A
     with unchanged_modules(model), unchanged_random_state(), module_paths(recorder, model), plain_eager():
         with fake, recorder:
             outputs = output_tensors(select(model(*args, **kwargs)))
-    return recorder, [n for t in outputs if (n := recorder.lookup(t)) is not None]
+    return recorder, [n for t in outputs if (n := recorder.memory.read(t)) is not None]
 
 
 def run_real(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], Any]) -> Record:
@@ -231,7 +235,7 @@ def run_real(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], A
     with unchanged_modules(model), unchanged_random_state(), module_paths(recorder, model), plain_eager():
         with copy_on_write(recorder, model), recorder:
             outputs = output_tensors(select(model(*args, **kwargs)))
-    return recorder, [n for t in outputs if (n := recorder.lookup(t)) is not None]
+    return recorder, [n for t in outputs if (n := recorder.memory.read(t)) is not None]
 
 
 def forward_error(model: nn.Module, error: Exception, inputs: Any) -> ForwardError:

@@ -69,7 +69,6 @@ means(
     "aten.rrelu_with_noise_functional",
     "aten._prelu_kernel",
     "aten.prelu",
-    "aten.glu",
     "aten.special_i0",
     "aten.special_i1",
     "aten.polar",

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from dagscale.trace.meaning import Arguments, Meaning, means, rule
+import torch
+
+from dagscale.trace.meaning import Arguments, Meaning, Spelling, means, rule, spelling
 
 SUM = Meaning("sum", data=("self", "other"), elementwise=True)
 PRODUCT = Meaning("product", data=("self", "other"), elementwise=True)
@@ -14,7 +16,6 @@ means(
     "aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.rsub", "aten.logaddexp", "aten.hypot",
     "aten.subtract", "aten._add_relu",
 )  # fmt: skip
-means(Meaning("sum", data=("self", "end"), elementwise=True), "aten.lerp", "aten.lerp_")
 means(PASS_SELF, "aten.neg", "aten.neg_", "aten.positive", "aten.conj", "aten._conj_physical", "aten.real",
       "aten.imag", "aten.floor_divide", "aten.remainder", "aten.fmod", "aten.remainder_", "aten.fmod_",
       "aten.nan_to_num", "aten.nan_to_num_", "aten.cumsum", "aten.cumsum_", "aten.cumprod", "aten.tril",
@@ -22,10 +23,6 @@ means(PASS_SELF, "aten.neg", "aten.neg_", "aten.positive", "aten.conj", "aten._c
       "aten.trunc", "aten.ceil_", "aten.floor_", "aten.round_", "aten.trunc_", "aten.diff",
       "aten.resolve_conj", "aten.resolve_neg", "aten.cumsum_backward", "aten.linalg_inv_ex",
       "aten.logcumsumexp")  # fmt: skip
-means(
-    Meaning("product", data=("self", "tensor1", "tensor2"), elementwise=True),
-    "aten.addcmul", "aten.addcmul_", "aten.addcdiv", "aten.addcdiv_",
-)  # fmt: skip
 
 
 def is_zero(value: Any) -> bool:
@@ -45,10 +42,32 @@ def product(arguments: Arguments) -> Meaning:
 
 @rule("aten.sum", "aten.mean", "aten.nansum")
 def reduction(arguments: Arguments) -> Meaning:
-    """A pooling; along the one dimension that a ``stack`` made, it is that stack's sum."""
+    """A pooling; where it adds up the parts of a ``stack``, it is their sum."""
+    rank = max(arguments["self"].dim(), 1)
     dims = arguments.get("dim")
-    if isinstance(dims, int):
-        dims = [dims]
-    if not dims or len(dims) != 1 or arguments.get("keepdim"):
-        return Meaning("pool", data=("self",))
-    return Meaning("pool", data=("self",), dim=int(dims[0]) % max(arguments["self"].dim(), 1))
+    listed = [dims] if isinstance(dims, int) else dims or range(rank)
+    return Meaning("pool", data=("self",), dims=tuple(int(d) % rank for d in listed))
+
+
+@rule("aten.lerp", "aten.lerp_")
+def interpolation(arguments: Arguments) -> Meaning | Spelling:
+    """``(1-w) x + w y``: a plain sum where the weight is a number, a gated one where it is a tensor."""
+    if isinstance(arguments["weight"], (int, float)):
+        return Meaning("sum", data=("self", "end"), elementwise=True)
+    return Spelling(lambda self, end, weight: self * (1 - weight) + end * weight)
+
+
+@spelling("aten.addcmul", "aten.addcmul_")
+def addcmul(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
+    return torch.add(self, tensor1 * tensor2, alpha=value)
+
+
+@spelling("aten.addcdiv", "aten.addcdiv_")
+def addcdiv(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
+    return torch.add(self, tensor1 / tensor2, alpha=value)
+
+
+@spelling("aten.glu")
+def glu(self: Any, dim: int = -1) -> Any:
+    half, gate = self.chunk(2, dim)
+    return half * torch.sigmoid(gate)

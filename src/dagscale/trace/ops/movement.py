@@ -1,6 +1,6 @@
 """Copies, casts, indexing, masks, dropout, concatenation: elements move or are dropped, none is combined."""
 
-from dagscale.trace.meaning import Arguments, Meaning, covers_storage, means, rule
+from dagscale.trace.meaning import Arguments, Meaning, means, rule
 
 PASS_SELF = Meaning("pass", data=("self",))
 
@@ -84,7 +84,8 @@ means(
 means(Meaning("pass", data=("input",)), "aten.native_dropout", "aten.dropout", "aten.feature_dropout")
 means(Meaning("pass", data=("self",)), "aten._fused_dropout", "aten.alpha_dropout", "aten.masked_scale")
 means(Meaning("select", data=("self", "other")), "aten.where")
-means(Meaning("concat", data=("tensors",)), "aten.cat", "aten.concat", "aten.block_diag")
+means(Meaning("concat", data=("tensors",)), "aten.block_diag")
+means(Meaning("pass", data=("src",)), "aten.copy_", "aten.copy", "aten._copy_from")
 means(
     Meaning("concat", data=("self", "src")),
     "aten.scatter", "aten.scatter_", "aten.slice_scatter", "aten.select_scatter", "aten.masked_scatter",
@@ -104,17 +105,15 @@ means(Meaning("pass", data=("self", "grid")), "aten.grid_sampler_2d", "aten.grid
 
 @rule("aten.stack")
 def stack(arguments: Arguments) -> Meaning:
-    """A concatenation that remembers its new dimension: a later sum along it is a sum of the parts."""
+    """A concatenation along a new dimension."""
     rank = arguments["tensors"][0].dim() + 1
-    return Meaning("concat", data=("tensors",), dim=int(arguments.get("dim", 0)) % rank)
+    return Meaning("concat", data=("tensors",), dims=(int(arguments.get("dim", 0)) % rank,))
 
 
-@rule("aten.copy_", "aten.copy", "aten._copy_from")
-def copy(arguments: Arguments) -> Meaning:
-    """Overwrites all of its target, or joins what the rest of the target's storage holds."""
-    if covers_storage(arguments["self"]):
-        return Meaning("pass", data=("src",))
-    return Meaning("concat", data=("self", "src"))
+@rule("aten.cat", "aten.concat")
+def concatenation(arguments: Arguments) -> Meaning:
+    rank = max(t.dim() for t in arguments["tensors"])
+    return Meaning("concat", data=("tensors",), dims=(int(arguments.get("dim", 0)) % max(rank, 1),))
 
 
 @rule("aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index_put", "aten.put_")
