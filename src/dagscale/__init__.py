@@ -6,6 +6,7 @@ from dagscale.inits import INITS
 from dagscale.laws import LAWS
 from dagscale.paths import PathSums, kernel_size, path_sums
 from dagscale.plan import Plan, plan
+from dagscale.search import Found, search
 from dagscale.trace import trace
 
 __version__ = "0.1.0"
@@ -14,11 +15,13 @@ __all__ = [
     "INITS",
     "LAWS",
     "DagscaleError",
+    "Found",
     "Graph",
     "PathSums",
     "Plan",
     "kernel_size",
     "path_sums",
     "plan",
+    "search",
     "trace",
 ]

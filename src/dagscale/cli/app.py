@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dagscale.errors import TargetError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -37,9 +39,12 @@ def load_data(source: str | None, limit: int | None = None) -> Dataset | None:
 
 def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:
     """The module and its example inputs."""
-    from dagscale.spaces.targets import load
+    from dagscale.spaces.targets import load, read_shape
 
-    return load(text, data=data, input_shape=input_shape, seed=seed)
+    shape = None if input_shape is None else read_shape(input_shape)
+    if input_shape is not None and shape is None:
+        raise TargetError(f"--input-shape {input_shape!r} is no shape: write it as 3x32x32, without the batch")
+    return load(text, data=data, input_shape=shape, seed=seed)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ class Dataset:
         return len(self.y)
 
     def subset(self, n: int, seed: int = 0) -> Dataset:
-        """``n`` examples drawn at random without replacement, in the order and with the labels they have here.
+        """``n`` examples drawn without replacement, in the order and with the labels they have here.
 
         Raises: DataError if ``n`` is not in ``1 … len(self)``.
         """
@@ -114,8 +114,8 @@ NAMED: Registry[Callable[[], Splits]] = Registry("data set")
 """Data sets that need no path."""
 
 READERS: Registry[Callable[[Path], Splits | None]] = Registry("data format")
-"""Formats of files and folders. A reader returns ``None`` for a path that is not its own, judged by the content
-of a file or the names in a folder, and raises `DataError` for one that is its own but broken."""
+"""Formats of files and folders. A reader returns ``None`` for a path that is not its own, judged by the
+content of a file or the names in a folder, and raises `DataError` for one that is its own but broken."""
 
 SPLITS = ("train", "test")
 
@@ -123,16 +123,16 @@ SPLITS = ("train", "test")
 def load(source: str | Path, *, split: str = "train", limit: int | None = None) -> Dataset:
     """Read images and labels.
 
-    The examples come in a fixed shuffled order, so that any first n are a fair draw of the classes. Each channel
-    is shifted and scaled to mean 0 and variance 1 by the statistics of the loaded *train* images: those returned
-    for ``split="train"``; for ``split="test"`` those of the train split under the same ``limit``, where
-    there is one, otherwise its own. A constant channel is shifted only.
+    The examples come in a fixed shuffled order, so that any first n are a fair draw of the classes. Each
+    channel is shifted and scaled to mean 0 and variance 1 by the statistics of the loaded *train* images:
+    those returned for ``split="train"``; for ``split="test"`` those of the train split under the same
+    ``limit``, where there is one, otherwise its own. A constant channel is shifted only.
 
     Args:
         source: ``"digits"`` (scikit-learn's handwritten digits, 1×8×8), or a path: a parquet file in the
-            Hugging Face image layout, an MNIST-style idx file (gzipped or not) with its labels beside it, or a
-            folder of these. A file named ``train…`` finds its test split beside it; any other file is itself the
-            ``"train"`` split.
+            Hugging Face image layout, an MNIST-style idx file (gzipped or not) with its labels beside it, or
+            a folder of these. A file named ``train…`` finds its test split beside it; any other file is
+            itself the ``"train"`` split.
         split: ``"train"`` or ``"test"``.
         limit: at most so many examples; only they are decoded.
 
@@ -157,7 +157,7 @@ def load(source: str | Path, *, split: str = "train", limit: int | None = None) 
         raise DataError(f"{source} cannot be read: {first_line(error)}") from error
     if reference.shape[1:] != pixels.shape[1:]:
         raise DataError(
-            f"{source}: height×width×channels of train images is {_size(reference)}, of {split} images {_size(pixels)}"
+            f"{source}: train images are {_size(reference)} (height×width×channels), {split} images {_size(pixels)}"
         )
     return Dataset(name, _normalise(pixels, reference), torch.from_numpy(labels), classes)
 
@@ -197,7 +197,7 @@ def head(path: Path, count: int) -> bytes:
 
 
 def in_folder(path: Path, look: Callable[[Path], Splits]) -> Splits:
-    """What ``look`` finds in a folder or, if it finds nothing, in the one sub-folder (``data/``, ``raw/``, …) with any.
+    """What ``look`` finds in a folder or, if nothing, in its one sub-folder (``data/``, ``raw/``, …) with any.
 
     Raises: DataError if several sub-folders hold something.
     """

@@ -1,7 +1,7 @@
 """MNIST's idx files: ``train-images-idx3-ubyte`` with ``train-labels-idx1-ubyte`` beside it, gzipped or not.
 
-Format: bytes 0, 0, type (8: unsigned byte), number of dimensions; each dimension as a big-endian 32-bit integer;
-the values. [LeCun, Cortes and Burges, The MNIST database]
+Format: bytes 0, 0, type (8: unsigned byte), number of dimensions; each dimension as a big-endian 32-bit
+integer; the values. [LeCun, Cortes and Burges, The MNIST database]
 """
 
 from __future__ import annotations

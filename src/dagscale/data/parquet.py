@@ -1,4 +1,4 @@
-"""Parquet files in the Hugging Face image layout: a struct column with encoded ``bytes``, an integer label column."""
+"""Parquet files in the Hugging Face image layout: a struct column with ``bytes``, an integer label column."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 
 @READERS.add("parquet")
 def parquet(path: Path) -> Splits | None:
-    """The splits of a parquet file, or of a folder with ``train.parquet`` or ``train-00000-of-00001.parquet``."""
+    """The splits of a parquet file, or of a folder: ``train.parquet`` or ``train-00000-of-00001.parquet``."""
     if path.is_dir():
         return in_folder(path, _folder)
     if head(path, 4) != MAGIC:

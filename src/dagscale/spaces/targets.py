@@ -257,7 +257,7 @@ def _read_float(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _read_shape(text: str) -> tuple[int, ...] | None:
+def read_shape(text: str) -> tuple[int, ...] | None:
     sizes = tuple(int(part) if re.fullmatch(r"[0-9]+", part) else 0 for part in text.split("x"))
     return sizes if min(sizes) > 0 else None
 
@@ -267,7 +267,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "float": _read_float,
     "str": lambda text: text or None,
     "bool": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get,
-    "shape": _read_shape,
+    "shape": read_shape,
 }
 
 

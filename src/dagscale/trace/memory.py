@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ def _blocks(region: Region, strides: list[int]) -> list[tuple[int, int]] | None:
     counts: dict[int, int] = {}
     for stride, size in region.dims:
         counts[stride] = counts.get(stride, 1) * size
-    for larger, stride in zip(strides, strides[1:], strict=False):  # split dims that run over a larger block
+    for larger, stride in pairwise(strides):  # split dims that run over a larger block
         size = counts.get(stride, 1)
         per_block = larger // stride
         if size > per_block and larger % stride == 0 and size % per_block == 0:

@@ -92,8 +92,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 UNKNOWN = Meaning("unknown")
-_VIEWS = frozenset({"aten._unsafe_view", "aten.unsafe_split", "aten.unsafe_split_with_sizes", "aten.unsafe_chunk"})
-"""Operators whose results share their argument's storage though the schema does not say so."""
+_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in ("_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "as_strided_", "t_",
+                 "transpose_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_")
+)  # fmt: skip
+"""Operators whose results share their argument's storage though the schema says otherwise, or calls it writing."""
 _IGNORED = frozenset({"prim.device", "prim.layout", "aten.sym_size", "aten.sym_stride", "aten.record_stream"})
 
 

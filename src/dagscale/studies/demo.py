@@ -1,0 +1,239 @@
+"""``dagscale demo``: the main job from end to end on embedded data, against what people do today."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dagscale.data import Dataset, load
+from dagscale.errors import DagscaleError
+from dagscale.plan import plan
+from dagscale.search import Found, search
+from dagscale.spaces import sample
+from dagscale.spaces import targets as spaces
+from dagscale.train import train
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FAMILIES = {"mlp": ("mlp:2?width=64", {"width": 64}), "cnn": ("cnn:2?width=12", {"width": 12})}
+"""Family → its base network (one hidden layer) and the options of its targets."""
+
+PER_FAMILY = 6
+BATCH, EPOCHS, SEEDS = 32, 2, 2
+GRID = tuple(2.0**k for k in range(-9, 3))
+WAYS = ("default", "released", "plan", "grid")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One architecture: what each way chose, and the final training loss it came to (None if it diverged)."""
+
+    target: str
+    lr: dict[str, float]
+    loss: dict[str, float | None]
+    band: tuple[float, float]
+
+
+def run(out: Path, *, seed: int = 0, json: bool = False) -> None:
+    """Run the demo and print its table; the picture goes into the folder ``out``.
+
+    Raises:
+        DagscaleError: if the picture cannot be written.
+    """
+    from rich.console import Console
+
+    picture = _prepare(out)
+    data = load("digits")
+    errors = Console(stderr=True)
+    outcomes = list(_progress(_outcomes(data, seed), len(FAMILIES) * PER_FAMILY, errors))
+    draw(outcomes, picture)
+    if json:
+        from dagscale.cli.app import print_json
+
+        print_json({"outcomes": [asdict(o) for o in outcomes], "summary": summary(outcomes), "picture": str(picture)})
+        return
+    console = Console()
+    console.print(table(outcomes))
+    console.print(sentence(outcomes), highlight=False)
+    console.print(f"picture: {picture}", highlight=False)
+
+
+def _outcomes(data: Dataset, seed: int) -> Iterator[Outcome]:
+    """Every architecture, trained each way. Runs are spread over the machine's cores."""
+    from joblib import Parallel, delayed
+
+    with Parallel(n_jobs=-1, return_as="generator") as parallel:
+        jobs = [(family, init) for family in FAMILIES for init in ("in-degree", "released")]
+        rates = dict(zip(jobs, parallel(delayed(_base)(base, init, data, seed) for base, init in jobs), strict=True))
+        chosen = [
+            (family, target)
+            for family, (_, options) in FAMILIES.items()
+            for target in sample(family, vertices=5, count=PER_FAMILY, seed=seed, **options)
+        ]
+        yield from parallel(
+            delayed(_outcome)(f, t, rates[f, "in-degree"], rates[f, "released"], data, seed) for f, t in chosen
+        )
+
+
+def _base(family: str, init: str, data: Dataset, seed: int) -> float:
+    """The base network's maximal learning rate, in the middle of its band."""
+    model, _ = spaces.load(FAMILIES[family][0], data=data, seed=seed)
+    return _search(model, data, init, seed).lr
+
+
+def _search(model: torch.nn.Module, data: Dataset, init: str, seed: int) -> Found:
+    torch.set_num_threads(1)
+    return search(model, data, init=init, grid=GRID, epochs=EPOCHS, batch_size=BATCH, seeds=SEEDS, seed=seed)
+
+
+def _outcome(family: str, target: str, base_lr: float, released_lr: float, data: Dataset, seed: int) -> Outcome:
+    model, inputs = spaces.load(target, data=data, seed=seed)
+    base = spaces.load(FAMILIES[family][0], data=data, seed=seed)
+    ways: dict[str, Callable[[], Any]] = {
+        "default": lambda: plan(model, inputs, base=base, base_lr=base_lr, law="none", init="keep"),
+        "released": lambda: plan(model, inputs, base=base, base_lr=released_lr, law="released", init="released"),
+        "plan": lambda: plan(model, inputs, base=base, base_lr=base_lr),
+    }
+    lr, loss = {}, {}
+    for way, make in ways.items():
+        made = make()
+        runs = []
+        for k in range(seed, seed + SEEDS):
+            trial, _ = spaces.load(target, data=data, seed=k)
+            made.init_(trial, seed=k)
+            groups = made.param_groups(trial)
+            runs.append(train(trial, data.x, data.y, params=groups, epochs=EPOCHS, batch_size=BATCH, seed=k).loss)
+        lr[way], loss[way] = made.lr, _finite(statistics.fmean(runs))
+    found = _search(model, data, plan(model, inputs, base=base, base_lr=base_lr).init, seed)
+    lr["grid"], loss["grid"] = found.lr, found.loss
+    return Outcome(target, lr, loss, found.band)
+
+
+def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float | None]]:
+    """For each way: median and worst loss, share of diverged runs, rms distance from the found rate in octaves."""
+    rows: dict[str, dict[str, float | None]] = {}
+    for way in WAYS:
+        losses = [o.loss[way] for o in outcomes]
+        octaves = [math.log2(o.lr[way] / o.lr["grid"]) for o in outcomes]
+        ordered = sorted(math.inf if x is None else x for x in losses)
+        rows[way] = {
+            "median_loss": _finite(statistics.median(ordered)),
+            "worst_loss": _finite(ordered[-1]),
+            "diverged": sum(x is None for x in losses),
+            "rms_octaves": math.sqrt(statistics.fmean(x * x for x in octaves)),
+        }
+    return rows
+
+
+def table(outcomes: list[Outcome]) -> Table:
+    """A row an architecture: the rate and the loss of each way."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title="final training loss (learning rate) on digits", box=box.SIMPLE_HEAD)
+    made.add_column("architecture", overflow="fold")
+    heads = ("base's rate, PyTorch init", "released code's rule", "dagscale's plan", "grid search")
+    for head in heads:
+        made.add_column(head, justify="right")
+    for o in outcomes:
+        made.add_row(o.target, *(f"{_text(o.loss[way])} ({o.lr[way]:.2g})" for way in WAYS))
+    made.add_section()
+    rows = summary(outcomes)
+    made.add_row("median", *(_text(rows[way]["median_loss"]) for way in WAYS))
+    made.add_row("worst", *(_text(rows[way]["worst_loss"]) for way in WAYS))
+    made.add_row("rms octaves from the found rate", *(f"{rows[way]['rms_octaves']:.2f}" for way in WAYS))
+    return made
+
+
+def sentence(outcomes: list[Outcome]) -> str:
+    """What the figures show, whatever that is."""
+    rows = summary(outcomes)
+    order = sorted(WAYS[:3], key=lambda way: (_inf(rows[way]["median_loss"]), _inf(rows[way]["worst_loss"])))
+    names = {"default": "the base's rate with PyTorch's init", "released": "the released rule", "plan": "the plan"}
+    best = order[0]
+    return (
+        f"Over {len(outcomes)} architectures {names[best]} has the lowest median loss of the three transfers "
+        f"({_text(rows[best]['median_loss'])}; {names[order[1]]} {_text(rows[order[1]]['median_loss'])}, "
+        f"{names[order[2]]} {_text(rows[order[2]]['median_loss'])}; grid search on each architecture "
+        f"{_text(rows['grid']['median_loss'])}). The plan's rate lies {rows['plan']['rms_octaves']:.2f} octaves (rms) "
+        f"from the one a grid search finds, the released rule's {rows['released']['rms_octaves']:.2f}, "
+        f"the untransferred one {rows['default']['rms_octaves']:.2f}."
+    )
+
+
+def draw(outcomes: list[Outcome], path: Path) -> None:
+    """Left: predicted against found rate. Right: the loss of each way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = {"default": ("tab:gray", "s"), "released": ("tab:red", "^"), "plan": ("tab:blue", "o"), "grid": ("k", "_")}
+    names = {"default": "base's rate", "released": "released rule", "plan": "plan", "grid": "grid search"}
+    for way in WAYS[:3]:
+        color, marker = styles[way]
+        for o in outcomes:
+            left.plot(o.lr["grid"], o.lr[way], marker, color=color, alpha=0.8)
+    for o in outcomes:
+        left.plot(o.band, (o.lr["plan"], o.lr["plan"]), "-", color="tab:blue", alpha=0.25)
+    rates = [o.lr[way] for o in outcomes for way in WAYS]
+    ends = (min(rates) / 1.5, max(rates) * 1.5)
+    left.plot(ends, ends, "k--", lw=0.8)
+    left.set(
+        xscale="log", yscale="log", xlabel="learning rate found by grid search (line: its 5 % band)",
+        ylabel="learning rate predicted", title="predicted against found",
+    )  # fmt: skip
+    finite = [x for o in outcomes for x in o.loss.values() if x is not None]
+    top = max(finite) * 1.3
+    for way in WAYS:
+        color, marker = styles[way]
+        for i, o in enumerate(outcomes):
+            value = o.loss[way]
+            right.plot(i, top if value is None else value, marker if value is not None else "x", color=color, alpha=0.9,
+                       label=names[way] if i == 0 else None, ms=12 if way == "grid" else 6)  # fmt: skip
+    right.set_xticks(
+        range(len(outcomes)), [o.target.split("?")[0] for o in outcomes], rotation=60, ha="right", fontsize=7
+    )
+    right.set(yscale="log", ylabel="final training loss (× at the top: diverged)", title="loss of each way")
+    right.legend(fontsize=8)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise DagscaleError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _prepare(out: Path) -> Path:
+    """The picture's path, in a folder that can be written to."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise DagscaleError("the demo draws with matplotlib: pip install dagscale[plot]") from None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DagscaleError(f"cannot make the folder {out}: {error.strerror or error}; give another --out") from None
+    return out / "demo.png"
+
+
+def _progress(items: Iterator[Outcome], total: int, console: Any) -> Iterator[Outcome]:
+    from rich.progress import track
+
+    yield from track(items, total=total, description="training", console=console, transient=True)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _inf(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _text(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.3f}"
