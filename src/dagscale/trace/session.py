@@ -134,7 +134,8 @@ def copy_on_write(recorder: Recorder, model: nn.Module) -> Iterator[None]:
         key = recorder.memory.key(tensor)
         if key in owned and key not in saved:
             storage = owned[key].untyped_storage()
-            saved[key] = (storage, storage.clone())  # type: ignore[no-untyped-call]
+            with torch._C._DisableTorchDispatch():  # type: ignore[no-untyped-call]
+                saved[key] = (storage, storage.clone())  # type: ignore[no-untyped-call]
 
     recorder.on_write = save
     try:
@@ -213,13 +214,18 @@ def run_fake(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], A
 
     recorder = Recorder()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
+    stand_ins = {id(t): fake.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
     for name, parameter in model.named_parameters():
-        recorder.add_parameter(name, parameter, fake.from_tensor(parameter))
+        recorder.add_parameter(name, parameter, stand_ins[id(parameter)])
     args, kwargs = tree_map(lambda t: fake.from_tensor(t) if isinstance(t, Tensor) else t, (args, kwargs))
     for name, leaf in named_leaves(args, kwargs):
         recorder.add_input(leaf, name)
     with unchanged_modules(model), unchanged_random_state(), module_paths(recorder, model), plain_eager():
-        with fake, recorder:
+        for module in model.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    table[name] = stand_ins.get(id(tensor), tensor)
+        with copy_on_write(recorder, model), fake, recorder:
             outputs = output_tensors(select(model(*args, **kwargs)))
     return recorder, [n for t in outputs if (n := recorder.memory.read(t)) is not None]
 
