@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from dagscale.draws import standard_normal
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
-from dagscale.inits import INITS
+from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS
 from dagscale.subject import Subject
 from dagscale.trace import trace
@@ -97,8 +97,7 @@ class Plan:
                 if own.init_std == 0:
                     parameter.fill_(own.init_mean)
                     continue
-                generator = torch.Generator().manual_seed(_seed(self.seed if seed is None else seed, name))
-                drawn = torch.randn(own.shape, generator=generator)
+                drawn = standard_normal(name, own.shape, self.seed if seed is None else seed)
                 parameter.copy_(drawn.mul_(own.init_std).add_(own.init_mean))
         return model
 
@@ -217,11 +216,6 @@ def _init_text(p: ParameterPlan) -> str:
     return f"N({p.init_mean:g}, {p.init_std:.4g}²)"
 
 
-def _seed(seed: int, name: str) -> int:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 def plan(
     model: nn.Module,
     example_inputs: Any,
@@ -234,6 +228,7 @@ def plan(
     seed: int = 0,
     data: tuple[Tensor, Tensor] | None = None,
     loss: Callable[..., Tensor] | None = None,
+    batch_size: int = 128,
 ) -> Plan:
     """Plan the initialisation and the learning rate of ``model``. The model is not changed.
 
@@ -245,8 +240,9 @@ def plan(
         init: the name of an init, see ``dagscale.inits.INITS``.
         optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
         seed: seed of the initialisation.
-        data: a batch ``(x, y)``, for measured laws and inits.
+        data: examples ``(x, y)``, for measured laws and inits; some hundreds are enough.
         loss: ``loss(output, y)`` → scalar, likewise.
+        batch_size: examples in a training step, for laws that take a few.
 
     Raises:
         UnknownNameError: for an unknown law or init.
@@ -264,14 +260,14 @@ def plan(
         )
     if rule.needs_base and base is None:
         raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
-    target = _subject(model, example_inputs, "target", optimizer, seed, data, loss)
-    origin = target if base is None else _subject(base[0], base[1], "base", optimizer, seed, data, loss)
+    given = Subject(Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size)
+    target = _subject("target", model, example_inputs, given, fill)
+    origin = target if base is None else _subject("base", *base, given, fill)
     factors = rule.factors(origin, target)
     lr = base_lr * math.prod(factors.values())
     if not (math.isfinite(lr) and lr > 0):
         raise PlanError(f"law {law!r} gives no usable rate here ({lr}): its factors are {factors}; try another law")
-    fills = fill(target)
-    graph = target.graph
+    fills, graph = target.fills, target.graph
     parameters = {
         p.name: ParameterPlan(
             p.shape,
@@ -284,13 +280,14 @@ def plan(
     return Plan(lr, base_lr, law, init, optimizer, seed, factors, parameters, _notes(graph, parameters, init))
 
 
-def _subject(model: nn.Module, inputs: Any, name: str, optimizer: str, seed: int, data: Any, loss: Any) -> Subject:
+def _subject(name: str, model: nn.Module, inputs: Any, given: Subject, init: Init) -> Subject:
+    """One network, traced and with its initialisation worked out; errors say which network is meant."""
     try:
-        graph = trace(model, inputs)
+        subject = replace(given, graph=trace(model, inputs), model=model, inputs=inputs)
+        return replace(subject, fills=init(subject))
     except DagscaleError as error:
         error.args = (f"{name}: {error}",)
         raise
-    return Subject(graph, model, inputs, data, loss, optimizer, seed)
 
 
 def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: str) -> tuple[str, ...]:

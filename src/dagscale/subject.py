@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from dagscale.graph import Graph
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from dagscale.inits.base import Fill
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Subject:
         loss: ``loss(output, y)`` → scalar.
         optimizer: the optimiser's name, as in ``dagscale.train.OPTIMIZERS``.
         seed: seed of everything random.
+        batch_size: examples in a training step.
+        fills: how the init draws each parameter; what it does not name keeps the model's values.
+        multipliers: learning rate of each parameter relative to the plan's, where not 1.
     """
 
     graph: Graph
@@ -32,3 +37,6 @@ class Subject:
     loss: Callable[..., Tensor] | None = field(default=None, compare=False)
     optimizer: str = "sgd"
     seed: int = 0
+    batch_size: int = 128
+    fills: Mapping[str, Fill] = field(default_factory=dict)
+    multipliers: Mapping[str, float] = field(default_factory=dict)

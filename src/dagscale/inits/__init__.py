@@ -1,6 +1,6 @@
 """Initialisations: a network → a mean and a standard deviation for each parameter. One file each."""
 
-from dagscale.inits import in_degree, keep, released
+from dagscale.inits import in_degree, keep, moments, released
 from dagscale.inits.base import INITS, Fill, Init
 
-__all__ = ["INITS", "Fill", "Init", "in_degree", "keep", "released"]
+__all__ = ["INITS", "Fill", "Init", "in_degree", "keep", "moments", "released"]

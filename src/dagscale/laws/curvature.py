@@ -1,0 +1,83 @@
+"""The learning rate from the loss's curvature, measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from statistics import fmean, stdev
+
+from dagscale.errors import PlanError
+from dagscale.laws.base import LAWS, Law
+from dagscale.probe import Cost, Probe, largest_eigenvalue, short_run
+from dagscale.subject import Subject
+
+STEPS = 32
+"""Length of the short run before the curvature is read."""
+
+PRECISION = 0.05
+"""Standard error of log λ at which no further seed is measured."""
+
+SEEDS = (2, 6)
+"""Fewest and most seeds."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """λ as a geometric mean over seeds, with its standard error in log λ and what it cost in forward passes."""
+
+    value: float
+    error: float
+    seeds: int
+    forwards: float
+
+
+def curvature(subject: Subject, steps: int = STEPS) -> Curvature:
+    """Largest Gauss–Newton eigenvalue after ``steps`` training steps at half the stable rate, ``1/(2λ)·…``.
+
+    Seeds (weights and batches) are added until the standard error of log λ is below ``PRECISION``.
+    """
+    cost = Cost()
+    logs: list[float] = []
+    while len(logs) < SEEDS[1]:
+        value = measure(subject, subject.seed + len(logs), steps, cost)
+        if not 0 < value < float("inf"):
+            raise PlanError(
+                f"the curvature at initialisation is {value}: the output does not depend on the parameters, or it "
+                "overflows; check the init (init 'moments' keeps signals finite)"
+            )
+        logs.append(log(value))
+        if len(logs) >= SEEDS[0] and stdev(logs) / sqrt(len(logs)) < PRECISION:
+            break
+    return Curvature(exp(fmean(logs)), stdev(logs) / sqrt(len(logs)), len(logs), cost.forwards)
+
+
+def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
+    """λ for one seed."""
+    probe = Probe(subject, seed, cost)
+    probe.model.train()
+    scale = [subject.multipliers.get(name, 1.0) for name in probe.parameters]
+    last = largest_eigenvalue(probe, scale)
+    if steps:
+        values = [last]
+
+        def step() -> float:
+            values.append(largest_eigenvalue(probe, scale))
+            return 0.5 / values[-1]
+
+        short_run(probe, step, steps)
+        last = largest_eigenvalue(probe, scale)
+    return last
+
+
+def factors(base: Subject, target: Subject) -> dict[str, float]:
+    """``η ∝ 1/λ``, λ the largest eigenvalue of the loss's Gauss–Newton matrix after a short run.
+
+    Gradient descent on a quadratic of curvature λ is stable up to ``η = 2/λ`` [LeCun et al. 1998; Cohen et al.
+    2021]. At initialisation λ still changes quickly, and by how much depends on the architecture; a few steps
+    well below the stable rate take it past that, without letting the step size shape it as the edge of
+    stability would.
+    """
+    return {"curvature": curvature(base).value / curvature(target).value}
+
+
+LAWS.add("curvature")(Law(factors, frozenset({"sgd", "momentum"})))

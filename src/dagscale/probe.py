@@ -1,0 +1,171 @@
+"""What can be measured on a copy of a network: curvature, the change of its function by one step, short runs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dagscale.draws import standard_normal
+from dagscale.errors import PlanError
+from dagscale.inits.base import Fill
+from dagscale.subject import Subject
+from dagscale.train import OPTIMIZERS, logits, to_model
+
+BATCH = 256
+"""Examples a measurement looks at."""
+
+
+@dataclass
+class Cost:
+    """Passes through the network so far; a backward counts as two forwards."""
+
+    forwards: float = 0.0
+
+
+@dataclass
+class Probe:
+    """An initialised copy of a subject's network with data to measure it on. The user's model stays as it is.
+
+    Args:
+        subject: needs ``model``, ``data`` and ``loss``.
+        seed: of the weights and of the batches.
+
+    Raises:
+        PlanError: if there is no data, the loss is no scalar, or the model cannot be measured.
+    """
+
+    subject: Subject
+    seed: int
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        subject = self.subject
+        if subject.model is None or subject.data is None or subject.loss is None:
+            raise PlanError(
+                "this law is measured and needs data=(x, y) and loss=…; without data use law 'paths', "
+                "'walk' or 'covariance'"
+            )
+        if any(p.is_meta for p in subject.model.parameters()):
+            raise PlanError("this law is measured and the model is on meta: materialise it (model.to_empty) first")
+        self.model = copy.deepcopy(subject.model)
+        apply_fills(self.model, subject.fills, self.seed)
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.x, self.y = (to_model(self.model, t) for t in subject.data)
+        self.order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.seed))
+        self._next = 0
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """The next ``size`` examples of a fixed shuffled order, around again at the end."""
+        rows = [(self._next + i) % len(self.order) for i in range(min(size, len(self.order)))]
+        self._next = (rows[-1] + 1) % len(self.order)
+        chosen = self.order[rows].to(self.x.device)
+        return self.x[chosen], self.y[chosen]
+
+    def output(self, x: Tensor) -> Tensor:
+        """The network's output as one tensor."""
+        out = logits(self.model(x))
+        if not isinstance(out, Tensor):
+            raise PlanError(f"the model returns {type(out).__name__}: measured laws need a tensor, or .logits")
+        return out
+
+    def loss(self, out: Tensor, y: Tensor) -> Tensor:
+        """The loss on an output.
+
+        Raises:
+            PlanError: if it is not one number.
+        """
+        assert self.subject.loss is not None
+        value = self.subject.loss(out, y)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise PlanError(f"the loss must be one number and is {shape}: take its mean")
+        return value
+
+
+def apply_fills(model: nn.Module, fills: dict[str, Fill], seed: int) -> None:
+    """Draw the trainable parameters that ``fills`` names."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fill = fills.get(name)
+            if fill is not None and parameter.requires_grad:
+                if fill.std:
+                    drawn = standard_normal(name, tuple(parameter.shape), seed)
+                    parameter.copy_(drawn.mul_(fill.std).add_(fill.mean))
+                else:
+                    parameter.fill_(fill.mean)
+
+
+def largest_eigenvalue(
+    probe: Probe, scale: Sequence[Tensor | float], *, tolerance: float = 0.01, most: int = 60
+) -> float:
+    """Largest eigenvalue of ``D^½ G D^½``, ``G`` the Gauss–Newton matrix of the loss on one batch.
+
+    ``G = Jᵀ H J`` with ``J`` the output's Jacobian in the parameters and ``H`` the loss's Hessian in the output
+    [Schraudolph 2002]. Power iteration; ``J v`` is had as the derivative of ``u ↦ Jᵀ u``, two reverse passes, so
+    no operator needs forward-mode differentiation. Stops when the Rayleigh quotient's growth falls below
+    ``tolerance`` twice in a row.
+
+    Args:
+        scale: ``D``'s diagonal, one tensor or number a parameter: relative learning rates.
+    """
+    parameters = list(probe.parameters.values())
+    roots = [d.sqrt() if isinstance(d, Tensor) else math.sqrt(d) for d in scale]
+    x, y = probe.batch(BATCH)
+    generator = torch.Generator().manual_seed(probe.seed)
+    v = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+    with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
+        out = probe.output(x)
+    top = out.detach().requires_grad_()
+    gradient = torch.autograd.grad(probe.loss(top, y), top, create_graph=True)[0]
+    u = torch.zeros_like(out, requires_grad=True)
+    pulled = torch.autograd.grad(out, parameters, u, create_graph=True, allow_unused=True)
+    used = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]
+    probe.cost.forwards += 5
+    value, calm = 0.0, 0
+    for _ in range(most):
+        norm = math.sqrt(sum(float(t.double().square().sum()) for t in v))
+        if not (math.isfinite(norm) and norm > 0):
+            return norm
+        v = [t / norm for t in v]
+        moved = torch.autograd.grad(
+            [g for i in used if (g := pulled[i]) is not None], u, [roots[i] * v[i] for i in used], retain_graph=True
+        )[0]
+        bent = torch.autograd.grad(gradient, top, moved, retain_graph=True)[0]
+        back = torch.autograd.grad(out, parameters, bent, retain_graph=True, allow_unused=True)
+        product = [r * g if g is not None else torch.zeros_like(t) for r, g, t in zip(roots, back, v, strict=True)]
+        probe.cost.forwards += 6
+        before, value = value, sum(float((a.double() * b.double()).sum()) for a, b in zip(v, product, strict=True))
+        v = product
+        calm = calm + 1 if value - before <= tolerance * value else 0
+        if calm == 2:
+            break
+    return value
+
+
+def short_run(probe: Probe, step: Callable[[], float], steps: int, every: int = 8) -> None:
+    """Train the probe's copy for ``steps`` steps, the rate asked for again every ``every`` steps."""
+    optimizer: torch.optim.Optimizer | None = None
+    probe.model.train()
+    for k in range(steps):
+        if k % every == 0:
+            lr = step()
+            if optimizer is None:
+                groups: list[dict[str, Any]] = [
+                    {"params": [p], "lr": 1.0, "ratio": probe.subject.multipliers.get(n, 1.0)}
+                    for n, p in probe.parameters.items()
+                ]
+                optimizer = OPTIMIZERS[probe.subject.optimizer](groups)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["ratio"]
+        assert optimizer is not None
+        x, y = probe.batch(probe.subject.batch_size)
+        optimizer.zero_grad()
+        probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        probe.cost.forwards += 3

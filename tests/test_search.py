@@ -1,0 +1,328 @@
+"""The search: band mathematics on hand-made curves, and runs on small real problems."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dagscale.data import Dataset
+from dagscale.errors import DagscaleError, SearchError, UnknownNameError
+from dagscale.search import Found, default_grid, find_band, search
+from dagscale.train import Run
+
+INF = math.inf
+
+
+def blobs(n: int = 64) -> tuple[Tensor, Tensor]:
+    """Two classes in 4 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2
+    return torch.randn(n, 4, generator=generator) + 2 * torch.eye(2, 4)[y], y
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@dataclass
+class FakePlan:
+    """Normal initialisation, and rates in the given ratios; records what it was asked."""
+
+    ratios: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    seeds: list[int] = field(default_factory=list)
+
+    def init_(self, model: nn.Module, *, seed: int) -> nn.Module:
+        self.seeds.append(seed)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+        return model
+
+    def param_groups(self, model: nn.Module, *, lr: float) -> list[dict[str, Any]]:
+        pairs = zip(model.parameters(), self.ratios, strict=True)
+        return [{"params": [parameter], "lr": lr * ratio} for parameter, ratio in pairs]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, curve: Callable[[float, int], float]) -> list[float]:
+    """Let every run end with ``curve(rate, seed)`` at once; the rates run are appended to the result."""
+    ran: list[float] = []
+
+    def train(model: nn.Module, x: Tensor, y: Tensor, *, params: Any, seed: int, **_: Any) -> Run:
+        rate = params[0]["lr"]
+        ran.append(rate)
+        loss = curve(rate, seed)
+        return Run(loss, math.isinf(loss), 10, (loss,))
+
+    monkeypatch.setattr(sys.modules["dagscale.search"], "train", train)
+    return ran
+
+
+def valley(bottom: float) -> Callable[[float, int], float]:
+    """Loss 1 at the bottom, rising by 0.05 an octave on both sides."""
+    return lambda rate, seed: 1 + 0.05 * abs(math.log2(rate / bottom))
+
+
+# --- the band
+
+
+def test_band_ends_are_interpolated_in_the_logarithm_of_the_rate() -> None:
+    low, high = find_band([1, 2, 4, 8], [1.10, 1.0, 1.04, 1.08], 0.05)
+    assert low == pytest.approx(2 ** (0.5))  # 1.05 is half-way from 1.0 at 2 to 1.1 at 1
+    assert high == pytest.approx(2 ** (2.25))  # a quarter from 1.04 at 4 to 1.08 at 8
+
+
+def test_band_stops_at_the_last_good_rate_before_a_divergence() -> None:
+    assert find_band([1, 2, 4], [INF, 1.0, INF], 0.05) == (2, 2)
+    assert find_band([1, 2, 4], [1.01, 1.0, INF], 0.05) == (1, 2)
+
+
+def test_band_is_contiguous_around_the_best() -> None:
+    low, high = find_band([1, 2, 4, 8, 16], [1.0, 1.5, 1.2, 0.99, 1.01], 0.05)
+    assert 4 < low < 8
+    assert high == 16
+
+
+def test_band_of_a_single_rate_of_zero_and_of_negative_losses() -> None:
+    assert find_band([3], [7.0], 0.05) == (3, 3)
+    assert find_band([1, 2, 4], [1.0, 0.0, 1.0], 0.05) == pytest.approx((2, 2))
+    low, high = find_band([1, 2, 4], [-1.9, -2.0, -1.8], 0.05)
+    assert low == pytest.approx(1)
+    assert high == pytest.approx(2**1.5)
+
+
+def test_a_tolerance_of_zero_leaves_the_best_alone() -> None:
+    assert find_band([1, 2, 4], [1.1, 1.0, 1.1], 0.0) == pytest.approx((2, 2))
+
+
+# --- the answer
+
+
+def test_lr_edge_and_argmin_of_a_valley(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, valley(2**-4.0))
+    found = search(mlp(), blobs(), plan=FakePlan())
+    assert found.argmin == 2**-4
+    assert found.band == pytest.approx((2**-5, 2**-3))
+    assert (found.lr, found.edge) == (pytest.approx(2**-4), pytest.approx(2**-3))
+    assert (found.loss, found.at_edge, found.widened, found.seeds) == (1.0, False, 0, 3)
+    assert [point.lr for point in found.curve] == list(default_grid("sgd"))
+    assert found.steps == 10 * 3 * len(found.curve)
+
+
+def test_the_mean_over_seeds_decides_and_one_divergence_spoils_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {1.0: (2.0, 2.0), 2.0: (1.0, 1.6), 4.0: (0.1, INF), 8.0: (3.0, 3.0)}
+    plan = FakePlan()
+    pretend(monkeypatch, lambda rate, seed: table[rate][seed - 7])
+    found = search(mlp(), blobs(), plan=plan, grid=[8, 1, 2, 4, 2], seeds=2, seed=7, widen=0)
+    assert plan.seeds == [7, 8] * 4, "the same seeds at every rate"
+    assert [(p.lr, p.losses) for p in found.curve] == list(table.items())
+    assert [p.loss for p in found.curve] == [2.0, 1.3, INF, 3.0]
+    assert (found.argmin, found.edge) == (2, 2)
+
+
+def test_the_grid_is_widened_towards_the_best_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = [2.0**k for k in range(-4, 0)]
+    for bottom, widened in ((2.0, 1), (2.0**-9, 2), (2.0**5, 2)):
+        ran = pretend(monkeypatch, valley(bottom))
+        found = search(mlp(), blobs(), plan=FakePlan(), grid=grid, seeds=1)
+        assert found.lr == pytest.approx(bottom)
+        assert (found.widened, found.at_edge) == (widened, False)
+        assert len(ran) == len(set(ran)) == 4 + 4 * widened, "no rate is run twice"
+        assert [point.lr for point in found.curve] == sorted(ran)
+
+
+def test_the_grid_is_widened_while_the_band_reaches_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, valley(1.0))
+    found = search(mlp(), blobs(), plan=FakePlan(), grid=[0.25, 0.5, 1.0, 1.5], seeds=1)
+    assert found.widened == 1, "the best is inside, the band's upper end is not"
+    assert found.edge == pytest.approx(2, rel=0.01)
+
+
+def test_widening_has_an_end_and_the_result_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda rate, seed: 1 / (1 + rate))
+    found = search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2], seeds=1, widen=2)
+    assert (found.widened, found.at_edge, len(found.curve)) == (2, True, 10)
+    assert found.argmin == found.edge == found.curve[-1].lr == 2**9
+    assert "edge of the grid" in str(found)
+
+
+def test_a_rate_far_too_high_finds_its_way_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda rate, seed: INF if rate > 2 else valley(0.5)(rate, seed))
+    found = search(mlp(), blobs(), plan=FakePlan(), grid=[64, 128], seeds=1)
+    assert found.lr == pytest.approx(0.5)
+    assert not found.at_edge
+
+
+def test_all_diverged_is_an_error_that_names_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda rate, seed: INF)
+    with pytest.raises(SearchError, match=r"every rate from 1 to 4 diverged: .*lower rates"):
+        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], widen=0)
+    with pytest.raises(SearchError, match=r"every rate from 0.0625 to 4 diverged"):
+        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], widen=1)
+
+
+def test_default_grids_are_half_an_octave_apart() -> None:
+    for name in ("sgd", "momentum", "adam", "adamw"):
+        grid = default_grid(name)
+        assert all(b / a == pytest.approx(2**0.5) for a, b in pairwise(grid))
+    assert (default_grid("sgd")[0], default_grid("sgd")[-1]) == (2**-10, 2)
+    assert default_grid("adam")[-1] < 0.1
+    assert default_grid(torch.optim.SGD) == default_grid("sgd")
+
+
+# --- real runs
+
+
+def test_a_real_search_repeats_and_leaves_the_model_alone() -> None:
+    x, y = blobs()
+    model = mlp().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = Dataset("blobs", x.view(-1, 4, 1, 1), y, 2)
+    flat = nn.Sequential(nn.Flatten(), model)
+    state = torch.get_rng_state()
+    options: dict[str, Any] = {"grid": [0.01, 0.1, 1.0], "seeds": 2, "batch_size": 16, "epochs": 2, "widen": 1}
+    found = search(flat, data, plan=FakePlan(), **options)
+    assert found == search(model, (x, y), plan=FakePlan(), **options)
+    assert found != search(model, (x, y), plan=FakePlan(), seed=1, **options)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    whole = sum(math.isfinite(point.loss) for point in found.curve)
+    assert 8 * 2 * whole <= found.steps < 8 * 2 * len(found.curve), "diverged runs stop early"
+    assert found.loss < 0.5
+
+
+def test_the_plans_ratios_are_kept() -> None:
+    """Weights of the readout at a hundredth of the rate: its parameters move a hundredth as far."""
+    moved: list[list[float]] = []
+
+    def spying(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        moved.append([group["lr"] for group in groups])
+        return torch.optim.SGD(groups)
+
+    plan = FakePlan((1.0, 1.0, 0.01, 0.0))
+    search(mlp(), blobs(), plan=plan, optimizer=spying, grid=[0.1, 0.2], seeds=1, widen=0)
+    assert moved == [pytest.approx([0.1, 0.1, 0.001, 0.0]), pytest.approx([0.2, 0.2, 0.002, 0.0])]
+
+
+def test_the_default_plan_initialises_every_run() -> None:
+    x, y = blobs()
+    model = mlp()
+    nn.init.constant_(model[0].weight, math.nan)  # the model's own weights play no part
+    found = search(model, (x, y), grid=[0.01, 0.1, 1.0], seeds=1, batch_size=16)
+    assert found.loss < 0.7
+    assert model[0].weight.isnan().all()
+
+
+def test_hopeless_rates_diverge_for_real() -> None:
+    with pytest.raises(SearchError, match=r"every rate from 1e\+20 to 1e\+20 diverged"):
+        search(
+            nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1)),
+            blobs(),
+            plan=FakePlan(),
+            loss=lambda out, y: (out.squeeze(1) - y).square().mean(),
+            grid=[1e20],
+            widen=0,
+            steps=5,
+        )
+
+
+def test_progress_goes_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> None:
+    search(mlp(), blobs(), plan=FakePlan(), grid=[0.1, 0.2], seeds=1, widen=1, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    search(mlp(), blobs(), plan=FakePlan(), grid=[0.1, 0.2], seeds=1, widen=1)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- what a result can do
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Found:
+    pretend(monkeypatch, lambda rate, seed: INF if rate > 0.2 else valley(2**-4.0)(rate, seed) + seed / 100)
+    return search(mlp(), blobs(), plan=FakePlan())
+
+
+def test_to_dict_is_strict_json(found: Found) -> None:
+    read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert read["lr"] == found.lr
+    assert read["band"] == list(found.band)
+    assert read["curve"][-1] == {"lr": 2.0, "loss": None, "losses": [None] * 3}
+    assert len(read["curve"]) == len(found.curve)
+
+
+def test_table_shows_every_rate(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    Console(width=100).print(found.table())
+    shown = capsys.readouterr().out
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert len(rows) == len(found.curve)
+    assert [row for row in rows if "best" in row] == [row for row in rows if " 0.0625 " in row]
+    assert sum("diverged" in row for row in rows) == sum(point.loss == INF for point in found.curve) == 7
+    assert "learning rate 0.0625 (band 0.031 to 0.126;" in " ".join(shown.replace("\n", " ").split())
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_plot(found: Found, tmp_path: Path, suffix: str, magic: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    found.plot(tmp_path / f"curve{suffix}")
+    assert (tmp_path / f"curve{suffix}").read_bytes().startswith(magic)
+
+
+def test_plot_errors(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    for path, words in ((tmp_path / "x.docx", ".png, .svg"), (tmp_path / "no" / "x.png", "cannot write .*No such")):
+        with pytest.raises(DagscaleError, match=words):
+            found.plot(path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(DagscaleError, match=r"pip install dagscale\[plot\]"):
+        found.plot(tmp_path / "x.png")
+
+
+# --- arguments
+
+
+def test_arguments_that_cannot_be_searched() -> None:
+    x, y = blobs()
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("grid is empty", {"grid": []}),
+        ("positive numbers, got -0.1", {"grid": [-0.1, 1]}),
+        ("positive numbers, got nan", {"grid": [math.nan]}),
+        ("positive numbers, got inf", {"grid": [1, INF]}),
+        ("must hold numbers", {"grid": ["fast"]}),
+        ("seeds must be at least 1", {"seeds": 0}),
+        ("epochs must be", {"epochs": 0}),
+        ("steps must be", {"steps": 0}),
+        ("batch_size must be", {"batch_size": 0}),
+        ("widen must be", {"widen": -1}),
+        ("tolerance must be", {"tolerance": -0.1}),
+        ("tolerance must be", {"tolerance": math.nan}),
+        ("NaN or infinite", {"data": (x / 0, y)}),
+        ("at least 2 examples", {"data": (x[:1], y[:1])}),
+        ("make images floating", {"data": (torch.ones(9, 1, 2, 2, dtype=torch.uint8), y[:9])}),
+    ]
+    for words, options in wrong:
+        with pytest.raises(SearchError, match=words) as caught:
+            search(mlp(), **{"data": (x, y), "plan": FakePlan(), **options})
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UnknownNameError, match="did you mean 'sgd'"):
+        search(mlp(), (x, y), plan=FakePlan(), optimizer="sgdd")
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = mlp()
+    model.stuck = (_ for _ in ())  # type: ignore[assignment]
+    with pytest.raises(SearchError, match="cannot be copied"):
+        search(model, blobs(), plan=FakePlan())
