@@ -1,4 +1,4 @@
-"""The space ``timm:NAME``: any model of timm, with random weights."""
+"""The space ``timm:NAME``: any model of timm with random weights, at its own image size if none is given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
-from dagscale.spaces.targets import EXAMPLES, INPUT, SPACES, Option, Setting, Space, did_you_mean
+from dagscale.spaces.targets import (
+    CLASSES,
+    DEFAULT_CLASSES,
+    DEFAULT_SHAPE,
+    EXAMPLES,
+    INPUT,
+    SPACES,
+    Option,
+    Setting,
+    Space,
+    did_you_mean,
+)
 
 _declared: list[torch.library.Library] = []
 
@@ -23,13 +34,13 @@ def declare_torchvision_ops() -> None:
     if _declared:
         return
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
         return
     except RuntimeError:  # operator torchvision::nms does not exist
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore
         _declared.append(library)
 
 
@@ -49,18 +60,20 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
 
     def make() -> tuple[nn.Module, Any]:
         given: dict[str, Any] = dict(options)
-        if "classes" in setting.given:
+        if setting.classes != DEFAULT_CLASSES:
             given["num_classes"] = setting.classes
+        if setting.shape != DEFAULT_SHAPE:
+            given["in_chans"] = setting.shape[0]
         model = timm.create_model(name, pretrained=False, **given)
-        return model, example(model, setting.shape if "input" in setting.given else None)
+        return model, example(model, None if setting.shape == DEFAULT_SHAPE else setting.shape)
 
     return make
 
 
 def example(model: nn.Module, shape: tuple[int, ...] | None = None, device: str = "cpu") -> Tensor:
     """A batch of the size that a timm model is made for, or of ``shape``."""
-    size = shape or tuple(model.pretrained_cfg["input_size"])  # type: ignore[index, arg-type]
+    size = shape or tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
     return torch.randn(EXAMPLES, *size, device=device)
 
 
-SPACES.add("timm")(Space(read=_read, options=(INPUT, Option("drop_rate", "float", "dropout", low=0, high=1))))
+SPACES.add("timm")(Space(read=_read, options=(INPUT, CLASSES, Option("drop_rate", "float", "dropout", low=0, high=1))))

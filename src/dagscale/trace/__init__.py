@@ -43,13 +43,17 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     from dagscale.trace import session
     from dagscale.trace.reduction import reduce
 
+    args, kwargs = session.bind_inputs(model, example_inputs)
+    session.check_devices(model, (args, kwargs))
+    try:
+        model = session.materialised(model, args, kwargs)
+    except Exception as error:
+        raise session.forward_error(model, error, (args, kwargs)) from error
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     if not names:
         raise TraceError(f"{type(model).__name__} has no parameters: nothing to initialise or to train")
-    args, kwargs = session.bind_inputs(model, example_inputs)
-    session.check_devices(model, (args, kwargs))
     choose = select if select is not None else lambda value: value
     notes: list[str] = []
     try:

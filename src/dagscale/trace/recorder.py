@@ -33,6 +33,7 @@ class Node:
         discrete: an integer signal: token ids.
         axes: of a concat, the (stride, number) of its parts if they are equally long; of a pool, the
             (stride, size) of each dimension it adds up over.
+        via: for each parent, the nodes passed on the way from it, where reduction has melted them in.
         name: the parameter's name for parameter sources.
     """
 
@@ -46,6 +47,7 @@ class Node:
     places: tuple[Place, ...] = ()
     layer: Layer | None = None
     axes: tuple[tuple[int, int], ...] = ()
+    via: tuple[tuple[int, ...], ...] = ()
     elementwise: bool = False
     signal: bool = False
     discrete: bool = False

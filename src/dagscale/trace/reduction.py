@@ -10,6 +10,7 @@ from dagscale.trace.recorder import Node
 
 _MERGES = frozenset({"sum", "product", "concat", "select"})
 _POINTWISE = frozenset({"activation", "pass", "pool", "norm", "sum", "product", "select"})
+_MOVING = frozenset({"pass", "concat", "sum", "select", "product"})
 _FOLD_LIMIT = 64
 """How many nodes a function of one signal may be written with before it is left unfolded."""
 
@@ -18,10 +19,12 @@ def reduce(nodes: list[Node], outputs: list[int], parameters: list[Parameter], n
     """Reduce recorded nodes to a :class:`Graph`.
 
     1. Keep the nodes whose signal reaches an output.
-    2. Read self-gating as what it is: a product all of whose factors are functions of one and the same signal
-       (``x · sigmoid(x)``, tanh-GELU, ``x / rms(x)``) is an activation, or a norm if an average is taken.
+    2. Read functions of one signal as what they are. A product all of whose factors are functions of one and
+       the same signal (``x · sigmoid(x)``, tanh-GELU, ``x / rms(x)``) is an activation, or a norm if an
+       average is taken; a signal's parts put together again (rotary embedding, ``cat([x2, x1])``) are that
+       signal.
     3. A sum along the dimension of a ``stack`` is the sum of its parts; a sum whose only consumer is a sum
-       melts into it.
+       melts into it, casts, dropout and constant factors in between notwithstanding.
     4. Vertices: inputs, merges of two or more signals, forks, outputs. All else is an op on an edge.
     """
     nodes = [replace(node) for node in nodes]
@@ -46,38 +49,57 @@ def _reaching(nodes: list[Node], outputs: list[int]) -> list[bool]:
 
 
 def _fold_functions(nodes: list[Node], live: list[bool]) -> None:
-    """Step 2, outermost products first, so that inner ones vanish with them."""
+    """Step 2, the outermost first, so that inner ones vanish with them."""
     for node in reversed(nodes):
-        gate = (node.kind in ("product", "select") and node.elementwise) or node.op in ("where", "maximum", "minimum")
-        if not (live[node.id] and gate and len(node.parents) > 1 and all(node.whole)):
+        if not live[node.id] or len(node.parents) < 2:
             continue
-        found = _single_origin(nodes, node)
+        if node.kind in ("product", "select") and node.elementwise and all(node.whole):
+            found = _single_origin(nodes, node, _POINTWISE, whole=True)
+        elif node.kind in ("concat", "sum", "select"):
+            found = _single_origin(nodes, node, _MOVING, whole=False)
+        else:
+            continue
         if found is None:
             continue
         origin, inner = found
-        averaged = any(n.kind in ("pool", "norm") for n in inner)
-        node.kind = "norm" if averaged else "activation"
-        named = next((n.op for n in inner if n.kind == "activation"), node.op)
-        node.op = "normalise" if averaged else ("square" if not inner else f"{named}-gate")
-        node.parents, node.whole = (origin,), (True,)
-        params = [(p, r) for n in [node, *inner] for p, r in zip(n.params, n.places, strict=True)]
+        if node.kind in ("concat", "sum") or (node.kind == "select" and not inner):
+            parted = any(n.kind == "concat" or not all(n.whole) for n in (node, *inner))
+            if not parted or any(n.params for n in (node, *inner)):
+                continue
+            node.kind, node.op = "pass", "rearrange"
+            node.whole = (all(node.whole) and all(all(n.whole) for n in inner),)
+        else:
+            averaged = any(n.kind in ("pool", "norm") for n in inner)
+            node.kind = "norm" if averaged else "activation"
+            named = next((n.op for n in inner if n.kind == "activation"), node.op)
+            node.op = "normalise" if averaged else ("square" if not inner else f"{named}-gate")
+            node.whole = (True,)
+        node.parents = (origin,)
+        params = [(p, r) for n in (node, *inner) for p, r in zip(n.params, n.places, strict=True)]
         node.params, node.places = tuple(p for p, _ in params), tuple(r for _, r in params)
 
 
-def _single_origin(nodes: list[Node], exit_: Node) -> tuple[int, list[Node]] | None:
-    """The one node of which ``exit_`` is a weightless function, with the nodes in between; None if not one."""
+def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole: bool) -> tuple[int, list[Node]] | None:
+    """The one node of which ``exit_`` is a function through ``kinds`` of nodes alone, with those in between.
+
+    Args:
+        whole: ask that every node in between reads all of its parents.
+
+    Returns:
+        None if there is no such node within ``_FOLD_LIMIT`` steps.
+    """
     heap = [-p for p in set(exit_.parents)]
     heapq.heapify(heap)
     inside: set[int] = set(heap)
     between: list[Node] = []
-    while len(heap) > 1 or (not between and len(set(exit_.parents)) > 1):
+    while len(heap) > 1:
         node = nodes[-heapq.heappop(heap)]
         if (
-            node.kind not in _POINTWISE
+            node.kind not in kinds
             or not node.parents
-            or not all(node.whole)
+            or (whole and not all(node.whole))
             or len(between) >= _FOLD_LIMIT
-            or (node.kind == "product" and not node.elementwise)
+            or (node.kind == "product" and not (node.elementwise and (whole or len(node.parents) == 1)))
         ):
             return None
         between.append(node)
@@ -110,22 +132,31 @@ def _melt_sums(nodes: list[Node], outputs: list[int], live: list[bool]) -> None:
             stack = nodes[node.parents[0]]
             if stack.kind == "concat" and set(stack.axes) & set(node.axes) and count[stack.id] == 1 and all(node.whole):
                 node.kind, node.op = "sum", "sum"
-                node.parents, node.whole = stack.parents, stack.whole
+                node.parents, node.whole, node.via = stack.parents, stack.whole, stack.via
                 node.params, node.places = stack.params, stack.places
-        if node.kind == "sum":
-            parents: list[int] = []
-            whole: list[bool] = []
-            for parent, all_read in zip(node.parents, node.whole, strict=True):
+        if node.kind == "sum" and len(node.parents) > 1:
+            terms: list[tuple[int, bool, tuple[int, ...]]] = []
+            for i, (parent, all_read) in enumerate(zip(node.parents, node.whole, strict=True)):
+                way = node.via[i] if node.via else ()
                 inner = nodes[parent]
-                if inner.kind == "sum" and len(inner.parents) > 1 and count[parent] == 1 and all_read:
-                    parents += inner.parents
-                    whole += inner.whole
+                while _only_passes(inner) and count[inner.id] == 1 and all_read:
+                    way = (inner.id, *way)
+                    all_read = inner.whole[0]
+                    inner = nodes[inner.parents[0]]
+                if inner.kind == "sum" and len(inner.parents) > 1 and count[inner.id] == 1 and all_read:
+                    for j, (p, w) in enumerate(zip(inner.parents, inner.whole, strict=True)):
+                        terms.append((p, w, (*(inner.via[j] if inner.via else ()), *way)))
                     node.params += inner.params
                     node.places += inner.places
                 else:
-                    parents.append(parent)
-                    whole.append(all_read)
-            node.parents, node.whole = tuple(parents), tuple(whole)
+                    terms.append((parent, node.whole[i], node.via[i] if node.via else ()))
+            node.parents, node.whole, node.via = (tuple(t[k] for t in terms) for k in range(3))  # type: ignore[assignment]
+
+
+def _only_passes(node: Node) -> bool:
+    """Whether the node hands its one signal on as it is, up to a constant factor."""
+    constant = node.kind == "pass" or (node.kind == "product" and node.elementwise)
+    return constant and len(node.parents) == 1 and not node.params
 
 
 def _parameters_of(nodes: list[Node], n: int, seen: dict[int, tuple[str, ...]]) -> tuple[str, ...]:
@@ -226,9 +257,10 @@ def _assemble(
         elif merge:
             kind: VertexKind = node.kind if node.kind in _MERGES else "concat"  # type: ignore[assignment]
             at = vertex(kind, node)
-            for parent in node.parents:
+            for i, parent in enumerate(node.parents):
                 src, before = pending[parent]
-                edges.append(Edge(src, at, before))
+                way = [_op(nodes, nodes[n], seen) for n in (node.via[i] if node.via else ())]
+                edges.append(Edge(src, at, (*before, *(op for op in way if op is not None))))
             ops = (op,) if op is not None and op.params else ()
         else:
             at, before = pending[node.parents[0]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def copy_on_write(recorder: Recorder, model: nn.Module) -> Iterator[None]:
         key = recorder.memory.key(tensor)
         if key in owned and key not in saved:
             storage = owned[key].untyped_storage()
-            with torch._C._DisableTorchDispatch():  # type: ignore[no-untyped-call]
+            with torch._C._DisableTorchDispatch():
                 saved[key] = (storage, storage.clone())  # type: ignore[no-untyped-call]
 
     recorder.on_write = save
@@ -183,12 +184,41 @@ def plain_eager() -> Iterator[None]:
         yield
 
 
-def named_leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """The tensors among the inputs with a name each: ``input`` if there is one, else numbered."""
-    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if len(leaves) == 1:
-        return [("input", leaves[0])]
-    return [(f"input {i}", leaf) for i, leaf in enumerate(leaves)]
+def named_leaves(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """The tensors among the inputs with a name each: ``input`` if there is one, else as the forward calls them."""
+    named: dict[str, Any] = {f"input {i}": value for i, value in enumerate(args)} | kwargs
+    with suppress(TypeError, ValueError):
+        named = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    leaves = [leaf for name, value in named.items() for leaf in _leaves(name, value)]
+    return [("input", leaves[0][1])] if len(leaves) == 1 else leaves
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(f"{name}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _leaves(f"{name}.{i}", item)
+    else:
+        for i, leaf in enumerate(tree_leaves(value)):
+            if isinstance(leaf, Tensor):
+                yield f"{name}.{i}", leaf
+
+
+def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """``model`` itself, or a copy that ran once if some of its parameters have no shape yet (lazy modules)."""
+    from torch.nn.parameter import is_lazy
+
+    if not any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+        return model
+    copy = deepcopy(model)
+    args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
+    with unchanged_random_state(), torch.no_grad():
+        copy(*args, **kwargs)
+    return copy
 
 
 def output_tensors(value: Any) -> list[Tensor]:
@@ -218,11 +248,12 @@ def run_fake(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], A
     for name, parameter in model.named_parameters():
         recorder.add_parameter(name, parameter, stand_ins[id(parameter)])
     args, kwargs = tree_map(lambda t: fake.from_tensor(t) if isinstance(t, Tensor) else t, (args, kwargs))
-    for name, leaf in named_leaves(args, kwargs):
+    for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
     with unchanged_modules(model), unchanged_random_state(), module_paths(recorder, model), plain_eager():
         for module in model.modules():
-            for table in (module._parameters, module._buffers):
+            tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+            for table in tables:
                 for name, tensor in table.items():
                     table[name] = stand_ins.get(id(tensor), tensor)
         with copy_on_write(recorder, model), fake, recorder:
@@ -236,7 +267,7 @@ def run_real(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], A
     for name, parameter in model.named_parameters():
         recorder.add_parameter(name, parameter)
     args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
-    for name, leaf in named_leaves(args, kwargs):
+    for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
     with unchanged_modules(model), unchanged_random_state(), module_paths(recorder, model), plain_eager():
         with copy_on_write(recorder, model), recorder:

@@ -88,5 +88,5 @@ def power(arguments: Arguments) -> Meaning:
 def extremum(arguments: Arguments) -> Meaning:
     """Of two tensors: one of them is selected; of one tensor: a pooling."""
     if hasattr(arguments.get("other"), "shape"):
-        return Meaning("select", data=("self", "other"))
+        return Meaning("select", data=("self", "other"), elementwise=True)
     return Meaning("pool", data=("self",))

@@ -83,7 +83,7 @@ means(
 )
 means(Meaning("pass", data=("input",)), "aten.native_dropout", "aten.dropout", "aten.feature_dropout")
 means(Meaning("pass", data=("self",)), "aten._fused_dropout", "aten.alpha_dropout", "aten.masked_scale")
-means(Meaning("select", data=("self", "other")), "aten.where")
+means(Meaning("select", data=("self", "other"), elementwise=True), "aten.where")
 means(Meaning("concat", data=("tensors",)), "aten.block_diag")
 means(Meaning("pass", data=("src",)), "aten.copy_", "aten.copy", "aten._copy_from")
 means(

@@ -36,6 +36,7 @@ rule("aten.bmm")(dense("self", "mat2"))
 rule("aten.matmul")(dense("self", "other"))
 rule("aten.addmm", "aten.addmm_", "aten._addmm_activation")(dense("mat1", "mat2", "self"))
 rule("aten.addmv")(dense("mat", "vec", "self"))
+rule("aten._grouped_mm")(dense("self", "mat2", "bias"))
 rule("aten.addbmm", "aten.baddbmm", "aten.baddbmm_")(dense("batch1", "batch2", "self"))
 
 
