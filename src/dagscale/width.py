@@ -1,0 +1,373 @@
+"""Width: how each parameter's init and learning rate change from a base to a wider target (μP).
+
+From two graphs alone. Of every weight layer two numbers count, the growth from base to target of
+
+    m_in    the channels that one unit sums over (its fan-in without the kernel)
+    m_out   its units
+
+and the classes of [Yang et al. 2022, Tensor Programs V, Table 3] follow from which of them differs from 1.
+``docs/width.md`` derives the rules and lists what they cannot do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod, sqrt
+from typing import Literal
+
+from dagscale.errors import PlanError
+from dagscale.graph import Graph, LayerUse
+from dagscale.registry import Registry
+
+WidthKind = Literal["input", "hidden", "output", "vector"]
+Position = Literal["input", "inner", "readout"]
+
+ONE = Fraction(1)
+MULTIPLIES = frozenset({"gain"})
+NORM_CHAIN = frozenset({"norm", "scale", "shift", "pass"})
+
+WidthRule = Callable[[float, float], float]
+"""(m_in, m_out) → factor on the learning rate that keeps the change of the layer's output, per step, Θ(1)."""
+
+WIDTH_RULES: Registry[WidthRule] = Registry("optimizer")
+
+
+@WIDTH_RULES.add("sgd")
+@WIDTH_RULES.add("momentum")
+def gradient_rule(m_in: float, m_out: float) -> float:
+    """``m_out / m_in``: ``Δz_i = -η δ_i Σ_j x_j²``, with gradients ``δ_i`` like 1/units and ``m_in`` like terms."""
+    return m_out / m_in
+
+
+@WIDTH_RULES.add("adam")
+@WIDTH_RULES.add("adamw")
+def sign_rule(m_in: float, m_out: float) -> float:
+    """``1 / m_in``: ``Δz_i = -η Σ_j sign(δ_i x_j) x_j``, as many aligned terms of one size as there are inputs."""
+    return 1 / m_in
+
+
+@dataclass(frozen=True, slots=True)
+class WidthScaling:
+    """Factors for one parameter of the target; all are 1 where the target is as wide as the base.
+
+    Attributes:
+        kind: ``input`` (fixed size → width), ``hidden`` (width → width), ``output`` (width → fixed size) or
+            ``vector`` (biases, gains, depthwise kernels, and what does not act through a weight layer).
+        width_mult: growth of the fan-in for ``hidden`` and ``output``, of the units for ``input`` and ``vector``.
+        init: factor on the mean and standard deviation that the init rule gives *at the target*, for rules in
+            standard parametrisation: weights ∝ fan_in^(-1/2) (He, LeCun, moments; a tied weight by its readout's
+            fan-in), vectors independent of width.
+        lr: factor on the learning rate.
+        weight_decay: factor on the weight decay: ``1/lr``, so that AdamW's and SGD's shrinkage per step,
+            learning rate × decay, is the same in every parameter and at every width.
+        note: what a reader should know of this parameter; ``""`` mostly.
+    """
+
+    kind: WidthKind
+    width_mult: float
+    init: float
+    lr: float
+    weight_decay: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A weight as a layer uses it: where it stands, and its sizes in channels."""
+
+    name: str
+    op: str
+    position: Position
+    fan_in: int
+    units: int
+    groups: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.op, self.position
+
+
+@dataclass(frozen=True, slots=True)
+class _Growth:
+    """``m_in`` and ``m_out`` of one layer, and whether its groups grew with it."""
+
+    fan_in: Fraction
+    units: Fraction
+    grouped: bool = False
+
+
+def width_scaling(base: Graph, target: Graph, optimizer: str, *, mean_field: bool = False) -> dict[str, WidthScaling]:
+    """Class every parameter of ``target`` by what grows from ``base``, and give its μP factors.
+
+    Layers are matched by name, then by name with every number wildcarded (``blocks.7`` with ``blocks.3``), each
+    only where operator and position (reads the input, inner, readout) agree too; inputs and readouts, if nothing else
+    fits, by these alone. A layer that the base lacks is read from the graph: the sizes it connects have grown as they
+    have elsewhere.
+
+    Args:
+        base, target: traced graphs; the target may be deeper, narrower, or of another topology.
+        optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
+        mean_field: the init rule gives readouts std ∝ 1/fan_in by itself (``in-degree`` does).
+
+    Returns:
+        Every parameter's first name → its factors.
+
+    Raises:
+        UnknownNameError: if there is no width rule for the optimiser.
+        PlanError: if base and target share no layer.
+    """
+    rule = WIDTH_RULES[optimizer]
+    places, origins = _places(target), _places(base)
+    growths = _growths(places, origins)
+    sizes = _sizes(places, growths)
+    scalings: dict[str, WidthScaling] = {}
+    for name, place in places.items():
+        growths.setdefault(name, _inferred(place, sizes))
+        scalings[name] = _weight(place, growths[name], rule, mean_field)
+    for name, grown in _vectors(base, target, places, growths, scalings, sizes).items():
+        scalings[name] = _scaling("vector", grown, ONE, grown, rule)
+    scalings.update(_tied(target, growths, rule, mean_field))
+    nothing = WidthScaling("vector", 1.0, 1.0, 1.0, 1.0, "not on any input→output path")
+    return {p.name: scalings.get(p.name, nothing) for p in target.parameters}
+
+
+def _places(graph: Graph) -> dict[str, _Place]:
+    """Each weight at its first use; a readout use counts before others, so that tied weights show as readouts."""
+    found: dict[str, _Place] = {}
+    for use, name, position in _positions(graph):
+        if name not in found or (position == "readout" and found[name].position != "readout"):
+            found[name] = _place(use, name, graph.parameter[name].shape, position)
+    return found
+
+
+def _positions(graph: Graph) -> Iterator[tuple[LayerUse, str, Position]]:
+    """Every use of a layer, its weight (the largest, where it is computed from several), and where it stands."""
+    fresh = [v.kind == "input" for v in graph.vertices]  # whether what stands there has passed no weight layer
+    for v, entering in enumerate(graph.in_edges):
+        live = [graph.edges[e] for e in entering if graph.live[e]]
+        fresh[v] = fresh[v] or (bool(live) and all(fresh[e.src] and not e.layers for e in live))
+    for use in graph.layers:
+        weights = [p.name for p in use.op.params if p.role == "weight" and p.name in graph.parameter]
+        if weights:
+            edge = graph.edges[use.edge]
+            reads = fresh[edge.src] and use.op is edge.layers[0]
+            position: Position = "readout" if use.readout else "input" if reads else "inner"
+            yield use, max(weights, key=lambda n: graph.parameter[n].numel), position
+
+
+def _place(use: LayerUse, name: str, shape: tuple[int, ...], position: Position) -> _Place:
+    layer, op = use.layer, use.op.name
+    patch = prod(layer.kernel)
+    convolution = bool(layer.kernel) and len(shape) == 2 + len(layer.kernel)
+    if "embedding" in op:
+        fan_in, units = 1, layer.fan_out
+    elif convolution and (layer.fan_in != shape[1] * patch or layer.fan_out != shape[0] * patch):
+        fan_in, units = shape[0] // layer.groups, shape[1] * layer.groups  # transposed: (in, out/groups, *kernel)
+    else:
+        fan_in = max(1, layer.fan_in // patch)
+        units = max(1, prod(shape) // (patch * fan_in))
+    return _Place(name, op, position, fan_in, units, layer.groups)
+
+
+def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dict[str, _Growth]:
+    """Growth of every layer that has a counterpart in the base."""
+    growths: dict[str, _Growth] = {}
+    shared = not any(p.position != "readout" for p in places.values())
+    for name, place in places.items():
+        alike = {n: p for n, p in origins.items() if p.key == place.key}
+        match = _nearest(name, alike)
+        if match is None and place.position != "inner":
+            match = next(iter(alike), None)
+        if match is None:
+            continue
+        origin = alike[match]
+        shared = shared or place.position != "readout"
+        growths[name] = _Growth(
+            Fraction(place.fan_in, origin.fan_in),
+            Fraction(place.units, origin.units),
+            place.groups != origin.groups,
+        )
+    if not growths or not shared:
+        raise PlanError(
+            f"a base and a target that share no layer: the base has {_listed(origins)}, the target {_listed(places)}; "
+            "give a base of the same kind, narrower or shallower"
+        )
+    return growths
+
+
+def _nearest(name: str, names: Collection[str]) -> str | None:
+    """The same name, else the one that differs in numbers only, and there least, earlier numbers first."""
+    if name in names:
+        return name
+    pattern, numbers = _pattern(name)
+    near = [
+        (tuple(abs(a - b) for a, b in zip(numbers, _pattern(n)[1], strict=True)), n)
+        for n in names
+        if _pattern(n)[0] == pattern
+    ]
+    return min(near)[1] if near else None
+
+
+def _pattern(name: str) -> tuple[str, tuple[int, ...]]:
+    return re.sub(r"\d+", "*", name), tuple(map(int, re.findall(r"\d+", name)))
+
+
+def _listed(places: Mapping[str, _Place]) -> str:
+    names = [f"{p.name} ({p.op})" for p in places.values()]
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "") or "no weight layer"
+
+
+def _sizes(places: Mapping[str, _Place], growths: Mapping[str, _Growth]) -> dict[int, Fraction]:
+    """The target's sizes inside the network → how much they have grown; under 0 what to take for any other size."""
+    votes: dict[int, Counter[Fraction]] = {}
+    for name, growth in growths.items():
+        place = places[name]
+        if place.position != "input":
+            votes.setdefault(place.fan_in, Counter())[growth.fan_in] += 1
+        if place.position != "readout":
+            votes.setdefault(place.units, Counter())[growth.units] += 1
+    sizes = {size: count.most_common(1)[0][0] for size, count in votes.items()}
+    grown = sorted(m for m in sizes.values() if m != 1)
+    sizes[0] = grown[len(grown) // 2] if grown else ONE
+    return sizes
+
+
+def _inferred(place: _Place, sizes: Mapping[int, Fraction]) -> _Growth:
+    """Growth of a layer without a counterpart, from the sizes that it connects."""
+    grouped = place.groups > 1 and sizes.get(place.groups, ONE) != 1
+    fan_in = ONE if grouped or place.position == "input" else sizes.get(place.fan_in, sizes[0])
+    return _Growth(fan_in, ONE if place.position == "readout" else sizes.get(place.units, sizes[0]), grouped)
+
+
+def _weight(place: _Place, growth: _Growth, rule: WidthRule, mean_field: bool) -> WidthScaling:
+    """The class of a weight, and its factors."""
+    m_in, m_out, note = growth.fan_in, growth.units, ""
+    kind: WidthKind
+    if place.position == "readout":
+        if m_in != m_out or m_in == 1:
+            kind, m_out = "output", ONE  # a change in the number of classes is no width
+        else:
+            kind, note = "hidden", "the model's output grows with its width: taken for features, not for a readout"
+    elif growth.grouped and m_in == 1:
+        kind = "vector"
+    elif place.position == "input":
+        kind = "hidden" if m_in == m_out != 1 else "input"
+    elif m_in != 1 and m_out == 1:
+        kind, note = "output", "maps the width to a fixed size inside the network: scaled as a readout"
+    else:
+        kind = "input" if m_in == 1 and m_out != 1 else "hidden"
+    init = 1 / sqrt(m_in) if kind == "output" else 1.0
+    if mean_field and place.position == "readout":
+        init *= sqrt(m_in)
+    return _scaling(kind, m_in if kind in ("hidden", "output") else m_out, m_in, m_out, rule, init, note)
+
+
+def _scaling(
+    kind: WidthKind,
+    width_mult: Fraction,
+    m_in: Fraction,
+    m_out: Fraction,
+    rule: WidthRule,
+    init: float = 1.0,
+    note: str = "",
+) -> WidthScaling:
+    lr = rule(float(m_in), float(m_out))
+    return WidthScaling(kind, float(width_mult), init, lr, 1 / lr, note)
+
+
+def _vectors(
+    base: Graph,
+    target: Graph,
+    places: Mapping[str, _Place],
+    growths: Mapping[str, _Growth],
+    scalings: Mapping[str, WidthScaling],
+    sizes: Mapping[int, Fraction],
+) -> dict[str, Fraction]:
+    """Growth of every parameter that is no layer's weight: as its layer's units, else by name, else by size."""
+    found: dict[str, Fraction] = {}
+    known = {p.name: p.shape for p in base.parameters}
+    for edge, live in zip(target.edges, target.live, strict=True):
+        layer: str | None = None
+        for op in edge.ops if live else ():
+            names = [use.name for use in op.params if use.name in target.parameter]
+            layer = next((n for n in names if n in places), layer if op.layer is None else None)
+            for name in names:
+                if name in places or name in found:
+                    continue
+                shape = target.parameter[name].shape
+                if layer is not None and prod(shape) == places[layer].units:
+                    found[name] = ONE if scalings[layer].kind == "output" else growths[layer].units
+                else:
+                    found[name] = _by_shape(name, shape, known, sizes)
+    return found
+
+
+def _by_shape(
+    name: str, shape: tuple[int, ...], known: Mapping[str, tuple[int, ...]], sizes: Mapping[int, Fraction]
+) -> Fraction:
+    """Growth of the last dimension that differs from its counterpart's in the base."""
+    match = _nearest(name, [n for n, s in known.items() if len(s) == len(shape)])
+    if match is not None:
+        ratios = [Fraction(t, b) for t, b in zip(shape, known[match], strict=True) if b]
+    else:
+        ratios = [sizes.get(n, ONE) for n in shape]
+    return next((m for m in reversed(ratios) if m != 1), ONE)
+
+
+def _tied(graph: Graph, growths: Mapping[str, _Growth], rule: WidthRule, mean_field: bool) -> dict[str, WidthScaling]:
+    """Weights that are embedding and readout at once, with the gain that stands in for the output multiplier.
+
+    As an embedding the weight wants entries and steps of Θ(1); as a readout it then needs a factor 1/m before it,
+    which μP puts into the forward. Where a norm with a gain feeds the readout and nothing else, that gain times 1/m
+    is the same function. Its rate is 1/m under every optimiser here: Adam's steps shrink with the value;
+    under SGD the gain's own m meets 1/m for the value and 1/m for the gradient.
+    """
+    uses = list(_positions(graph))
+    embedded = {name for _, name, position in uses if position == "input"}
+    found: dict[str, WidthScaling] = {}
+    for use, name, position in uses:
+        if position != "readout" or name not in embedded or name in found or growths[name].fan_in == 1:
+            continue
+        m = growths[name].fan_in
+        before = _norm_before(graph, use)
+        if before is None:
+            note = (
+                "embedding and readout at once, and no norm gain feeds the readout: scaled as a readout, so that "
+                "nothing blows up, but the embedding fades like 1/width; untie them, or put a norm before the readout"
+            )
+            init = 1.0 if mean_field else 1 / sqrt(m)
+            found[name] = _scaling("output", m, m, ONE, rule, init, note)
+            continue
+        note = f"embedding and readout at once: scaled as an embedding, {before[0]} is divided by the width multiplier"
+        found[name] = _scaling("input", m, ONE, m, rule, float(m) if mean_field else sqrt(m), note)
+        for vector in before:
+            note = f"carries the output multiplier 1/{float(m):g} of the tied readout {name}"
+            found[vector] = WidthScaling("vector", float(m), float(1 / m), float(1 / m), float(m), note)
+    return found
+
+
+def _norm_before(graph: Graph, use: LayerUse) -> tuple[str, ...] | None:
+    """The gain, and the bias after it, of the norm whose output only the readout reads; None if there is none."""
+    ops = graph.edges[use.edge].ops
+    after: list[str] = []
+    for op in reversed(ops[: next(i for i, o in enumerate(ops) if o is use.op)]):
+        if op.kind not in NORM_CHAIN:
+            return None
+        gains = [p.name for p in op.params if p.role in MULTIPLIES]
+        after = [*gains, *(p.name for p in op.params if p.role not in MULTIPLIES), *after]
+        if gains:
+            once = all(_uses(graph, name) == 1 for name in after)
+            return tuple(after) if once and len(gains) == 1 else None
+    return None
+
+
+def _uses(graph: Graph, name: str) -> int:
+    """How many ops use a parameter."""
+    return sum(use.name == name for edge in graph.edges for op in edge.ops for use in op.params)
+
+
+__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "width_scaling"]
