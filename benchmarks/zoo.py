@@ -100,7 +100,7 @@ def check(model: Any, inputs: Any) -> dict[str, Any]:
             "paths": f"{float(sums.paths):.3g}" if sums.paths < 10**300 else f"1e{len(str(sums.paths)) - 1}",
             "depth": [sums.min_depth, sums.max_depth],
             "unknown": [n.split()[2] for n in graph.notes if n.startswith("unknown")],
-            "real_run": any(n.startswith("the forward looks") for n in graph.notes),
+            "real_run": any(n.startswith("the forward") for n in graph.notes),
         }
         if wanted is not None:
             row |= {"only_graph": sorted(reached - wanted), "only_gradient": sorted(wanted - reached)}

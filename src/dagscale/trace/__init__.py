@@ -41,6 +41,7 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
         ForwardError: if the forward itself raises; the user's exception is its ``__cause__``.
     """
     from dagscale.trace import session
+    from dagscale.trace.recorder import Recorder
     from dagscale.trace.reduction import reduce
 
     args, kwargs = session.bind_inputs(model, example_inputs)
@@ -48,7 +49,7 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     try:
         model = session.materialised(model, args, kwargs)
     except Exception as error:
-        raise session.forward_error(model, error, (args, kwargs)) from error
+        raise session.forward_error(model, None, error, (args, kwargs)) from error
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -56,24 +57,22 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
         raise TraceError(f"{type(model).__name__} has no parameters: nothing to initialise or to train")
     choose = select if select is not None else lambda value: value
     notes: list[str] = []
+    recorder = Recorder()
     try:
-        recorder, outputs = session.run_fake(model, args, kwargs, choose)
+        outputs = session.run_fake(recorder, model, args, kwargs, choose)
     except DagscaleError:
         raise
     except Exception as fake_error:
         if any(p.is_meta for p in model.parameters()):
-            raise session.forward_error(model, fake_error, (args, kwargs)) from fake_error
+            raise session.forward_error(model, recorder, fake_error, (args, kwargs)) from fake_error
+        recorder = Recorder()
         try:
-            recorder, outputs = session.run_real(model, args, kwargs, choose)
+            outputs = session.run_real(recorder, model, args, kwargs, choose)
         except DagscaleError:
             raise
         except Exception as error:
-            raise session.forward_error(model, error, (args, kwargs)) from error
-        reason = str(fake_error).strip().splitlines()
-        notes.append(
-            "the forward looks at values, so it was run for real and only the branch taken was seen "
-            f"({type(fake_error).__name__}{': ' + reason[0] if reason else ''})"
-        )
+            raise session.forward_error(model, recorder, error, (args, kwargs)) from error
+        notes.append(session.looks_at_values(fake_error))
     if not any(recorder.nodes[n].signal for n in outputs):
         last = recorder.last_signal
         where = f"{last.op!r} in {last.module or 'the model'}" if last is not None else "none did"

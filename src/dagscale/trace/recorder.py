@@ -116,6 +116,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         path: qualified names of the modules that are running, the innermost last.
         on_write: called with a tensor before an operator writes to it.
         last_signal: the last node whose value depended on an input.
+        failed: the last operator that raised, and the module that ran it.
+        finished: whether the forward returned.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -128,6 +130,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operators: dict[Any, Operator] = {}
         self.on_write: Any = None
         self.last_signal: Node | None = None
+        self.failed: tuple[str, str] | None = None
+        self.finished = False
 
     # -- sources ------------------------------------------------------------------------------------------
 
@@ -201,7 +205,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for argument in operator.written:
                 for tensor in tensors_in(named.get(argument)):
                     self.on_write(tensor)
-        out = func(*args, **kwargs)
+        try:
+            out = func(*args, **kwargs)
+        except Exception:
+            self.failed = (operator.name, self._module)
+            raise
         self._record(operator, meaning, named, known, out)
         return out
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import random
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
@@ -25,10 +27,12 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
     keyword arguments; anything else, another mapping included, is the one positional argument.
 
     Raises:
-        TraceError: if the forward does not take such arguments.
+        TraceError: if the forward does not take such arguments, or there is no tensor among them.
     """
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = {}
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"{type(model).__name__} is not a torch.nn.Module: give the model itself")
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
@@ -54,6 +58,8 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
                 f"the inputs do not fit {type(model).__name__}.forward{signature}: {error}; give a tensor, "
                 "a tuple of positional arguments or a dict of keyword arguments"
             ) from None
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+        raise TraceError("there is no tensor among the inputs: give the model's example inputs, as torch tensors")
     return args, kwargs
 
 
@@ -179,6 +185,9 @@ def plain_eager() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
         torch._C._set_mkldnn_enabled(False)
+        log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what we report
+        stack.callback(setattr, log, "disabled", log.disabled)
+        log.disabled = True
         if hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -234,15 +243,14 @@ def output_tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
 
 
-Record = tuple[Recorder, list[int]]
-"""A finished recorder and the nodes of the outputs."""
+def run_fake(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], Any]) -> list[int]:
+    """The forward on fake tensors: shapes and dependencies without arithmetic or memory.
 
-
-def run_fake(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], Any]) -> Record:
-    """The forward on fake tensors: shapes and dependencies without arithmetic or memory."""
+    Returns:
+        The nodes of the outputs.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    recorder = Recorder()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     stand_ins = {id(t): fake.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
     for name, parameter in model.named_parameters():
@@ -250,39 +258,66 @@ def run_fake(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], A
     args, kwargs = tree_map(lambda t: fake.from_tensor(t) if isinstance(t, Tensor) else t, (args, kwargs))
     for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
-    with unchanged_modules(model), unchanged_random_state(), module_paths(recorder, model), plain_eager():
+    with undisturbed(recorder, model):
         for module in model.modules():
             tables: list[dict[str, Any]] = [module._parameters, module._buffers]
             for table in tables:
                 for name, tensor in table.items():
                     table[name] = stand_ins.get(id(tensor), tensor)
-        with copy_on_write(recorder, model), fake, recorder:
-            outputs = output_tensors(select(model(*args, **kwargs)))
-    return recorder, [n for t in outputs if (n := recorder.memory.read(t)) is not None]
+        with fake, recorder:
+            return _output_nodes(recorder, model(*args, **kwargs), select)
 
 
-def run_real(model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], Any]) -> Record:
-    """The forward for real, for models whose control flow looks at values; only the branch taken is seen."""
-    recorder = Recorder()
+def run_real(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], Any]) -> list[int]:
+    """The forward for real, for models whose control flow looks at values; only the branch taken is seen.
+
+    Returns:
+        The nodes of the outputs.
+    """
     for name, parameter in model.named_parameters():
         recorder.add_parameter(name, parameter)
     args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
     for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
-    with unchanged_modules(model), unchanged_random_state(), module_paths(recorder, model), plain_eager():
-        with copy_on_write(recorder, model), recorder:
-            outputs = output_tensors(select(model(*args, **kwargs)))
-    return recorder, [n for t in outputs if (n := recorder.memory.read(t)) is not None]
+    with undisturbed(recorder, model), recorder:
+        return _output_nodes(recorder, model(*args, **kwargs), select)
 
 
-def forward_error(model: nn.Module, error: Exception, inputs: Any) -> ForwardError:
-    """The user's own exception, told in one line with the place it came from."""
-    import traceback
+@contextmanager
+def undisturbed(recorder: Recorder, model: nn.Module) -> Iterator[None]:
+    """Everything around the forward that makes it plain to record and leaves no trace of its own."""
+    with unchanged_modules(model), unchanged_random_state(), copy_on_write(recorder, model):
+        with module_paths(recorder, model), plain_eager():
+            yield
 
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename.replace("\\", "/") and "/dagscale/trace/" not in f.filename]
-    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+
+def _output_nodes(recorder: Recorder, value: Any, select: Callable[[Any], Any]) -> list[int]:
+    recorder.finished = True
+    try:
+        chosen = select(value)
+    except Exception as error:
+        raise TraceError(
+            f"select raised {type(error).__name__}: {_first_line(error)}, on the forward's {type(value).__name__}"
+        ) from error
+    tensors = output_tensors(chosen)
+    if not tensors:
+        raise TraceError(
+            f"the forward returned no tensor but {type(chosen).__name__}: return what is to count as output, as a "
+            "tensor or in tuples, lists, dicts and dataclasses"
+        )
+    return [n for t in tensors if (n := recorder.memory.read(t)) is not None]
+
+
+def forward_error(model: nn.Module, recorder: Recorder | None, error: Exception, inputs: Any) -> ForwardError:
+    """The user's own exception, told in one line with the operator, the module and the line it came from."""
+    place = _place(recorder, error)
+    name = type(model).__name__
+    if _needs_values(error) and any(p.is_meta for p in model.parameters()):
+        return ForwardError(
+            f"the forward of {name} looks at values, which a model on meta does not have{place}: give it storage "
+            "with model.to_empty(device='cpu') and initialise it, then trace"
+        )
+    text = _first_line(error)
     integer = any(
         isinstance(leaf, Tensor) and not leaf.is_floating_point() and not leaf.is_complex()
         for leaf in tree_leaves(inputs)
@@ -292,4 +327,45 @@ def forward_error(model: nn.Module, error: Exception, inputs: Any) -> ForwardErr
         if integer and "type" in text
         else ""
     )
-    return ForwardError(f"the forward of {type(model).__name__} raised {type(error).__name__}: {text}{where}{hint}")
+    return ForwardError(f"the forward of {name} raised {type(error).__name__}: {text}{place}{hint}")
+
+
+def looks_at_values(error: Exception) -> str:
+    """The note on a forward that could not be run on fake tensors."""
+    if _needs_values(error):
+        return f"the forward looks at values ({_first_line(error)}): run for real, only the branch taken was seen"
+    return (
+        f"the forward does not run on fake tensors ({type(error).__name__}: {_first_line(error)}): run for real, "
+        "only the branch taken was seen"
+    )
+
+
+def _needs_values(error: Exception) -> bool:
+    text = str(error)
+    return type(error).__name__ in _VALUE_ERRORS or "meta tensor" in text or "aten::_local_scalar_dense" in text
+
+
+_VALUE_ERRORS = frozenset(
+    {"DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode"}
+)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else "no message"
+
+
+def _place(recorder: Recorder | None, error: Exception) -> str:
+    """`` (operator in 'module', file:line)`` of the user's line that the exception came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename.replace("\\", "/") for part in _NOT_THE_USERS)]
+    parts = []
+    if recorder is not None and recorder.failed is not None and not recorder.finished:
+        operator, module = recorder.failed
+        parts.append(f"{operator} in {module!r}" if module else operator)
+    if own:
+        parts.append(f"{own[-1].filename}:{own[-1].lineno}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+_NOT_THE_USERS = ("/torch/", "/dagscale/trace/", "/contextlib.py")
