@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,7 @@ class Probe:
         return value
 
 
-def apply_fills(model: nn.Module, fills: dict[str, Fill], seed: int) -> None:
+def apply_fills(model: nn.Module, fills: Mapping[str, Fill], seed: int) -> None:
     """Draw the trainable parameters that ``fills`` names."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

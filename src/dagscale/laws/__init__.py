@@ -1,6 +1,6 @@
 """Laws: base and target → the factors that carry a learning rate from one to the other. One file each."""
 
-from dagscale.laws import curvature, none, paths, released
+from dagscale.laws import covariance, curvature, none, paths, released, walk
 from dagscale.laws.base import LAWS, Law
 
-__all__ = ["LAWS", "Law", "curvature", "none", "paths", "released"]
+__all__ = ["LAWS", "Law", "covariance", "curvature", "none", "paths", "released", "walk"]

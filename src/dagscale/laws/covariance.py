@@ -1,0 +1,80 @@
+"""The second moment of one SGD step's update, exact at leading order in 1/width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+from dagscale.errors import GraphError
+from dagscale.graph import Graph
+from dagscale.laws.base import LAWS, SGD, Law
+from dagscale.laws.dag import mean_field
+from dagscale.subject import Subject
+
+LARGEST = 4000
+"""Vertices beyond which the cubic cost is refused."""
+
+
+def update_moment(graph: Graph, multipliers: Mapping[str, float] | None = None) -> float:
+    """``E‖Δz‖²`` after one SGD step with unit rate and unit error, at the vertices that outputs read.
+
+    Write ``y_v`` for what the layers into ``v`` add up to, so that ``z_v = Σ_b κ_vb y_b`` with ``κ`` the number of
+    identity paths. A step changes the output vertex ``u`` by ``Σ_b s_b J^b G^b``, with ``J^b = ∂z_u/∂y_b``,
+    ``G^b = ∂f/∂y_b`` and ``s_b`` the update strength of the layers into ``b`` (rate × squared input). Both expand
+    over the layers ``e`` that leave the vertices ``v`` with ``κ_vb ≠ 0``; in the product of the two sums, terms in which one
+    layer stands on both sides concentrate (``W D Wᵀ → ½ n Var W``), all others are independent and of mean 0::
+
+        X = J G:     X_b = Σ_c A_bc X_c + F_b,      A_bc = Σ_(v→c) κ_vb² ½ ω_vc,    ω_vc = n Var W_vc
+        E⟨F_b, F_b'⟩ = Σ_(v, v') κ_vb κ_v'b κ_vb' κ_v'b' Ω_vv'
+        Ω_vv' = Θ_vv' a_v g_v' + [v'=u] Θ_vu a_v + [v=u] ½ g_v' + [v=v'=u] ½
+
+    with ``Θ_vv' = E σ'(z_v) σ'(z_v')`` (arc-cosine kernel of degree 0 [Cho & Saul 2009]), ``a_v = Σ_c ω_vc j_c``,
+    ``g_v = Σ_c ω_vc γ_c``, ``j = E‖J‖²/n`` and ``γ = E‖G‖²`` by their own recursions. Then with ``t = (1 - Aᵀ)⁻¹ s``::
+
+        E‖Δz_u‖² = tᵀ E[F Fᵀ] t = Σ_(v,v') Ω_vv' (Σ_b t_b κ_vb κ_v'b)²
+
+    Cost: cubic in the number of vertices. Several outputs' vertices are averaged.
+
+    Raises:
+        GraphError: if there are more than ``LARGEST`` vertices.
+    """
+    import numpy as np
+
+    dag = mean_field(graph, multipliers)
+    n = dag.size
+    if n > LARGEST:
+        raise GraphError(f"law 'covariance' is cubic in the {n} vertices of this graph: use law 'walk' or 'curvature'")
+    kappa = dag.kappa()
+    moments = (kappa * dag.own_moment()) @ kappa.T
+    scale = np.sqrt(np.maximum(np.diag(moments), 1e-300))
+    theta = 0.5 - np.arccos(np.clip(moments / np.outer(scale, scale), -1, 1)) / (2 * np.pi)
+    omega = np.zeros((n, n))
+    strength = np.array(dag.stems)
+    for edge in dag.weights:
+        # Var W is set so that the edge brings 1/d: n Var W = 1 / (d E σ(z)²), E σ(z)² = ½ E z².
+        omega[edge.src, edge.dst] += 2 / (dag.degree[edge.dst] * moments[edge.src, edge.src])
+        strength[edge.dst] += edge.strength * moments[edge.src, edge.src] / 2
+    carried = (kappa**2).T @ omega / 2  # A
+    t = np.linalg.solve(np.eye(n) - carried.T, strength)
+    overlap = (kappa * t) @ kappa.T  # Σ_b t_b κ_vb κ_v'b
+    total = 0.0
+    ends = sorted({v for v, _ in dag.ends})
+    for u in ends:
+        j = np.linalg.solve(np.eye(n) - carried, kappa[u] ** 2)
+        gamma = np.linalg.solve(np.eye(n) - carried, kappa[u] ** 2 / 2)
+        a, g = omega @ j, omega @ gamma
+        fluctuation = theta * np.outer(a, g)
+        fluctuation[:, u] += theta[:, u] * a
+        fluctuation[u] += g / 2
+        fluctuation[u, u] += 0.5
+        total += float((fluctuation * overlap**2).sum())
+    return total / len(ends)
+
+
+def factors(base: Subject, target: Subject) -> dict[str, float]:
+    """``η ∝ (E‖Δz‖²)^(-1/2)``: the paper's principle, without its path-by-path approximation."""
+    moments = [update_moment(s.graph, s.multipliers) for s in (base, target)]
+    return {"covariance": sqrt(moments[0] / moments[1])}
+
+
+LAWS.add("covariance")(Law(factors, SGD))

@@ -1,0 +1,82 @@
+"""The path sum, each path with the weight that the initialisation gives it."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from dagscale.graph import Graph
+from dagscale.laws.base import LAWS, SGD, Law
+from dagscale.laws.dag import mean_field
+from dagscale.paths import kernel_size
+from dagscale.subject import Subject
+
+
+def weighted_cubes(graph: Graph) -> float:
+    """``Σ_p w_p L_p³``, ``Σ_p w_p = 1``, in one pass over the edges.
+
+    A vertex's second moment ``m_v`` is the sum of what its summands bring: ``1/d_v`` for a weight edge, ``m_u`` for
+    an identity edge from ``u``. Walking back from the output and choosing each summand with the probability
+    of its share, ``w_p`` is the probability of path ``p``. Without identity edges ``w_p = Π 1/d_v``.
+    """
+    dag = mean_field(graph)
+    incoming: list[list[tuple[int, float, int]]] = [[] for _ in range(dag.size)]
+    for edge in dag.weights:
+        incoming[edge.dst].append((edge.src, 1 / dag.degree[edge.dst], edge.depth))
+    for u, v, depth in dag.identities:
+        incoming[v].append((u, -1.0, depth))
+    moment = [0.0] * dag.size
+    sums = [(0.0, 0.0, 0.0, 0.0)] * dag.size
+    for v in range(dag.size):
+        stem = 1 / dag.degree[v] if dag.stems[v] else 0.0
+        shares = [(u, share if share >= 0 else moment[u], depth) for u, share, depth in incoming[v]]
+        moment[v] = stem + sum(share for _, share, _ in shares)
+        total = (stem, 0.0, 0.0, 0.0)
+        for u, share, depth in shares:
+            total = _add(total, _shift(sums[u], depth), share)
+        sums[v] = _scaled(total, 1 / moment[v]) if moment[v] else total
+    at_end = (0.0, 0.0, 0.0, 0.0)
+    for v, depth in dag.ends:
+        at_end = _add(at_end, _shift(sums[v], depth), 1 / len(dag.ends))
+    return at_end[3]
+
+
+Moments = tuple[float, float, float, float]
+
+
+def _shift(m: Moments, step: int) -> Moments:
+    """Moments of ``L + step`` from those of ``L``."""
+    a, b, c, d = m
+    return (
+        a,
+        b + step * a,
+        c + step * (2 * b + step * a),
+        d + step * (3 * c + step * (3 * b + step * a)),
+    )
+
+
+def _add(total: Moments, more: Moments, share: float) -> Moments:
+    return (
+        total[0] + share * more[0],
+        total[1] + share * more[1],
+        total[2] + share * more[2],
+        total[3] + share * more[3],
+    )
+
+
+def _scaled(m: Moments, by: float) -> Moments:
+    return _add((0.0, 0.0, 0.0, 0.0), m, by)
+
+
+def factors(base: Subject, target: Subject) -> dict[str, float]:
+    """``η ∝ (Σ_p w_p L_p³)^(-1/2) q^(-1)``.
+
+    Eq. 26 of the paper averages over incoming edges and then sums over paths without that average's weight;
+    with it, a path counts by the share of the signal it carries.
+    """
+    return {
+        "walk": sqrt(weighted_cubes(base.graph) / weighted_cubes(target.graph)),
+        "kernel": kernel_size(base.graph) / kernel_size(target.graph),
+    }
+
+
+LAWS.add("walk")(Law(factors, SGD))
