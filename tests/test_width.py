@@ -538,3 +538,28 @@ def test_parameters_off_the_path_are_left_alone() -> None:
     for model, width in ((base, 8), (target, 32)):
         model.unused = nn.Linear(width, width)
     assert scale(base, target, "sgd")["unused.weight"].note == "not on any input→output path"
+
+
+@pytest.mark.parametrize(("shared", "kind"), [(False, "input"), (True, "output")])
+def test_only_a_norm_of_the_readouts_own_carries_the_multiplier(shared: bool, kind: str) -> None:
+    """A hand-written RMS norm will do; one that also feeds something else will not."""
+
+    class Tied(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, width)
+            self.mix = nn.Linear(width, width)
+            self.gain = nn.Parameter(torch.ones(width))
+
+        def norm(self, x: Tensor) -> Tensor:
+            return self.gain * (x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt())
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            x = x + self.mix(self.norm(x) if shared else x).relu()
+            return self.norm(x) @ self.embed.weight.T
+
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+    factors = width_scaling(graph(Tied(8), tokens), graph(Tied(32), tokens), "sgd")
+    assert factors["embed.weight"].kind == kind
+    assert (factors["gain"].init, factors["gain"].lr) == ((1.0, 4.0) if shared else (0.25, 0.25))

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import prod, sqrt
 from typing import Literal
 
@@ -212,6 +213,7 @@ def _nearest(name: str, names: Collection[str]) -> str | None:
     return min(near)[1] if near else None
 
 
+@lru_cache(maxsize=1 << 14)
 def _pattern(name: str) -> tuple[str, tuple[int, ...]]:
     return re.sub(r"\d+", "*", name), tuple(map(int, re.findall(r"\d+", name)))
 
