@@ -6,7 +6,7 @@ import inspect
 import logging
 import random
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from typing import Any
@@ -129,11 +129,27 @@ def unchanged_random_state() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def held_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that modules keep as plain attributes or in lists, tuples and dicts."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, (list, tuple, dict)) and name not in ("_parameters", "_buffers", "_modules"):
+                items = list(value.values()) if isinstance(value, dict) else value
+                yield from (item for item in items if isinstance(item, Tensor))
+
+
 @contextmanager
-def copy_on_write(recorder: Recorder, model: nn.Module) -> Iterator[None]:
-    """Save a parameter or buffer before the forward first writes to it, and put it back on leaving."""
+def unchanged_values(recorder: Recorder, model: nn.Module, at_once: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Put the values of all tensors that the model holds back on leaving.
+
+    They are saved before the forward first writes to them, those ``at_once`` before it starts.
+    """
     owned: dict[int, Tensor] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in held_tensors(model):
         owned.setdefault(recorder.memory.key(tensor), tensor)
     saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
@@ -144,6 +160,8 @@ def copy_on_write(recorder: Recorder, model: nn.Module) -> Iterator[None]:
             with torch._C._DisableTorchDispatch():
                 saved[key] = (storage, storage.clone())  # type: ignore[no-untyped-call]
 
+    for tensor in at_once:
+        save(tensor)
     recorder.on_write = save
     try:
         yield
@@ -264,7 +282,7 @@ def run_fake(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, selec
             for table in tables:
                 for name, tensor in table.items():
                     table[name] = stand_ins.get(id(tensor), tensor)
-        with fake, recorder:
+        with unchanged_values(recorder, model), fake, recorder:
             return _output_nodes(recorder, model(*args, **kwargs), select)
 
 
@@ -279,14 +297,15 @@ def run_real(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, selec
     args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
     for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
-    with undisturbed(recorder, model), recorder:
+    # Batch norm's schema does not own up to writing its running statistics, so that buffers are saved beforehand.
+    with unchanged_values(recorder, model, model.buffers()), undisturbed(recorder, model), recorder:
         return _output_nodes(recorder, model(*args, **kwargs), select)
 
 
 @contextmanager
 def undisturbed(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     """Everything around the forward that makes it plain to record and leaves no trace of its own."""
-    with unchanged_modules(model), unchanged_random_state(), copy_on_write(recorder, model):
+    with unchanged_modules(model), unchanged_random_state():
         with module_paths(recorder, model), plain_eager():
             yield
 
