@@ -100,7 +100,7 @@ means(
     "aten.index_add", "aten.index_add_", "aten.index_reduce", "aten.index_reduce_",
 )  # fmt: skip
 means(Meaning("concat", data=("self", "source")), "aten.index_copy", "aten.index_copy_")
-means(Meaning("pass", data=("self", "grid")), "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+means(Meaning("product", data=("input", "grid")), "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 
 
 @rule("aten.stack")
