@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from dagscale.draws import standard_normal
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
-from dagscale.inits import INITS, Init
+from dagscale.inits import INITS, Fill, Init
 from dagscale.laws import LAWS
 from dagscale.subject import Subject
 from dagscale.trace import trace
+from dagscale.width import WidthScaling, width_scaling
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,12 +33,14 @@ class ParameterPlan:
         shape: its shape.
         init_mean, init_std: draw from ``N(mean, std²)``; both None: leave it as it is.
         lr: its learning rate.
+        weight_decay: factor on the user's weight decay; 1 unless rates differ by layer.
     """
 
     shape: tuple[int, ...]
     init_mean: float | None
     init_std: float | None
     lr: float
+    weight_decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -101,24 +104,34 @@ class Plan:
                 parameter.copy_(drawn.mul_(own.init_std).add_(own.init_mean))
         return model
 
-    def param_groups(self, model: nn.Module, *, lr: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(
+        self, model: nn.Module, *, lr: float | None = None, weight_decay: float | None = None
+    ) -> list[dict[str, Any]]:
         """Parameter groups for any ``torch.optim`` optimiser, one for each distinct learning rate.
 
         Args:
             lr: another rate than the plan's; all parameters' rates keep their ratios to it.
+            weight_decay: the base's weight decay; each group gets it times its parameters' factor.
 
         Returns:
-            A list of ``{"params": [...], "lr": float}``; frozen parameters are left out.
+            A list of ``{"params": [...], "lr": float}``, with ``"weight_decay"`` if given; frozen parameters are
+            left out.
 
         Raises:
             PlanError: if names or shapes differ from the plan's.
         """
         scale = 1.0 if lr is None else lr / self.lr
-        groups: dict[float, list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self._match(model).items():
             if parameter.requires_grad:
-                groups.setdefault(self.parameters[name].lr * scale, []).append(parameter)
-        return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+                own = self.parameters[name]
+                decay = own.weight_decay if weight_decay is not None else 1.0
+                groups.setdefault((own.lr * scale, decay), []).append(parameter)
+        decayed = [{} if weight_decay is None else {"weight_decay": weight_decay * d} for _, d in groups]
+        return [
+            {"params": parameters, "lr": rate, **more}
+            for ((rate, _), parameters), more in zip(groups.items(), decayed, strict=True)
+        ]
 
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters under the plan's names, wrappers' prefixes looked through."""
@@ -229,6 +242,7 @@ def plan(
     data: tuple[Tensor, Tensor] | None = None,
     loss: Callable[..., Tensor] | None = None,
     batch_size: int = 128,
+    width: str = "none",
 ) -> Plan:
     """Plan the initialisation and the learning rate of ``model``. The model is not changed.
 
@@ -243,6 +257,8 @@ def plan(
         data: examples ``(x, y)``, for measured laws and inits; some hundreds are enough.
         loss: ``loss(output, y)`` → scalar, likewise.
         batch_size: examples in a training step, for laws that take a few.
+        width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
+            also scaled by how its dimensions grow from base to target (:func:`dagscale.width.width_scaling`).
 
     Raises:
         UnknownNameError: for an unknown law or init.
@@ -263,6 +279,14 @@ def plan(
     given = Subject(Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size)
     target = _subject("target", model, example_inputs, given, fill)
     origin = target if base is None else _subject("base", *base, given, fill)
+    scaling = _width_scaling(origin, target, width, fill.width, base is not None)
+    target = replace(
+        target,
+        fills={
+            n: Fill(f.mean * _scale(scaling, n).init, f.std * _scale(scaling, n).init) for n, f in target.fills.items()
+        },
+        multipliers={name: s.lr for name, s in scaling.items()},
+    )
     factors = rule.factors(origin, target)
     lr = base_lr * math.prod(factors.values())
     if not (math.isfinite(lr) and lr > 0):
@@ -273,11 +297,29 @@ def plan(
             p.shape,
             fills[p.name].mean if p.name in fills and p.trainable else None,
             fills[p.name].std if p.name in fills and p.trainable else None,
-            lr,
+            lr * _scale(scaling, p.name).lr,
+            _scale(scaling, p.name).weight_decay,
         )
         for p in graph.parameters
     }
-    return Plan(lr, base_lr, law, init, optimizer, seed, factors, parameters, _notes(graph, parameters, init))
+    notes = (*_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
+    return Plan(lr, base_lr, law, init, optimizer, seed, factors, parameters, notes)
+
+
+def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:
+    """μP factors of each parameter, or none."""
+    if width == "none":
+        return {}
+    if width != "mup":
+        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
+    if not has_base:
+        raise PlanError("width='mup' scales from a base's shapes: give base=(model, inputs)")
+    scaling = width_scaling(base.graph, target.graph, target.optimizer, mean_field=rule == "mean-field")
+    return {n: replace(s, init=1.0) for n, s in scaling.items()} if rule == "own" else scaling
+
+
+def _scale(scaling: Mapping[str, WidthScaling], name: str) -> WidthScaling:
+    return scaling.get(name) or WidthScaling("vector", 1.0, 1.0, 1.0, 1.0)
 
 
 def _subject(name: str, model: nn.Module, inputs: Any, given: Subject, init: Init) -> Subject:

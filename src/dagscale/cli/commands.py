@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from dagscale.cli.app import Data, InputShape, Json, Seed, Target, app, load_data, load_target, print_json
 
-Law = Annotated[str, typer.Option(help="Learning-rate law: paths, released, none.")]
-Init = Annotated[str, typer.Option(help="Initialisation: in-degree, in-degree-standard, released, keep.")]
+Law = Annotated[str, typer.Option(help="Learning-rate law: curvature, covariance, walk, paths, released, none.")]
+Init = Annotated[str, typer.Option(help="Initialisation: moments, in-degree, in-degree-standard, released, keep.")]
 Optimizer = Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")]
 
 
@@ -55,6 +56,7 @@ def plan(
     law: Law = "paths",
     init: Init = "in-degree",
     optimizer: Optimizer = "sgd",
+    width: Annotated[str, typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.")] = "none",
     data: Data = None,
     input_shape: InputShape = None,
     seed: Seed = 0,
@@ -66,7 +68,11 @@ def plan(
     images = load_data(data)
     model, inputs = load_target(target, images, input_shape, seed)
     origin = None if base is None else load_target(base, images, input_shape, seed)
-    made = make_plan(model, inputs, base=origin, base_lr=base_lr, law=law, init=init, optimizer=optimizer, seed=seed)
+    examples = None if images is None else (images.x, images.y)
+    made = make_plan(
+        model, inputs, base=origin, base_lr=base_lr, law=law, init=init, optimizer=optimizer, seed=seed,
+        data=examples, loss=torch.nn.functional.cross_entropy, width=width,
+    )  # fmt: skip
     if json:
         print_json(made.to_dict())
     else:

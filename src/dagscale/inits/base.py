@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from dagscale.graph import Graph, LayerUse
 from dagscale.registry import Registry
@@ -18,10 +19,32 @@ class Fill:
     std: float
 
 
-Init = Callable[[Subject], dict[str, Fill]]
-"""A network → name → fill. Parameters it does not name are left as they are."""
+WidthRule = Literal["standard", "mean-field", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """A network → name → fill. Parameters it does not name are left as they are.
+
+    Attributes:
+        fills: the rule.
+        width: how its scale goes with width, so that μP factors know where they start: ``standard`` (every
+            weight ∝ fan_in^-½), ``mean-field`` (readouts ∝ 1/fan_in), or ``own``, which they leave alone.
+    """
+
+    fills: Callable[[Subject], dict[str, Fill]]
+    width: WidthRule = "standard"
+
+    def __call__(self, subject: Subject) -> dict[str, Fill]:
+        return self.fills(subject)
+
 
 INITS: Registry[Init] = Registry("init")
+
+
+def init(name: str, width: WidthRule = "standard") -> Callable[[Callable[[Subject], dict[str, Fill]]], Init]:
+    """Decorator: register a function as the init ``name``."""
+    return lambda fills: INITS.add(name)(Init(fills, width))
 
 
 def zeros_and_ones(graph: Graph) -> dict[str, Fill]:

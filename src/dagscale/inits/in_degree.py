@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from dagscale.graph import LayerUse
-from dagscale.inits.base import INITS, Fill, fill_weights
+from dagscale.inits.base import Fill, fill_weights, init
 from dagscale.subject import Subject
 
 
@@ -14,7 +14,7 @@ def hidden_std(use: LayerUse) -> float:
     return sqrt(2 / (use.in_degree * use.layer.fan_in))
 
 
-@INITS.add("in-degree")
+@init("in-degree", width="mean-field")
 def in_degree(subject: Subject) -> dict[str, Fill]:
     """Weights ``N(0, C/n)``, ``C = 2/d_in``; readouts ``N(0, 2/n²)``; biases 0, norm gains 1.
 
@@ -29,7 +29,7 @@ def in_degree(subject: Subject) -> dict[str, Fill]:
     return fill_weights(subject.graph, lambda use: sqrt(2) / use.layer.fan_in if use.readout else hidden_std(use))
 
 
-@INITS.add("in-degree-standard")
+@init("in-degree-standard")
 def in_degree_standard(subject: Subject) -> dict[str, Fill]:
     """As ``in-degree``, with the readout in standard parametrisation: ``N(0, 2/n)``, so outputs start at O(1)."""
     return fill_weights(subject.graph, hidden_std)

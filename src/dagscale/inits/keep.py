@@ -1,10 +1,10 @@
 """No initialisation."""
 
-from dagscale.inits.base import INITS, Fill
+from dagscale.inits.base import Fill, init
 from dagscale.subject import Subject
 
 
-@INITS.add("keep")
+@init("keep", width="own")
 def keep(subject: Subject) -> dict[str, Fill]:
     """Every parameter stays as the model's author set it."""
     return {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from functools import lru_cache
 from math import sqrt
 from typing import Any
 
@@ -12,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.draws import standard_normal
 from dagscale.errors import PlanError
-from dagscale.graph import Graph
-from dagscale.inits.base import INITS, Fill, zeros_and_ones
+from dagscale.graph import Graph, Op
+from dagscale.inits.base import Fill, init, zeros_and_ones
 from dagscale.subject import Subject
 from dagscale.train import to_model
 
@@ -24,9 +26,9 @@ PASSES = 3
 """Forwards at most: a weight that is used twice is settled by the use that wants it smallest."""
 
 
-@INITS.add("moments")
+@init("moments")
 def moments(subject: Subject) -> dict[str, Fill]:
-    """Every layer's output gets the second moment ``1/d_in``, from one forward on a batch.
+    """Every layer brings the second moment ``1/d_in`` to the vertex it feeds, from one forward on a batch.
 
     A layer is linear in its weight, so for independent weights of variance ``s²`` and a given input ``x``::
 
@@ -74,13 +76,44 @@ def moments(subject: Subject) -> dict[str, Fill]:
 
 
 def wanted_moments(graph: Graph) -> dict[str, float]:
-    """Weight name → second moment wanted of its layer's output: ``1/d_in``, the smallest over its uses."""
+    """Weight name → second moment wanted of its layer's output, the smallest over its uses.
+
+    ``1/d_in`` divided by the gain of the activations that lie between the layer and the vertex or layer it feeds,
+    so that ``1/d_in`` is what arrives there: 2 after a ReLU, as He's initialisation has it.
+    """
     wanted: dict[str, float] = {}
     for use in graph.layers:
         weights = [p.name for p in use.op.params if p.role == "weight"]
         if len(weights) == 1:
-            wanted[weights[0]] = min(1 / use.in_degree, wanted.get(weights[0], 1.0))
+            moment = 1 / (use.in_degree * _gain_after(graph.edges[use.edge].ops, use.op))
+            wanted[weights[0]] = min(moment, wanted.get(weights[0], math.inf))
     return wanted
+
+
+def _gain_after(ops: tuple[Op, ...], layer: Op) -> float:
+    """``E φ(g)²``, ``g ~ N(0, 1)``, of the activations that follow ``layer`` on its edge before the next layer."""
+    gain = 1.0
+    passed = False
+    for op in ops:
+        if passed and op.layer is not None:
+            break
+        if passed and op.kind == "activation":
+            gain *= _gain(op.name)
+        passed = passed or op is layer
+    return gain
+
+
+@lru_cache
+def _gain(name: str) -> float:
+    """``E φ(g)²`` of an activation by its operator's name; ReLU's ½ if torch has no function of that name."""
+    function = getattr(nn.functional, name, None) or getattr(torch, name, None)
+    grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    g = torch.special.ndtri(grid)
+    try:
+        moment = float(function(g).square().mean())  # type: ignore[misc]
+    except (TypeError, RuntimeError):
+        return 0.5
+    return moment if 0 < moment < 10 else 0.5
 
 
 def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import sqrt
 
 from dagscale.graph import LayerUse
-from dagscale.inits.base import INITS, Fill, fill_weights
+from dagscale.inits.base import Fill, fill_weights, init
 from dagscale.subject import Subject
 
 
-@INITS.add("released")
+@init("released", width="own")
 def released(subject: Subject) -> dict[str, Fill]:
     """Weights ``N(0, 2/(d n_out))``, ``n_out`` the fan-out, ``d`` the in-degree of the *source* vertex.
 
