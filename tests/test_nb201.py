@@ -254,7 +254,7 @@ def test_sampling_gives_distinct_targets_that_have_a_path() -> None:
         ("nb101:1_01_001-3", "inner vertices"),
         ("nb101:0_00_000-3m", "no path"),
         ("nb101:1_01_011-33?channels=1", "at least one each"),
-        ("darts:V3", "did you mean"),
+        ("darts:V3", "published pairs: V1, V2, PDARTS"),
         (f"darts:{PUBLISHED['V1'][0]}", "NORMAL/REDUCTION"),
         ("darts:|none~0|none~1|+|none~0|+|none~0|+|none~0|/" + PUBLISHED["V1"][1], "no path"),
     ],
