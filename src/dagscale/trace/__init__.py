@@ -51,15 +51,18 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     except Exception as error:
         raise session.forward_error(model, None, error, (args, kwargs)) from error
     names: dict[int, list[str]] = {}
+    owned: dict[str, nn.Parameter] = {}  # tied parameters once, under their first name
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        if names.setdefault(id(parameter), []) == []:
+            owned[name] = parameter
+        names[id(parameter)].append(name)
     if not names:
         raise TraceError(f"{type(model).__name__} has no parameters: nothing to initialise or to train")
     choose = select if select is not None else lambda value: value
     notes: list[str] = []
     recorder = Recorder()
     try:
-        outputs = session.run_fake(recorder, model, args, kwargs, choose)
+        outputs = session.run_fake(recorder, model, owned, args, kwargs, choose)
     except DagscaleError:
         raise
     except Exception as fake_error:
@@ -67,7 +70,7 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
             raise session.forward_error(model, recorder, fake_error, (args, kwargs)) from fake_error
         recorder = Recorder()
         try:
-            outputs = session.run_real(recorder, model, args, kwargs, choose)
+            outputs = session.run_real(recorder, model, owned, args, kwargs, choose)
         except DagscaleError:
             raise
         except Exception as error:
@@ -81,10 +84,11 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
             f"(last operator that did: {where}); return what is computed from the input"
         )
     for op, module in recorder.unknown.items():
-        notes.append(f"unknown operator {op} in {module or 'the model'}: taken as a plain dependency")
-    parameters = []
-    for parameter in model.parameters():
-        first, *aliases = names[id(parameter)]
-        shape = tuple(parameter.shape)
-        parameters.append(Parameter(first, shape, tuple(aliases), True, parameter.requires_grad))
+        notes.append(
+            f"unknown operator {op} in {module or 'the model'}: taken as a plain dependency; "
+            "tell its meaning with rule or spelling of dagscale.trace"
+        )
+    parameters = [
+        Parameter(name, tuple(p.shape), tuple(names[id(p)][1:]), True, p.requires_grad) for name, p in owned.items()
+    ]
     return reduce(recorder.nodes, outputs, parameters, notes)

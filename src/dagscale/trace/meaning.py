@@ -82,7 +82,9 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
     For your own custom op ``mylib::gated_relu(x, gate)``::
 
-        @dagscale.trace.rule("mylib.gated_relu")
+        from dagscale.trace import Meaning, rule
+
+        @rule("mylib.gated_relu")
         def gated_relu(arguments):
             return Meaning("product", data=("x", "gate"))
     """
@@ -100,7 +102,7 @@ def spelling(*operators: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
     The trace sees what the function does instead::
 
-        @dagscale.trace.spelling("mylib.gated_relu")
+        @spelling("mylib.gated_relu")
         def gated_relu(x, gate):
             return x.relu() * gate
     """

@@ -261,7 +261,14 @@ def output_tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
 
 
-def run_fake(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], Any]) -> list[int]:
+def run_fake(
+    recorder: Recorder,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    args: Any,
+    kwargs: Any,
+    select: Callable[[Any], Any],
+) -> list[int]:
     """The forward on fake tensors: shapes and dependencies without arithmetic or memory.
 
     Returns:
@@ -270,8 +277,9 @@ def run_fake(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, selec
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    stand_ins = {id(t): fake.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
-    for name, parameter in model.named_parameters():
+    buffers = list(model.buffers())
+    stand_ins = {id(t): fake.from_tensor(t) for t in (*parameters.values(), *buffers)}
+    for name, parameter in parameters.items():
         recorder.add_parameter(name, parameter, stand_ins[id(parameter)])
     args, kwargs = tree_map(lambda t: fake.from_tensor(t) if isinstance(t, Tensor) else t, (args, kwargs))
     for name, leaf in named_leaves(model, args, kwargs):
@@ -286,13 +294,20 @@ def run_fake(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, selec
             return _output_nodes(recorder, model(*args, **kwargs), select)
 
 
-def run_real(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any, select: Callable[[Any], Any]) -> list[int]:
+def run_real(
+    recorder: Recorder,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    args: Any,
+    kwargs: Any,
+    select: Callable[[Any], Any],
+) -> list[int]:
     """The forward for real, for models whose control flow looks at values; only the branch taken is seen.
 
     Returns:
         The nodes of the outputs.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         recorder.add_parameter(name, parameter)
     args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
     for name, leaf in named_leaves(model, args, kwargs):
