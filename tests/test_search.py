@@ -224,6 +224,18 @@ def test_the_default_plan_initialises_every_run() -> None:
     assert model[0].weight.isnan().all()
 
 
+def test_what_the_plan_leaves_alone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, valley(2**-4.0))
+
+    class Partial(FakePlan):
+        notes = ("init 'x' does not cover, left as they are: [0].weight",)
+
+    found = search(mlp(), blobs(), plan=Partial())
+    assert found.notes == tuple(found.to_dict()["notes"]) == Partial.notes
+    assert Partial.notes[0] in str(found.table().caption)
+    assert search(mlp(), blobs(), plan=FakePlan()).notes == ()
+
+
 def test_hopeless_rates_diverge_for_real() -> None:
     with pytest.raises(SearchError, match=r"every rate from 1e\+20 to 1e\+20 diverged"):
         search(

@@ -82,6 +82,7 @@ class Found:
         steps: optimiser steps of all runs together.
         seeds: runs at each rate.
         tolerance: relative width of the band in the loss.
+        notes: what the plan says a reader should know, such as parameters that its init leaves as they were.
     """
 
     lr: float
@@ -95,6 +96,7 @@ class Found:
     steps: int
     seeds: int
     tolerance: float
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON; the loss of a diverged run is ``None``."""
@@ -109,6 +111,7 @@ class Found:
             "steps": self.steps,
             "seeds": self.seeds,
             "tolerance": self.tolerance,
+            "notes": list(self.notes),
             "curve": [
                 {"lr": p.lr, "loss": _or_none(p.loss), "losses": [_or_none(loss) for loss in p.losses]}
                 for p in self.curve
@@ -126,8 +129,13 @@ class Found:
     def table(self) -> Table:
         """The curve as a rich table, the band marked."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title="final training loss by learning rate", caption=str(self))
+        caption = Text("\n".join([str(self), *(f"note: {note}" for note in self.notes)]))
+        table = Table(
+            title="final training loss by learning rate",
+            caption=caption,
+        )
         for name in ("lr", "mean loss", "lowest", "highest"):
             table.add_column(name, justify="right")
         table.add_column("")
@@ -264,7 +272,8 @@ def search(
             f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged: try a grid of lower rates, "
             "and see that the model's output at initialisation is finite"
         )
-    return _found(curve, tolerance, widened, spent, seeds)
+    notes = tuple(getattr(plan, "notes", ()))
+    return _found(curve, tolerance, widened, spent, seeds, notes)
 
 
 def default_grid(optimizer: str | Callable[[Groups], Optimizer]) -> tuple[float, ...]:
@@ -321,7 +330,9 @@ def _beyond(curve: Sequence[Point], tolerance: float) -> list[float]:
     return [rate for rate in down + up if 0 < rate < math.inf]
 
 
-def _found(curve: Sequence[Point], tolerance: float, widened: int, steps: int, seeds: int) -> Found:
+def _found(
+    curve: Sequence[Point], tolerance: float, widened: int, steps: int, seeds: int, notes: tuple[str, ...]
+) -> Found:
     """Read the answer off the curve."""
     best = min(curve, key=lambda point: point.loss)
     low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance)
@@ -337,6 +348,7 @@ def _found(curve: Sequence[Point], tolerance: float, widened: int, steps: int, s
         steps=steps,
         seeds=seeds,
         tolerance=tolerance,
+        notes=notes,
     )
 
 

@@ -159,9 +159,7 @@ def check_examples(x: Tensor, y: Tensor) -> None:
     if len(x) < 2:
         raise SearchError(f"at least 2 examples are needed, got {len(x)}")
     if not x.is_floating_point() and (x.ndim > 2 or x.dtype in (torch.uint8, torch.bool)):
-        raise SearchError(
-            f"x of shape {tuple(x.shape)} holds {x.dtype}: make images floating and normalise them, as in x.float() / 255"
-        )
+        raise SearchError(f"x of shape {tuple(x.shape)} holds {x.dtype}: make images floating, as in x.float() / 255")
 
 
 def check_budget(*, epochs: int, steps: int | None, batch_size: int) -> None:

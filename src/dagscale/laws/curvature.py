@@ -7,7 +7,7 @@ from math import exp, log, sqrt
 from statistics import fmean, stdev
 
 from dagscale.errors import PlanError
-from dagscale.laws.base import LAWS, Law
+from dagscale.laws.base import LAWS, SGD, Law
 from dagscale.probe import Cost, Probe, largest_eigenvalue, short_run
 from dagscale.subject import Subject
 
@@ -80,4 +80,4 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     return {"curvature": curvature(base).value / curvature(target).value}
 
 
-LAWS.add("curvature")(Law(factors, frozenset({"sgd", "momentum"})))
+LAWS.add("curvature")(Law(factors, SGD))

@@ -1,0 +1,109 @@
+"""The learning rate from how far one optimiser step moves the network's function, measured."""
+
+from __future__ import annotations
+
+from math import exp, log, sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dagscale.errors import PlanError
+from dagscale.laws.base import LAWS, Law
+from dagscale.laws.curvature import PRECISION, SEEDS
+from dagscale.probe import BATCH, Cost, Probe
+from dagscale.subject import Subject
+from dagscale.train import OPTIMIZERS
+
+STEP = 1e-4
+"""The probing rate for SGD, relative to 1/‖gradient‖², and for Adam in absolute terms: small enough to be linear."""
+
+
+class Taps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the result of every weight operator of a forward, in order: the pre-activations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        from dagscale.trace.recorder import Operator, describe
+
+        self.values: list[Tensor] = []
+        self._describe = describe
+        self._operators: dict[Any, Operator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
+        meaning = operator.meaning
+        if callable(meaning):
+            meaning = meaning(dict(zip(operator.arguments, args, strict=False)) | kwargs)
+        if meaning is not None and meaning.kind == "weight":
+            head = out[0] if isinstance(out, (tuple, list)) else out
+            self.values.append(head.detach())
+        return out
+
+
+def relative_change(probe: Probe) -> float:
+    """Root mean square over layers of ``rms(Δz) / rms(z)``, per unit of learning rate, for one optimiser step.
+
+    Pre-activations of all layers, readouts included, on the batch that the step is taken on.
+    """
+    probe.model.train()
+    x, y = probe.batch(BATCH)
+    before = _forward(probe, x)
+    groups = [{"params": [p], "lr": probe.subject.multipliers.get(n, 1.0)} for n, p in probe.parameters.items()]
+    optimizer = OPTIMIZERS[probe.subject.optimizer](groups)
+    probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
+    squared = sum(
+        float(p.grad.double().square().sum()) * probe.subject.multipliers.get(n, 1.0)
+        for n, p in probe.parameters.items()
+        if p.grad is not None
+    )
+    if not 0 < squared < float("inf"):
+        raise PlanError(f"the gradient at initialisation has squared norm {squared}: no step to measure")
+    adaptive = probe.subject.optimizer in ("adam", "adamw")
+    rate = STEP if adaptive else STEP / squared
+    for group in optimizer.param_groups:
+        group["lr"] *= rate
+    optimizer.step()
+    after = _forward(probe, x)
+    probe.cost.forwards += 5
+    changes = []
+    for a, b in zip(before, after, strict=True):
+        size = float(a.double().square().mean())
+        if size > 0:
+            changes.append(float((b - a).double().square().mean()) / size)
+    return sqrt(fmean(changes)) / rate
+
+
+def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
+    taps = Taps()
+    with torch.no_grad(), torch.random.fork_rng(), taps:
+        torch.manual_seed(probe.seed)
+        out = probe.output(x)
+    return [*taps.values, out]
+
+
+def change(subject: Subject) -> float:
+    """Geometric mean of :func:`relative_change` over seeds, as many as the precision of its logarithm needs."""
+    cost = Cost()
+    logs: list[float] = []
+    while len(logs) < SEEDS[1]:
+        logs.append(log(relative_change(Probe(subject, subject.seed + len(logs), cost))))
+        if len(logs) >= SEEDS[0] and stdev(logs) / sqrt(len(logs)) < PRECISION:
+            break
+    return exp(fmean(logs))
+
+
+def factors(base: Subject, target: Subject) -> dict[str, float]:
+    """``η ∝ 1 / (‖Δz‖/‖z‖ per unit of rate)``.
+
+    The paper's principle — one step changes every pre-activation by Θ(1) — measured instead of derived, and
+    relative to the pre-activation's own size, so that it asks the same of networks whose signals differ in scale.
+    """
+    return {"function-change": change(base) / change(target)}
+
+
+LAWS.add("function-change")(Law(factors))
