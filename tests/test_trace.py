@@ -556,6 +556,7 @@ def test_dataclass_output_and_unused_input() -> None:
 def test_the_same_tensor_as_two_inputs() -> None:
     graph = trace(Net(lambda net, x, y: net.a(x) + net.b(y), **linears("ab")), (X, X))
     assert degrees(graph) == {"a": 2, "b": 2}
+    assert len(graph.inputs) == 2
 
 
 def test_an_output_that_is_read_on_the_way() -> None:

@@ -235,6 +235,17 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{i}", leaf
 
 
+def copied(inputs: Any, stand_in: Callable[[Tensor], Tensor] = lambda t: t) -> Any:
+    """``inputs`` with a tensor of its own for each place, so that a tensor given twice is two inputs."""
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return stand_in(value).detach().clone().requires_grad_(value.requires_grad)
+
+    return tree_map(copy, inputs)
+
+
 def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
     """``model`` itself, or a copy that ran once if some of its parameters have no shape yet (lazy modules)."""
     from torch.nn.parameter import is_lazy
@@ -242,7 +253,7 @@ def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         return model
     copy = deepcopy(model)
-    args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
+    args, kwargs = copied((args, kwargs))
     with unchanged_random_state(), torch.no_grad():
         copy(*args, **kwargs)
     return copy
@@ -281,7 +292,8 @@ def run_fake(
     stand_ins = {id(t): fake.from_tensor(t) for t in (*parameters.values(), *buffers)}
     for name, parameter in parameters.items():
         recorder.add_parameter(name, parameter, stand_ins[id(parameter)])
-    args, kwargs = tree_map(lambda t: fake.from_tensor(t) if isinstance(t, Tensor) else t, (args, kwargs))
+    with fake:
+        args, kwargs = copied((args, kwargs), fake.from_tensor)
     for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
     with undisturbed(recorder, model):
@@ -309,7 +321,7 @@ def run_real(
     """
     for name, parameter in parameters.items():
         recorder.add_parameter(name, parameter)
-    args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
+    args, kwargs = copied((args, kwargs))
     for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
     # Batch norm's schema does not own up to writing its running statistics, so that buffers are saved beforehand.
