@@ -14,6 +14,7 @@ from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
 from dagscale.inits import INITS, Fill, Init
 from dagscale.laws import LAWS
+from dagscale.laws.base import SGD
 from dagscale.subject import Subject
 from dagscale.trace import trace
 from dagscale.width import WidthScaling, width_scaling
@@ -235,8 +236,8 @@ def plan(
     *,
     base: tuple[nn.Module, Any] | None = None,
     base_lr: float | None = None,
-    law: str = "paths",
-    init: str = "in-degree",
+    law: str | None = None,
+    init: str | None = None,
     optimizer: str = "sgd",
     seed: int = 0,
     data: tuple[Tensor, Tensor] | None = None,
@@ -250,8 +251,10 @@ def plan(
         model, example_inputs: the target, as for :func:`dagscale.trace`.
         base: a small network of the same kind with its inputs, whose best rate is known.
         base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it.
-        law: the name of a law, see ``dagscale.laws.LAWS``.
-        init: the name of an init, see ``dagscale.inits.INITS``.
+        law: the name of a law, see ``dagscale.laws.LAWS``; by default what predicts training best
+            (:func:`default_law`).
+        init: the name of an init, see ``dagscale.inits.INITS``; by default ``moments`` with data, else
+            ``in-degree``.
         optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
         seed: seed of the initialisation.
         data: examples ``(x, y)``, for measured laws and inits; some hundreds are enough.
@@ -266,6 +269,8 @@ def plan(
         TraceError: if a network cannot be traced.
         GraphError: if the law has no answer for a network.
     """
+    law = default_law(optimizer, data is not None) if law is None else law
+    init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill = LAWS[law], INITS[init]
     if base_lr is None or not (math.isfinite(base_lr) and base_lr > 0):
         raise PlanError(f"base_lr must be a positive number, not {base_lr}: find the base's rate with dagscale.search")
@@ -304,6 +309,17 @@ def plan(
     }
     notes = (*_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
     return Plan(lr, base_lr, law, init, optimizer, seed, factors, parameters, notes)
+
+
+def default_law(optimizer: str, has_data: bool) -> str:
+    """The law that the evidence is for: ``docs/laws.md``.
+
+    SGD: ``curvature`` where there are data to measure it on, the paper's ``paths`` where there are none. Adaptive
+    optimisers: ``none``, since the base's rate carries over between topologies of one width.
+    """
+    if optimizer not in SGD:
+        return "none"
+    return "curvature" if has_data else "paths"
 
 
 def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:

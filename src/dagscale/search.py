@@ -188,7 +188,7 @@ def search(
     data: Examples | tuple[Tensor, Tensor],
     *,
     plan: Starter | None = None,
-    init: str = "in-degree",
+    init: str = "moments",
     loss: Loss = cross_entropy,
     optimizer: str | Callable[[Groups], Optimizer] = "sgd",
     grid: Iterable[float] | None = None,

@@ -10,8 +10,19 @@ import typer
 
 from dagscale.cli.app import Data, InputShape, Json, Seed, Target, app, load_data, load_target, print_json
 
-Law = Annotated[str, typer.Option(help="Learning-rate law: curvature, covariance, walk, paths, released, none.")]
-Init = Annotated[str, typer.Option(help="Initialisation: moments, in-degree, in-degree-standard, released, keep.")]
+Law = Annotated[
+    str | None,
+    typer.Option(
+        help="Learning-rate law: curvature (default with --data), function-change, covariance, walk, paths (default), "
+        "released, none."
+    ),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Initialisation: moments (default with --data), in-degree (default), in-degree-standard, released, keep."
+    ),
+]
 Optimizer = Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")]
 
 
@@ -53,8 +64,8 @@ def plan(
     target: Target,
     base: Annotated[str | None, typer.Option(help="The small network whose rate is known, a TARGET.")] = None,
     base_lr: Annotated[float | None, typer.Option(help="Its best learning rate, per optimiser step.")] = None,
-    law: Law = "paths",
-    init: Init = "in-degree",
+    law: Law = None,
+    init: Init = None,
     optimizer: Optimizer = "sgd",
     width: Annotated[str, typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.")] = "none",
     data: Data = None,
@@ -83,7 +94,7 @@ def plan(
 def search(
     target: Target,
     data: Annotated[str, typer.Option(help="'digits' or a path to images.")] = "digits",
-    init: Init = "in-degree",
+    init: Init = "moments",
     optimizer: Optimizer = "sgd",
     epochs: Annotated[int, typer.Option(help="Epochs a run.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Steps a run, instead of epochs.")] = None,
@@ -103,7 +114,7 @@ def search(
     assert images is not None
     model, _ = load_target(target, images, None, seed)
     found = find(
-        model, images, init=init, optimizer=optimizer, epochs=epochs, steps=steps, batch_size=batch_size,
+        model, images, init=init or "moments", optimizer=optimizer, epochs=epochs, steps=steps, batch_size=batch_size,
         seeds=seeds, seed=seed, progress=True,
     )  # fmt: skip
     if plot is not None:

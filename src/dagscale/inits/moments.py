@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from functools import lru_cache
-from math import sqrt
+from math import exp, log, sqrt
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.draws import standard_normal
 from dagscale.errors import PlanError
-from dagscale.graph import Graph, Op
+from dagscale.graph import Graph
 from dagscale.inits.base import Fill, init, zeros_and_ones
 from dagscale.subject import Subject
 from dagscale.train import to_model
@@ -22,13 +21,16 @@ from dagscale.train import to_model
 BATCH = 256
 """Examples of ``data`` that the forward runs on."""
 
+DRAWS = 4
+"""Draws of the weights that a standard deviation is the geometric mean over, so that it does not fit one of them."""
+
 PASSES = 3
 """Forwards at most: a weight that is used twice is settled by the use that wants it smallest."""
 
 
 @init("moments")
 def moments(subject: Subject) -> dict[str, Fill]:
-    """Every layer brings the second moment ``1/d_in`` to the vertex it feeds, from one forward on a batch.
+    """Every layer's output gets the second moment ``1/d_in``, from one forward on a batch.
 
     A layer is linear in its weight, so for independent weights of variance ``s²`` and a given input ``x``::
 
@@ -41,7 +43,8 @@ def moments(subject: Subject) -> dict[str, Fill]:
     they are. Eq. 12 is the special case of a ReLU of a symmetric signal, ``E x² = ½``; readouts get output
     moment 1, norm gains 1, biases 0 and other vectors stay.
 
-    The batch is ``data``'s inputs if given, else the example inputs. Deterministic given the seed. A weight
+    The batch is ``data``'s inputs if given, else the example inputs. Deterministic given the seed; a few draws of the
+    weights are averaged. A weight
     that is used several times takes the smallest of the values that its uses ask for. A layer that sees only
     zeros is left as it is.
 
@@ -58,62 +61,43 @@ def moments(subject: Subject) -> dict[str, Fill]:
     model = copy.deepcopy(subject.model)
     parameters = dict(model.named_parameters())
     trainable = {name: moment for name, moment in wanted.items() if parameters[name].requires_grad}
-    unit = {n: standard_normal(n, tuple(parameters[n].shape), subject.seed).to(parameters[n]) for n in trainable}
-    stds: dict[str, float] = {}
     with torch.no_grad():
         for name, fill in fills.items():
             if parameters[name].requires_grad:
                 parameters[name].fill_(fill.mean)
-        for _ in range(PASSES):
-            for name, drawn in unit.items():
-                parameters[name].copy_(drawn * stds.get(name, 1.0))
-            setter = _Setter({n: parameters[n] for n in unit}, trainable, stds)
-            _forward(model, subject, setter)
-            if not setter.lowered:
-                break
-    fills.update({name: Fill(0.0, std) for name, std in stds.items()})
+    logs: dict[str, list[float]] = {}
+    for seed in range(subject.seed, subject.seed + DRAWS):
+        for name, std in _one_draw(model, subject, parameters, trainable, seed).items():
+            logs.setdefault(name, []).append(log(std))
+    fills.update({name: Fill(0.0, exp(fmean(values))) for name, values in logs.items()})
     return fills
 
 
-def wanted_moments(graph: Graph) -> dict[str, float]:
-    """Weight name → second moment wanted of its layer's output, the smallest over its uses.
+def _one_draw(
+    model: nn.Module, subject: Subject, parameters: dict[str, nn.Parameter], wanted: dict[str, float], seed: int
+) -> dict[str, float]:
+    """The standard deviations that one draw of the weights asks for."""
+    unit = {n: standard_normal(n, tuple(parameters[n].shape), seed).to(parameters[n]) for n in wanted}
+    stds: dict[str, float] = {}
+    with torch.no_grad():
+        for _ in range(PASSES):
+            for name, drawn in unit.items():
+                parameters[name].copy_(drawn * stds.get(name, 1.0))
+            setter = _Setter({n: parameters[n] for n in unit}, wanted, stds)
+            _forward(model, subject, setter)
+            if not setter.lowered:
+                break
+    return stds
 
-    ``1/d_in`` divided by the gain of the activations that lie between the layer and the vertex or layer it feeds,
-    so that ``1/d_in`` is what arrives there: 2 after a ReLU, as He's initialisation has it.
-    """
+
+def wanted_moments(graph: Graph) -> dict[str, float]:
+    """Weight name → second moment wanted of its layer's output: ``1/d_in``, the smallest over its uses."""
     wanted: dict[str, float] = {}
     for use in graph.layers:
         weights = [p.name for p in use.op.params if p.role == "weight"]
         if len(weights) == 1:
-            moment = 1 / (use.in_degree * _gain_after(graph.edges[use.edge].ops, use.op))
-            wanted[weights[0]] = min(moment, wanted.get(weights[0], math.inf))
+            wanted[weights[0]] = min(1 / use.in_degree, wanted.get(weights[0], 1.0))
     return wanted
-
-
-def _gain_after(ops: tuple[Op, ...], layer: Op) -> float:
-    """``E φ(g)²``, ``g ~ N(0, 1)``, of the activations that follow ``layer`` on its edge before the next layer."""
-    gain = 1.0
-    passed = False
-    for op in ops:
-        if passed and op.layer is not None:
-            break
-        if passed and op.kind == "activation":
-            gain *= _gain(op.name)
-        passed = passed or op is layer
-    return gain
-
-
-@lru_cache
-def _gain(name: str) -> float:
-    """``E φ(g)²`` of an activation by its operator's name; ReLU's ½ if torch has no function of that name."""
-    function = getattr(nn.functional, name, None) or getattr(torch, name, None)
-    grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    g = torch.special.ndtri(grid)
-    try:
-        moment = float(function(g).square().mean())  # type: ignore[misc]
-    except (TypeError, RuntimeError):
-        return 0.5
-    return moment if 0 < moment < 10 else 0.5
 
 
 def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:

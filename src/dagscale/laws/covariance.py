@@ -21,8 +21,8 @@ def update_moment(graph: Graph, multipliers: Mapping[str, float] | None = None) 
     Write ``y_v`` for what the layers into ``v`` add up to, so that ``z_v = Σ_b κ_vb y_b`` with ``κ`` the number of
     identity paths. A step changes the output vertex ``u`` by ``Σ_b s_b J^b G^b``, with ``J^b = ∂z_u/∂y_b``,
     ``G^b = ∂f/∂y_b`` and ``s_b`` the update strength of the layers into ``b`` (rate × squared input). Both expand
-    over the layers ``e`` that leave the vertices ``v`` with ``κ_vb ≠ 0``; in the product of the two sums, terms in which one
-    layer stands on both sides concentrate (``W D Wᵀ → ½ n Var W``), all others are independent and of mean 0::
+    over the layers that leave the vertices ``v`` with ``κ_vb ≠ 0``. In the product of the two sums, terms in which
+    one layer stands on both sides concentrate (``W D Wᵀ → ½ n Var W``); all others are independent, of mean 0::
 
         X = J G:     X_b = Σ_c A_bc X_c + F_b,      A_bc = Σ_(v→c) κ_vb² ½ ω_vc,    ω_vc = n Var W_vc
         E⟨F_b, F_b'⟩ = Σ_(v, v') κ_vb κ_v'b κ_vb' κ_v'b' Ω_vv'

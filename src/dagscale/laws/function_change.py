@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.errors import PlanError
@@ -22,12 +22,13 @@ STEP = 1e-4
 
 
 class Taps(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps the result of every weight operator of a forward, in order: the pre-activations."""
+    """Keeps the result of every operator that applies a weight of ``model``, in order: the pre-activations."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.trace.recorder import Operator, describe
 
+        self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
         self.values: list[Tensor] = []
         self._describe = describe
         self._operators: dict[Any, Operator] = {}
@@ -37,12 +38,18 @@ class Taps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
         meaning = operator.meaning
+        named = dict(zip(operator.arguments, args, strict=False)) | kwargs
         if callable(meaning):
-            meaning = meaning(dict(zip(operator.arguments, args, strict=False)) | kwargs)
-        if meaning is not None and meaning.kind == "weight":
+            meaning = meaning(named)
+        if meaning is not None and meaning.kind == "weight" and self._applies(named, meaning):
             head = out[0] if isinstance(out, (tuple, list)) else out
             self.values.append(head.detach())
         return out
+
+    def _applies(self, named: dict[str, Any], meaning: Any) -> bool:
+        places = (meaning.weight, *meaning.data)
+        held = (named[a] for a in places if isinstance(named.get(a), Tensor))
+        return any(t.untyped_storage()._cdata in self.weights for t in held)
 
 
 def relative_change(probe: Probe) -> float:
@@ -79,7 +86,7 @@ def relative_change(probe: Probe) -> float:
 
 
 def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
-    taps = Taps()
+    taps = Taps(probe.model)
     with torch.no_grad(), torch.random.fork_rng(), taps:
         torch.manual_seed(probe.seed)
         out = probe.output(x)
