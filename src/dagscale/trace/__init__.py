@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DagscaleError, TraceError
 from dagscale.graph import Graph, Parameter
+from dagscale.trace import ops as _families  # noqa: F401  fills the op registry before a user adds to it
 from dagscale.trace.meaning import Meaning, rule, spelling
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.errors import TraceError
 from dagscale.graph import Layer
-from dagscale.trace import ops as _families  # noqa: F401  fills OPS
 from dagscale.trace.meaning import OPS, Kind, Meaning, Spelling
 from dagscale.trace.memory import Memory, Region, region_of
 
@@ -100,6 +100,7 @@ _VIEWS = frozenset(
                  "transpose_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_")
 )  # fmt: skip
 """Operators whose results share their argument's storage though the schema says otherwise, or calls it writing."""
+_DEVICE = torch.ops.prim.device.default
 _IGNORED = frozenset({"prim.device", "prim.layout", "aten.sym_size", "aten.sym_stride", "aten.record_stream"})
 
 
@@ -182,6 +183,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # -- the record ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):  # the commonest call by far
+            return args[0].fake_device
         kwargs = kwargs or {}
         operator = self._operators.get(func)
         if operator is None:
