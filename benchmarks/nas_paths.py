@@ -103,7 +103,7 @@ def histogram(cells: int, values: np.ndarray) -> Table:
     q = {p: float(np.percentile(values, p)) for p in (0, 10, 25, 50, 75, 90, 100)}
     quantiles = ", ".join(f"{p} %: {2**v:.3g}" for p, v in q.items())
     table = Table(
-        title=f"factor relative to nb201:{BASE[0]}?cells={BASE[1]}; {cells} cells per stage, {len(values):,} with a path",
+        title=f"factor relative to nb201:{BASE[0]}?cells={BASE[1]}, for {cells} per stage ({len(values):,} networks)",
         caption=f"quantiles {quantiles}; max/min {2 ** (q[100] - q[0]):.3g}; 90 %/10 % {2 ** (q[90] - q[10]):.3g}",
     )
     for name in ("factor from", "to", "architectures", ""):

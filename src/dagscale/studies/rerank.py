@@ -25,6 +25,8 @@ from dagscale.spaces.nb201 import Nb201
 from dagscale.studies.tables import COLUMNS, MEAN, Column, Floats, Table
 
 Ints = npt.NDArray[np.int64]
+SeedPair = tuple[str, Column, Column]
+"""A label, and two single-seed columns of the benchmark over the same architectures."""
 
 KS = tuple(range(100, 0, -1))
 INTERVAL_KS = (100, 75, 50, 40, 30, 25, 20, 15, 10, 7, 5, 3, 2, 1)
@@ -255,6 +257,8 @@ def rerank(
     if twins is not None:
         floors.append(twins[0])
         noise_std["isomorphic"] = twins[1]
+    if pair is not None and {_named(pair[1]), _named(pair[2])} == {_named(first), _named(second)}:
+        notes.append("The two columns compared are noise floor 1 itself: the difference to it is 0 by construction")
     progress("Kendall τ by top K %")
     tau = Curve("benchmark against new", _taus(x, y, bootstrap, rng), len(x))
     progress("difference to the noise floor")
@@ -332,7 +336,11 @@ def _aligned(first: Column, second: Column, partial: bool) -> tuple[Column, Colu
     return cut[0], cut[1], notes
 
 
-def _seed_pair(table: Table, like: Column, notes: list[str]) -> tuple[str, Column, Column] | None:
+def _named(column: Column) -> tuple[str, str, str]:
+    return column.source, column.column, column.seed
+
+
+def _seed_pair(table: Table, like: Column, notes: list[str]) -> SeedPair | None:
     """Two single-seed columns of the benchmark: of the compared column if it has seeds, else of another."""
     for column in dict.fromkeys((like.column, *COLUMNS)):
         seeds = [s for s in table.seeds(like.dataset, column) if s != MEAN]
@@ -354,8 +362,8 @@ def _seed_pair(table: Table, like: Column, notes: list[str]) -> tuple[str, Colum
             pair.append(Column(c.source, c.dataset, c.column, c.seed, archs, c.values[keep]))
         if column != like.column:
             notes.append(
-                f"The benchmark has no seeds for {like.column}: noise floor 1 is {column}'s, and where accuracies of one "
-                "column lie closer together than the other's the two τ are not alike; compare the pairs by distance"
+                f"The benchmark has no seeds for {like.column}: noise floor 1 is {column}'s, and where one column's "
+                "accuracies lie closer together the two τ are not alike: compare the pairs by distance"
             )
         elif like.seed == MEAN:
             notes.append("The noise floor is between single seeds; between means of several it would be higher")
@@ -463,7 +471,7 @@ def _estimate(value: float, drawn: Sequence[float], n: int) -> Estimate:
 # --- gains, pairs, picks --------------------------------------------------------------------------
 
 
-def _gains(x: Floats, y: Floats, pair: tuple[str, Column, Column] | None, rng: np.random.Generator) -> tuple[Gain, ...]:
+def _gains(x: Floats, y: Floats, pair: SeedPair | None, rng: np.random.Generator) -> tuple[Gain, ...]:
     found = []
     for chosen_by, by in (("benchmark", x), ("against", y)):
         for k in TOPS:
@@ -480,9 +488,7 @@ def _gains(x: Floats, y: Floats, pair: tuple[str, Column, Column] | None, rng: n
     return tuple(found)
 
 
-def _gaps(
-    x: Floats, y: Floats, pair: tuple[str, Column, Column] | None, rng: np.random.Generator
-) -> tuple[GapClass, ...]:
+def _gaps(x: Floats, y: Floats, pair: SeedPair | None, rng: np.random.Generator) -> tuple[GapClass, ...]:
     found = []
     for k in (100, 10):
         best = top(x, k)
