@@ -17,7 +17,8 @@ from dagscale.cli.app import app
 from dagscale.errors import DataError
 from dagscale.spaces.nb201 import Nb201, published_order
 from dagscale.studies import rerank_page
-from dagscale.studies.rerank import GAPS, Report, kendall, read_picks, rerank, top
+from dagscale.studies.agreement import GAPS, kendall, top
+from dagscale.studies.rerank import Report, read_picks, rerank
 from dagscale.studies.tables import Table, from_columns
 
 SOME = tuple(a for a in published_order() if a.graph.has_path)[:400]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dagscale.errors import DagscaleError
-from dagscale.studies.rerank import RECIPES, Curve, Estimate, Report, top
+from dagscale.studies.agreement import Curve, Estimate, top
+from dagscale.studies.rerank import RECIPES, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
