@@ -31,6 +31,10 @@ class SearchError(DagscaleError):
     """A search for a learning rate has no answer."""
 
 
+class SweepError(DagscaleError):
+    """A sweep cannot go on, or its store cannot be used; what it finished is safe."""
+
+
 class TargetError(DagscaleError):
     """A TARGET, an architecture CODE or one of its options is malformed."""
 

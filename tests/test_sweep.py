@@ -1,0 +1,508 @@
+"""The sweep engine: runs as values, the store, resuming, failures, export, and what it says when it cannot go on."""
+
+import csv
+import json
+import math
+import pickle
+import random
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dagscale.cli.sweep import sweep_app
+from dagscale.errors import SweepError
+from dagscale.sweep import Run, Store, code_version, export, sweep
+from dagscale.sweep import store as store_module
+from dagscale.sweep import workers as workers_module
+from dagscale.sweep.run import decode, encode
+
+EXECUTED: list[str] = []
+
+
+def execute(run: Run) -> Mapping[str, Any]:
+    """Quick, and different for every run."""
+    EXECUTED.append(run.key)
+    if run.options.get("fails"):
+        raise ValueError(f"seed {run.seed}\nfails")
+    return {"loss": run.lr * run.seed, "drawn": float(torch.rand(())), "curve": [run.lr, math.inf], "worst": math.nan}
+
+
+def several(count: int = 12, version: str = "v", **fields: Any) -> list[Run]:
+    return [Run(f"mlp:2_{k % 3}2", 2.0**-k, seed=k, version=version, **fields) for k in range(count)]
+
+
+def one_line(error: pytest.ExceptionInfo[SweepError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    EXECUTED.clear()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sweep.db"
+
+
+def table(file: Path, suffix: str = ".csv") -> bytes:
+    out = file.with_suffix(suffix)
+    export(file, out)
+    return out.read_bytes()
+
+
+# --- runs
+
+
+def test_a_run_is_its_fields() -> None:
+    run = Run("mlp:2", 1, options={"b": (1, 2), "a": math.inf}, version="v")
+    same = Run("mlp:2", 1.0, options={"a": math.inf, "b": [1, 2]}, version="v")
+    assert run == same
+    assert run.key == same.key
+    assert {run: "found"}[same] == "found"
+    assert pickle.loads(pickle.dumps(run)) == run == Run.from_json(run.json)
+    others = [Run("mlp:2", 1.0, version="w"), Run("mlp:2", 1.0, seed=1, version="v"), Run("mlp:2", 2.0, version="v")]
+    assert len({run.key, *(other.key for other in others)}) == 4
+
+
+def test_keys_do_not_change_between_releases() -> None:
+    assert Run("mlp:2_02_002", 0.1, options={"width": 64}, version="v").key == (
+        "07ffca58b68330ce0207780333ee6ed0f6084696d3da29e10733bd12499e4e75"
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"lr": math.nan}, {"lr": "fast"}, {"options": {1: 2}}, {"options": {"x": object()}}, {"architecture": "\ud800"}],
+)
+def test_what_is_no_plain_data_is_no_run(fields: dict[str, Any]) -> None:
+    with pytest.raises(SweepError, match=r"plain data|finite"):
+        Run(**{"architecture": "mlp:2", "lr": 1.0, **fields})
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_plain_data_survives(value: Any) -> None:
+    text = encode(value)
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert decode(text) == value
+
+
+def test_nan_survives() -> None:
+    assert math.isnan(decode(encode({"x": [math.nan]}))["x"][0])
+
+
+def test_code_version_names_package_sources_and_torch() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\+[0-9a-f]{12}\.torch\.\S+", code_version())
+    assert Run("mlp:2", 1.0).version == code_version()
+
+
+# --- sweeping
+
+
+def test_every_run_once(file: Path) -> None:
+    runs = several()
+    done = sweep((*runs, *runs[:4]), execute, file, jobs=1)
+    assert (done.total, done.finished, done.failed, done.executed, done.duplicates) == (12, 12, 0, 12, 4)
+    assert done.ok
+    assert sorted(EXECUTED) == sorted(run.key for run in runs)
+    again = sweep([*runs, *several(14)[12:]], execute, file, jobs=1)
+    assert (again.finished, again.executed) == (14, 2)
+    assert len(EXECUTED) == 14
+    assert str(again) == "14 of 14 runs finished, 0 failed (2 executed now)"
+
+
+def test_results_are_read_back_by_run(file: Path) -> None:
+    runs = several(3)
+    sweep(runs[:2], execute, file, jobs=1)
+    with Store(file) as store:
+        (_, first), (_, second), (_, missing) = store.results(runs)
+    assert missing is None
+    assert math.isnan(first.pop("worst"))
+    assert second["loss"] == 0.5
+    assert second["curve"] == [0.5, math.inf]
+
+
+def test_the_table_depends_on_neither_order_nor_interruptions(tmp_path: Path) -> None:
+    whole, pieces = tmp_path / "whole.db", tmp_path / "pieces.db"
+    runs = several(20)
+    sweep(runs, execute, whole, jobs=1)
+    random.Random(0).shuffle(runs)
+    for start in range(0, 20, 7):
+        torch.rand(start + 1)
+        sweep(runs[start : start + 7], execute, pieces, jobs=1)
+    assert table(whole) == table(pieces)
+    assert table(whole, ".parquet") == table(pieces, ".parquet")
+
+
+def test_the_callers_random_states_and_threads_stay(file: Path) -> None:
+    torch.manual_seed(3)
+    random.seed(3)
+    expected, threads = (torch.rand(2).tolist(), random.random()), torch.get_num_threads()
+    torch.manual_seed(3)
+    random.seed(3)
+    sweep(several(2), execute, file, jobs=1)
+    assert (torch.rand(2).tolist(), random.random()) == expected
+    assert torch.get_num_threads() == threads
+
+
+def test_a_failing_run_stops_nothing_and_is_kept_with_its_error(file: Path) -> None:
+    runs = [*several(3), *several(2, options={"fails": True}), *several(5)[3:]]
+    done = sweep(runs, execute, file, jobs=1)
+    assert (done.finished, done.failed, done.ok) == (5, 2, False)
+    assert sweep(runs, execute, file, jobs=1).executed == 0
+    assert sweep(runs, execute, file, jobs=1, retry_failed=True).executed == 2
+    with Store(file) as store:
+        assert store.status().errors == {"ValueError: seed 0 fails": 1, "ValueError: seed 1 fails": 1}
+        error = next(error for _, _, state, _, error, _ in store.rows() if state == "failed" and error)
+    assert "raise ValueError" in decode(error)["traceback"]
+    rows = list(csv.DictReader(table(file).decode().splitlines()))
+    assert sorted(row["error"] for row in rows if row["state"] == "failed") == [
+        "ValueError: seed 0 fails",
+        "ValueError: seed 1 fails",
+    ]
+
+
+def mended(run: Run) -> Mapping[str, Any]:
+    return {"loss": 1.0}
+
+
+def test_a_failed_run_may_finish_later(file: Path) -> None:
+    runs = several(2, options={"fails": True})
+    sweep(runs, execute, file, jobs=1)
+    assert sweep(runs, mended, file, jobs=1, retry_failed=True).ok
+    with Store(file) as store:
+        assert store.status().errors == {}
+
+
+@pytest.mark.parametrize("result", [None, {"x": object()}, {1: 2}, {"x": torch.tensor(1.0)}, {"x": "\ud800"}])
+def test_a_result_that_is_no_plain_data_is_a_failure(file: Path, result: Any) -> None:
+    assert sweep(several(1), lambda run: result, file, jobs=1).failed == 1
+
+
+def leave(run: Run) -> Mapping[str, Any]:
+    raise SystemExit(3)
+
+
+def test_a_run_that_exits_is_a_failure(file: Path) -> None:
+    assert sweep(several(2), leave, file, jobs=1).failed == 2
+
+
+def test_results_of_another_code_version_are_kept_apart(file: Path) -> None:
+    sweep(several(4, "1"), execute, file, jobs=1)
+    assert sweep(several(3, "2"), execute, file, jobs=1).executed == 3
+    with Store(file) as store:
+        status = store.status()
+    assert {name: counts.finished for name, counts in status.by_version.items()} == {"1": 4, "2": 3}
+    with pytest.raises(SweepError, match="2 versions of the code") as error:
+        export(file, file.with_suffix(".csv"))
+    one_line(error)
+    assert export(file, file.with_suffix(".csv"), version="1") == 4
+    assert export(file, file.with_suffix(".csv"), version="all") == 7
+    with pytest.raises(SweepError, match="no results of version 3"):
+        export(file, file.with_suffix(".csv"), version="3")
+
+
+def test_a_worker_with_other_code_is_refused() -> None:
+    with pytest.raises(SweepError, match="same code"):
+        workers_module.attempt(execute, "0" * 64, several(1)[0].json, "0.0.0+other")
+
+
+def test_nothing_is_asked_when_the_runs_end_in_an_error(file: Path) -> None:
+    def broken() -> Iterator[Run]:
+        yield from several(3)
+        raise KeyError("the caller's own")
+
+    with pytest.raises(KeyError):
+        sweep(broken(), execute, file, jobs=1)
+    with Store(file) as store:
+        assert store.status().counts.total == 0
+    with pytest.raises(SweepError, match="not str"):
+        sweep(["mlp:2"], execute, file, jobs=1)  # type: ignore[list-item]
+
+
+def test_progress_counts_failures(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep([*several(3), *several(2, options={"fails": True})], execute, file, jobs=1, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "5/5" in shown.err
+    assert "2 failed" in shown.err
+
+
+# --- the file
+
+
+def test_foreign_files_are_refused_and_left_alone(file: Path) -> None:
+    for content in (b"not a database", b"x" * 5000, b"SQLite format 3\0"):
+        file.write_bytes(content)
+        for write in (False, True):
+            with pytest.raises(SweepError, match="no store of a sweep") as error:
+                Store(file, write=write)
+            one_line(error)
+        assert file.read_bytes() == content
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_another_programs_database_is_refused_and_left_alone(file: Path) -> None:
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE runs (key TEXT)")
+    connection.close()
+    content = file.read_bytes()
+    with pytest.raises(SweepError, match="another program"):
+        sweep(several(1), execute, file, jobs=1)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(("schema", "which"), [(2, "newer"), (0, "older")])
+def test_another_schema_is_refused(file: Path, schema: int, which: str) -> None:
+    sweep(several(1), execute, file, jobs=1)
+    connection = sqlite3.connect(file)
+    connection.execute(f"PRAGMA user_version = {schema}")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    with pytest.raises(SweepError, match=f"reads schema 1: use the {which}"):
+        sweep(several(1), execute, file, jobs=1)
+
+
+def test_a_damaged_store_is_refused_and_left_alone(file: Path) -> None:
+    sweep(several(200), execute, file, jobs=1)
+    content = bytearray(file.read_bytes())
+    content[4096 * 3 : 4096 * 5] = random.Random(0).randbytes(4096 * 2)
+    for damaged in (bytes(content), bytes(content[: len(content) // 2])):
+        file.write_bytes(damaged)
+        with pytest.raises(SweepError, match="is damaged") as error:
+            sweep(several(300), execute, file, jobs=1)
+        one_line(error)
+        assert file.read_bytes() == damaged
+
+
+def test_an_empty_file_is_a_new_store(file: Path) -> None:
+    file.touch()
+    with pytest.raises(SweepError):
+        Store(file)
+    assert sweep(several(1), execute, file, jobs=1).ok
+
+
+def test_no_file_no_folder(file: Path) -> None:
+    with pytest.raises(SweepError, match="no store at"):
+        Store(file)
+    with pytest.raises(SweepError, match="its folder exists") as error:
+        sweep(several(1), execute, file.parent / "missing" / "sweep.db", jobs=1)
+    one_line(error)
+
+
+def test_two_sweeps_do_not_share_a_file_but_anyone_may_read_it(file: Path) -> None:
+    with Store(file, write=True) as store:
+        store.ask(several(3))
+        with pytest.raises(SweepError, match="another process is sweeping") as error:
+            sweep(several(1), execute, file, jobs=1)
+        one_line(error)
+        with Store(file) as reader:
+            assert reader.status().counts.pending == 3
+    assert sweep(several(1), execute, file, jobs=1).ok
+
+
+def test_a_full_disk_loses_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = file.with_name("whole.db")
+    runs = several(60)
+    sweep(runs, wide, whole, jobs=1)
+    connect = store_module._connect
+
+    def small(path: Path, write: bool) -> sqlite3.Connection:
+        connection = connect(path, write)
+        connection.execute("PRAGMA max_page_count = 40")
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_connect", small)
+        with pytest.raises(SweepError, match="no space left") as error:
+            sweep(runs, wide, file, jobs=1)
+        one_line(error)
+    with Store(file) as store:
+        kept = store.status().counts.finished
+    assert 0 < kept < 60
+    assert sweep(runs, wide, file, jobs=1).executed == 60 - kept
+    assert table(file) == table(whole)
+
+
+def wide(run: Run) -> Mapping[str, Any]:
+    return {"text": f"{run.seed:08d}" * 300}
+
+
+@pytest.mark.parametrize(
+    ("cause", "mend"),
+    [
+        ("database or disk is full", "free some"),
+        ("attempt to write a readonly database", "make the file and its folder writable"),
+        ("database is locked", "close that"),
+        ("unable to open database file", "its folder exists"),
+        ("database disk image is malformed", "restore a copy"),
+        ("disk I/O error", "the disk is sound"),
+    ],
+)
+def test_every_cause_has_its_mend(cause: str, mend: str) -> None:
+    text = store_module.explain(Path("sweep.db"), sqlite3.OperationalError(cause))
+    assert mend in text
+    assert "sweep.db" in text
+    assert "\n" not in text
+
+
+# --- tables
+
+
+def test_columns_have_the_kind_of_their_values(file: Path) -> None:
+    results: list[Mapping[str, Any]] = [
+        {"whole": 1, "mixed": 1, "real": math.nan, "list": [1], "truth": True, "either": "a", "huge": 1, "none": None},
+        {"whole": 2, "mixed": 0.5, "real": -math.inf, "list": {"a": math.inf}, "either": 1, "huge": 2**70, "more": "é"},
+    ]
+    sweep(several(2, options={"width": 64}), lambda run: results[run.seed], file, jobs=1)
+    rows = pyarrow.parquet.read_table(_parquet(file)).sort_by("seed").to_pylist()
+    assert next(iter(rows[0])) == "key"
+    assert list(rows[0])[1:3] == ["architecture", "lr"]
+    assert "seconds" not in rows[0]
+    got = [{name[7:]: value for name, value in row.items() if name.startswith("result.")} for row in rows]
+    assert math.isnan(got[0].pop("real"))
+    assert got[0] == {
+        "either": '"a"', "huge": "1", "list": "[1]", "mixed": 1.0, "more": None, "none": None,
+        "truth": True, "whole": 1,
+    }  # fmt: skip
+    assert got[1] == {
+        "either": "1", "huge": str(2**70), "list": '{"a":{"$float":"inf"}}', "mixed": 0.5, "more": "é", "none": None,
+        "real": -math.inf, "truth": None, "whole": 2,
+    }  # fmt: skip
+    assert rows[0]["options.width"] == 64
+    text = list(csv.DictReader(table(file).decode().splitlines()))
+    assert {row["result.real"] for row in text} == {"nan", "-inf"}
+    assert {row["result.truth"] for row in text} == {"true", ""}
+
+
+def _parquet(file: Path) -> Path:
+    export(file, file.with_suffix(".parquet"))
+    return file.with_suffix(".parquet")
+
+
+def test_a_table_that_cannot_be_written(file: Path) -> None:
+    with Store(file, write=True) as store:
+        store.ask(several(1))
+    with pytest.raises(SweepError, match="no results yet"):
+        export(file, file.with_suffix(".csv"))
+    sweep(several(1), execute, file, jobs=1)
+    with pytest.raises(SweepError, match=r"\.parquet or \.csv"):
+        export(file, file.with_suffix(".xlsx"))
+    for suffix in (".csv", ".parquet"):
+        with pytest.raises(SweepError, match="cannot write") as error:
+            export(file, file.parent / "missing" / f"out{suffix}")
+        one_line(error)
+
+
+# --- workers
+
+
+def test_jobs_must_be_some(file: Path) -> None:
+    with pytest.raises(SweepError, match="jobs must not be 0"):
+        sweep(several(1), execute, file, jobs=0)
+
+
+def test_a_scheduler_out_of_reach(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "CONNECT", 0.5)
+    for address in ("tcp://127.0.0.1:1", "nonsense"):
+        with pytest.raises(SweepError, match="no Dask scheduler at") as error:
+            sweep(several(1), execute, file, scheduler=address)
+        one_line(error)
+    sweep(several(1), execute, file, jobs=1)
+    assert sweep(several(1), execute, file, scheduler="tcp://127.0.0.1:1").ok, "nothing to do needs no scheduler"
+
+
+MODULE = """
+import os
+import torch
+
+def execute(run):
+    if run.options.get("crash"):
+        os._exit(3)
+    if run.options.get("fails"):
+        raise ValueError("boom")
+    return {"drawn": float(torch.rand(())), "threads": torch.get_num_threads()}
+
+def elsewhere(run):
+    return {"pid": os.getpid()}
+"""
+
+
+@pytest.mark.slow
+def test_processes_do_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep_user.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import sweep_user  # type: ignore[import-not-found]
+
+    runs = [*several(), *several(3, options={"fails": True})]
+    one, two = tmp_path / "one.db", tmp_path / "two.db"
+    sweep(runs, sweep_user.execute, one, jobs=1)
+    assert sweep(runs, sweep_user.execute, two, jobs=2).failed == 3
+    assert table(one) == table(two)
+
+
+@pytest.mark.slow
+def test_a_run_that_kills_its_worker_fails_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep_crash.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import sweep_crash  # type: ignore[import-not-found]
+
+    runs = [*several(6), *several(1, options={"crash": True}), *several(8)[6:]]
+    done = sweep(runs, sweep_crash.execute, tmp_path / "sweep.db", jobs=2)
+    assert (done.finished, done.failed) == (8, 1)
+    with Store(tmp_path / "sweep.db") as store:
+        assert next(iter(store.status().errors)).startswith("WorkerLost: every worker that tried it died")
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_import_the_function(tmp_path: Path) -> None:
+    (tmp_path / "sweep_hidden.py").write_text(MODULE)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import sweep_hidden; sys.path.pop(0)\n"
+        "from dagscale.sweep import Run, sweep\n"
+        f"sweep([Run('mlp:2', 1.0)], sweep_hidden.execute, {str(tmp_path / 'sweep.db')!r}, jobs=2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "SweepError: a run could not be sent to a worker" in done.stderr.splitlines()[-1]
+
+
+# --- command line
+
+
+def test_status_and_export(file: Path) -> None:
+    sweep([*several(3), *several(1, options={"fails": True})], execute, file, jobs=1)
+    runner = CliRunner()
+    got = json.loads(runner.invoke(sweep_app, ["status", str(file), "--json"]).stdout)
+    assert {name: got[name] for name in ("total", "finished", "failed", "pending")} == {
+        "total": 4, "finished": 3, "failed": 1, "pending": 0,
+    }  # fmt: skip
+    assert got["by_architecture"]["mlp:2_02"] == {"total": 2, "finished": 1, "failed": 1, "pending": 0}
+    assert got["by_version"]["v"]["total"] == 4
+    assert got["errors"] == {"ValueError: seed 0 fails": 1}
+    shown = runner.invoke(sweep_app, ["status", str(file)]).stdout
+    assert "by architecture" in shown
+    assert "1 × ValueError: seed 0 fails" in shown
+    out = file.with_suffix(".parquet")
+    assert json.loads(runner.invoke(sweep_app, ["export", str(file), str(out), "--json"]).stdout)["rows"] == 4
+    assert runner.invoke(sweep_app, ["export", str(file), str(out), "--timing"]).exit_code == 0
+    assert min(pyarrow.parquet.read_table(out)["seconds"].to_pylist()) > 0
+    refused = runner.invoke(sweep_app, ["status", str(file.with_name("none.db"))])
+    assert isinstance(refused.exception, SweepError)
