@@ -107,6 +107,9 @@ def compare() -> None:
 
 def large(name: str) -> None:
     """One large shape on meta: building, tracing, peak memory of the process."""
+    from dagscale.spaces.timm import declare_torchvision_ops
+
+    declare_torchvision_ops()
     import transformers
 
     import dagscale

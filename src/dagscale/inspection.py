@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dagscale.folding import Folded, fold_rows
 from dagscale.graph import Graph
 from dagscale.paths import kernel_size, path_sums
 
@@ -43,8 +44,12 @@ def inspect(graph: Graph) -> dict[str, Any]:
     }
 
 
-def tables(graph: Graph, title: str = "") -> Group:
-    """The same, to print with rich: the layers, then the figures."""
+def tables(graph: Graph, title: str = "", *, full: bool = False) -> Group:
+    """The same, to print with rich: the layers, then the figures.
+
+    Args:
+        full: one row a layer, instead of one for all repeats of a block (``layers.0–31 ×32``).
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -56,9 +61,10 @@ def tables(graph: Graph, title: str = "") -> Group:
     layers.add_column("op")
     for name in ("fan-in", "fan-out", "kernel", "in-degree"):
         layers.add_column(name, justify="right")
-    for row in facts["layers"]:
-        kernel = "×".join(map(str, row["kernel"]))
-        layers.add_row(row["name"], row["op"], str(row["fan_in"]), str(row["fan_out"]), kernel, str(row["in_degree"]))
+    shown = [_figures(row) for row in facts["layers"]]
+    names = [row["name"] for row in facts["layers"]]
+    for row in [Folded(name, 1, i) for i, name in enumerate(names)] if full else fold_rows(names, shown):
+        layers.add_row(f"{row.name} ×{row.times}" if row.times > 1 else row.name, *shown[row.index])
     depth, parameters = facts["depth"], facts["parameters"]
     lines = [
         f"paths       {shorten(facts['paths'])}",
@@ -68,9 +74,16 @@ def tables(graph: Graph, title: str = "") -> Group:
         f"parameters  {parameters['total']:,}, {parameters['reached']:,} on a path",
     ]
     if parameters["unreached"]:
-        lines.append(f"not on any path: {', '.join(parameters['unreached'])}")
+        unreached = fold_rows(parameters["unreached"], [()] * len(parameters["unreached"]))
+        lines.append(f"not on any path: {', '.join(row.name for row in unreached)}")
     lines += [f"note: {note}" for note in facts["notes"]]
     return Group(layers, *(Text(line) for line in lines))
+
+
+def _figures(row: dict[str, Any]) -> tuple[str, ...]:
+    """A layer's cells after its name."""
+    kernel = "×".join(map(str, row["kernel"]))
+    return row["op"], str(row["fan_in"]), str(row["fan_out"]), kernel, str(row["in_degree"])
 
 
 def shorten(digits: str) -> str:
