@@ -1,4 +1,4 @@
-"""The tables of ``dagscale inspect``, against files. Renew them: ``UPDATE_GOLDEN=1 pytest tests/test_inspect_golden.py``."""
+"""The tables of ``dagscale inspect``, against files; UPDATE_GOLDEN=1 in the environment renews them."""
 
 from __future__ import annotations
 
