@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor, nn
 
-_WRAPPERS = ("_orig_mod.", "module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
-
 
 @dataclass(frozen=True, slots=True)
 class ParameterPlan:
@@ -75,8 +73,8 @@ class Plan:
         """Initialise ``model`` in place and return it.
 
         Each parameter is drawn on the CPU in float32 from a generator seeded by ``seed`` and its name, so the
-        numbers depend on neither device, order nor dtype (but for rounding). Frozen parameters, and those the
-        plan leaves alone, are not touched. Nothing is changed unless the whole plan fits.
+        numbers depend on neither device, order, dtype (but for rounding) nor sharding (FSDP2). Frozen
+        parameters, and those the plan leaves alone, are not touched. Nothing is changed unless the whole plan fits.
 
         Args:
             seed: another seed than the plan's.
@@ -85,6 +83,8 @@ class Plan:
             PlanError: if names or shapes differ from the plan's, or parameters are on ``meta``.
         """
         import torch
+
+        from dagscale.trace.session import placed_like
 
         found = self._match(model)
         for name, parameter in found.items():
@@ -102,7 +102,7 @@ class Plan:
                     parameter.fill_(own.init_mean)
                     continue
                 drawn = standard_normal(name, own.shape, self.seed if seed is None else seed)
-                parameter.copy_(drawn.mul_(own.init_std).add_(own.init_mean))
+                parameter.copy_(placed_like(drawn.mul_(own.init_std).add_(own.init_mean), parameter))
         return model
 
     def param_groups(
@@ -136,12 +136,15 @@ class Plan:
 
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters under the plan's names, wrappers' prefixes looked through."""
+        from dagscale.trace.session import plain_name
+
         found: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             plain = name
             if plain not in self.parameters:
-                for wrapper in _WRAPPERS:
-                    plain = plain.replace(wrapper, "")
+                plain = plain_name(plain)
+                while plain not in self.parameters and plain.startswith("module."):  # data parallel
+                    plain = plain.removeprefix("module.")
             found[plain] = parameter
         missing = [n for n in self.parameters if n not in found]
         extra = [n for n in found if n not in self.parameters]

@@ -41,10 +41,14 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
             output depends on an input.
         ForwardError: if the forward itself raises; the user's exception is its ``__cause__``.
     """
+    from torch import nn
+
     from dagscale.trace import session
     from dagscale.trace.recorder import Recorder
     from dagscale.trace.reduction import reduce
 
+    if isinstance(model, nn.Module):
+        model = session.unwrapped(model)
     args, kwargs = session.bind_inputs(model, example_inputs)
     session.check_devices(model, (args, kwargs))
     try:
@@ -54,6 +58,7 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     names: dict[int, list[str]] = {}
     owned: dict[str, nn.Parameter] = {}  # tied parameters once, under their first name
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        name = session.plain_name(name)
         if names.setdefault(id(parameter), []) == []:
             owned[name] = parameter
         names[id(parameter)].append(name)
@@ -67,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     except DagscaleError:
         raise
     except Exception as fake_error:
-        if any(p.is_meta for p in model.parameters()):
+        if any(p.is_meta or session.is_sharded(p) for p in owned.values()):
             raise session.forward_error(model, recorder, fake_error, (args, kwargs)) from fake_error
         recorder = Recorder()
         try:

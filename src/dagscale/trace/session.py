@@ -6,9 +6,11 @@ import inspect
 import logging
 import random
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
+from itertools import filterfalse
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,42 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
         raise TraceError("there is no tensor among the inputs: give the model's example inputs, as torch tensors")
     return args, kwargs
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    wrappers: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and isinstance(model, wrappers):
+            inner = model._modules["module"]
+        if inner is None:
+            return model
+        model = inner
+
+
+def plain_name(name: str) -> str:
+    """A qualified name without what compiling, checkpointing or sharding a part of the model put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+_WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a ``DTensor``: a shard here, with the whole's shape."""
+    return hasattr(tensor, "full_tensor")
+
+
+def placed_like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """``whole``, cut up as ``tensor`` is if that is a shard; every process holds the same ``whole``."""
+    if not is_sharded(tensor):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    shard: Any = tensor
+    whole = whole.to(device=shard.device, dtype=shard.dtype)
+    return distribute_tensor(whole, shard.device_mesh, shard.placements)
 
 
 def check_devices(model: nn.Module, inputs: Any) -> None:
@@ -149,7 +187,7 @@ def unchanged_values(recorder: Recorder, model: nn.Module, at_once: Iterable[Ten
     They are saved before the forward first writes to them, those ``at_once`` before it starts.
     """
     owned: dict[int, Tensor] = {}
-    for tensor in held_tensors(model):
+    for tensor in filterfalse(is_sharded, held_tensors(model)):
         owned.setdefault(recorder.memory.key(tensor), tensor)
     saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
@@ -174,7 +212,7 @@ def unchanged_values(recorder: Recorder, model: nn.Module, at_once: Iterable[Ten
 @contextmanager
 def module_paths(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     """Keep ``recorder.path`` at the qualified name of the module that runs, by global hooks."""
-    names = module_names(model)
+    names = {module: plain_name(name) for module, name in module_names(model).items()}
     path = recorder.path
 
     def enter(module: nn.Module, inputs: Any) -> None:
@@ -206,6 +244,8 @@ def plain_eager() -> Iterator[None]:
         log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what we report
         stack.callback(setattr, log, "disabled", log.disabled)
         log.disabled = True
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
         if hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -289,14 +329,17 @@ def run_fake(
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     buffers = list(model.buffers())
-    stand_ins = {id(t): fake.from_tensor(t) for t in (*parameters.values(), *buffers)}
+    stand_ins = {id(t): _stand_in(t, fake) for t in (*parameters.values(), *buffers)}
     for name, parameter in parameters.items():
-        recorder.add_parameter(name, parameter, stand_ins[id(parameter)])
+        versions = [] if is_sharded(parameter) else [parameter]
+        recorder.add_parameter(name, *versions, stand_ins[id(parameter)])
     with fake:
         args, kwargs = copied((args, kwargs), fake.from_tensor)
     for name, leaf in named_leaves(model, args, kwargs):
         recorder.add_input(leaf, name)
     with undisturbed(recorder, model):
+        if any(is_sharded(p) for p in parameters.values()):
+            without_sharding(model)
         for module in model.modules():
             tables: list[dict[str, Any]] = [module._parameters, module._buffers]
             for table in tables:
@@ -304,6 +347,31 @@ def run_fake(
                     table[name] = stand_ins.get(id(tensor), tensor)
         with unchanged_values(recorder, model), fake, recorder:
             return _output_nodes(recorder, model(*args, **kwargs), select)
+
+
+def _stand_in(tensor: Tensor, fake: Any) -> Any:
+    """A fake tensor for it; for a shard, one of the whole's shape."""
+    if not is_sharded(tensor):
+        return fake.from_tensor(tensor)
+    with fake:
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        return nn.Parameter(whole, requires_grad=tensor.requires_grad)
+
+
+def without_sharding(model: nn.Module) -> None:
+    """Take off the hooks by which FSDP gathers and frees parameters; :func:`unchanged_modules` puts them back."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if _origin(hook).startswith("torch.distributed."):
+                    del hooks[key]
+
+
+def _origin(hook: Any) -> str:
+    """The module that a hook's code is from."""
+    hook = getattr(hook, "func", hook)
+    owner = getattr(hook, "__self__", None)
+    return str(type(owner).__module__ if owner is not None else getattr(hook, "__module__", ""))
 
 
 def run_real(
