@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
+PEERS  := mup timm torchvision peft accelerate
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -12,21 +14,26 @@ help:  ## show this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(PEERS)
 	@touch $@
 
 demo: $(READY)  ## the main job on embedded data: one table, one picture in out/
 	$(BIN)/dagscale demo
 
 test: $(READY)  ## every test
-	$(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
+zoo: $(READY)  ## trace every model of timm, torchvision and transformers (hours; resumable)
+	$(BIN)/python benchmarks/zoo.py run
+
 bench: $(READY)  ## the benchmarks that the documentation quotes
 	$(BIN)/python benchmarks/paths.py
+	$(BIN)/python benchmarks/nas_paths.py
 
 clean:  ## remove the environment and what commands wrote
 	rm -rf $(VENV) out

@@ -131,7 +131,7 @@ def test_a_seed_fixes_everything_and_disturbs_nothing() -> None:
         ("mlp:2?input=3x0", "input='3x0' is not a shape such as 3x32x32"),
         ("cnn:2?kernel=4", "kernel=4: must be odd"),
         ("cnn:2?input=64", "a CNN takes images, not inputs of shape 64; write ?input=CxHxW, as 3x32x32"),
-        ("mpl:2_02", "'mpl' is no space (cnn, mlp"),
+        ("mpl:2_02", "'mpl' is no space (cnn, "),
         ("resnet18", "not a TARGET; write SPACE:CODE, package.module:callable or file.py:callable"),
         ("2_02:x", "not a TARGET; write SPACE:CODE"),
         ("torch.nn:", "no callable is named after the colon"),

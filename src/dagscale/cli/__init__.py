@@ -6,9 +6,13 @@ import sys
 
 from dagscale.cli.app import app
 from dagscale.cli.commands import demo, inspect, plan, search
+from dagscale.cli.rerank import rerank
+from dagscale.cli.sweep import sweep_app
 from dagscale.errors import DagscaleError
 
-__all__ = ["app", "demo", "inspect", "main", "plan", "search"]
+app.add_typer(sweep_app, name="sweep")
+
+__all__ = ["app", "demo", "inspect", "main", "plan", "rerank", "search"]
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def inspect(
     data: Data = None,
     input_shape: InputShape = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the graph: .svg or .png.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Print the whole graph too.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Show every repeat of a block, and the whole graph.")] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -46,13 +46,14 @@ def inspect(
     graph = trace(*load_target(target, load_data(data), input_shape, seed))
     if picture is not None:
         from dagscale.draw import draw
+        from dagscale.folding import fold
 
-        draw(graph, picture, title=target)
+        draw(graph if full else fold(graph), picture, title=target)
     if json:
         print_json(facts(graph))
         return
     console = Console()
-    console.print(tables(graph, target))
+    console.print(tables(graph, target, full=full))
     if full:
         console.print(str(graph), markup=False, highlight=False)
     if picture is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from dagscale.data import Dataset, load
 from dagscale.errors import DagscaleError
@@ -22,12 +23,23 @@ from dagscale.train import train
 if TYPE_CHECKING:
     from rich.table import Table
 
-FAMILIES = {"mlp": ("mlp:2?width=64", {"width": 64}), "cnn": ("cnn:2?width=12", {"width": 12})}
-"""Family → its base network (one hidden layer) and the options of its targets."""
 
+@dataclass(frozen=True)
+class Family:
+    """A base network (one hidden layer), the options of its targets, and how long all of them train."""
+
+    base: str
+    options: dict[str, int]
+    epochs: int
+
+
+FAMILIES = {
+    "mlp": Family("mlp:2?width=64", {"width": 64}, epochs=1),
+    "cnn": Family("cnn:2?width=12", {"width": 12}, epochs=3),
+}
 PER_FAMILY = 6
-BATCH, EPOCHS, SEEDS = 32, 2, 2
-GRID = tuple(2.0**k for k in range(-9, 3))
+BATCH, SEEDS = 32, 2
+GRID = tuple(2.0 ** (k / 2) for k in range(-14, 5))
 WAYS = ("default", "released", "plan", "grid")
 
 
@@ -70,36 +82,39 @@ def _outcomes(data: Dataset, seed: int) -> Iterator[Outcome]:
     from joblib import Parallel, delayed
 
     with Parallel(n_jobs=-1, return_as="generator") as parallel:
-        jobs = [(family, init) for family in FAMILIES for init in ("in-degree", "released")]
+        jobs = [(family, init) for family in FAMILIES for init in ("moments", "released")]
         rates = dict(zip(jobs, parallel(delayed(_base)(base, init, data, seed) for base, init in jobs), strict=True))
         chosen = [
             (family, target)
-            for family, (_, options) in FAMILIES.items()
-            for target in sample(family, vertices=5, count=PER_FAMILY, seed=seed, **options)
+            for family, about in FAMILIES.items()
+            for target in sample(family, vertices=5, count=PER_FAMILY, seed=seed, **about.options)
         ]
         yield from parallel(
-            delayed(_outcome)(f, t, rates[f, "in-degree"], rates[f, "released"], data, seed) for f, t in chosen
+            delayed(_outcome)(f, t, rates[f, "moments"], rates[f, "released"], data, seed) for f, t in chosen
         )
 
 
 def _base(family: str, init: str, data: Dataset, seed: int) -> float:
     """The base network's maximal learning rate, in the middle of its band."""
-    model, _ = spaces.load(FAMILIES[family][0], data=data, seed=seed)
-    return _search(model, data, init, seed).lr
+    model, _ = spaces.load(FAMILIES[family].base, data=data, seed=seed)
+    return _search(model, family, init, data, seed).lr
 
 
-def _search(model: torch.nn.Module, data: Dataset, init: str, seed: int) -> Found:
+def _search(model: torch.nn.Module, family: str, init: str, data: Dataset, seed: int) -> Found:
     torch.set_num_threads(1)
-    return search(model, data, init=init, grid=GRID, epochs=EPOCHS, batch_size=BATCH, seeds=SEEDS, seed=seed)
+    epochs = FAMILIES[family].epochs
+    return search(model, data, init=init, grid=GRID, epochs=epochs, batch_size=BATCH, seeds=SEEDS, seed=seed)
 
 
 def _outcome(family: str, target: str, base_lr: float, released_lr: float, data: Dataset, seed: int) -> Outcome:
     model, inputs = spaces.load(target, data=data, seed=seed)
-    base = spaces.load(FAMILIES[family][0], data=data, seed=seed)
+    base = spaces.load(FAMILIES[family].base, data=data, seed=seed)
+    torch.set_num_threads(1)
+    known: dict[str, Any] = {"data": (data.x, data.y), "loss": cross_entropy, "batch_size": BATCH}
     ways: dict[str, Callable[[], Any]] = {
         "default": lambda: plan(model, inputs, base=base, base_lr=base_lr, law="none", init="keep"),
         "released": lambda: plan(model, inputs, base=base, base_lr=released_lr, law="released", init="released"),
-        "plan": lambda: plan(model, inputs, base=base, base_lr=base_lr),
+        "plan": lambda: plan(model, inputs, base=base, base_lr=base_lr, **known),
     }
     lr, loss = {}, {}
     for way, make in ways.items():
@@ -109,24 +124,26 @@ def _outcome(family: str, target: str, base_lr: float, released_lr: float, data:
             trial, _ = spaces.load(target, data=data, seed=k)
             made.init_(trial, seed=k)
             groups = made.param_groups(trial)
-            runs.append(train(trial, data.x, data.y, params=groups, epochs=EPOCHS, batch_size=BATCH, seed=k).loss)
+            done = train(trial, data.x, data.y, params=groups, epochs=FAMILIES[family].epochs, batch_size=BATCH, seed=k)
+            runs.append(done.loss)
         lr[way], loss[way] = made.lr, _finite(statistics.fmean(runs))
-    found = _search(model, data, plan(model, inputs, base=base, base_lr=base_lr).init, seed)
+    found = _search(model, family, "moments", data, seed)
     lr["grid"], loss["grid"] = found.lr, found.loss
     return Outcome(target, lr, loss, found.band)
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float | None]]:
-    """For each way: median and worst loss, share of diverged runs, rms distance from the found rate in octaves."""
+    """For each way, over all architectures: loss in excess of the grid search's best (geometric mean and worst ratio,
+    minus 1), diverged runs, rms distance from the found rate in octaves."""
     rows: dict[str, dict[str, float | None]] = {}
     for way in WAYS:
-        losses = [o.loss[way] for o in outcomes]
+        excess = [_inf(o.loss[way]) / _inf(o.loss["grid"]) for o in outcomes]
         octaves = [math.log2(o.lr[way] / o.lr["grid"]) for o in outcomes]
-        ordered = sorted(math.inf if x is None else x for x in losses)
+        mean = math.exp(statistics.fmean(map(math.log, excess))) if all(map(math.isfinite, excess)) else math.inf
         rows[way] = {
-            "median_loss": _finite(statistics.median(ordered)),
-            "worst_loss": _finite(ordered[-1]),
-            "diverged": sum(x is None for x in losses),
+            "mean_excess": _finite(mean - 1),
+            "worst_excess": _finite(max(excess) - 1),
+            "diverged": sum(o.loss[way] is None for o in outcomes),
             "rms_octaves": math.sqrt(statistics.fmean(x * x for x in octaves)),
         }
     return rows
@@ -143,29 +160,26 @@ def table(outcomes: list[Outcome]) -> Table:
     for head in heads:
         made.add_column(head, justify="right")
     for o in outcomes:
-        made.add_row(o.target, *(f"{_text(o.loss[way])} ({o.lr[way]:.2g})" for way in WAYS))
+        made.add_row(o.target.split("?")[0], *(f"{_text(o.loss[way])} ({o.lr[way]:.2g})" for way in WAYS))
     made.add_section()
     rows = summary(outcomes)
-    made.add_row("median", *(_text(rows[way]["median_loss"]) for way in WAYS))
-    made.add_row("worst", *(_text(rows[way]["worst_loss"]) for way in WAYS))
-    made.add_row("rms octaves from the found rate", *(f"{rows[way]['rms_octaves']:.2f}" for way in WAYS))
+    made.add_row("mean loss over grid's", *(_percent(rows[way]["mean_excess"]) for way in WAYS))
+    made.add_row("worst", *(_percent(rows[way]["worst_excess"]) for way in WAYS))
+    made.add_row("octaves from found rate, rms", *(f"{rows[way]['rms_octaves']:.2f}" for way in WAYS))
     return made
 
 
 def sentence(outcomes: list[Outcome]) -> str:
     """What the figures show, whatever that is."""
     rows = summary(outcomes)
-    order = sorted(WAYS[:3], key=lambda way: (_inf(rows[way]["median_loss"]), _inf(rows[way]["worst_loss"])))
+    order = sorted(WAYS[:3], key=lambda way: (_inf(rows[way]["mean_excess"]), _inf(rows[way]["worst_excess"])))
     names = {"default": "the base's rate with PyTorch's init", "released": "the released rule", "plan": "the plan"}
-    best = order[0]
-    return (
-        f"Over {len(outcomes)} architectures {names[best]} has the lowest median loss of the three transfers "
-        f"({_text(rows[best]['median_loss'])}; {names[order[1]]} {_text(rows[order[1]]['median_loss'])}, "
-        f"{names[order[2]]} {_text(rows[order[2]]['median_loss'])}; grid search on each architecture "
-        f"{_text(rows['grid']['median_loss'])}). The plan's rate lies {rows['plan']['rms_octaves']:.2f} octaves (rms) "
-        f"from the one a grid search finds, the released rule's {rows['released']['rms_octaves']:.2f}, "
-        f"the untransferred one {rows['default']['rms_octaves']:.2f}."
+    told = "; ".join(
+        f"{names[way]} {_percent(rows[way]['mean_excess'])} (worst {_percent(rows[way]['worst_excess'])}, "
+        f"rate {rows[way]['rms_octaves']:.2f} octaves off)"
+        for way in order
     )
+    return f"Loss above a grid search on each of {len(outcomes)} architectures, least first: {told}."
 
 
 def draw(outcomes: list[Outcome], path: Path) -> None:
@@ -182,6 +196,8 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             left.plot(o.lr["grid"], o.lr[way], marker, color=color, alpha=0.8)
     for o in outcomes:
         left.plot(o.band, (o.lr["plan"], o.lr["plan"]), "-", color="tab:blue", alpha=0.25)
+    left.legend([left.plot([], [], styles[w][1], color=styles[w][0])[0] for w in WAYS[:3]], [names[w] for w in WAYS[:3]],
+                fontsize=8)  # fmt: skip
     rates = [o.lr[way] for o in outcomes for way in WAYS]
     ends = (min(rates) / 1.5, max(rates) * 1.5)
     left.plot(ends, ends, "k--", lw=0.8)
@@ -233,6 +249,10 @@ def _finite(value: float) -> float | None:
 
 def _inf(value: float | None) -> float:
     return math.inf if value is None else value
+
+
+def _percent(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:+.1%}"
 
 
 def _text(value: float | None) -> str:

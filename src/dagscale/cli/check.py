@@ -1,0 +1,58 @@
+"""The command ``check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dagscale.cli.app import TARGET_HELP, Data, InputShape, Json, Seed, app, load_data, load_target, print_json
+
+Targets = Annotated[list[str], typer.Argument(help=f"Two or more, smallest first: {TARGET_HELP}", metavar="TARGET...")]
+
+
+@app.command()
+def check(
+    targets: Targets,
+    data: Data = None,
+    init: Annotated[str | None, typer.Option(help="Initialisation; 'keep' takes the models as they are.")] = None,
+    law: Annotated[str | None, typer.Option(help="Learning-rate law; 'none' is one rate for all.")] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")] = "sgd",
+    base_lr: Annotated[float | None, typer.Option(help="Rate of the first TARGET; by default from curvature.")] = None,
+    width: Annotated[str | None, typer.Option(help="none: one rate for all layers; mup: rates by layer.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4,
+    seeds: Annotated[int, typer.Option(help="Runs a member.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 64,
+    limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
+    input_shape: InputShape = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw moments and updates against size: .svg or .png.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Check that signals and updates stay as a family of networks grows. Exit status 1 if they do not."""
+    from rich.console import Console
+
+    from dagscale.check import check as run
+
+    images = load_data(data, limit)
+    errors = Console(stderr=True)
+    with errors.status("checking"):
+        report = run(
+            [load_target(target, images, input_shape, seed) for target in targets], labels=targets, data=images,
+            init=init, law=law, optimizer=optimizer, base_lr=base_lr, width=width, steps=steps, seeds=seeds,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+    if plot is not None:
+        report.plot(plot)
+    if json:
+        print_json(report.to_dict())
+    else:
+        console = Console()
+        console.print(report.table)
+        for fault in report.faults:
+            console.print(f"fault: {fault}", markup=False, highlight=False)
+        for note in report.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+    if not report.ok:
+        raise typer.Exit(1)
