@@ -4,13 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import dagscale
 from dagscale.laws.covariance import update_moment
 from dagscale.laws.walk import weighted_cubes
 from dagscale.spaces import Dag, targets
+from dagscale.studies import simulation
 
 
 def graph_of(code: str, **options: object) -> dagscale.Graph:
@@ -20,49 +19,6 @@ def graph_of(code: str, **options: object) -> dagscale.Graph:
 
 def chain(n: int) -> str:
     return "_".join("0" * v + "2" for v in range(n))
-
-
-def simulated(code: str, width: int, seeds: int) -> float:
-    """Mean over seeds of ``Σ_i Δz_i²`` at the vertex that the readout reads, after one SGD step on one example.
-
-    Each layer is drawn when the forward first comes to it, with the variance that gives its output the second
-    moment 1/d. The gradient of ``f`` itself is stepped along (unit error), readout weights have variance 1/n and
-    are not updated. Rates are divided by the fan-in: a layer's update is its input's mean square times its
-    output's gradient.
-    """
-    model, inputs = targets.load(f"mlp:{code}?order=pre&width={width}&classes=1&bias=false", input_shape=(1, 8, 8))
-    degree = {use.name: use.in_degree for use in dagscale.trace(model, inputs).layers}
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(1, 1, 8, 8, generator=generator)
-    x = x / x.square().mean().sqrt()  # the stem's input enters the law with mean square 1
-    seen: list[torch.Tensor] = []
-    model.get_submodule("readout").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in degree}
-    readout = layers.pop("readout.linear")
-
-    def draw(name: str, layer: nn.Linear) -> None:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            if not seen:
-                std = (degree[name] * args[0].detach().square().sum()).rsqrt()
-                layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * std
-
-        layer.register_forward_pre_hook(hook)
-
-    for name, layer in layers.items():
-        draw(name, layer)
-    total = 0.0
-    for _ in range(seeds):
-        seen.clear()
-        readout.weight.data = torch.randn(1, width, generator=generator) / math.sqrt(width)
-        model.zero_grad(set_to_none=True)
-        model(x).sum().backward()
-        with torch.no_grad():
-            for layer in layers.values():
-                if layer.weight.grad is not None:
-                    layer.weight -= 1e-3 / layer.in_features * layer.weight.grad
-            model(x)
-        total += float((seen[1] - seen[0]).detach().double().square().sum()) / 1e-6 / seeds
-    return total
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -99,7 +55,7 @@ def test_covariance_predicts_the_simulated_update() -> None:
         if not any(op == 2 for _, _, op in dag.live_edges):
             continue
         predicted.append(math.log2(update_moment(graph_of(str(dag)))))
-        found.append(math.log2(simulated(str(dag), width=96, seeds=24)))
+        found.append(math.log2(simulation.update_moment(str(dag), width=96, seeds=24)))
     assert np.corrcoef(predicted, found)[0, 1] > 0.98
     assert np.polyfit(found, predicted, 1)[0] == pytest.approx(1, abs=0.1)
 

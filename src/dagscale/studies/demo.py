@@ -196,8 +196,8 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             left.plot(o.lr["grid"], o.lr[way], marker, color=color, alpha=0.8)
     for o in outcomes:
         left.plot(o.band, (o.lr["plan"], o.lr["plan"]), "-", color="tab:blue", alpha=0.25)
-    left.legend([left.plot([], [], styles[w][1], color=styles[w][0])[0] for w in WAYS[:3]], [names[w] for w in WAYS[:3]],
-                fontsize=8)  # fmt: skip
+    keys = [left.plot([], [], styles[way][1], color=styles[way][0])[0] for way in WAYS[:3]]
+    left.legend(keys, [names[way] for way in WAYS[:3]], fontsize=8)
     rates = [o.lr[way] for o in outcomes for way in WAYS]
     ends = (min(rates) / 1.5, max(rates) * 1.5)
     left.plot(ends, ends, "k--", lw=0.8)
