@@ -12,12 +12,13 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Greedy non-maximum suppression: indices of the boxes kept, best score first."""
     from torchvision.ops import box_iou
 
-    order = scores.argsort(descending=True)
-    overlap = box_iou(boxes, boxes)
-    kept: list[int] = []
-    for i in order.tolist():
-        if all(overlap[i, j] <= threshold for j in kept):
+    overlap = box_iou(boxes, boxes) > threshold
+    gone = torch.zeros(len(boxes), dtype=torch.bool)
+    kept = []
+    for i in scores.argsort(descending=True).tolist():
+        if not gone[i]:
             kept.append(i)
+            gone |= overlap[i]
     return torch.tensor(kept, dtype=torch.int64)
 
 

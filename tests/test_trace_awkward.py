@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dagscale.paths import path_sums
 from dagscale.trace import Meaning, rule, spelling, trace
-from dagscale.trace.session import bind_inputs, output_tensors
+from dagscale.trace.session import bind_inputs, output_tensors, plain_name
 
 
 def load_models() -> Any:
@@ -38,7 +38,7 @@ def with_gradient(model: nn.Module, inputs: Any) -> set[str]:
     total = sum((t.abs() if t.is_complex() else t).sum() for t in out)
     wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return {n for n, g in zip(wanted, grads, strict=True) if g is not None}
+    return {plain_name(n) for n, g in zip(wanted, grads, strict=True) if g is not None}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -164,3 +164,19 @@ def test_users_own_rules(operators: Any) -> None:
 def test_a_known_operator_keeps_its_meaning() -> None:
     with pytest.raises(ValueError, match=r"aten\.relu.*twice"):
         rule("aten.relu")(lambda arguments: Meaning("pass"))
+
+
+def test_the_registry_names_arguments_that_operators_have() -> None:
+    """A misspelt argument would let a signal pass unseen."""
+    from dagscale.trace.meaning import OPS
+
+    wrong = []
+    for name in OPS:
+        namespace, _, operator = name.partition(".")
+        packet = getattr(getattr(torch.ops, namespace), operator, None)
+        meaning = OPS[name]
+        if packet is None or not isinstance(meaning, Meaning):
+            continue
+        known = {a.name for overload in packet.overloads() for a in getattr(packet, overload)._schema.arguments}
+        wrong += [(name, a) for a in (*meaning.data, meaning.weight, meaning.bias) if a and a not in known]
+    assert wrong == []

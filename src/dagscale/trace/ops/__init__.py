@@ -1,5 +1,5 @@
 """The op registry's families, one file each. Importing this package fills the registry."""
 
-from dagscale.trace.ops import activations, arithmetic, creation, movement, norms, pooling, weights
+from dagscale.trace.ops import activations, arithmetic, creation, losses, movement, norms, pooling, weights
 
-__all__ = ["activations", "arithmetic", "creation", "movement", "norms", "pooling", "weights"]
+__all__ = ["activations", "arithmetic", "creation", "losses", "movement", "norms", "pooling", "weights"]

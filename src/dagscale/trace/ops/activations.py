@@ -71,9 +71,11 @@ means(
     "aten.prelu",
     "aten.special_i0",
     "aten.special_i1",
-    "aten.polar",
     "aten.angle",
 )
+
+
+means(Meaning("product", data=("abs", "angle")), "aten.polar")
 
 
 @rule("aten.pow", "aten.pow_")

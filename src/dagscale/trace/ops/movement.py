@@ -48,8 +48,6 @@ means(
             "kthvalue",
             "trace",
             "diagonal_copy",
-            "select_backward",
-            "slice_backward",
             "_unsafe_index",
             "_unsafe_masked_index",
             "view_as_real_copy",
@@ -72,24 +70,26 @@ means(
             "_fft_r2c",
             "_fft_c2r",
             "_fft_c2c",
-            "affine_grid_generator",
-            "linalg_qr",
-            "linalg_svd",
-            "_linalg_svd",
-            "_linalg_eigh",
             "diag_embed",
         ]
     ),
 )
-means(Meaning("pass", data=("input",)), "aten.native_dropout", "aten.dropout", "aten.feature_dropout")
-means(Meaning("pass", data=("self",)), "aten._fused_dropout", "aten.alpha_dropout", "aten.masked_scale")
+means(
+    Meaning("pass", data=("input",)),
+    "aten.native_dropout", "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout",
+)  # fmt: skip
+means(
+    Meaning("pass"),
+    "aten._fused_dropout", "aten.affine_grid_generator", "aten.linalg_qr", "aten.linalg_svd", "aten._linalg_svd",
+    "aten._linalg_eigh", "aten.linalg_inv_ex", "aten.linalg_cholesky_ex", "aten.linalg_matrix_exp",
+)  # fmt: skip
 means(Meaning("select", data=("self", "other"), elementwise=True), "aten.where")
 means(Meaning("concat", data=("tensors",)), "aten.block_diag")
-means(Meaning("pass", data=("src",)), "aten.copy_", "aten.copy", "aten._copy_from")
+means(Meaning("pass", data=("src",)), "aten.copy_", "aten.copy")
 means(
     Meaning("concat", data=("self", "src")),
-    "aten.scatter", "aten.scatter_", "aten.slice_scatter", "aten.select_scatter", "aten.masked_scatter",
-    "aten.masked_scatter_", "aten.diagonal_scatter", "aten.as_strided_scatter",
+    "aten.scatter", "aten.scatter_", "aten.slice_scatter", "aten.select_scatter", "aten.diagonal_scatter",
+    "aten.as_strided_scatter",
 )  # fmt: skip
 means(
     Meaning("sum", data=("self", "src")),
@@ -99,7 +99,10 @@ means(
     Meaning("sum", data=("self", "source")),
     "aten.index_add", "aten.index_add_", "aten.index_reduce", "aten.index_reduce_",
 )  # fmt: skip
-means(Meaning("concat", data=("self", "source")), "aten.index_copy", "aten.index_copy_")
+means(
+    Meaning("concat", data=("self", "source")),
+    "aten.index_copy", "aten.index_copy_", "aten.masked_scatter", "aten.masked_scatter_",
+)  # fmt: skip
 means(Meaning("product", data=("input", "grid")), "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 
 

@@ -21,9 +21,6 @@ means(
             "native_group_norm",
             "group_norm",
             "instance_norm",
-            "rms_norm",
-            "_fused_rms_norm",
-            "batch_norm_with_update",
         ]
     ),
 )
@@ -44,10 +41,9 @@ means(
             "std",
             "var_mean",
             "std_mean",
-            "_weight_norm",
             "renorm",
-            "local_response_norm",
         ]
     ),
 )
-means(Meaning("norm", data=("v", "g")), "aten._weight_norm_interface")
+means(Meaning("norm", data=("input",), weight="weight"), "aten.rms_norm", "aten._fused_rms_norm")
+means(Meaning("norm", data=("v", "g")), "aten._weight_norm", "aten._weight_norm_interface")

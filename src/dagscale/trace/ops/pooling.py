@@ -53,9 +53,4 @@ means(
         ]
     ),
 )
-means(
-    Meaning("pool", data=("input",)),
-    "aten.upsample_nearest2d_vec",
-    "torchvision.roi_align",
-    "torchvision.roi_pool",
-)
+means(Meaning("pool", data=("input", "rois")), "torchvision.roi_align", "torchvision.roi_pool")

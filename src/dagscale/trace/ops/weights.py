@@ -102,3 +102,10 @@ means(
     "aten._scaled_dot_product_fused_attention_overrideable",
     "aten.scaled_dot_product_attention",
 )
+means(
+    Meaning("product"),
+    "aten.linalg_solve_triangular", "aten.linalg_solve", "aten._linalg_solve_ex", "aten.triangular_solve",
+    "aten._pdist_forward",
+)  # fmt: skip
+means(Meaning("product", data=("self", "other")), "aten.linalg_cross", "aten.cross", "aten.kron", "aten.xlogy")
+means(Meaning("product", data=("x1", "x2")), "aten._cdist_forward", "aten._euclidean_dist")
