@@ -1,6 +1,7 @@
 """The sweep engine: runs as values, the store, resuming, failures, export, and what it says when it cannot go on."""
 
 import csv
+import importlib
 import json
 import math
 import pickle
@@ -410,6 +411,30 @@ def test_a_table_that_cannot_be_written(file: Path) -> None:
         with pytest.raises(SweepError, match="cannot write") as error:
             export(file, file.parent / "missing" / f"out{suffix}")
         one_line(error)
+
+
+def test_a_table_is_of_one_moment(file: Path) -> None:
+    runs = several(4)
+    sweep(runs[:2], execute, file, jobs=1)
+    with Store(file) as reader, reader.snapshot():
+        assert len(list(reader.rows())) == 2
+        sweep(runs, execute, file, jobs=1)
+        assert len(list(reader.rows())) == 2
+    assert export(file, file.with_suffix(".csv")) == 4
+
+
+def test_a_disk_that_fills_while_a_table_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(several(4), execute, file, jobs=1)
+    before = table(file)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(importlib.import_module("dagscale.sweep.export"), "_value", full)
+    with pytest.raises(SweepError, match=r"cannot write .*No space left"):
+        export(file, file.with_suffix(".csv"))
+    assert file.with_suffix(".csv").read_bytes() == before
+    assert {path.suffix for path in file.parent.iterdir()} == {".db", ".lock", ".csv"}
 
 
 # --- workers

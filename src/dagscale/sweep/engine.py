@@ -90,18 +90,18 @@ def sweep(
         executed = 0
         if todo:
             pool = open_pool(jobs, scheduler)
-            outcomes = attempts(pool, book.waiting(failed=retry_failed), execute)
-            with closing(pool), closing(outcomes), _progress(progress, todo) as report:
-                for outcome in outcomes:
-                    book.record(outcome)
-                    executed += 1
-                    report(outcome)
+            batches = attempts(pool, book.waiting(failed=retry_failed), execute)
+            with closing(pool), closing(batches), _progress(progress, todo) as report:
+                for outcomes in batches:
+                    book.record(outcomes)
+                    executed += len(outcomes)
+                    report(outcomes)
         after = book.asked()
     return Summary(after.total, after.finished, after.failed, executed, given - after.total)
 
 
 @contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callable[[Outcome], None]]:
+def _progress(shown: bool, total: int) -> Iterator[Callable[[list[Outcome]], None]]:
     """A progress bar on stderr, fed with outcomes."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -124,10 +124,10 @@ def _progress(shown: bool, total: int) -> Iterator[Callable[[Outcome], None]]:
         task = bar.add_task("", total=total, failed=0)
         failed = 0
 
-        def report(outcome: Outcome) -> None:
+        def report(outcomes: list[Outcome]) -> None:
             nonlocal failed
-            failed += outcome.state == "failed"
-            bar.update(task, advance=1, failed=failed)
+            failed += sum(outcome.state == "failed" for outcome in outcomes)
+            bar.update(task, advance=len(outcomes), failed=failed)
 
         yield report
 

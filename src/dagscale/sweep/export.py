@@ -15,7 +15,7 @@ from dagscale.errors import SweepError
 from dagscale.sweep.run import Run, decode, encode
 from dagscale.sweep.store import Store, error_line
 
-ROWS = 10_000
+ROWS = 2_000
 """Rows of a parquet row group, and in memory at once."""
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ def export(store: str | Path, out: str | Path, *, version: str | None = None, ti
     writers = {".parquet": _parquet, ".csv": _csv}
     if out.suffix.lower() not in writers:
         raise SweepError(f"cannot export to {out}: its suffix must be .parquet or .csv")
-    with Store(store) as book:
+    with Store(store) as book, book.snapshot():
         version = _choose(book, version)
         kinds = _kinds(_rows(book, version, timing))
         try:

@@ -38,7 +38,7 @@ CREATE INDEX runs_by_version ON runs (version, architecture, state);
 """``run``, ``result`` and ``error`` are JSON as `dagscale.sweep.run.encode` writes it."""
 
 PAGE = 256
-"""Pending runs read from the file at once."""
+"""Runs read from the file at once."""
 
 
 class Outcome(NamedTuple):
@@ -155,6 +155,17 @@ class Store:
         with _plainly(self.path):
             yield self._db
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+
     def ask(self, runs: Iterable[Run]) -> int:
         """Note these runs as asked for, both for good and as this call's own; all of them or, on an error, none.
 
@@ -162,23 +173,17 @@ class Store:
             How many there were, duplicates included.
         """
         given = 0
-        with self._open() as db:
+        with self._transaction() as db:
             db.execute("CREATE TEMP TABLE IF NOT EXISTS asked (place INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)")
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                for run in runs:
-                    if not isinstance(run, Run):
-                        raise SweepError(f"a sweep is over values of Run, not {type(run).__name__}")
-                    db.execute(
-                        "INSERT OR IGNORE INTO runs (key, run, architecture, version) VALUES (?, ?, ?, ?)",
-                        (run.key, run.json, run.architecture, run.version),
-                    )
-                    db.execute("INSERT OR IGNORE INTO asked (key) VALUES (?)", (run.key,))
-                    given += 1
-                db.execute("COMMIT")
-            finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+            for run in runs:
+                if not isinstance(run, Run):
+                    raise SweepError(f"a sweep is over values of Run, not {type(run).__name__}")
+                db.execute(
+                    "INSERT OR IGNORE INTO runs (key, run, architecture, version) VALUES (?, ?, ?, ?)",
+                    (run.key, run.json, run.architecture, run.version),
+                )
+                db.execute("INSERT OR IGNORE INTO asked (key) VALUES (?)", (run.key,))
+                given += 1
         return given
 
     def asked(self) -> Counts:
@@ -205,12 +210,12 @@ class Store:
             for _, key, run in page:
                 yield key, run
 
-    def record(self, outcome: Outcome) -> None:
-        """Write what came of a run, in a transaction of its own."""
-        with self._open() as db:
-            db.execute(
+    def record(self, outcomes: Iterable[Outcome]) -> None:
+        """Write what came of runs, in one transaction."""
+        with self._transaction() as db:
+            db.executemany(
                 "UPDATE runs SET state = ?, result = ?, error = ?, seconds = ? WHERE key = ?",
-                (outcome.state, outcome.result, outcome.error, outcome.seconds, outcome.key),
+                ((done.state, done.result, done.error, done.seconds, done.key) for done in outcomes),
             )
 
     def results(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Any]]:
@@ -223,12 +228,29 @@ class Store:
                 row = db.execute("SELECT result FROM runs WHERE key = ?", (run.key,)).fetchone()
             yield run, None if row is None or row[0] is None else decode(row[0])
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Within, everything read is of one moment, whatever another process writes meanwhile."""
+        with self._open() as db:
+            db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with self._open() as db:
+                db.execute("COMMIT")
+
     def rows(self, version: str | None = None) -> Iterator[tuple[str, str, str, str | None, str | None, float]]:
         """Key, run, state, result, error and seconds of all finished and failed runs, sorted by key."""
-        query = """SELECT key, run, state, result, error, seconds FROM runs
-                   WHERE state != 'pending' AND (?1 IS NULL OR version = ?1) ORDER BY key"""
-        with self._open() as db:
-            yield from db.execute(query, (version,))
+        query = f"""SELECT key, run, state, result, error, seconds FROM runs
+                    WHERE key > ?1 AND state != 'pending' AND (?2 IS NULL OR version = ?2) ORDER BY key LIMIT {PAGE}"""
+        last = ""
+        while True:
+            with self._open() as db:
+                page = db.execute(query, (last, version)).fetchall()
+            if not page:
+                return
+            last = page[-1][0]
+            yield from page
 
     def status(self) -> Status:
         """Counts of everything in the store."""

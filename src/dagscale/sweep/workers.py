@@ -66,8 +66,8 @@ def attempt(execute: Execute, key: str, run: str, code: str) -> Outcome:
         return Outcome(key, "finished", text, None, time.perf_counter() - start)
 
 
-def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> Generator[Outcome, None, None]:
-    """The outcomes of runs, given by key and JSON, in the order they come.
+def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> Generator[list[Outcome], None, None]:
+    """The outcomes of runs, given by key and JSON, in the order they come; together those that came together.
 
     A run whose worker dies is executed again elsewhere. Where a dead worker takes others' runs with it, each of these
     is then executed with no other beside it, so that one which kills its worker is found; it fails after
@@ -97,21 +97,24 @@ def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> G
         fell = pool.shared and (not flying or any(_failure(future, pool.lost) for future in done))
         if fell:
             done = wait(flying, timeout=CONNECT).done  # all fall with it, but for those that had just finished
-        for future in sorted(done, key=lambda future: _failure(future, (BaseException,)) is not None):
+        outcomes, trouble = [], None
+        for future in done:
             item = flying.pop(future)
-            if error := _failure(future, (BaseException,)):
-                if isinstance(error, SweepError):
-                    raise error
-                if not isinstance(error, pool.lost):
-                    raise SweepError(_unusable(error)) from error
-                deaths[item[0]] += 1
-                if deaths[item[0]] < pool.patience:
-                    again.append(item)
-                else:
-                    yield _lost(item[0])
-            else:
+            error = _failure(future, (BaseException,))
+            if error is None:
+                outcomes.append(future.result())
                 barren = 0
-                yield future.result()
+            elif not isinstance(error, pool.lost):
+                trouble = error if isinstance(error, SweepError) else SweepError(_unusable(error))
+            elif deaths[item[0]] + 1 < pool.patience:
+                deaths[item[0]] += 1
+                again.append(item)
+            else:
+                outcomes.append(_lost(item[0]))
+        if outcomes:
+            yield outcomes
+        if trouble:
+            raise trouble
         if fell:
             barren += 1
             if barren >= GIVE_UP:
