@@ -126,6 +126,29 @@ def test_a_folded_graph_shows_one_block() -> None:
     assert fold(small) == small
 
 
+class CrossReading(nn.Module):
+    """Decoder blocks that all read what an encoder made: h + a(h) · b(memory)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 8)
+        self.start = nn.Linear(4, 8)
+        self.a = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
+        self.b = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory, h = self.encoder(x), self.start(x)
+        for a, b in zip(self.a, self.b, strict=True):
+            h = h + a(h) * b(memory)
+        return h
+
+
+def test_blocks_that_read_one_memory_fold() -> None:
+    small = fold(trace(CrossReading(), torch.randn(2, 4)))
+    assert [v.label for v in small.vertices] == ["input", "fork", "fork", "mul", "add ×12", "output"]
+    assert [use.name for use in small.layers] == ["encoder", "start", "a.0–11", "b.0–11"]
+
+
 def test_a_graph_without_repetition_is_not_changed() -> None:
     graph = traced("mlp:2_22_222")
     assert fold(graph) is graph

@@ -128,6 +128,25 @@ def test_a_model_on_meta_that_looks_at_values() -> None:
     assert "test_trace_errors.py:" in text
 
 
+def test_a_custom_operator_without_a_fake_implementation() -> None:
+    """On the CPU it is run for real; on meta it cannot be."""
+
+    @torch.library.custom_op("dagscale_test::only_real", mutates_args=())
+    def only_real(x: Tensor) -> Tensor:
+        return x + 1
+
+    class Custom(Simple):
+        def forward(self, x: Tensor) -> Any:
+            return only_real(self.a(x))
+
+    graph = trace(Custom(), X)
+    assert any("does not run on fake tensors" in note for note in graph.notes)
+    text = message(Custom().to("meta"), X.to("meta"), ForwardError)
+    assert "only_real" in text
+    assert "register_fake" in text
+    assert "test_trace_errors.py:" in text
+
+
 def test_not_a_module() -> None:
     assert "not a torch.nn.Module" in message(lambda x: x, X)  # type: ignore[arg-type]
 

@@ -11,6 +11,8 @@ from dagscale.graph import Edge, Graph, Op, Vertex
 
 _MAX_PERIOD = 24
 """The longest pattern, in segments between cut vertices, that is looked for in a graph."""
+_MAX_HUBS = 8
+"""How many of the most read vertices are tried as hubs: what all blocks of a stretch read."""
 
 
 # --- rows of a table --------------------------------------------------------------------------------------
@@ -102,15 +104,17 @@ def fold(graph: Graph) -> Graph:
 
     A cut vertex is one that no edge passes by; a residual network has one behind each block. Where a pattern
     of such stretches repeats, with the same ops and shapes, one copy stays, its layers named by range
-    (``layers.0–31.mlp``) and its last vertex marked ``×32``. Path counts are those of what is shown, so take
-    them from ``graph`` itself. A graph without repetition comes back as it is.
+    (``layers.0–31.mlp``) and its last vertex marked ``×32``. What every block of a decoder reads, the encoder's
+    output, is not held against it. Path counts are those of what is shown, so take them from ``graph`` itself.
+    A graph without repetition comes back as it is.
     """
-    reach, cuts = 0, [0] if graph.vertices else []
-    for vertex in graph.vertices[1:]:
-        v = vertex.id
-        reach = max(reach, *(graph.edges[e].dst for e in graph.out_edges[v - 1]), 0)
-        if reach <= v and graph.in_edges[v]:
-            cuts.append(v)
+    hubs: set[int] = set()
+    cuts = _cut_vertices(graph, hubs)
+    often = sorted(graph.vertices, key=lambda v: -len(graph.out_edges[v.id]))[:_MAX_HUBS]
+    for vertex in often:
+        more = _cut_vertices(graph, hubs | {vertex.id})
+        if len(graph.out_edges[vertex.id]) >= 4 and len(more) >= len(cuts) + 4:
+            hubs, cuts = hubs | {vertex.id}, more
     segments = [_segment(graph, a, b) for a, b in pairwise(cuts)]
     kept: list[tuple[int, int, int]] = []  # first segment, period, times
     i = 0
@@ -123,11 +127,28 @@ def fold(graph: Graph) -> Graph:
     return _rebuild(graph, cuts, kept)
 
 
+def _cut_vertices(graph: Graph, hubs: set[int]) -> list[int]:
+    """The vertices that no edge passes by, those from ``hubs`` aside; hubs are among them."""
+    reach, cuts = 0, [0] if graph.vertices else []
+    for vertex in graph.vertices[1:]:
+        v = vertex.id
+        if v - 1 not in hubs:
+            reach = max(reach, *(graph.edges[e].dst for e in graph.out_edges[v - 1]), 0)
+        if (reach <= v and graph.in_edges[v]) or v in hubs:
+            cuts.append(v)
+    return cuts
+
+
 def _segment(graph: Graph, a: int, b: int) -> Hashable:
     """What the stretch after cut vertex ``a`` up to ``b`` looks like, names left out."""
     vertices = tuple((v.kind, v.shape) for v in graph.vertices[a + 1 : b + 1])
     edges = tuple(
-        (edge.src - a, edge.dst - a, graph.live[e], tuple((op.kind, op.name, op.layer) for op in edge.ops))
+        (
+            edge.src - a if edge.src >= a else -1 - edge.src,
+            edge.dst - a,
+            graph.live[e],
+            tuple((op.kind, op.name, op.layer) for op in edge.ops),
+        )
         for v in range(a + 1, b + 1)
         for e in graph.in_edges[v]
         for edge in (graph.edges[e],)

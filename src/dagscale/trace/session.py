@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import UnsupportedOperatorException as UnsupportedOperator
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from dagscale.errors import ForwardError, TraceError
@@ -436,6 +437,11 @@ def forward_error(model: nn.Module, recorder: Recorder | None, error: Exception,
         isinstance(leaf, Tensor) and not leaf.is_floating_point() and not leaf.is_complex()
         for leaf in tree_leaves(inputs)
     )
+    if any(p.is_meta for p in model.parameters()) and isinstance(error, (NotImplementedError, UnsupportedOperator)):
+        return ForwardError(
+            f"the forward of {name} cannot run on meta: {text}{place}; give the operator a fake implementation "
+            "(torch.library.register_fake), or the model storage: model.to_empty(device='cpu')"
+        )
     hint = (
         "; the inputs hold integers: give floating-point values (x.float()) unless they feed an embedding"
         if integer and "type" in text
