@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from dagscale.inits.base import Fill
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """One network under consideration, the base or the target.
+    """One network under consideration, the base or the target; compared by identity.
 
     Attributes:
         graph: its traced graph.
@@ -31,10 +31,10 @@ class Subject:
     """
 
     graph: Graph
-    model: nn.Module | None = field(default=None, compare=False)
-    inputs: Any = field(default=None, compare=False)
-    data: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
-    loss: Callable[..., Tensor] | None = field(default=None, compare=False)
+    model: nn.Module | None = None
+    inputs: Any = None
+    data: tuple[Tensor, Tensor] | None = None
+    loss: Callable[..., Tensor] | None = None
     optimizer: str = "sgd"
     seed: int = 0
     batch_size: int = 128

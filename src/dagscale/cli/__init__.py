@@ -8,11 +8,12 @@ from dagscale.cli.app import app
 from dagscale.cli.commands import demo, inspect, plan, search
 from dagscale.cli.rerank import rerank
 from dagscale.cli.sweep import sweep_app
+from dagscale.cli.verify import verify
 from dagscale.errors import DagscaleError
 
 app.add_typer(sweep_app, name="sweep")
 
-__all__ = ["app", "demo", "inspect", "main", "plan", "rerank", "search"]
+__all__ = ["app", "demo", "inspect", "main", "plan", "rerank", "search", "verify"]
 
 
 def main() -> None:

@@ -47,6 +47,6 @@ def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: 
     return load(text, data=data, input_shape=shape, seed=seed)
 
 
-def print_json(document: dict[str, Any]) -> None:
+def print_json(document: dict[str, Any] | list[Any]) -> None:
     """One JSON document on stdout."""
     print(json_.dumps(document, indent=2, allow_nan=False))

@@ -19,11 +19,13 @@ class Law:
         factors: (base, target) → named factors; the target's rate is the base's times their product.
         optimizers: the optimisers it is derived for; empty means any.
         needs_base: whether the base network is looked at, rather than only its rate.
+        cost: for measured laws, the forward passes that a subject took (a backward counts as two).
     """
 
     factors: Callable[[Subject, Subject], dict[str, float]]
     optimizers: frozenset[str] = frozenset()
     needs_base: bool = True
+    cost: Callable[[Subject], float] | None = None
 
 
 LAWS: Registry[Law] = Registry("law")

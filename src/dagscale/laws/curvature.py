@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from statistics import fmean, stdev
+from weakref import WeakKeyDictionary
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
@@ -31,8 +32,12 @@ class Curvature:
     forwards: float
 
 
+_known: WeakKeyDictionary[Subject, Curvature] = WeakKeyDictionary()
+"""A base is measured once for many targets."""
+
+
 def curvature(subject: Subject, steps: int = STEPS) -> Curvature:
-    """Largest Gauss–Newton eigenvalue after ``steps`` training steps at half the stable rate, ``1/(2λ)·…``.
+    """Largest Gauss–Newton eigenvalue λ after ``steps`` training steps at the rate ``1/(2λ)``, λ measured on the way.
 
     Seeds (weights and batches) are added until the standard error of log λ is below ``PRECISION``.
     """
@@ -77,7 +82,14 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     well below the stable rate take it past that, without letting the step size shape it as the edge of
     stability would.
     """
-    return {"curvature": curvature(base).value / curvature(target).value}
+    return {"curvature": known(base).value / known(target).value}
 
 
-LAWS.add("curvature")(Law(factors, SGD))
+def known(subject: Subject) -> Curvature:
+    """:func:`curvature`, measured once a subject."""
+    if subject not in _known:
+        _known[subject] = curvature(subject)
+    return _known[subject]
+
+
+LAWS.add("curvature")(Law(factors, SGD, cost=lambda subject: known(subject).forwards))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import exp, log, sqrt
 from statistics import fmean, stdev
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -93,15 +94,23 @@ def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
     return [*taps.values, out]
 
 
-def change(subject: Subject) -> float:
-    """Geometric mean of :func:`relative_change` over seeds, as many as the precision of its logarithm needs."""
+_known: WeakKeyDictionary[Subject, tuple[float, float]] = WeakKeyDictionary()
+"""Change and cost, measured once a subject."""
+
+
+def change(subject: Subject) -> tuple[float, float]:
+    """Geometric mean of :func:`relative_change` over seeds, as many as the precision of its logarithm needs, and the
+    forward passes it took."""
+    if subject in _known:
+        return _known[subject]
     cost = Cost()
     logs: list[float] = []
     while len(logs) < SEEDS[1]:
         logs.append(log(relative_change(Probe(subject, subject.seed + len(logs), cost))))
         if len(logs) >= SEEDS[0] and stdev(logs) / sqrt(len(logs)) < PRECISION:
             break
-    return exp(fmean(logs))
+    _known[subject] = exp(fmean(logs)), cost.forwards
+    return _known[subject]
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
@@ -110,7 +119,7 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     The paper's principle — one step changes every pre-activation by Θ(1) — measured instead of derived, and
     relative to the pre-activation's own size, so that it asks the same of networks whose signals differ in scale.
     """
-    return {"function-change": change(base) / change(target)}
+    return {"function-change": change(base)[0] / change(target)[0]}
 
 
-LAWS.add("function-change")(Law(factors))
+LAWS.add("function-change")(Law(factors, cost=lambda subject: change(subject)[1]))
