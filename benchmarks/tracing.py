@@ -1,6 +1,6 @@
 """What a trace costs, in one run: against the same forward on fake tensors without a recorder, and torch.export.
 
-    python benchmarks/tracing.py [--large]     # --large: Llama-7B, -70B and Mixtral-8x7B shapes on meta
+python benchmarks/tracing.py [--large]     # --large: Llama-7B, -70B and Mixtral-8x7B shapes on meta
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ MODELS = ("resnet18", "resnet50", "densenet121", "inception_v3", "efficientnet_b
           "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_b16_224", "regnety_032")  # fmt: skip
 LANGUAGE = ("bert", "gpt2", "llama", "t5", "mistral", "qwen3", "mamba")
 LARGE = ("llama-7b", "llama-70b", "mixtral-8x7b")
-REPEATS = 5
+REPEATS = 3
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """The median of ``REPEATS`` runs, after one that warms up."""
-    run()
-    times = []
-    for _ in range(REPEATS):
-        gc.collect()
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def seconds(*runs: Callable[[], Any]) -> list[float]:
+    """For each of ``runs``, taken in turns, the median of ``REPEATS`` processor times after one that warms up.
+
+    Processor time on one thread does not feel what else the machine does.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(REPEATS + 1):
+        for run, taken in zip(runs, times, strict=True):
+            gc.collect()
+            start = time.process_time()
+            run()
+            taken.append(time.process_time() - start)
+    return [statistics.median(taken[1:]) for taken in times]
 
 
 def bare(model: Any, inputs: Any) -> Callable[[], Any]:
@@ -95,14 +98,17 @@ def compare() -> None:
     print(f"{'model':32} {'trace s':>8} {'fake s':>8} {'ratio':>6} {'export s':>9} {'export/trace':>12}")
     ratios = []
     for name, model, inputs in cases():
-        ours, plain = seconds(lambda m=model, x=inputs: dagscale.trace(m, x)), seconds(bare(model, inputs))
+        ours, plain = seconds(lambda m=model, x=inputs: dagscale.trace(m, x), bare(model, inputs))
         try:
-            theirs = f"{(e := seconds(exported(model, inputs))):9.3f} {e / ours:12.1f}"
+            (export,) = seconds(exported(model, inputs))
+            theirs = f"{export:9.3f} {export / ours:12.1f}"
         except Exception as error:
             theirs = f"    fails: {type(error).__name__}"
         ratios.append(ours / plain)
         print(f"{name:32} {ours:8.3f} {plain:8.3f} {ours / plain:6.2f} {theirs}", flush=True)
-    print(f"trace / bare fake forward: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    print(
+        f"trace / bare fake forward: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
+    )
 
 
 def large(name: str) -> None:
@@ -129,13 +135,15 @@ def large(name: str) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(configs[name](), dtype=torch.bfloat16)
     inputs = torch.zeros(1, 2048, dtype=torch.int64, device="meta")
-    start = time.perf_counter()
+    start = time.process_time()
     graph = dagscale.trace(model, inputs, select=lambda out: out.logits)
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     scalars = sum(p.numel for p in graph.parameters)
     assert all(p.reached for p in graph.parameters)
-    print(f"{name:14} {scalars / 1e9:6.1f} billion parameters  {took:6.2f} s  peak {peak:5.0f} MiB ({imported:.0f} after imports)")
+    print(
+        f"{name:14} {scalars / 1e9:6.1f} billion parameters  {took:6.2f} s  peak {peak:5.0f} MiB ({imported:.0f} after imports)"
+    )
 
 
 def main() -> None:
@@ -150,7 +158,7 @@ def main() -> None:
         large(options.one)
         return
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-          f"1 thread, median of {REPEATS}")  # fmt: skip
+          f"processor seconds on 1 thread, median of {REPEATS}")  # fmt: skip
     if not options.large:
         compare()
     for name in LARGE:  # each in a process of its own, for its peak memory

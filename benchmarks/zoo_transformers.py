@@ -25,6 +25,7 @@ SIZES: list[tuple[str, int]] = [
     (r"^n_group$|^topk_group$|^num_groups_experts$", 1),
     (r"max_position_embeddings$|n_positions$|max_target_positions$|n_ctx$", 256),
     (r"num_queries$", 10),
+    (r"^(image_size|img_size)$", 64),
 ]
 LENGTH = 16
 """Tokens a sequence."""
