@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from dagscale.errors import TargetError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
 
     from dagscale.data import Dataset
@@ -45,6 +47,13 @@ def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: 
     if input_shape is not None and shape is None:
         raise TargetError(f"--input-shape {input_shape!r} is no shape: write it as 3x32x32, without the batch")
     return load(text, data=data, input_shape=shape, seed=seed)
+
+
+def screen() -> Console:
+    """Where readable output goes: as wide as the terminal, or wide enough for tables in a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def print_json(document: dict[str, Any] | list[Any]) -> None:

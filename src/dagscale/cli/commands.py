@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from dagscale.cli.app import Data, InputShape, Json, Seed, Target, app, load_data, load_target, print_json
+from dagscale.cli.app import Data, InputShape, Json, Seed, Target, app, load_data, load_target, print_json, screen
 
 Law = Annotated[
     str | None,
@@ -37,8 +37,6 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Trace a network and print its paths, depths, kernels and in-degrees."""
-    from rich.console import Console
-
     from dagscale.inspection import inspect as facts
     from dagscale.inspection import tables
     from dagscale.trace import trace
@@ -52,7 +50,7 @@ def inspect(
     if json:
         print_json(facts(graph))
         return
-    console = Console()
+    console = screen()
     console.print(tables(graph, target, full=full))
     if full:
         console.print(str(graph), markup=False, highlight=False)
@@ -107,8 +105,6 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the maximal learning rate of a (base) network on a logarithmic grid."""
-    from rich.console import Console
-
     from dagscale.search import search as find
 
     images = load_data(data, limit)
@@ -123,7 +119,7 @@ def search(
     if json:
         print_json(found.to_dict())
     else:
-        Console().print(found.table())
+        screen().print(found.table())
 
 
 @app.command()
@@ -133,6 +129,13 @@ def demo(
     json: Json = False,
 ) -> None:
     """The main job on embedded data: search a base, plan for other architectures, train and compare."""
-    from dagscale.studies.demo import run
+    from dagscale.studies import demo as study
 
-    run(out, seed=seed, json=json)
+    outcomes, picture = study.run(out, seed=seed, progress=True)
+    if json:
+        print_json(study.to_dict(outcomes, picture))
+        return
+    shown = screen()
+    shown.print(study.table(outcomes))
+    shown.print(study.sentence(outcomes), highlight=False)
+    shown.print(f"picture: {picture}", highlight=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagscale.cli.app import Json, print_json
+from dagscale.cli.app import Json, print_json, screen
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,8 +24,6 @@ File = Annotated[Path, typer.Argument(help="The sweep's file.", metavar="FILE")]
 @sweep_app.command()
 def status(file: File, json: Json = False) -> None:
     """Count its runs: in all, by code version, by architecture, and what failures were of."""
-    from rich.console import Console
-
     from dagscale.sweep import Store
 
     with Store(file) as store:
@@ -33,7 +31,7 @@ def status(file: File, json: Json = False) -> None:
     if json:
         print_json(found.to_dict())
         return
-    console = Console()
+    console = screen()
     console.print(_table("in all", {str(file): found.counts}))
     console.print(_table("by code version", found.by_version))
     console.print(_table("by architecture", found.by_architecture))

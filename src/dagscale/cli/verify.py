@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagscale.cli.app import Json, Seed, app, print_json
+from dagscale.cli.app import Json, Seed, app, print_json, screen
 
 
 @app.command()
@@ -26,8 +26,6 @@ def verify(
     json: Json = False,
 ) -> None:
     """Predicted against found: every law under every init, on a suite of architectures, by training."""
-    from rich.console import Console
-
     from dagscale.studies import verify as study
 
     if quick:
@@ -41,4 +39,4 @@ def verify(
     if json:
         print_json([*study.to_dict(rows), *study.floor_rows(suite, floors)])
     else:
-        Console().print(study.table(rows, floors))
+        screen().print(study.table(rows, floors))

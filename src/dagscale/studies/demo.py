@@ -53,28 +53,32 @@ class Outcome:
     band: tuple[float, float]
 
 
-def run(out: Path, *, seed: int = 0, json: bool = False) -> None:
-    """Run the demo and print its table; the picture goes into the folder ``out``.
+def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outcome], Path]:
+    """Train everything, and draw it into the folder ``out``.
+
+    Returns:
+        An outcome an architecture, and the picture's path.
 
     Raises:
         DagscaleError: if the picture cannot be written.
     """
     from rich.console import Console
+    from rich.progress import track
 
     picture = _prepare(out)
-    data = load("digits")
-    errors = Console(stderr=True)
-    outcomes = list(_progress(_outcomes(data, seed), len(FAMILIES) * PER_FAMILY, errors))
+    outcomes = list(
+        track(
+            _outcomes(load("digits"), seed), total=len(FAMILIES) * PER_FAMILY, description="training",
+            console=Console(stderr=True), transient=True, disable=not progress,
+        )
+    )  # fmt: skip
     draw(outcomes, picture)
-    if json:
-        from dagscale.cli.app import print_json
+    return outcomes, picture
 
-        print_json({"outcomes": [asdict(o) for o in outcomes], "summary": summary(outcomes), "picture": str(picture)})
-        return
-    console = Console()
-    console.print(table(outcomes))
-    console.print(sentence(outcomes), highlight=False)
-    console.print(f"picture: {picture}", highlight=False)
+
+def to_dict(outcomes: list[Outcome], picture: Path) -> dict[str, Any]:
+    """As plain data."""
+    return {"outcomes": [asdict(o) for o in outcomes], "summary": summary(outcomes), "picture": str(picture)}
 
 
 def _outcomes(data: Dataset, seed: int) -> Iterator[Outcome]:
@@ -235,12 +239,6 @@ def _prepare(out: Path) -> Path:
     except OSError as error:
         raise DagscaleError(f"cannot make the folder {out}: {error.strerror or error}; give another --out") from None
     return out / "demo.png"
-
-
-def _progress(items: Iterator[Outcome], total: int, console: Any) -> Iterator[Outcome]:
-    from rich.progress import track
-
-    yield from track(items, total=total, description="training", console=console, transient=True)
 
 
 def _finite(value: float) -> float | None:

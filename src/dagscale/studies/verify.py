@@ -191,9 +191,7 @@ def verify(
     """
     chosen = SUITES[suite]
     if architectures < 3 or seeds < 2:
-        raise DagscaleError(
-            "verify needs at least 3 architectures and 2 seeds: there is nothing to correlate otherwise"
-        )
+        raise DagscaleError("verify needs at least 3 architectures and 2 seeds: or nothing can be correlated")
     members = (chosen.base, *chosen.members(architectures, seed))
     common = {"data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs}
     low, high = chosen.grid
@@ -354,14 +352,22 @@ def to_dict(rows: list[Row]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
+def floor_rows(suite: str, floors: dict[str, tuple[float | None, float]]) -> list[dict[str, Any]]:
+    """The noise floors as rows of their own."""
+    return [
+        {"suite": suite, "method": f"noise floor / {init}", "pearson_r": r, "rms_octaves": rms}
+        for init, (r, rms) in floors.items()
+    ]
+
+
 def table(rows: list[Row], floors: dict[str, tuple[float | None, float]]) -> Table:
     """The rows to print, with the noise floor of each init's truth."""
     from rich import box
     from rich.table import Table
 
     made = Table(title=f"{rows[0].suite}: predicted against found", box=box.SIMPLE_HEAD)
-    made.add_column("law / init")
-    for name in ("r", "95 %", "slope", "rms oct.", "≤ ½ oct.", "regret mean", "max", "steps"):
+    made.add_column("law / init", no_wrap=True)
+    for name in ("r", "95 %", "slope", "rms oct.", "≤ ½", "regret", "max", "steps"):
         made.add_column(name, justify="right")
     for row in rows:
         interval = "" if row.pearson_r_interval is None else "{:.2f} … {:.2f}".format(*row.pearson_r_interval)
