@@ -106,9 +106,8 @@ def compare() -> None:
             theirs = f"    fails: {type(error).__name__}"
         ratios.append(ours / plain)
         print(f"{name:32} {ours:8.3f} {plain:8.3f} {ours / plain:6.2f} {theirs}", flush=True)
-    print(
-        f"trace / bare fake forward: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
-    )
+    middle = statistics.median(ratios)
+    print(f"trace / bare fake forward: median {middle:.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 def large(name: str) -> None:
@@ -141,9 +140,8 @@ def large(name: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     scalars = sum(p.numel for p in graph.parameters)
     assert all(p.reached for p in graph.parameters)
-    print(
-        f"{name:14} {scalars / 1e9:6.1f} billion parameters  {took:6.2f} s  peak {peak:5.0f} MiB ({imported:.0f} after imports)"
-    )
+    print(f"{name:14} {scalars / 1e9:6.1f} billion parameters  {took:6.2f} s  "
+          f"peak {peak:5.0f} MiB ({imported:.0f} after imports)")  # fmt: skip
 
 
 def main() -> None:
@@ -157,7 +155,7 @@ def main() -> None:
     if options.one:
         large(options.one)
         return
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+    print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
           f"processor seconds on 1 thread, median of {REPEATS}")  # fmt: skip
     if not options.large:
         compare()
