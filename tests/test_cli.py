@@ -141,6 +141,9 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
         (["search", "mlp:2", "--data", "mymodel.py"], "mymodel.py"),
         (["search", "mlp:2", "--data", "absent"], "absent"),
         (["search", "mlp:2", "--seeds", "0"], "seeds"),
+        (["search", "mlp:2", "--plot", "missing/folder/x.png"], "missing/folder"),
+        (["verify", "mlp-dags", "--store", "s.sqlite"], "unknown suite 'mlp-dags'; did you mean 'mlp-dag'"),
+        (["sweep", "status", "mymodel.py"], "mymodel.py"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(project: Path, arguments: list[str], text: str) -> None:

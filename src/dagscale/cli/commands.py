@@ -8,7 +8,19 @@ from typing import Annotated
 import torch
 import typer
 
-from dagscale.cli.app import Data, InputShape, Json, Seed, Target, app, load_data, load_target, print_json, screen
+from dagscale.cli.app import (
+    Data,
+    InputShape,
+    Json,
+    Seed,
+    Target,
+    app,
+    check_picture,
+    load_data,
+    load_target,
+    print_json,
+    screen,
+)
 
 Law = Annotated[
     str | None,
@@ -41,6 +53,7 @@ def inspect(
     from dagscale.inspection import tables
     from dagscale.trace import trace
 
+    check_picture(picture)
     graph = trace(*load_target(target, load_data(data), input_shape, seed))
     if picture is not None:
         from dagscale.draw import draw
@@ -107,6 +120,7 @@ def search(
     """Find the maximal learning rate of a (base) network on a logarithmic grid."""
     from dagscale.search import search as find
 
+    check_picture(plot)
     images = load_data(data, limit)
     assert images is not None
     model, _ = load_target(target, images, None, seed)
