@@ -16,8 +16,8 @@ TIMM = ("resnetv2_50", "regnety_002", "mobilenetv3_small_100", "efficientvit_b0"
         "deit3_small_patch16_224", "levit_128s", "maxvit_nano_rw_256", "poolformer_s12", "pvt_v2_b0", "twins_svt_small",
         "volo_d1_224", "xcit_nano_12_p16_224", "vgg11", "inception_resnet_v2", "sknet18", "resnest14d")  # fmt: skip
 TRANSFORMERS = ("albert", "bart", "bloom", "clip", "deberta-v2", "distilbert", "electra", "falcon", "gemma2",
-                "gpt_neox", "mamba", "mistral", "mixtral", "opt", "phi", "qwen3", "qwen3_moe", "swin", "vit", "wav2vec2",
-                "whisper", "xlnet", "roberta")  # fmt: skip
+                "gpt_neox", "mamba", "mistral", "mixtral", "opt", "phi", "qwen3", "qwen3_moe", "swin", "vit",
+                "wav2vec2", "whisper", "xlnet", "roberta")  # fmt: skip
 
 
 def load(name: str) -> Any:
