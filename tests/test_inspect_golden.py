@@ -47,13 +47,12 @@ def table(graph: Graph, title: str, full: bool = False) -> str:
 
 
 def traced(target: str) -> Graph:
-    if target.startswith("timm:"):
+    library = {"timm": "timm", "hf": "transformers"}.get(target.split(":")[0])
+    if library is not None:
         from dagscale.spaces.timm import declare_torchvision_ops
 
         declare_torchvision_ops()
-        pytest.importorskip("timm")
-    if target.startswith("hf:"):
-        pytest.importorskip("transformers")
+        pytest.importorskip(library)
     return trace(*load(target))
 
 

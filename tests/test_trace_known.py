@@ -117,6 +117,9 @@ IDS = torch.randint(3, 50, (2, 8))
 
 
 def from_transformers(kind: str, layers: int, inputs: Any = IDS, **config: Any) -> tuple[Graph, PathSums]:
+    from dagscale.spaces.timm import declare_torchvision_ops
+
+    declare_torchvision_ops()  # transformers imports torchvision where it is installed
     transformers = pytest.importorskip("transformers")
     model_class, config_class = getattr(transformers, kind.split()[0]), getattr(transformers, kind.split()[1])
     torch.manual_seed(0)

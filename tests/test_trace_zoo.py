@@ -58,6 +58,9 @@ def test_timm(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers(name: str) -> None:
+    from dagscale.spaces.timm import declare_torchvision_ops
+
+    declare_torchvision_ops()
     auto = pytest.importorskip("transformers.models.auto.modeling_auto")
     if name not in auto.MODEL_MAPPING_NAMES:
         pytest.skip("not in this transformers")
