@@ -1,5 +1,6 @@
 """Architecture-aware initialisation and learning rates for any unmodified PyTorch model."""
 
+from dagscale.check import Report, check
 from dagscale.errors import DagscaleError
 from dagscale.graph import Graph
 from dagscale.inits import INITS
@@ -19,6 +20,8 @@ __all__ = [
     "Graph",
     "PathSums",
     "Plan",
+    "Report",
+    "check",
     "kernel_size",
     "path_sums",
     "plan",

@@ -35,6 +35,10 @@ class SweepError(DagscaleError):
     """A sweep cannot go on, or its store cannot be used; what it finished is safe."""
 
 
+class CheckError(DagscaleError):
+    """A family of models cannot be checked."""
+
+
 class TargetError(DagscaleError):
     """A TARGET, an architecture CODE or one of its options is malformed."""
 

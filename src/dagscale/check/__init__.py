@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.check.causes import find_faults
 from dagscale.check.family import Family, Member, growth, members, wanted
-from dagscale.check.measure import STABLE, CheckError, Observation, Task, attempt, observe, started, steepness, too_high
+from dagscale.check.measure import STABLE, Observation, Task, attempt, observe, started, steepness, too_high
 from dagscale.check.report import Report
 from dagscale.check.verdict import Evidence, Fault, Fit, Level, fits, levels, surely_worse, too_sharp
-from dagscale.errors import DagscaleError, SearchError
+from dagscale.errors import CheckError, DagscaleError, SearchError
 from dagscale.inits import INITS, Fill
 from dagscale.plan import Plan
 from dagscale.plan import plan as make_plan

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from dagscale.check.measure import CheckError
-from dagscale.errors import DagscaleError
+from dagscale.errors import CheckError, DagscaleError
 from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.inits.moments import wanted_moments

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagscale.errors import DagscaleError
+from dagscale.errors import CheckError, DagscaleError
 from dagscale.graph import Graph
 from dagscale.plan import Plan
 from dagscale.probe import Probe, largest_eigenvalue
@@ -26,10 +26,6 @@ LOOKED_AT = 256
 
 CONFIRM = 32
 """Steps of the two runs that confirm a rate to be too high."""
-
-
-class CheckError(DagscaleError):
-    """A family of models cannot be checked."""
 
 
 @dataclass(frozen=True)

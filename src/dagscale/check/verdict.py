@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Literal
 
-from scipy.special import stdtrit
-
 from dagscale.check.family import LayerFacts, Member
 from dagscale.check.measure import STABLE, Observation, Signal
 
@@ -327,6 +325,8 @@ def _pooled(groups: Sequence[Sequence[float]]) -> float:
 
 def _quantile(alpha: float, dof: int) -> float:
     """Two-sided Student t."""
+    from scipy.special import stdtrit
+
     return float(stdtrit(max(dof, 1), 1 - alpha / 2)) if dof > 0 else float(stdtrit(1e6, 1 - alpha / 2))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from dagscale.cli.app import app
+from dagscale.cli.check import check
 from dagscale.cli.commands import demo, inspect, plan, search
 from dagscale.cli.rerank import rerank
 from dagscale.cli.sweep import sweep_app
@@ -13,7 +14,7 @@ from dagscale.errors import DagscaleError
 
 app.add_typer(sweep_app, name="sweep")
 
-__all__ = ["app", "demo", "inspect", "main", "plan", "rerank", "search", "verify"]
+__all__ = ["app", "check", "demo", "inspect", "main", "plan", "rerank", "search", "verify"]
 
 
 def main() -> None:

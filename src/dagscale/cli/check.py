@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagscale.cli.app import TARGET_HELP, Data, InputShape, Json, Seed, app, load_data, load_target, print_json
+from dagscale.cli.app import TARGET_HELP, Data, InputShape, Json, Seed, app, load_data, load_target, print_json, screen
 
 Targets = Annotated[list[str], typer.Argument(help=f"Two or more, smallest first: {TARGET_HELP}", metavar="TARGET...")]
 
@@ -48,7 +48,7 @@ def check(
     if json:
         print_json(report.to_dict())
     else:
-        console = Console()
+        console = screen()
         console.print(report.table)
         for fault in report.faults:
             console.print(f"fault: {fault}", markup=False, highlight=False)

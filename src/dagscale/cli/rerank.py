@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagscale.cli.app import Json, Seed, app, print_json
+from dagscale.cli.app import Json, Seed, app, print_json, screen
 
 
 @app.command()
@@ -48,7 +48,7 @@ def rerank(
     if json:
         print_json(report.to_dict() | {"files": {name: str(path) for name, path in written.items()}})
         return
-    shown = Console()
+    shown = screen()
     for table in rerank_page.tables(report):
         shown.print(table)
     for line in rerank_page.legend(report):
