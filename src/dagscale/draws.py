@@ -1,12 +1,21 @@
-"""Seeded draws that depend on nothing but the seed and the parameter's name."""
+"""How a parameter is drawn: seeded, and depending on nothing but the seed and the parameter's name."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Draw a parameter from ``N(mean, std²)``; ``std`` 0 is a constant."""
+
+    mean: float
+    std: float
 
 
 def standard_normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagscale.draws import standard_normal
+from dagscale.draws import Fill, standard_normal
 from dagscale.errors import PlanError
-from dagscale.inits.base import Fill
 from dagscale.subject import Subject
 from dagscale.train import OPTIMIZERS, logits, to_model
 

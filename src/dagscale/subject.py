@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dagscale.draws import Fill
 from dagscale.graph import Graph
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dagscale.inits.base import Fill
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,18 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from dagscale.draws import Fill
 from dagscale.graph import Graph, LayerUse
 from dagscale.registry import Registry
 from dagscale.subject import Subject
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """Draw a parameter from ``N(mean, std²)``; ``std`` 0 is a constant."""
-
-    mean: float
-    std: float
-
 
 WidthRule = Literal["standard", "mean-field", "own"]
 

@@ -1,6 +1,7 @@
 """No initialisation."""
 
-from dagscale.inits.base import Fill, init
+from dagscale.draws import Fill
+from dagscale.inits.base import init
 from dagscale.subject import Subject
 
 

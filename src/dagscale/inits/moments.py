@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dagscale.draws import standard_normal
+from dagscale.draws import Fill, standard_normal
 from dagscale.errors import PlanError
 from dagscale.graph import Graph
-from dagscale.inits.base import Fill, init, zeros_and_ones
+from dagscale.inits.base import init, zeros_and_ones
 from dagscale.subject import Subject
 from dagscale.train import to_model
 

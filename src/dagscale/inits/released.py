@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import sqrt
 
+from dagscale.draws import Fill
 from dagscale.graph import LayerUse
-from dagscale.inits.base import Fill, fill_weights, init
+from dagscale.inits.base import fill_weights, init
 from dagscale.subject import Subject
 
 

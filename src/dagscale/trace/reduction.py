@@ -222,6 +222,7 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
             "bmm": "linear",
             "baddbmm": "linear",
             "matmul": "linear",
+            "_grouped_mm": "linear",
         }.get(node.op, node.op)
         if node.layer.kernel:
             name = f"conv{len(node.layer.kernel)}d"
