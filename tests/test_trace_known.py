@@ -195,4 +195,5 @@ def test_mixtral(layers: int) -> None:
     )  # fmt: skip
     assert (sums.paths, sums.min_depth, sums.max_depth) == (16**layers, 0, layers)
     assert vertices(graph)["product"] == 4 * layers
+    assert not graph.notes  # the experts' grouped product needs no values
     assert all(p.reached for p in graph.parameters)
