@@ -147,10 +147,68 @@ class Raises(nn.Module):
 
 def test_errors_say_which_network_is_meant() -> None:
     good = load("mlp:2")
-    with pytest.raises(ForwardError, match="target: .*ValueError: my own message") as caught:
+    with pytest.raises(ForwardError, match=r"target: .*ValueError: my own message") as caught:
         dagscale.plan(Raises(), torch.randn(1, 4), base=good, base_lr=0.1)
     assert isinstance(caught.value.__cause__, ValueError)
     with pytest.raises(ForwardError, match="base: "):
         dagscale.plan(*good, base=(Raises(), torch.randn(1, 4)), base_lr=0.1)
     with pytest.raises(TraceError, match="no parameters"):
         dagscale.plan(nn.ReLU(), torch.randn(1, 4), base=good, base_lr=0.1)
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from dagscale.data import load as load_data
+
+    data = load_data("digits", limit=300)
+    return data.x, data.y
+
+
+def test_defaults_follow_what_is_at_hand() -> None:
+    """Data and a loss: measured init and law. Neither: the paper's. An adaptive optimiser: the base's rate."""
+    x, y = digits()
+    known = {"base": load("mlp:2?width=32"), "base_lr": 0.1}
+    model, inputs = load("mlp:2_22?width=32")
+    paper = dagscale.plan(model, inputs, **known)
+    assert (paper.law, paper.init) == ("paths", "in-degree")
+    measured = dagscale.plan(model, inputs, data=(x, y), loss=torch.nn.functional.cross_entropy, **known)
+    assert (measured.law, measured.init) == ("curvature", "moments")
+    adaptive = dagscale.plan(model, inputs, data=(x, y), optimizer="adamw", **known)
+    assert (adaptive.law, adaptive.init, adaptive.lr) == ("none", "moments", 0.1)
+
+
+def test_curvature_gives_a_network_its_own_rate_and_a_deeper_one_less() -> None:
+    x, y = digits()
+    known = {"data": (x, y), "loss": torch.nn.functional.cross_entropy, "law": "curvature", "base_lr": 0.1}
+    base = load("mlp:2?width=32")
+    same = dagscale.plan(*load("mlp:2?width=32"), base=base, **known)
+    deeper = dagscale.plan(*load("mlp:2_02_002_0002_00002?width=32"), base=base, **known)
+    assert same.lr == pytest.approx(0.1, rel=0.2)
+    assert deeper.lr < same.lr
+
+
+@pytest.mark.parametrize("law", ["curvature", "function-change"])
+def test_measured_laws_need_data_and_a_scalar_loss(law: str) -> None:
+    x, y = digits()
+    base, target = load("mlp:2?width=16"), load("mlp:2_22?width=16")
+    with pytest.raises(PlanError, match=r"needs data=\(x, y\) and loss"):
+        dagscale.plan(*target, base=base, base_lr=0.1, law=law)
+    with pytest.raises(PlanError, match="the loss must be one number"):
+        dagscale.plan(
+            *target, base=base, base_lr=0.1, law=law, data=(x, y),
+            loss=lambda out, y: torch.nn.functional.cross_entropy(out, y, reduction="none"),
+        )  # fmt: skip
+
+
+def test_mup_scales_layers_by_their_growth() -> None:
+    plan = dagscale.plan(
+        *load("mlp:2?width=256"), base=load("mlp:2?width=64"), base_lr=0.1, law="none", width="mup", optimizer="adam"
+    )
+    rates = {name: p.lr for name, p in plan.parameters.items()}
+    assert rates["stem.linear.weight"] == pytest.approx(0.1)
+    assert rates["cells.0.edges.0_1.linear.weight"] == pytest.approx(0.025)
+    assert rates["readout.linear.weight"] == pytest.approx(0.025)
+    model = load("mlp:2?width=256")[0]
+    groups = plan.param_groups(model, weight_decay=0.01)
+    assert {round(g["lr"] * g["weight_decay"], 12) for g in groups} == {0.001}
+    with pytest.raises(PlanError, match="unknown width mode"):
+        dagscale.plan(*load("mlp:2"), base=load("mlp:2"), base_lr=0.1, width="mupp")

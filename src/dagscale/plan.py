@@ -272,7 +272,7 @@ def plan(
         TraceError: if a network cannot be traced.
         GraphError: if the law has no answer for a network.
     """
-    law = default_law(optimizer, data is not None) if law is None else law
+    law = default_law(optimizer, data is not None and loss is not None) if law is None else law
     init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill = LAWS[law], INITS[init]
     if base_lr is None or not (math.isfinite(base_lr) and base_lr > 0):
