@@ -200,7 +200,7 @@ def test_hundreds_of_vertices_make_a_picture(tmp_path: Path) -> None:
 
 
 def test_without_room_long_edges_run_direct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dagscale.draw._MAX_BENDS", 20)
+    monkeypatch.setattr("dagscale.draw.places.MAX_BENDS", 20)
     graph = Graph.from_edges([(u, v) for v in range(9) for u in range(v)])
     assert "Σ7" in texts(draw(graph, tmp_path / "a.svg"))
     assert len({x for x, _ in layout(graph).values()}) == 9
