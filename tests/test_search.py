@@ -295,7 +295,7 @@ def test_plot(found: Found, tmp_path: Path, suffix: str, magic: bytes) -> None:
 
 def test_plot_errors(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    for path, words in ((tmp_path / "x.docx", ".png, .svg"), (tmp_path / "no" / "x.png", "cannot write .*No such")):
+    for path, words in ((tmp_path / "x.docx", ".svg, .png"), (tmp_path / "no" / "x.png", "cannot write .*No such")):
         with pytest.raises(DagscaleError, match=words):
             found.plot(path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

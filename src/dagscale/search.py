@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from dagscale.errors import DagscaleError, SearchError
+from dagscale.errors import SearchError
+from dagscale.picture import save
 from dagscale.train import OPTIMIZERS, Groups, Loss, check_budget, check_examples, to_model, train
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.progress import Progress
     from rich.table import Table
 
@@ -25,8 +27,6 @@ GRIDS = {"sgd": (-10.0, 1.0), "momentum": (-13.0, -1.0), "adam": (-16.0, -4.0), 
 
 WIDENING = 4
 """Rates that one widening adds on one side."""
-
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 class Examples(Protocol):
@@ -151,13 +151,11 @@ class Found:
 
         Raises: DagscaleError if matplotlib is missing, the suffix is another, or the file cannot be written.
         """
-        path = Path(path)
-        if path.suffix.lower() not in SUFFIXES:
-            raise DagscaleError(f"cannot draw into {path}: its suffix must be one of {', '.join(SUFFIXES)}")
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise DagscaleError("plots need matplotlib: pip install dagscale[plot]") from error
+        save(self._figure, path)
+
+    def _figure(self) -> Figure:
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         finite = [point for point in self.curve if math.isfinite(point.loss)]
@@ -177,10 +175,7 @@ class Found:
         axes.set(xlabel="learning rate", ylabel="final training loss", title=f"{self.seeds} seeds a rate")
         axes.set_xscale("log", base=2)
         axes.legend()
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise DagscaleError(f"cannot write {path}: {error.strerror or error}") from error
+        return figure
 
 
 def search(

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One network under consideration, the base or the target; compared by identity.

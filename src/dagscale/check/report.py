@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagscale.check.verdict import LEVEL, Fault, Fit, Level
-from dagscale.errors import DagscaleError
+from dagscale.picture import save
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
-SUFFIXES = (".png", ".svg", ".pdf")
 NAMES = {"moment": "second moment / wanted", "change": "Δz rms", "own": "own Δz rms"}
 
 
@@ -139,13 +139,11 @@ class Report:
 
         Raises: DagscaleError if matplotlib is missing, the suffix is another, or the file cannot be written.
         """
-        path = Path(path)
-        if path.suffix.lower() not in SUFFIXES:
-            raise DagscaleError(f"cannot draw into {path}: its suffix must be one of {', '.join(SUFFIXES)}")
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise DagscaleError("plots need matplotlib: pip install dagscale[plot]") from error
+        save(self._figure, path)
+
+    def _figure(self) -> Figure:
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.axhspan(2**-LEVEL, 2**LEVEL, alpha=0.12, label="tolerance")
@@ -160,10 +158,7 @@ class Report:
             axes.set(xlabel=self.axis, ylabel=NAMES[quantity])
             axes.legend(fontsize="small")
         figure.suptitle("pass" if self.ok else f"fail: {self.faults[0]}"[:110], fontsize="medium")
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise DagscaleError(f"cannot write {path}: {error.strerror or error}") from error
+        return figure
 
 
 CLASS_NAMES = ("input", "hidden", "sum", "output", "inner")

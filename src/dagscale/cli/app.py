@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json as json_
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagscale.errors import DagscaleError, TargetError
+from dagscale.errors import TargetError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-PICTURES = (".png", ".svg", ".pdf")
 TARGET_HELP = "mlp:CODE, cnn:CODE (options after ?), package.module:callable or file.py:callable"
 Target = Annotated[str, typer.Argument(help=TARGET_HELP, metavar="TARGET")]
 Data = Annotated[str | None, typer.Option(help="'digits' or a path to images; shapes the network too.")]
@@ -50,20 +47,6 @@ def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: 
     if input_shape is not None and shape is None:
         raise TargetError(f"--input-shape {input_shape!r} is no shape: write it as 3x32x32, without the batch")
     return load(text, data=data, input_shape=shape, seed=seed)
-
-
-def check_picture(path: Path | None) -> None:
-    """Refuse a picture that could not be written, before the work that leads to it.
-
-    Raises:
-        DagscaleError: naming the cause and the mend.
-    """
-    if path is None:
-        return
-    if path.suffix.lower() not in PICTURES:
-        raise DagscaleError(f"cannot draw into {path}: its suffix must be one of {', '.join(PICTURES)}")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
-        raise DagscaleError(f"cannot write {path}: give a file in a folder that exists and can be written to")
 
 
 def screen() -> Console:

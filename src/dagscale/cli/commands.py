@@ -15,12 +15,12 @@ from dagscale.cli.app import (
     Seed,
     Target,
     app,
-    check_picture,
     load_data,
     load_target,
     print_json,
     screen,
 )
+from dagscale.picture import check_path
 
 Law = Annotated[
     str | None,
@@ -53,7 +53,8 @@ def inspect(
     from dagscale.inspection import tables
     from dagscale.trace import trace
 
-    check_picture(picture)
+    if picture is not None:
+        check_path(picture)
     graph = trace(*load_target(target, load_data(data), input_shape, seed))
     if picture is not None:
         from dagscale.draw import draw
@@ -120,7 +121,8 @@ def search(
     """Find the maximal learning rate of a (base) network on a logarithmic grid."""
     from dagscale.search import search as find
 
-    check_picture(plot)
+    if plot is not None:
+        check_path(plot)
     images = load_data(data, limit)
     assert images is not None
     model, _ = load_target(target, images, None, seed)

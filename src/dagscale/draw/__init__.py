@@ -12,12 +12,11 @@ from pathlib import Path
 
 from dagscale.draw.coordinates import set_x, set_y
 from dagscale.draw.figure import make_figure
-from dagscale.draw.file import STYLE, SUFFIXES, render, write
 from dagscale.draw.order import set_order
 from dagscale.draw.places import Placed, neighbours, place_graph
 from dagscale.draw.style import Point
-from dagscale.errors import DagscaleError
 from dagscale.graph import Graph
+from dagscale.picture import save
 
 __all__ = ["draw", "layout"]
 
@@ -34,19 +33,7 @@ def draw(graph: Graph, path: str | Path, *, title: str = "") -> Path:
         DagscaleError: if the suffix is another one, matplotlib is missing, or the file cannot be written; no
             part of a file is left then, and an older file stays as it was.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise DagscaleError(f"cannot draw to {str(path)!r}: the suffix names the format, use one of {known}")
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DagscaleError("drawing needs matplotlib: pip install dagscale[plot]") from error
-    with matplotlib.rc_context(STYLE):
-        picture = render(make_figure(graph, _place(graph), title), suffix)
-    write(path, picture)
-    return path
+    return save(lambda: make_figure(graph, _place(graph), title), path)
 
 
 def layout(graph: Graph) -> dict[int, Point]:

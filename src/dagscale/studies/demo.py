@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.data import Dataset, load
 from dagscale.errors import DagscaleError
+from dagscale.picture import check_path, save
 from dagscale.plan import plan
 from dagscale.search import Found, search
 from dagscale.spaces import sample
@@ -21,6 +22,7 @@ from dagscale.spaces import targets as spaces
 from dagscale.train import train
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 
@@ -72,7 +74,7 @@ def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outco
             console=Console(stderr=True), transient=True, disable=not progress,
         )
     )  # fmt: skip
-    draw(outcomes, picture)
+    save(lambda: figure(outcomes), picture)
     return outcomes, picture
 
 
@@ -186,12 +188,12 @@ def sentence(outcomes: list[Outcome]) -> str:
     return f"Loss above a grid search on each of {len(outcomes)} architectures, least first: {told}."
 
 
-def draw(outcomes: list[Outcome], path: Path) -> None:
+def figure(outcomes: list[Outcome]) -> Figure:
     """Left: predicted against found rate. Right: the loss of each way."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    drawn = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = drawn.subplots(1, 2)
     styles = {"default": ("tab:gray", "s"), "released": ("tab:red", "^"), "plan": ("tab:blue", "o"), "grid": ("k", "_")}
     names = {"default": "base's rate", "released": "released rule", "plan": "plan", "grid": "grid search"}
     for way in WAYS[:3]:
@@ -222,23 +224,16 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     )
     right.set(yscale="log", ylabel="final training loss (× at the top: diverged)", title="loss of each way")
     right.legend(fontsize=8)
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise DagscaleError(f"cannot write {path}: {error.strerror or error}") from None
+    return drawn
 
 
 def _prepare(out: Path) -> Path:
     """The picture's path, in a folder that can be written to."""
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise DagscaleError("the demo draws with matplotlib: pip install dagscale[plot]") from None
-    try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DagscaleError(f"cannot make the folder {out}: {error.strerror or error}; give another --out") from None
-    return out / "demo.png"
+    return check_path(out / "demo.png")
 
 
 def _finite(value: float) -> float | None:

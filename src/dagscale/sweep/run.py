@@ -17,7 +17,7 @@ from dagscale.errors import SweepError
 NONFINITE = "$float"
 """JSON has no NaN and no infinity: they are written as ``{"$float": "nan"}``, ``"inf"`` or ``"-inf"``."""
 
-FACES = ("__main__.py", "cli", "draw", "sweep")
+FACES = ("__main__.py", "cli", "draw", "picture.py", "sweep")
 """Parts of the package that change no result, left out of `code_version`."""
 
 

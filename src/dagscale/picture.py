@@ -1,11 +1,14 @@
-"""From the figure to the file: the same bytes for the same figure, and never half a file."""
+"""Pictures in files: the same bytes for the same figure, and never half a file."""
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,56 @@ STYLE: Any = {
 """Settings of matplotlib that would show in the picture, held fixed."""
 _MAX_SIDE, _MAX_PIXELS = 30_000, 50e6
 """Of a PNG; what would be larger gets fewer dots per inch."""
+
+
+def check_path(path: str | Path) -> Path:
+    """``path``, if a picture can be written there: asked before the work that leads to it.
+
+    Raises:
+        DagscaleError: if the suffix is unknown, matplotlib is missing, or the folder cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise DagscaleError(f"cannot draw to {str(path)!r}: the suffix names the format, use one of {known}")
+    if find_spec("matplotlib") is None:
+        raise DagscaleError(MISSING)
+    problem = (
+        errno.EISDIR if path.is_dir()
+        else errno.ENOENT if not path.parent.is_dir()
+        else errno.EACCES if not os.access(path.parent, os.W_OK)
+        else None
+    )  # fmt: skip
+    if problem is not None:
+        raise _unwritable(path, os.strerror(problem))
+    return path
+
+
+MISSING = "drawing needs matplotlib: pip install dagscale[plot]"
+
+
+def _unwritable(path: Path, cause: str) -> DagscaleError:
+    return DagscaleError(
+        f"cannot write {str(path)!r} ({cause}): name a file in a folder that exists and can be written"
+    )
+
+
+def save(make: Callable[[], Figure], path: str | Path) -> Path:
+    """Make a figure and write it; its suffix, ``.svg``, ``.png`` or ``.pdf``, names the format.
+
+    Raises:
+        DagscaleError: as :func:`check_path`; no part of a file is left then, and an older one stays as it was.
+    """
+    path = check_path(path)
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        raise DagscaleError(MISSING) from error
+    with matplotlib.rc_context(STYLE):
+        content = render(make(), path.suffix.lower())
+    write(path, content)
+    return path
 
 
 def render(figure: Figure, suffix: str) -> bytes:
@@ -62,7 +115,4 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink()
-        cause = error.strerror or str(error)
-        raise DagscaleError(
-            f"cannot write {str(path)!r} ({cause}): name a file in a folder that exists and can be written"
-        ) from error
+        raise _unwritable(path, error.strerror or str(error)) from error
