@@ -34,6 +34,9 @@ zoo: $(READY)  ## trace every model of timm, torchvision and transformers (hours
 bench: $(READY)  ## the benchmarks that the documentation quotes
 	$(BIN)/python benchmarks/paths.py
 	$(BIN)/python benchmarks/nas_paths.py
+	$(BIN)/python benchmarks/laws.py
+	$(BIN)/python benchmarks/tracing.py
+	$(BIN)/python benchmarks/store.py
 
 clean:  ## remove the environment and what commands wrote
 	rm -rf $(VENV) out

@@ -20,7 +20,7 @@ from dagscale.trace import trace
 from dagscale.width import WidthScaling, width_scaling
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
     from torch import Tensor, nn
 
 
@@ -197,14 +197,15 @@ class Plan:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is no plan ({error}); write one with `dagscale plan TARGET --json`") from None
 
-    def table(self) -> Table:
-        """A rich table: a row a parameter, and how the rate came about in the caption."""
+    def table(self) -> Group:
+        """To print with rich: a row a parameter, then how the rate came about, factor by factor, then the notes."""
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         product = " × ".join([f"{self.base_lr:.4g}", *(f"{v:.4g} ({k})" for k, v in self.factors.items())])
         table = Table(
-            title=f"law {self.law} · init {self.init} · {self.optimizer} · seed {self.seed}",
-            caption=f"learning rate {self.lr:.4g} = base {product}",
+            title=f"law {self.law} · init {self.init} · {self.optimizer} · seed {self.seed}", title_justify="left"
         )
         table.add_column("parameter", overflow="fold")
         table.add_column("shape")
@@ -212,7 +213,8 @@ class Plan:
         table.add_column("lr", justify="right")
         for name, p in self.parameters.items():
             table.add_row(name, "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}")
-        return table
+        lines = [f"learning rate {self.lr:.4g} = base {product}", *(f"note: {note}" for note in self.notes)]
+        return Group(table, *map(Text, lines))
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -220,8 +222,6 @@ class Plan:
         console = Console(width=100, color_system=None)
         with console.capture() as capture:
             console.print(self.table())
-            for note in self.notes:
-                console.print(f"note: {note}", markup=False, highlight=False)
         return capture.get().rstrip()
 
 
