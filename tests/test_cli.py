@@ -93,10 +93,11 @@ def test_plan_is_the_papers_rate() -> None:
 
 
 def test_plan_of_a_users_own_file(project: Path) -> None:
-    made = document("plan", "mymodel.py:make", "--base", "mymodel.py:small", "--base-lr", "0.1", cwd=project)
+    command = ["plan", "mymodel.py:make", "--base", "mymodel.py:small", "--base-lr", "0.1"]
+    made = document(*command, "--law", "paths", cwd=project)
     # 4 residual blocks: depths 1 + Binomial(4): Σ L³ = 1 + 4·8 + 6·27 + 4·64 + 125 = 576; the base 1 + 8 = 9.
     assert made["lr"] == pytest.approx(0.1 * math.sqrt(9 / 576))
-    table = dagscale("plan", "mymodel.py:make", "--base", "mymodel.py:small", "--base-lr", "0.1", cwd=project)
+    table = dagscale(*command, cwd=project)
     assert table.returncode == 0
     assert "blocks.3.weight" in table.stdout
 

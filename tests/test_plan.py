@@ -164,12 +164,12 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_defaults_follow_what_is_at_hand() -> None:
-    """Data and a loss: measured init and law. Neither: the paper's. An adaptive optimiser: the base's rate."""
+    """Data and a loss: measured init and law. Neither: what the graph alone tells. An adaptive optimiser: the base's rate."""
     x, y = digits()
     known = {"base": load("mlp:2?width=32"), "base_lr": 0.1}
     model, inputs = load("mlp:2_22?width=32")
     paper = dagscale.plan(model, inputs, **known)
-    assert (paper.law, paper.init) == ("paths", "in-degree")
+    assert (paper.law, paper.init) == ("covariance", "in-degree")
     measured = dagscale.plan(model, inputs, data=(x, y), loss=torch.nn.functional.cross_entropy, **known)
     assert (measured.law, measured.init) == ("curvature", "moments")
     adaptive = dagscale.plan(model, inputs, data=(x, y), optimizer="adamw", **known)

@@ -317,12 +317,12 @@ def plan(
 def default_law(optimizer: str, has_data: bool) -> str:
     """The law that the evidence is for: ``docs/laws.md``.
 
-    SGD: ``curvature`` where there are data to measure it on, the paper's ``paths`` where there are none. Adaptive
-    optimisers: ``none``, since the base's rate carries over between topologies of one width.
+    SGD: ``curvature`` where there are data to measure it on, ``covariance`` where there are none. Adaptive
+    optimisers: ``none``: no law has been shown to help between topologies of one width.
     """
     if optimizer not in SGD:
         return "none"
-    return "curvature" if has_data else "paths"
+    return "curvature" if has_data else "covariance"
 
 
 def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:

@@ -25,7 +25,7 @@ from dagscale.picture import check_path
 Law = Annotated[
     str | None,
     typer.Option(
-        help="Learning-rate law: curvature (default with --data), function-change, covariance, walk, paths (default), "
+        help="Learning-rate law: curvature (default with --data), function-change, covariance (default), walk, paths, "
         "released, none."
     ),
 ]
