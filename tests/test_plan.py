@@ -120,7 +120,9 @@ def test_meta_models_are_planned_but_must_be_materialised_to_be_initialised(plan
     with torch.device("meta"):
         model = load("mlp:2_22_222")[0]
     model = model.to("meta")
-    made = dagscale.plan(model, torch.empty(2, 1, 8, 8, device="meta"), base=load("mlp:1_01_001"), base_lr=0.1, seed=3)
+    made = dagscale.plan(
+        model, torch.empty(2, 1, 8, 8, device="meta"), base=load("mlp:1_01_001"), base_lr=0.1, law="paths", seed=3
+    )
     assert made == plan
     with pytest.raises(PlanError, match="to_empty"):
         made.init_(model)
