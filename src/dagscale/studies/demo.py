@@ -41,7 +41,7 @@ FAMILIES = {
 }
 PER_FAMILY = 6
 BATCH, SEEDS = 32, 2
-GRID = tuple(2.0 ** (k / 2) for k in range(-14, 5))
+GRID = tuple(2.0 ** (k / 2) for k in range(-12, 3))
 WAYS = ("default", "released", "plan", "grid")
 
 
