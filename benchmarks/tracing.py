@@ -48,7 +48,7 @@ def bare(model: Any, inputs: Any) -> Callable[[], Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._pytree import tree_map
 
-    from dagscale.trace.session import bind_inputs, plain_eager, unchanged_modules, unchanged_random_state
+    from dagscale.trace.forward import bind_inputs, plain_eager, unchanged_modules, unchanged_random_state
 
     args, kwargs = bind_inputs(model, inputs)
 
@@ -67,7 +67,7 @@ def bare(model: Any, inputs: Any) -> Callable[[], Any]:
 
 
 def exported(model: Any, inputs: Any) -> Callable[[], Any]:
-    from dagscale.trace.session import bind_inputs
+    from dagscale.trace.forward import bind_inputs
 
     args, kwargs = bind_inputs(model, inputs)
     return lambda: torch.export.export(model, args, kwargs, strict=False)

@@ -36,7 +36,7 @@ def gradient_reached(model: Any, inputs: Any) -> set[str]:
     """Names of the parameters with a gradient of the sum of all output tensors."""
     import torch
 
-    from dagscale.trace.session import bind_inputs, output_tensors, plain_eager
+    from dagscale.trace.forward import bind_inputs, output_tensors, plain_eager
 
     args, kwargs = bind_inputs(model, inputs)
     with plain_eager():

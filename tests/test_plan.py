@@ -166,7 +166,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_defaults_follow_what_is_at_hand() -> None:
-    """Data and a loss: measured init and law. Neither: what the graph alone tells. An adaptive optimiser: the base's rate."""
+    """Data and a loss: measured init and law. Neither: what the graph tells. An adaptive optimiser: the base's rate."""
     x, y = digits()
     known = {"base": load("mlp:2?width=32"), "base_lr": 0.1}
     model, inputs = load("mlp:2_22?width=32")

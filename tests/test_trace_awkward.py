@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dagscale.paths import path_sums
 from dagscale.trace import Meaning, rule, spelling, trace
-from dagscale.trace.session import bind_inputs, output_tensors, plain_name
+from dagscale.trace.forward import bind_inputs, output_tensors, plain_name
 
 
 def load_models() -> Any:

@@ -84,7 +84,7 @@ class Plan:
         """
         import torch
 
-        from dagscale.trace.session import placed_like
+        from dagscale.trace.forward import placed_like
 
         found = self._match(model)
         for name, parameter in found.items():
@@ -136,7 +136,7 @@ class Plan:
 
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters under the plan's names, wrappers' prefixes looked through."""
-        from dagscale.trace.session import plain_name
+        from dagscale.trace.forward import plain_name
 
         found: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():

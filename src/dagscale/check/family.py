@@ -19,7 +19,7 @@ from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.inits.moments import wanted_moments
 from dagscale.paths import path_sums
-from dagscale.trace import session, trace
+from dagscale.trace import forward, trace
 
 Pair = tuple[nn.Module, Any]
 Family = Iterable[Pair] | Callable[[Any], Pair]
@@ -130,7 +130,7 @@ class _Built:
     size: Any
 
     def pair(self, seed: int) -> Pair:
-        with session.unchanged_random_state():
+        with forward.unchanged_random_state():
             torch.manual_seed(seed)
             return self.family(self.size)
 

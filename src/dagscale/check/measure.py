@@ -16,7 +16,7 @@ from dagscale.graph import Graph
 from dagscale.plan import Plan
 from dagscale.probe import Probe, largest_eigenvalue
 from dagscale.subject import Subject
-from dagscale.trace import session
+from dagscale.trace import forward
 from dagscale.trace.recorder import Node, Recorder, tensors_in
 from dagscale.trace.reduction import _parameters_of
 from dagscale.train import OPTIMIZERS, Loss, logits, to_model, train
@@ -109,7 +109,7 @@ def observe(
     losses: list[float] = []
     changes: dict[str, list[float]] = {name: [] for name in before}
     own: dict[str, tuple[float, ...]] = dict.fromkeys(before, ())
-    with session.unchanged_random_state():
+    with forward.unchanged_random_state():
         torch.manual_seed(seed)
         for rows, _ in zip(_batches(order, task.batch_size), range(task.steps), strict=False):
             optimizer.zero_grad()
@@ -134,7 +134,7 @@ def attempt(model: nn.Module, task: Task) -> None:
     Raises:
         CheckError: if forward or loss fail.
     """
-    with session.unchanged_random_state(), torch.no_grad():
+    with forward.unchanged_random_state(), torch.no_grad():
         _loss(_copied(model).train(), task, torch.arange(min(task.batch_size, len(task.x))), None)
 
 
@@ -232,13 +232,13 @@ def _watch(network: nn.Module, x: Tensor, seed: int, wanted: set[str], again: bo
     watch = _Watch()
     watch.wanted, watch.rerun = wanted, again
     watch.owned = {p.untyped_storage()._cdata for p in network.parameters()}
-    args, kwargs = session.bind_inputs(network, x)
+    args, kwargs = forward.bind_inputs(network, x)
     for name, parameter in network.named_parameters():
         watch.add_parameter(name, parameter)
-    for name, leaf in session.named_leaves(network, args, kwargs):
+    for name, leaf in forward.named_leaves(network, args, kwargs):
         watch.add_input(leaf, name)
     try:
-        with session.undisturbed(watch, network), torch.no_grad():
+        with forward.undisturbed(watch, network), torch.no_grad():
             torch.manual_seed(seed)
             with watch:
                 network(*args, **kwargs)

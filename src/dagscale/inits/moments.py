@@ -102,11 +102,11 @@ def wanted_moments(graph: Graph) -> dict[str, float]:
 
 def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:
     """One forward in the model's own mode, random state and buffers not the user's."""
-    from dagscale.trace import session
+    from dagscale.trace import forward
 
     inputs = subject.inputs if subject.data is None else to_model(model, subject.data[0][:BATCH])
-    args, kwargs = session.bind_inputs(model, inputs)
-    with session.unchanged_random_state(), session.plain_eager(), torch.no_grad(), mode:
+    args, kwargs = forward.bind_inputs(model, inputs)
+    with forward.unchanged_random_state(), forward.plain_eager(), torch.no_grad(), mode:
         torch.manual_seed(subject.seed)
         model(*args, **kwargs)
 

@@ -43,22 +43,22 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     """
     from torch import nn
 
-    from dagscale.trace import session
+    from dagscale.trace import forward
     from dagscale.trace.recorder import Recorder
     from dagscale.trace.reduction import reduce
 
     if isinstance(model, nn.Module):
-        model = session.unwrapped(model)
-    args, kwargs = session.bind_inputs(model, example_inputs)
-    session.check_devices(model, (args, kwargs))
+        model = forward.unwrapped(model)
+    args, kwargs = forward.bind_inputs(model, example_inputs)
+    forward.check_devices(model, (args, kwargs))
     try:
-        model = session.materialised(model, args, kwargs)
+        model = forward.materialised(model, args, kwargs)
     except Exception as error:
-        raise session.forward_error(model, None, error, (args, kwargs)) from error
+        raise forward.forward_error(model, None, error, (args, kwargs)) from error
     names: dict[int, list[str]] = {}
     owned: dict[str, nn.Parameter] = {}  # tied parameters once, under their first name
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        name = session.plain_name(name)
+        name = forward.plain_name(name)
         if names.setdefault(id(parameter), []) == []:
             owned[name] = parameter
         names[id(parameter)].append(name)
@@ -68,20 +68,20 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     notes: list[str] = []
     recorder = Recorder()
     try:
-        outputs = session.run_fake(recorder, model, owned, args, kwargs, choose)
+        outputs = forward.run_fake(recorder, model, owned, args, kwargs, choose)
     except DagscaleError:
         raise
     except Exception as fake_error:
-        if any(p.is_meta or session.is_sharded(p) for p in owned.values()):
-            raise session.forward_error(model, recorder, fake_error, (args, kwargs)) from fake_error
+        if any(p.is_meta or forward.is_sharded(p) for p in owned.values()):
+            raise forward.forward_error(model, recorder, fake_error, (args, kwargs)) from fake_error
         recorder = Recorder()
         try:
-            outputs = session.run_real(recorder, model, owned, args, kwargs, choose)
+            outputs = forward.run_real(recorder, model, owned, args, kwargs, choose)
         except DagscaleError:
             raise
         except Exception as error:
-            raise session.forward_error(model, recorder, error, (args, kwargs)) from error
-        notes.append(session.looks_at_values(fake_error))
+            raise forward.forward_error(model, recorder, error, (args, kwargs)) from error
+        notes.append(forward.looks_at_values(fake_error))
     if not any(recorder.nodes[n].signal for n in outputs):
         last = recorder.last_signal
         where = f"{last.op!r} in {last.module or 'the model'}" if last is not None else "none did"
