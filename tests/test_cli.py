@@ -144,6 +144,9 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
         (["search", "mlp:2", "--seeds", "0"], "seeds"),
         (["search", "mlp:2", "--plot", "missing/folder/x.png"], "missing/folder"),
         (["verify", "mlp-dags", "--store", "s.sqlite"], "unknown suite 'mlp-dags'; did you mean 'mlp-dag'"),
+        (["verify", "mlp-dag", "--store", "mymodel.py/s.sqlite"], "cannot make the folder mymodel.py"),
+        (["demo", "--out", "mymodel.py"], "cannot make the folder mymodel.py"),
+        (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--law", "curvature"], "needs data"),
         (["sweep", "status", "mymodel.py"], "mymodel.py"),
     ],
 )

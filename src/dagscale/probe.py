@@ -47,8 +47,8 @@ class Probe:
         subject = self.subject
         if subject.model is None or subject.data is None or subject.loss is None:
             raise PlanError(
-                "this law is measured and needs data=(x, y) and loss=…; without data use law 'paths', "
-                "'walk' or 'covariance'"
+                "this law is measured and needs data=(x, y) and loss=… (--data); without data use law 'covariance', "
+                "'walk' or 'paths'"
             )
         if any(p.is_meta for p in subject.model.parameters()):
             raise PlanError("this law is measured and the model is on meta: materialise it (model.to_empty) first")

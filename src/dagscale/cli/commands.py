@@ -17,6 +17,7 @@ from dagscale.cli.app import (
     app,
     load_data,
     load_target,
+    make_folder,
     print_json,
     screen,
 )
@@ -147,6 +148,7 @@ def demo(
     """The main job on embedded data: search a base, plan for other architectures, train and compare."""
     from dagscale.studies import demo as study
 
+    make_folder(out)
     outcomes, picture = study.run(out, seed=seed, progress=True)
     if json:
         print_json(study.to_dict(outcomes, picture))

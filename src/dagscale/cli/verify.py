@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagscale.cli.app import Json, Seed, app, print_json, screen
+from dagscale.cli.app import Json, Seed, app, make_folder, print_json, screen
 
 
 @app.command()
@@ -30,7 +30,7 @@ def verify(
 
     if quick:
         architectures, seeds, epochs, limit = 5, 2, 1, 300
-    store.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(store.parent)
     rows, truths = study.verify(
         suite, data=data, architectures=architectures, seeds=seeds, epochs=epochs, batch_size=batch_size, limit=limit,
         seed=seed, store=store, scheduler=scheduler, progress=True,

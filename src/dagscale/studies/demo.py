@@ -13,7 +13,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dagscale.data import Dataset, load
-from dagscale.errors import DagscaleError
 from dagscale.picture import check_path, save
 from dagscale.plan import plan
 from dagscale.search import Found, search
@@ -56,7 +55,7 @@ class Outcome:
 
 
 def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outcome], Path]:
-    """Train everything, and draw it into the folder ``out``.
+    """Train everything, and draw it into the folder ``out``, which exists.
 
     Returns:
         An outcome an architecture, and the picture's path.
@@ -67,7 +66,7 @@ def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outco
     from rich.console import Console
     from rich.progress import track
 
-    picture = _prepare(out)
+    picture = check_path(out / "demo.png")
     outcomes = list(
         track(
             _outcomes(load("digits"), seed), total=len(FAMILIES) * PER_FAMILY, description="training",
@@ -225,15 +224,6 @@ def figure(outcomes: list[Outcome]) -> Figure:
     right.set(yscale="log", ylabel="final training loss (× at the top: diverged)", title="loss of each way")
     right.legend(fontsize=8)
     return drawn
-
-
-def _prepare(out: Path) -> Path:
-    """The picture's path, in a folder that can be written to."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DagscaleError(f"cannot make the folder {out}: {error.strerror or error}; give another --out") from None
-    return check_path(out / "demo.png")
 
 
 def _finite(value: float) -> float | None:

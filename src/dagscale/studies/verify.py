@@ -191,7 +191,7 @@ def verify(
     """
     chosen = SUITES[suite]
     if architectures < 3 or seeds < 2:
-        raise DagscaleError("verify needs at least 3 architectures and 2 seeds: or nothing can be correlated")
+        raise DagscaleError("verify needs at least 3 architectures and 2 seeds to correlate anything")
     members = (chosen.base, *chosen.members(architectures, seed))
     common = {"data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs}
     low, high = chosen.grid
