@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dagscale.errors import TargetError
 from dagscale.registry import Registry
+from dagscale.spaces.dag import on_paths
 
 NONE = "none"
 
@@ -60,15 +61,7 @@ class CellGraph:
     @cached_property
     def live(self) -> tuple[tuple[int, int, str], ...]:
         """The edges on some path from an input to the output, ordered by target and then source."""
-        edges = sorted(self.edges, key=lambda e: (e[1], e[0]))
-        reached, leading = set(range(self.inputs)), set(self.outputs)
-        for u, v, _ in edges:
-            if u in reached:
-                reached.add(v)
-        for u, v, _ in reversed(edges):
-            if v in leading:
-                leading.add(u)
-        return tuple((u, v, op) for u, v, op in edges if u in reached and v in leading)
+        return on_paths(sorted(self.edges, key=lambda e: (e[1], e[0])), range(self.inputs), self.outputs)
 
     @cached_property
     def has_path(self) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -30,6 +30,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "identity": nn.Identity,
 }
+
+
+Op = TypeVar("Op")
+
+
+def on_paths(
+    edges: Sequence[tuple[int, int, Op]], sources: Iterable[int], sinks: Iterable[int]
+) -> tuple[tuple[int, int, Op], ...]:
+    """The edges (u, v, op), u < v, ordered by v, that lie on some path from a source to a sink."""
+    reached, leading = set(sources), set(sinks)
+    for u, v, _ in edges:
+        if u in reached:
+            reached.add(v)
+    for u, v, _ in reversed(edges):
+        if v in leading:
+            leading.add(u)
+    return tuple((u, v, op) for u, v, op in edges if u in reached and v in leading)
 
 
 @dataclass(frozen=True)
@@ -94,15 +111,7 @@ class Dag:
     @property
     def live_edges(self) -> tuple[tuple[int, int, int], ...]:
         """The edges on some path from vertex 0 to the last vertex, in the order of ``edges``."""
-        edges = self.edges
-        reached, leading = {0}, {self.vertices - 1}
-        for u, v, _ in edges:
-            if u in reached:
-                reached.add(v)
-        for u, v, _ in reversed(edges):
-            if v in leading:
-                leading.add(u)
-        return tuple((u, v, op) for u, v, op in edges if u in reached and v in leading)
+        return on_paths(self.edges, {0}, {self.vertices - 1})
 
     @property
     def has_path(self) -> bool:
