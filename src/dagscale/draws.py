@@ -17,6 +17,14 @@ class Fill:
     mean: float
     std: float
 
+    def draw(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+        """The values of parameter ``name``, float32 on the CPU."""
+        import torch
+
+        if self.std == 0:
+            return torch.full(shape, self.mean)
+        return standard_normal(name, shape, seed).mul_(self.std).add_(self.mean)
+
 
 def standard_normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """``N(0, 1)`` of ``shape``, float32 on the CPU: the same numbers on every device, in any order."""

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dagscale.draws import standard_normal
+from dagscale.draws import Fill
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
-from dagscale.inits import INITS, Fill, Init
+from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS
 from dagscale.laws.base import SGD
 from dagscale.subject import Subject
@@ -98,11 +98,9 @@ class Plan:
                 own = self.parameters[name]
                 if own.init_std is None or own.init_mean is None or not parameter.requires_grad:
                     continue
-                if own.init_std == 0:
-                    parameter.fill_(own.init_mean)
-                    continue
-                drawn = standard_normal(name, own.shape, self.seed if seed is None else seed)
-                parameter.copy_(placed_like(drawn.mul_(own.init_std).add_(own.init_mean), parameter))
+                fill = Fill(own.init_mean, own.init_std)
+                drawn = fill.draw(name, own.shape, self.seed if seed is None else seed)
+                parameter.copy_(placed_like(drawn, parameter))
         return model
 
     def param_groups(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagscale.draws import Fill, standard_normal
+from dagscale.draws import Fill
 from dagscale.errors import PlanError
 from dagscale.subject import Subject
 from dagscale.train import OPTIMIZERS, logits, to_model
@@ -93,11 +93,7 @@ def apply_fills(model: nn.Module, fills: Mapping[str, Fill], seed: int) -> None:
         for name, parameter in model.named_parameters():
             fill = fills.get(name)
             if fill is not None and parameter.requires_grad:
-                if fill.std:
-                    drawn = standard_normal(name, tuple(parameter.shape), seed)
-                    parameter.copy_(drawn.mul_(fill.std).add_(fill.mean))
-                else:
-                    parameter.fill_(fill.mean)
+                parameter.copy_(fill.draw(name, tuple(parameter.shape), seed))
 
 
 def largest_eigenvalue(

@@ -44,9 +44,8 @@ def moments(subject: Subject) -> dict[str, Fill]:
     moment 1, norm gains 1, biases 0 and other vectors stay.
 
     The batch is ``data``'s inputs if given, else the example inputs. Deterministic given the seed; a few draws of the
-    weights are averaged. A weight
-    that is used several times takes the smallest of the values that its uses ask for. A layer that sees only
-    zeros is left as it is.
+    weights are averaged. A weight that is used several times takes the smallest of the values that its uses ask
+    for. A layer that sees only zeros is left as it is.
 
     Raises:
         PlanError: if the model is on ``meta``, so that nothing can be measured.
@@ -132,10 +131,10 @@ class _Setter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             named = dict(zip(operator.arguments, args, strict=False)) | kwargs
             meaning = meaning(named) if callable(meaning) else meaning
             if meaning.kind == "weight":
-                self._set(func, operator, meaning, named)
+                self._set(func, meaning, named)
         return func(*args, **kwargs)
 
-    def _set(self, func: Any, operator: Any, meaning: Any, named: dict[str, Any]) -> None:
+    def _set(self, func: Any, meaning: Any, named: dict[str, Any]) -> None:
         places = [meaning.weight, *meaning.data]
         held = {a: self.names.get(t.untyped_storage()._cdata) for a in places if isinstance(t := named.get(a), Tensor)}
         names = [(a, n) for a, n in held.items() if n is not None]

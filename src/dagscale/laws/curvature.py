@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import exp, log, sqrt
-from statistics import fmean, stdev
 from weakref import WeakKeyDictionary
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
+from dagscale.laws.seeds import Measured, over_seeds
 from dagscale.probe import Cost, Probe, largest_eigenvalue, short_run
 from dagscale.subject import Subject
 
 STEPS = 32
 """Length of the short run before the curvature is read."""
 
-PRECISION = 0.05
-"""Standard error of log λ at which no further seed is measured."""
-
-SEEDS = (2, 6)
-"""Fewest and most seeds."""
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """λ as a geometric mean over seeds, with its standard error in log λ and what it cost in forward passes."""
-
-    value: float
-    error: float
-    seeds: int
-    forwards: float
-
-
-_known: WeakKeyDictionary[Subject, Curvature] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Subject, Measured] = WeakKeyDictionary()
 """A base is measured once for many targets."""
 
 
-def curvature(subject: Subject, steps: int = STEPS) -> Curvature:
-    """Largest Gauss–Newton eigenvalue λ after ``steps`` training steps at the rate ``1/(2λ)``, λ measured on the way.
-
-    Seeds (weights and batches) are added until the standard error of log λ is below ``PRECISION``.
-    """
-    cost = Cost()
-    logs: list[float] = []
-    while len(logs) < SEEDS[1]:
-        value = measure(subject, subject.seed + len(logs), steps, cost)
-        if not 0 < value < float("inf"):
-            raise PlanError(
-                f"the curvature at initialisation is {value}: the output does not depend on the parameters, or it "
-                "overflows; check the init (init 'moments' keeps signals finite)"
-            )
-        logs.append(log(value))
-        if len(logs) >= SEEDS[0] and stdev(logs) / sqrt(len(logs)) < PRECISION:
-            break
-    return Curvature(exp(fmean(logs)), stdev(logs) / sqrt(len(logs)), len(logs), cost.forwards)
+def curvature(subject: Subject, steps: int = STEPS) -> Measured:
+    """Largest Gauss–Newton eigenvalue λ after ``steps`` steps at the rate ``1/(2λ)``, λ measured on the way."""
+    return over_seeds(lambda seed, cost: measure(subject, seed, steps, cost), subject.seed)
 
 
 def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
@@ -71,6 +37,11 @@ def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
 
         short_run(probe, step, steps)
         last = largest_eigenvalue(probe, scale)
+    if not 0 < last < float("inf"):
+        raise PlanError(
+            f"the curvature at initialisation is {last}: the output does not depend on the parameters, or it "
+            "overflows; check the init (init 'moments' keeps signals finite)"
+        )
     return last
 
 
@@ -85,7 +56,7 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     return {"curvature": known(base).value / known(target).value}
 
 
-def known(subject: Subject) -> Curvature:
+def known(subject: Subject) -> Measured:
     """:func:`curvature`, measured once a subject."""
     if subject not in _known:
         _known[subject] = curvature(subject)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
-from statistics import fmean, stdev
+from math import sqrt
+from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, Law
-from dagscale.laws.curvature import PRECISION, SEEDS
-from dagscale.probe import BATCH, Cost, Probe
+from dagscale.laws.seeds import Measured, over_seeds
+from dagscale.probe import BATCH, Probe
 from dagscale.subject import Subject
 from dagscale.train import OPTIMIZERS
 
@@ -94,22 +94,14 @@ def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
     return [*taps.values, out]
 
 
-_known: WeakKeyDictionary[Subject, tuple[float, float]] = WeakKeyDictionary()
-"""Change and cost, measured once a subject."""
+_known: WeakKeyDictionary[Subject, Measured] = WeakKeyDictionary()
+"""A base is measured once for many targets."""
 
 
-def change(subject: Subject) -> tuple[float, float]:
-    """Geometric mean of :func:`relative_change` over seeds, as many as the precision of its logarithm needs, and the
-    forward passes it took."""
-    if subject in _known:
-        return _known[subject]
-    cost = Cost()
-    logs: list[float] = []
-    while len(logs) < SEEDS[1]:
-        logs.append(log(relative_change(Probe(subject, subject.seed + len(logs), cost))))
-        if len(logs) >= SEEDS[0] and stdev(logs) / sqrt(len(logs)) < PRECISION:
-            break
-    _known[subject] = exp(fmean(logs)), cost.forwards
+def change(subject: Subject) -> Measured:
+    """:func:`relative_change` over seeds, measured once a subject."""
+    if subject not in _known:
+        _known[subject] = over_seeds(lambda seed, cost: relative_change(Probe(subject, seed, cost)), subject.seed)
     return _known[subject]
 
 
@@ -119,7 +111,7 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     The paper's principle — one step changes every pre-activation by Θ(1) — measured instead of derived, and
     relative to the pre-activation's own size, so that it asks the same of networks whose signals differ in scale.
     """
-    return {"function-change": change(base)[0] / change(target)[0]}
+    return {"function-change": change(base).value / change(target).value}
 
 
-LAWS.add("function-change")(Law(factors, cost=lambda subject: change(subject)[1]))
+LAWS.add("function-change")(Law(factors, cost=lambda subject: change(subject).forwards))

@@ -1,0 +1,41 @@
+"""A measured quantity over seeds, as many as its precision needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from statistics import fmean, stdev
+
+from dagscale.probe import Cost
+
+PRECISION = 0.05
+"""Standard error of the logarithm at which no further seed is measured."""
+
+SEEDS = (2, 6)
+"""Fewest and most seeds."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A geometric mean over seeds, with its standard error in the logarithm and what it cost in forward passes."""
+
+    value: float
+    error: float
+    seeds: int
+    forwards: float
+
+
+def over_seeds(measure: Callable[[int, Cost], float], seed: int) -> Measured:
+    """``measure(seed, cost)``, a positive number, for ``seed``, ``seed + 1``, … until precise enough."""
+    cost = Cost()
+    logs: list[float] = []
+    while len(logs) < SEEDS[1]:
+        logs.append(log(measure(seed + len(logs), cost)))
+        if len(logs) >= SEEDS[0] and _error(logs) < PRECISION:
+            break
+    return Measured(exp(fmean(logs)), _error(logs), len(logs), cost.forwards)
+
+
+def _error(logs: list[float]) -> float:
+    return stdev(logs) / sqrt(len(logs))
