@@ -214,3 +214,23 @@ def test_mup_scales_layers_by_their_growth() -> None:
     assert {round(g["lr"] * g["weight_decay"], 12) for g in groups} == {0.001}
     with pytest.raises(PlanError, match="unknown width mode"):
         dagscale.plan(*load("mlp:2"), base=load("mlp:2"), base_lr=0.1, width="mupp")
+
+
+def small_chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "part compiled", "data parallel"])
+def test_measured_plans_are_the_same_for_wrapped_models(wrap: str) -> None:
+    x, y = digits()
+    x = x.flatten(1)
+    known = {"base": (small_chain(), x[:2]), "base_lr": 0.1, "data": (x, y), "loss": torch.nn.functional.cross_entropy}
+    model: nn.Module = small_chain()
+    if wrap == "compiled":
+        model = torch.compile(model)  # type: ignore[assignment]
+    elif wrap == "data parallel":
+        model = nn.DataParallel(model)
+    else:
+        model[2] = torch.compile(model[2])  # type: ignore[index, assignment]
+    assert dagscale.plan(model, x[:2], **known) == dagscale.plan(small_chain(), x[:2], **known)

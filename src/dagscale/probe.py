@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dagscale.draws import Fill
 from dagscale.errors import PlanError
 from dagscale.subject import Subject
+from dagscale.trace import forward
 from dagscale.train import OPTIMIZERS, logits, to_model
 
 BATCH = 256
@@ -54,7 +55,7 @@ class Probe:
             raise PlanError("this law is measured and the model is on meta: materialise it (model.to_empty) first")
         self.model = copy.deepcopy(subject.model)
         apply_fills(self.model, subject.fills, self.seed)
-        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters = {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}
         self.x, self.y = (to_model(self.model, t) for t in subject.data)
         self.order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.seed))
         self._next = 0
@@ -68,7 +69,8 @@ class Probe:
 
     def output(self, x: Tensor) -> Tensor:
         """The network's output as one tensor."""
-        out = logits(self.model(x))
+        with forward.eagerly():
+            out = logits(self.model(x))
         if not isinstance(out, Tensor):
             raise PlanError(f"the model returns {type(out).__name__}: measured laws need a tensor, or .logits")
         return out
@@ -90,7 +92,7 @@ class Probe:
 def apply_fills(model: nn.Module, fills: Mapping[str, Fill], seed: int) -> None:
     """Draw the trainable parameters that ``fills`` names."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in forward.plain_parameters(model).items():
             fill = fills.get(name)
             if fill is not None and parameter.requires_grad:
                 parameter.copy_(fill.draw(name, tuple(parameter.shape), seed))

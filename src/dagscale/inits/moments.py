@@ -16,6 +16,7 @@ from dagscale.errors import PlanError
 from dagscale.graph import Graph
 from dagscale.inits.base import init, zeros_and_ones
 from dagscale.subject import Subject
+from dagscale.trace import forward
 from dagscale.train import to_model
 
 BATCH = 256
@@ -58,7 +59,7 @@ def moments(subject: Subject) -> dict[str, Fill]:
     fills = zeros_and_ones(subject.graph)
     wanted = wanted_moments(subject.graph)
     model = copy.deepcopy(subject.model)
-    parameters = dict(model.named_parameters())
+    parameters = forward.plain_parameters(model)
     trainable = {name: moment for name, moment in wanted.items() if parameters[name].requires_grad}
     with torch.no_grad():
         for name, fill in fills.items():
@@ -101,8 +102,6 @@ def wanted_moments(graph: Graph) -> dict[str, float]:
 
 def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:
     """One forward in the model's own mode, random state and buffers not the user's."""
-    from dagscale.trace import forward
-
     inputs = subject.inputs if subject.data is None else to_model(model, subject.data[0][:BATCH])
     args, kwargs = forward.bind_inputs(model, inputs)
     with forward.unchanged_random_state(), forward.plain_eager(), torch.no_grad(), mode:

@@ -8,7 +8,7 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from itertools import filterfalse
 from typing import Any
@@ -81,6 +81,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def plain_name(name: str) -> str:
     """A qualified name without what compiling, checkpointing or sharding a part of the model put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by their plain names, as a graph has them; tied ones once."""
+    return {plain_name(name): parameter for name, parameter in unwrapped(model).named_parameters()}
+
+
+def eagerly() -> AbstractContextManager[object]:
+    """Compiled parts of a model run eagerly inside, where torch can be told so."""
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -247,8 +257,7 @@ def plain_eager() -> Iterator[None]:
         log.disabled = True
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
-        if hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())
         yield
 
 
