@@ -221,6 +221,7 @@ def small_chain() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # from importing the compiler
 @pytest.mark.parametrize("wrap", ["compiled", "part compiled", "data parallel"])
 def test_measured_plans_are_the_same_for_wrapped_models(wrap: str) -> None:
     x, y = digits()
