@@ -121,7 +121,42 @@ def taus(x: Floats, y: Floats, bootstrap: int, rng: np.random.Generator) -> dict
         rows = rng.integers(0, len(x), len(x))
         for k, value in _curve(x[rows], y[rows], INTERVAL_KS).items():
             drawn[k].append(value)
-    return {k: _estimate(v, drawn.get(k, ()), round(len(x) * k / 100)) for k, v in points.items()}
+    return {k: estimate(v, drawn.get(k, ()), round(len(x) * k / 100)) for k, v in points.items()}
+
+
+Three = tuple[dict[int, Estimate], dict[int, Estimate], dict[int, Estimate]]
+
+
+def matched(a: Floats, b: Floats, bootstrap: int, rng: np.random.Generator) -> Three:
+    """τ by single seeds between two recipes, within them, and the difference within - between.
+
+    ``a`` and ``b`` are (architectures, seeds). Both sides of every τ are single runs of different seeds, so that
+    between and within carry the same noise; the top is chosen by the first of the two. Means over all pairs of
+    seeds, within also over the two recipes.
+    """
+    seeds = [(i, j) for i in range(a.shape[1]) for j in range(b.shape[1]) if i != j]
+
+    def values(rows: Any) -> dict[int, tuple[float, float]]:
+        between: dict[int, list[float]] = {}
+        within: dict[int, list[float]] = {}
+        for i, j in seeds:
+            for found, x, y in ((between, a, b), (between, b, a), (within, a, a), (within, b, b)):
+                for k, value in _curve(x[rows, i], y[rows, j], INTERVAL_KS).items():
+                    found.setdefault(k, []).append(value)
+        return {k: (float(np.mean(v)), float(np.mean(within[k]))) for k, v in between.items() if k in within}
+
+    points = values(slice(None))
+    drawn: dict[int, list[tuple[float, float]]] = {k: [] for k in points}
+    for _ in range(bootstrap):
+        for k, pair in values(rng.integers(0, len(a), len(a))).items():
+            if k in drawn:
+                drawn[k].append(pair)
+    n = {k: round(len(a) * k / 100) for k in points}
+    return (
+        {k: estimate(v[0], [p[0] for p in drawn[k]], n[k]) for k, v in points.items()},
+        {k: estimate(v[1], [p[1] for p in drawn[k]], n[k]) for k, v in points.items()},
+        {k: estimate(v[1] - v[0], [p[1] - p[0] for p in drawn[k]], n[k]) for k, v in points.items()},
+    )
 
 
 def excess(
@@ -142,7 +177,7 @@ def excess(
         for k, value in difference(rng.integers(0, len(x), len(x))).items():
             if k in drawn:
                 drawn[k].append(value)
-    return {k: _estimate(v, drawn[k], round(len(x) * k / 100)) for k, v in points.items()}
+    return {k: estimate(v, drawn[k], round(len(x) * k / 100)) for k, v in points.items()}
 
 
 def twins(column: Column, rng: np.random.Generator) -> tuple[Curve, float] | None:
@@ -161,13 +196,14 @@ def twins(column: Column, rng: np.random.Generator) -> tuple[Curve, float] | Non
         x, y = np.array([rng.choice(g, 2, replace=False) for g in alike]).T
         for k, tau in _curve(x, y, KS).items():
             drawn.setdefault(k, []).append(tau)
-    taus = {k: _estimate(float(np.mean(v)), v, round(len(alike) * k / 100)) for k, v in sorted(drawn.items())[::-1]}
+    taus = {k: estimate(float(np.mean(v)), v, round(len(alike) * k / 100)) for k, v in sorted(drawn.items())[::-1]}
     variance = sum(float(np.var(g)) * len(g) for g in alike) / sum(len(g) - 1 for g in alike)
     label = f"isomorphic architectures, {column.column} {'' if column.seed == MEAN else 'seed '}{column.seed}"
     return Curve(label, taus, len(alike)), variance**0.5
 
 
-def _estimate(value: float, drawn: Sequence[float], n: int) -> Estimate:
+def estimate(value: float, drawn: Sequence[float], n: int) -> Estimate:
+    """A value with the 95 % interval of what resampling drew."""
     if len(drawn) < 20:
         return Estimate(value, None, None, n)
     low, high = np.percentile(drawn, [2.5, 97.5])
@@ -175,6 +211,16 @@ def _estimate(value: float, drawn: Sequence[float], n: int) -> Estimate:
 
 
 # --- gains and pairs ------------------------------------------------------------------------------
+
+
+def mean_gain(
+    k: int, chosen_by: str, best: Ints, change: Floats, luck: Floats | None, rng: np.random.Generator
+) -> Gain:
+    """The mean of ``change`` over the rows ``best``, from five on with an interval; that of ``luck`` is the noise."""
+    own = change[best]
+    means = own[rng.integers(0, len(own), (1000, len(own)))].mean(axis=1) if len(own) >= SMALLEST else ()
+    noise = None if luck is None else float(luck[best].mean())
+    return Gain(k, chosen_by, estimate(float(own.mean()), tuple(means), len(own)), noise)
 
 
 def gains(x: Floats, y: Floats, pair: SeedPair | None, rng: np.random.Generator) -> tuple[Gain, ...]:
@@ -190,7 +236,7 @@ def gains(x: Floats, y: Floats, pair: SeedPair | None, rng: np.random.Generator)
             if pair is not None:
                 a, b = pair[1].values, pair[2].values
                 noise = float((b - a)[top(a if chosen_by == "benchmark" else b, k)].mean())
-            found.append(Gain(k, chosen_by, _estimate(float(change.mean()), tuple(means), len(best)), noise))
+            found.append(Gain(k, chosen_by, estimate(float(change.mean()), tuple(means), len(best)), noise))
     return tuple(found)
 
 

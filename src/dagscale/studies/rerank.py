@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from dagscale.errors import DataError, TargetError
-from dagscale.registry import Registry
 from dagscale.spaces.nb201 import Nb201
 from dagscale.studies.agreement import (
     SMALLEST,
@@ -33,31 +32,8 @@ from dagscale.studies.agreement import (
     taus,
     twins,
 )
+from dagscale.studies.recipes import RECIPES as RECIPES
 from dagscale.studies.tables import COLUMNS, MEAN, Column, Table
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How networks are trained.
-
-    Attributes:
-        lr: learning rate at the start, per optimiser step; None where a plan gives each network its own.
-    """
-
-    optimizer: str
-    lr: float | None
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    batch_size: int
-    epochs: int
-    schedule: str
-    augment: tuple[str, ...]
-
-
-RECIPES: Registry[Recipe] = Registry("recipe")
-# As published [Dong & Yang 2020, Table 1].
-RECIPES.add("benchmark")(Recipe("sgd", 0.1, 0.9, True, 5e-4, 256, 200, "cosine", ("flip", "crop")))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 
 from dagscale.errors import DagscaleError
 from dagscale.studies.agreement import Curve, Estimate, top
-from dagscale.studies.rerank import RECIPES, Report
+from dagscale.studies.recipes import RECIPES
+from dagscale.studies.rerank import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

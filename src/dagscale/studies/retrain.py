@@ -1,0 +1,407 @@
+"""``dagscale rerank --retrain``: architectures of NAS-Bench-201 trained under several recipes, and how they compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+
+from dagscale.data import Dataset, load
+from dagscale.errors import DagscaleError, DataError
+from dagscale.graph import Graph
+from dagscale.inits import INITS
+from dagscale.laws import LAWS
+from dagscale.plan import Plan, plan
+from dagscale.search import find_band
+from dagscale.spaces import targets
+from dagscale.spaces.nb201 import Nb201
+from dagscale.studies.comparison import Comparison, compare
+from dagscale.studies.recipes import PRESETS, RECIPES, Augment, Preset, Recipe, differences, optimiser, padding
+from dagscale.studies.tables import Column, Floats
+from dagscale.subject import Subject
+from dagscale.sweep import Run, Store, sweep
+from dagscale.trace import trace
+from dagscale.train import train
+
+REFERENCE = "benchmark"
+TOLERANCE = 0.05
+"""A base's rate is the middle of those whose training loss is within 5 % of the best."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The search of a base's rate.
+
+    Attributes:
+        target: the network.
+        lr: the rate found, by training loss.
+        at_edge: the good rates reach an end of the grid; the true middle may be another.
+        curve: (rate, mean final training loss over the seeds); None where a run diverged.
+    """
+
+    target: str
+    lr: float
+    at_edge: bool
+    curve: tuple[tuple[float, float | None], ...]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An architecture that was not trained, and why."""
+
+    arch: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What was trained.
+
+    Attributes:
+        archs: the architectures.
+        accuracies: recipe → test accuracy in percent, (architectures, seeds); of diverged runs chance.
+        losses: recipe → final training loss, likewise; infinite where the run diverged.
+        rates: recipe → each architecture's learning rate.
+        bases: recipe → the search of its base; recipes with a given rate have none.
+        forwards: recipe → forward passes that its law took on an architecture, on average.
+    """
+
+    data: str
+    preset: str
+    size: Preset
+    seeds: tuple[int, ...]
+    archs: tuple[Nb201, ...]
+    accuracies: Mapping[str, Floats]
+    losses: Mapping[str, Floats]
+    rates: Mapping[str, tuple[float, ...]]
+    bases: Mapping[str, Base]
+    forwards: Mapping[str, float]
+    left_out: tuple[LeftOut, ...]
+    differences: tuple[str, ...]
+    test_images: int
+
+    @property
+    def header(self) -> str:
+        """Preset, sizes and data in one line."""
+        return (
+            f"preset {self.preset}: {self.size.describe()}; data {self.data}, accuracy on {self.test_images:,} test "
+            f"images; {len(self.archs)} architectures × {len(self.accuracies)} recipes × {len(self.seeds)} seeds"
+        )
+
+    @property
+    def diverged(self) -> dict[str, int]:
+        """Recipe → runs that diverged."""
+        return {recipe: int(np.isinf(losses).sum()) for recipe, losses in self.losses.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data that ``json`` can write."""
+        return {
+            "data": self.data,
+            "preset": {"name": self.preset, **asdict(self.size)},
+            "seeds": list(self.seeds),
+            "test_images": self.test_images,
+            "differences": list(self.differences),
+            "recipes": {name: asdict(self.size.shorten(RECIPES[name])) for name in self.accuracies},
+            "bases": {name: asdict(base) for name, base in self.bases.items()},
+            "forwards": dict(self.forwards),
+            "left_out": [asdict(one) for one in self.left_out],
+            "diverged": self.diverged,
+            "architectures": [
+                {
+                    "code": arch.code,
+                    "kind": arch.kind,
+                    "recipes": {
+                        name: {
+                            "lr": self.rates[name][i],
+                            "test_acc": accuracies[i].tolist(),
+                            "loss": [v if math.isfinite(v) else None for v in self.losses[name][i].tolist()],
+                        }
+                        for name, accuracies in self.accuracies.items()
+                    },
+                }
+                for i, arch in enumerate(self.archs)
+            ],
+        }
+
+
+def retrain(
+    archs: Sequence[Nb201],
+    *,
+    data: str,
+    recipes: Iterable[str] = (REFERENCE, "one-rate", "released", "plan"),
+    preset: str = "short-12",
+    size: Preset | None = None,
+    seeds: int = 2,
+    seed: int = 0,
+    store: str | Path,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> Retraining:
+    """Train every architecture under every recipe, all through one resumable sweep's store.
+
+    A recipe without a given rate first has it searched on its base, under the recipe itself, by *training* loss: test
+    images are looked at once, after the last step of the trainings that count. Its law then gives each
+    architecture's factor.
+
+    Args:
+        archs: those without a path from input to output, or without a rate under some recipe, are left out, by name.
+        data: a name or path for `dagscale.data.load`, with a test split.
+        recipes: names in ``RECIPES``; ``benchmark`` is added if it is missing.
+        preset: name in ``PRESETS``: how much is trained.
+        size: another size than the preset's own.
+        seeds: runs of each architecture and recipe, at least 2; the base's search has as many.
+        seed: the first one.
+        store, jobs, scheduler, progress: see `dagscale.sweep.sweep`.
+
+    Raises:
+        UnknownNameError: for an unknown recipe or preset.
+        DataError: if the data have no test split, seeds or recipes are too few, or nothing can be trained.
+        DagscaleError: if runs failed.
+    """
+    names = tuple(dict.fromkeys((REFERENCE, *recipes)))
+    chosen = {name: RECIPES[name] for name in names}
+    scale = PRESETS[preset] if size is None else size
+    if len(names) < 2:
+        raise DataError(f"a comparison needs another recipe than {REFERENCE}: name some of {', '.join(RECIPES)}")
+    if seeds < 2:
+        raise DataError(f"{seeds} seed: give 2 or more, since only they tell a change of the ranking from noise")
+    test = _data(data, scale.images, scale.side, "test")
+    study = _Study(data, scale, tuple(range(seed, seed + seeds)), store, jobs, scheduler, progress)
+    left = [LeftOut(a.code, a.kind, "nothing to train: no path") for a in archs if not a.graph.has_path]
+    able = [arch for arch in archs if arch.graph.has_path]
+    if not able:
+        raise DataError("no architecture with a path from input to output: there is nothing to train")
+    bases = study.search({name: recipe for name, recipe in chosen.items() if recipe.base is not None})
+    factors = study.factors(able, {name: recipe for name, recipe in chosen.items() if recipe.base is not None})
+    for name, answers in factors.items():
+        for arch, answer in zip(list(able), answers, strict=True):
+            if answer["factor"] is None:
+                left.append(LeftOut(arch.code, arch.kind, f"no rate under {name}: {answer['why']}"))
+    lost = {one.arch for one in left}
+    kept = tuple(arch for arch in able if arch.code not in lost)
+    if not kept:
+        raise DataError(f"no architecture can be trained under every recipe; the first: {left[0].reason}")
+    rates = {
+        name: tuple(
+            recipe.lr if recipe.lr is not None else bases[name].lr * factors[name][i]["factor"]
+            for i, arch in enumerate(able)
+            if arch.code not in lost
+        )
+        for name, recipe in chosen.items()
+    }
+    results = study.train(kept, chosen, rates)
+    return Retraining(
+        data=test.name,
+        preset=preset if size is None or size == PRESETS[preset] else f"{preset}, changed",
+        size=scale,
+        seeds=study.seeds,
+        archs=kept,
+        accuracies={name: np.array([[r["test_acc"] for r in runs] for runs in results[name]]) for name in names},
+        losses={name: np.array([[r["loss"] for r in runs] for runs in results[name]]) for name in names},
+        rates=rates,
+        bases=bases,
+        forwards={name: float(np.mean([answer["forwards"] for answer in factors[name]])) for name in factors},
+        left_out=tuple(left),
+        differences=tuple(differences(scale, test.shape[1])),
+        test_images=len(test),
+    )
+
+
+def study_of(
+    trained: Retraining, published: Column | None = None, *, bootstrap: int = 1000, seed: int = 0
+) -> Comparison:
+    """How the recipes of a retraining compare; see `dagscale.studies.comparison.compare`."""
+    return compare(
+        trained.archs, trained.accuracies, REFERENCE, trained.data, published, bootstrap=bootstrap, seed=seed
+    )
+
+
+@dataclass(frozen=True)
+class _Study:
+    """The runs of a retraining, and the sweep that executes them."""
+
+    data: str
+    size: Preset
+    seeds: tuple[int, ...]
+    store: str | Path
+    jobs: int
+    scheduler: str | None
+    progress: bool
+
+    def search(self, recipes: Mapping[str, Recipe]) -> dict[str, Base]:
+        """The rate of every recipe's base."""
+        low, high = self.size.rates
+        grid = [2.0**k for k in range(low, high + 1)]
+        runs = {
+            (name, lr): [self._run("search", self._base(recipe), recipe, lr, k) for k in self.seeds]
+            for name, recipe in recipes.items()
+            for lr in grid
+        }
+        results = self._execute(runs)
+        found = {}
+        for name, recipe in recipes.items():
+            losses = [float(np.mean([r["loss"] for r in results[name, lr]])) for lr in grid]
+            if not any(map(math.isfinite, losses)):
+                raise DataError(f"recipe {name}: every rate from {grid[0]:g} to {grid[-1]:g} diverged on its base")
+            ends = find_band(grid, losses, TOLERANCE)
+            at_edge = ends[0] <= grid[0] or ends[1] >= grid[-1]
+            curve = tuple((lr, v if math.isfinite(v) else None) for lr, v in zip(grid, losses, strict=True))
+            found[name] = Base(self._base(recipe), math.sqrt(ends[0] * ends[1]), at_edge, curve)
+        return found
+
+    def factors(self, archs: Sequence[Nb201], recipes: Mapping[str, Recipe]) -> dict[str, list[Mapping[str, Any]]]:
+        """Each architecture's factor on the base's rate, or why there is none."""
+        runs = {
+            (name, arch): [self._run("factor", self.size.target(arch.code), recipe, 1.0, self.seeds[0])]
+            for name, recipe in recipes.items()
+            for arch in archs
+        }
+        results = self._execute(runs)
+        return {name: [results[name, arch][0] for arch in archs] for name in recipes}
+
+    def train(
+        self, archs: Sequence[Nb201], recipes: Mapping[str, Recipe], rates: Mapping[str, Sequence[float]]
+    ) -> dict[str, list[list[Mapping[str, Any]]]]:
+        """What each architecture's trainings came to, a list a seed."""
+        runs = {
+            (name, arch): [self._run("train", self.size.target(arch.code), recipe, lr, k) for k in self.seeds]
+            for name, recipe in recipes.items()
+            for arch, lr in zip(archs, rates[name], strict=True)
+        }
+        results = self._execute(runs)
+        return {name: [results[name, arch] for arch in archs] for name in recipes}
+
+    def _base(self, recipe: Recipe) -> str:
+        assert recipe.base is not None
+        return self.size.target(recipe.base, cells=1, narrower=recipe.narrower)
+
+    def _run(self, kind: str, target: str, recipe: Recipe, lr: float, seed: int) -> Run:
+        """A run, with nothing in it that its result does not depend on."""
+        own = replace(self.size.shorten(recipe), lr=None, base=None, narrower=1)
+        own = own if kind == "factor" else replace(own, law="none")
+        own = replace(own, width="none") if kind == "search" else own
+        scaled = recipe.base is not None and (kind == "factor" or own.width != "none")
+        options = {
+            "kind": kind,
+            "side": self.size.side,
+            "base": self._base(recipe) if scaled else None,
+            "recipe": asdict(own),
+        }
+        return Run(
+            target, lr, recipe.init, recipe.optimizer, self.data, self.size.images, own.batch_size, own.epochs,
+            seed=seed, options=options,
+        )  # fmt: skip
+
+    def _execute(self, asked: Mapping[Any, Sequence[Run]]) -> dict[Any, list[Mapping[str, Any]]]:
+        runs = [run for group in asked.values() for run in group]
+        sweep(runs, execute, self.store, jobs=self.jobs, scheduler=self.scheduler, progress=self.progress)
+        with Store(self.store) as book:
+            results = dict(book.results(runs))
+        failed = [run for run, result in results.items() if result is None]
+        if failed:
+            raise DagscaleError(
+                f"{len(failed)} runs failed, the first {failed[0].architecture} (rate {failed[0].lr:g}): "
+                f"see `dagscale sweep status {self.store}`"
+            )
+        return {name: [results[run] for run in group] for name, group in asked.items()}
+
+
+# --- one run ------------------------------------------------------------------------------------------------
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """A training run's final training loss, with the test accuracy where it counts; or a law's factor."""
+    if run.options["kind"] == "factor":
+        return _factor(run)
+    recipe = _recipe(run)
+    data = _data(run.data, run.limit, run.options["side"], "train")
+    model, _ = targets.load(run.architecture, data=data, seed=run.seed)
+    made = _start(run.architecture, run.options["base"], recipe, run.data, run.limit, run.options["side"])
+    made.init_(model, seed=run.seed)
+    steps = recipe.epochs * max(1, len(data) // recipe.batch_size)
+    done = train(
+        nn.Sequential(Augment(recipe.augment, padding(data.shape[1])), model), data.x, data.y,
+        params=made.param_groups(model, lr=run.lr, weight_decay=recipe.weight_decay),
+        optimizer=optimiser(recipe, steps), epochs=recipe.epochs, batch_size=recipe.batch_size, seed=run.seed,
+    )  # fmt: skip
+    result = {"loss": done.loss, "steps": done.steps}
+    if run.options["kind"] == "train":
+        test = _data(run.data, run.limit, run.options["side"], "test")
+        result["test_acc"] = 100 / test.classes if done.diverged else accuracy(model, test.x, test.y)
+    return result
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of right answers in percent, in eval mode: norms use their running statistics."""
+    model.eval()
+    with torch.no_grad():
+        right = sum(
+            int((model(x[rows]).argmax(1) == y[rows]).sum())
+            for rows in torch.arange(len(y)).tensor_split(len(y) // 512 + 1)
+        )
+    return 100 * right / len(y)
+
+
+def _factor(run: Run) -> dict[str, Any]:
+    recipe, side = _recipe(run), run.options["side"]
+    law = LAWS[recipe.law]
+    try:
+        base, target = (
+            _subject(a, recipe, run.data, run.limit, side, run.seed) for a in (run.options["base"], run.architecture)
+        )
+        factor = math.prod(law.factors(base, target).values())
+    except DagscaleError as error:
+        return {"factor": None, "why": str(error), "forwards": 0}
+    return {"factor": factor, "forwards": law.cost(target) if law.cost is not None else 0}
+
+
+def _recipe(run: Run) -> Recipe:
+    return Recipe(**{**run.options["recipe"], "augment": tuple(run.options["recipe"]["augment"])})
+
+
+@lru_cache(maxsize=2)
+def _data(source: str, limit: int | None, side: int | None, split: str) -> Dataset:
+    """A split, averaged down; test images are normalised as the train images under the same limit."""
+    data = load(source, split=split, limit=limit)
+    if side is None or side == data.shape[1]:
+        return data
+    if data.shape[1] % side or data.shape[1] != data.shape[2]:
+        raise DataError(f"{data.name}: images of {data.shape[1]}×{data.shape[2]} cannot be averaged to side {side}")
+    return Dataset(data.name, adaptive_avg_pool2d(data.x, side), data.y, data.classes)
+
+
+@lru_cache(maxsize=4)
+def _start(target: str, base: str | None, recipe: Recipe, source: str, limit: int | None, side: int | None) -> Plan:
+    """Init and relative rates, without a law."""
+    data = _data(source, limit, side, "train")
+    model, inputs = targets.load(target, data=data)
+    return plan(
+        model, inputs, base=None if base is None else targets.load(base, data=data), base_lr=1.0, law="none",
+        init=recipe.init, width=recipe.width, optimizer=_named(recipe), data=(data.x, data.y), loss=cross_entropy,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _subject(target: str, recipe: Recipe, source: str, limit: int | None, side: int | None, seed: int) -> Subject:
+    """What a law looks at; a base's is kept, so that it is measured once."""
+    data = _data(source, limit, side, "train")
+    model, inputs = targets.load(target, data=data, seed=seed)
+    given = Subject(
+        Graph((), ()), model, inputs, (data.x, data.y), cross_entropy, _named(recipe), seed, recipe.batch_size
+    )
+    given = replace(given, graph=trace(model, inputs))
+    return replace(given, fills=INITS[recipe.init](given))
+
+
+def _named(recipe: Recipe) -> str:
+    return "momentum" if recipe.momentum else recipe.optimizer
