@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from dagscale.data import Dataset, load
+from dagscale.data.dataset import shuffled
 from dagscale.errors import DataError
 
 SIDE = 6
@@ -160,17 +162,270 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
     assert "no data set in this folder" in error_of(tmp_path)
     text = tmp_path / "notes.txt"
     text.write_text("hello, world")
-    assert "idx, parquet" in error_of(text)
+    assert "cifar, idx, images, npz, parquet" in error_of(text)
     assert "b'hello, w'" in error_of(text)
     empty = tmp_path / "empty"
     empty.write_bytes(b"")
     assert "not a data format" in error_of(empty)
 
 
-def test_a_pickle_is_refused_not_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "data.pkl"
-    path.write_bytes(b"cos\nabort\n(tR.")
-    assert "not a data format" in error_of(path)
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("data.pkl", "convert it to .npz"),
+        ("cifar-10-batches-py/data_batch_1", "cifar-10-binary.tar.gz"),
+        ("cifar-100-python/train", "cifar-100-binary.tar.gz"),
+        ("ImageNet16/train_data_batch_10", "convert it to .npz"),
+        ("ImageNet16/val_data", "convert it to .npz"),
+    ],
+)
+def test_a_pickle_is_refused_not_loaded(tmp_path: Path, name: str, mend: str) -> None:
+    """These two would end the process if loaded."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"cos\nabort\n(tR." if name == "data.pkl" else b"\x80\x02cos\nabort\n)R.")
+    for source in [path] if name == "data.pkl" else [path, path.parent, tmp_path]:
+        for split in ("train", "test"):
+            message = error_of(source, split=split)
+            assert "never loaded" in message
+            assert mend in message
+
+
+def test_several_layouts_in_one_folder_are_ambiguous(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    write_npz(tmp_path / "train.npz")
+    assert "several data sets (idx, npz)" in error_of(tmp_path)
+    assert len(load(tmp_path / "train.npz")) == 30
+
+
+# --- cifar
+
+
+def cifar_bytes(n: int, columns: int, seed: int = 0) -> bytes:
+    """Records whose fine (last) label is their number; the coarse one, if any, is 7."""
+    planes = np.random.default_rng(seed).integers(0, 256, (n, 3 * 32 * 32), dtype=np.uint8)
+    labels = np.full((n, columns), 7, dtype=np.uint8)
+    labels[:, -1] = np.arange(n)
+    return np.hstack([labels, planes]).tobytes()
+
+
+def write_cifar10(folder: Path) -> list[bytes]:
+    folder.mkdir(exist_ok=True)
+    parts = [cifar_bytes(10, 1, seed) for seed in range(6)]
+    for part, name in zip(parts, [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"], strict=True):
+        (folder / f"{name}.bin").write_bytes(part)
+    (folder / "readme.html").write_text("CIFAR")
+    return parts
+
+
+def write_tar(path: Path, folder: Path, prefix: str) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, f"{prefix}/{file.name}")
+    return path
+
+
+def planes_of(data: Dataset, row: int) -> np.ndarray[Any, Any]:
+    return data.x[row].flatten().numpy()
+
+
+def test_cifar10_files_folder_and_archive_are_one_data_set(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    parts = write_cifar10(folder)
+    archive = write_tar(tmp_path / "c.tar.gz", folder, "../../cifar-10-batches-bin")
+    train = load(folder)
+    assert (len(train), train.shape, train.classes) == (50, (3, 32, 32), 10)
+    raw = np.frombuffer(b"".join(parts[:5]), np.uint8).reshape(50, -1)
+    means, stds = (f(raw[:, 1:].reshape(50, 3, 1024), (0, 2)).repeat(1024) for f in (np.mean, np.std))
+    for row in range(50):
+        distance = np.abs((raw[:, 1:] - means) / stds - planes_of(train, row)).max(1)
+        assert distance.min() < 1e-4
+        assert int(train.y[row]) == raw[distance.argmin(), 0], "the label stays with its image"
+    for source in (tmp_path, archive):
+        assert torch.equal(load(source).x, train.x)
+    for source in (folder, archive):
+        test = load(source, split="test")
+        assert sorted(test.y.tolist()) == list(range(10))
+        assert torch.equal(test.x, load(folder, split="test").x)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.tar.gz", "cifar-10-batches-bin"], "nothing is unpacked"
+    one = load(folder / "data_batch_2.bin")
+    assert len(one) == 10
+    assert len(load(folder / "data_batch_2.bin", split="test")) == 10
+    assert torch.equal(load(folder, limit=7).y, train.y[:7])
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    (folder / "train.bin").write_bytes(cifar_bytes(30, 2))
+    assert sorted(load(folder).y.tolist()) == list(range(30))
+    assert load(folder).classes == 100
+    assert "no test split" in error_of(folder, split="test")
+    (folder / "test.bin").write_bytes(cifar_bytes(100, 2))
+    assert load(tmp_path, split="test").y.max() == 99
+    (folder / "test.bin").write_bytes(cifar_bytes(101, 2))
+    assert "has the label 100, outside 0 to 99" in error_of(folder, split="test")
+
+
+def test_broken_cifar_files(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    write_cifar10(folder)
+    archive = write_tar(tmp_path / "c.tar.gz", folder, "c")
+    archive.write_bytes(archive.read_bytes()[:-20_000])
+    assert str(archive) in error_of(archive)
+    batch = folder / "data_batch_3.bin"
+    whole = batch.read_bytes()
+    batch.write_bytes(whole[:-1])
+    assert "data_batch_3.bin is truncated" in error_of(folder)
+    batch.write_bytes(b"")
+    assert "data_batch_3.bin is truncated" in error_of(folder)
+    batch.write_bytes(whole[: 3 * 3073] + b"\x0a" + whole[3 * 3073 + 1 :])
+    assert "record 23 of" in error_of(folder)
+    assert "label 10, outside 0 to 9" in error_of(folder)
+    batch.unlink()
+    assert "lacks data_batch_3.bin of CIFAR-10" in error_of(folder)
+    (folder / "train.bin").write_bytes(cifar_bytes(1, 2))
+    assert "CIFAR-10 and CIFAR-100" in error_of(folder)
+    other = tmp_path / "notes"
+    other.mkdir()
+    (other / "notes.txt").write_text("hello")
+    assert "not a data format" in error_of(write_tar(tmp_path / "notes.tar.gz", other, "notes"))
+    (other / "data_batch_1").write_bytes(b"\x80\x02}.")
+    message = error_of(write_tar(tmp_path / "python.tar.gz", other, "cifar-10-batches-py"))
+    assert "cifar-10-binary.tar.gz" in message
+
+
+# --- folders of images
+
+
+def write_classes(
+    folder: Path, counts: dict[str, int], kind: str = "PNG", suffix: str = ".png"
+) -> dict[str, list[np.ndarray[Any, Any]]]:
+    """``counts`` images in each class folder; their pixels."""
+    written = {}
+    for seed, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        written[name] = list(pictures(count, channels=3, seed=seed + 1))
+        for k, image in enumerate(written[name]):
+            (folder / name / f"{k}{suffix}").write_bytes(encoded(image, kind))
+    return written
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("PNG", ".png"), ("BMP", ".BMP"), ("WEBP", ".webp"), ("JPEG", ".jpeg")])
+def test_image_folder_classes_are_sorted_by_name(tmp_path: Path, kind: str, suffix: str) -> None:
+    written = write_classes(tmp_path, {"dog": 4, "cat": 3, "Eel": 5}, kind, suffix)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "cat" / ".DS_Store").write_bytes(b"x")
+    data = load(tmp_path)
+    assert (data.shape, data.classes) == ((3, SIDE, SIDE), 3)
+    assert data.y.bincount().tolist() == [5, 3, 4], "Eel, cat, dog: as sorted() has them"
+    if kind != "JPEG":
+        images = np.stack([*written["Eel"], *written["cat"], *written["dog"]])
+        rows = number(data, images)
+        assert sorted(rows.tolist()) == list(range(12))
+        assert torch.equal(data.y, torch.tensor([0] * 5 + [1] * 3 + [2] * 4)[rows])
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_image_folder_splits_share_their_classes(tmp_path: Path, held_out: str) -> None:
+    write_classes(tmp_path / "train", {"a": 4, "b": 4, "c": 4})
+    assert "no test split" in error_of(tmp_path, split="test")
+    write_classes(tmp_path / held_out, {"a": 1, "c": 2})
+    for source in (tmp_path, tmp_path / "train"):
+        test = load(source, split="test")
+        assert sorted(test.y.tolist()) == [0, 2, 2], "numbered as in the train split"
+        assert (len(load(source)), test.classes) == (12, 3)
+    assert load(tmp_path / held_out).y.max() == 1, "named alone, a folder is a data set of its own"
+    write_classes(tmp_path / held_out, {"d": 1})
+    assert f"{held_out}/d is none of the 3 classes" in error_of(tmp_path, split="test")
+
+
+def test_image_folder_decodes_only_what_is_asked_for(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 10, "b": 10})
+    first = load(tmp_path, limit=5)
+    files = sorted(tmp_path.glob("*/*.png"), key=lambda file: (file.parent.name, file.name))
+    wanted = {files[row] for row in shuffled(20)[:5]}
+    for file in files:
+        if file not in wanted:
+            file.write_bytes(b"rubbish")
+    assert len(wanted) == 5
+    assert torch.equal(load(tmp_path, limit=5).x, first.x)
+    assert "corrupt image bytes" in error_of(tmp_path, limit=6)
+
+
+def test_image_folders_that_are_not_right(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    note = tmp_path / "a" / "notes.txt"
+    note.write_text("hello")
+    assert "a/notes.txt is no image (.png, .jpg" in error_of(tmp_path)
+    note.unlink()
+    (tmp_path / "c").mkdir()
+    assert "c holds no images: remove the folder" in error_of(tmp_path)
+    (tmp_path / "c" / "0.png").write_bytes(encoded(pictures(1)[0][:4]))
+    assert "images of different sizes" in error_of(tmp_path)
+    assert "resize them to one size" in error_of(tmp_path)
+    (tmp_path / "c" / "0.png").write_bytes(b"")
+    assert "c/0.png holds no image bytes" in error_of(tmp_path)
+    flat = tmp_path / "flat"
+    write_classes(flat, {"train": 3, "test": 3})
+    assert "train holds images without a class" in error_of(flat)
+    assert "one folder a class" in error_of(flat / "train")
+
+
+# --- npz
+
+
+def write_npz(path: Path, **changed: Any) -> Path:
+    np.savez(path, **{"x": pictures(30, channels=3), "y": np.arange(30) % 5, **changed})
+    return path
+
+
+@pytest.mark.parametrize("layout", ["last", "first", "grey"])
+def test_npz_layouts(tmp_path: Path, layout: str) -> None:
+    images = pictures(30, channels=0 if layout == "grey" else 3)
+    x = np.moveaxis(images, 3, 1) if layout == "first" else images
+    path = write_npz(tmp_path / "some.npz", x=x)
+    data = load(path)
+    rows = number(data, images)
+    assert sorted(rows.tolist()) == list(range(30))
+    assert torch.equal(data.y, rows % 5)
+    assert data.shape == (1 if layout == "grey" else 3, SIDE, SIDE)
+
+
+def test_npz_splits(tmp_path: Path) -> None:
+    train = write_npz(tmp_path / "train.npz")
+    write_npz(tmp_path / "val.npz", y=np.full(30, 3))
+    for source in (tmp_path, train):
+        assert load(source, split="test").y.unique().tolist() == [3]
+        assert load(source).classes == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"x": pictures(30) / 255}, "x must be 8-bit pixels, got float64"),
+        ({"x": pictures(20)}, "20 images but 30 labels"),
+        ({"x": pictures(30)[..., :0]}, "no pixels"),
+        ({"x": np.zeros((30, 4, 4, 2), np.uint8)}, "x must be (n, height, width)"),
+        ({"x": np.zeros((30, 3, 4, 3), np.uint8)}, "x must be (n, height, width)"),
+        ({"y": np.arange(30) / 2}, "y must be (n,) integers"),
+        ({"y": np.arange(30) - 1}, "label -1"),
+        ({"y": np.array([{}] * 30)}, "holds Python objects"),
+    ],
+)
+def test_npz_that_is_not_right(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    assert words in error_of(write_npz(tmp_path / "x.npz", **changed))
+
+
+def test_broken_npz_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, images=pictures(3), y=np.arange(3))
+    assert "needs the arrays x (pixels) and y (labels), and has images, y" in error_of(path)
+    write_npz(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "broken npz file" in error_of(path)
+    path.write_bytes(b"hello")
+    assert "is not an npz file" in error_of(path)
 
 
 # --- idx

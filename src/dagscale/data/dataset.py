@@ -117,7 +117,10 @@ READERS: Registry[Callable[[Path], Splits | None]] = Registry("data format")
 """Formats of files and folders. A reader returns ``None`` for a path that is not its own, judged by the
 content of a file or the names in a folder, and raises `DataError` for one that is its own but broken."""
 
-SPLITS = ("train", "test")
+SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+"""Split → what files and folders call it; of several in one place the first counts."""
+
+SPLITS = tuple(SPLIT_NAMES)
 
 
 def load(source: str | Path, *, split: str = "train", limit: int | None = None) -> Dataset:
@@ -129,10 +132,10 @@ def load(source: str | Path, *, split: str = "train", limit: int | None = None) 
     ``limit``, where there is one, otherwise its own. A constant channel is shifted only.
 
     Args:
-        source: ``"digits"`` (scikit-learn's handwritten digits, 1×8×8), or a path: a parquet file in the
-            Hugging Face image layout, an MNIST-style idx file (gzipped or not) with its labels beside it, or
-            a folder of these. A file named ``train…`` finds its test split beside it; any other file is
-            itself the ``"train"`` split.
+        source: ``"digits"`` (scikit-learn's handwritten digits, 1×8×8), or a path in one of the layouts that
+            ``docs/data.md`` describes: CIFAR's binary files, MNIST's idx files, Hugging Face image parquet, a
+            folder of images a class, NumPy's ``.npz``. A path named ``train…`` finds its test split beside
+            it; any other one is itself the ``"train"`` split.
         split: ``"train"`` or ``"test"``.
         limit: at most so many examples; only they are decoded.
 
@@ -180,13 +183,16 @@ def _find(source: str | Path) -> tuple[str, Splits]:
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"no data at {str(source)!r}: neither a path nor a named data set ({', '.join(NAMED)})")
-    for reader in READERS:
-        splits = READERS[reader](path)
-        if splits:
-            return path.resolve().name, splits
+    found = {name: splits for name in READERS if (splits := READERS[name](path))}
+    if len(found) > 1:
+        raise DataError(f"{path} holds several data sets ({', '.join(found)}): name one of its files or folders")
+    for splits in found.values():
+        return path.resolve().name, splits
     formats = ", ".join(READERS)
     if path.is_dir():
-        raise DataError(f"{path}: no data set in this folder (formats read: {formats})")
+        raise DataError(
+            f"{path}: no data set in this folder (formats read: {formats}); images must lie in one folder a class"
+        )
     raise DataError(f"{path}: not a data format read here ({formats}); it begins with {head(path, 8)!r}")
 
 

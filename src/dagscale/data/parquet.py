@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from dagscale.data.dataset import READERS, Bytes, Ints, Source, Splits, first_line, head, in_folder
+from dagscale.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, first_line, head, in_folder
+from dagscale.data.decode import need_pillow, stack
 from dagscale.errors import DataError
 
 MAGIC = b"PAR1"
 IMAGE_NAMES = ("img", "image", "images")
 LABEL_NAMES = ("label", "labels", "fine_label", "fine_labels", "class", "target")
-SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
-GREY = ("1", "L", "LA")
-COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 
 
 @READERS.add("parquet")
@@ -90,12 +87,12 @@ def _open(files: Sequence[Path], shards: int | None = None) -> Source:
 
 def _arrow() -> ModuleType:
     """Pyarrow, with Pillow known to be there too."""
+    need_pillow()
     try:
-        import PIL.Image  # noqa: F401
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("reading images from parquet needs pyarrow and Pillow: pip install dagscale[images]") from error
+        raise DataError("reading parquet needs pyarrow: pip install dagscale[images]") from error
     module: ModuleType = pyarrow
     return module
 
@@ -137,21 +134,9 @@ class _Parquet:
     classes: int
 
     def pixels(self, rows: Ints) -> Bytes:
-        """See `Source.pixels`. Images become RGB; one channel is kept where all of them are grey."""
+        """See `Source.pixels`."""
         place = {int(row): position for position, row in enumerate(rows)}
-        images: Bytes | None = None
-        colour = False
-        for row, where, encoded in self._encoded(place):
-            image, coloured = _decode(encoded, where)
-            colour |= coloured
-            if images is None:
-                images = np.empty((len(rows), *image.shape), dtype=np.uint8)
-            if image.shape != images.shape[1:]:
-                sizes = " and ".join(f"{s[1]}×{s[0]}" for s in (image.shape, images.shape[1:]))
-                raise DataError(f"{where}: images of different sizes ({sizes} pixels): resize them to one size")
-            images[place[row]] = image
-        assert images is not None, "rows is never empty"
-        return images if colour else images[..., :1]
+        return stack(len(rows), ((place[row], where, encoded) for row, where, encoded in self._encoded(place)))
 
     def _encoded(self, wanted: dict[int, int]) -> Iterator[tuple[int, str, bytes | None]]:
         """Each wanted row: number, name for messages, encoded image. One row group is in memory at a time."""
@@ -172,23 +157,3 @@ class _Parquet:
                     start += count
             except (OSError, arrow.ArrowException) as error:
                 raise DataError(f"{file} is a broken parquet file: {first_line(error)}") from error
-
-
-def _decode(encoded: bytes | None, where: str) -> tuple[Bytes, bool]:
-    """(height, width, 3) pixels of one encoded image, and whether it has colour.
-
-    Raises: DataError, naming ``where``, if it is missing, corrupt or not of 8 bits a channel.
-    """
-    from PIL import Image
-
-    if not encoded:
-        raise DataError(f"{where} holds no image bytes")
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            mode = image.mode
-            pixels = np.asarray(image if mode == "RGB" else image.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types on corrupt bytes
-        raise DataError(f"{where}: corrupt image bytes: {first_line(error)}") from error
-    if mode not in GREY and mode not in COLOUR:
-        raise DataError(f"{where}: image mode {mode} is not 8 bits a channel: convert it to RGB or L")
-    return pixels, mode in COLOUR
