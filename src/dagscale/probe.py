@@ -98,24 +98,14 @@ def apply_fills(model: nn.Module, fills: Mapping[str, Fill], seed: int) -> None:
                 parameter.copy_(fill.draw(name, tuple(parameter.shape), seed))
 
 
-def largest_eigenvalue(
-    probe: Probe, scale: Sequence[Tensor | float], *, tolerance: float = 0.01, most: int = 60
-) -> float:
-    """Largest eigenvalue of ``D^½ G D^½``, ``G`` the Gauss–Newton matrix of the loss on one batch.
+def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """``v ↦ G v``, ``G`` the Gauss–Newton matrix of the loss on the batch ``x``, ``y``; a tensor a parameter.
 
     ``G = Jᵀ H J`` with ``J`` the output's Jacobian in the parameters and ``H`` the loss's Hessian in the output
-    [Schraudolph 2002]. Power iteration; ``J v`` is had as the derivative of ``u ↦ Jᵀ u``, two reverse passes, so
-    no operator needs forward-mode differentiation. Stops when the Rayleigh quotient's growth falls below
-    ``tolerance`` twice in a row.
-
-    Args:
-        scale: ``D``'s diagonal, one tensor or number a parameter: relative learning rates.
+    [Schraudolph 2002]. ``J v`` is had as the derivative of ``u ↦ Jᵀ u``, two reverse passes, so no operator needs
+    forward-mode differentiation. The parameters must not change between products.
     """
     parameters = list(probe.parameters.values())
-    roots = [d.sqrt() if isinstance(d, Tensor) else math.sqrt(d) for d in scale]
-    x, y = probe.batch(BATCH)
-    generator = torch.Generator().manual_seed(probe.seed)
-    v = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
     with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
         out = probe.output(x)
     top = out.detach().requires_grad_()
@@ -124,25 +114,52 @@ def largest_eigenvalue(
     pulled = torch.autograd.grad(out, parameters, u, create_graph=True, allow_unused=True)
     used = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]
     probe.cost.forwards += 5
+
+    def product(v: Sequence[Tensor]) -> list[Tensor]:
+        moved = torch.autograd.grad(
+            [g for i in used if (g := pulled[i]) is not None], u, [v[i] for i in used], retain_graph=True
+        )[0]
+        bent = torch.autograd.grad(gradient, top, moved, retain_graph=True)[0]
+        back = torch.autograd.grad(out, parameters, bent, retain_graph=True, allow_unused=True)
+        probe.cost.forwards += 6
+        return [g if g is not None else torch.zeros_like(t) for g, t in zip(back, v, strict=True)]
+
+    return product
+
+
+def largest_eigenvalue(
+    probe: Probe, scale: Sequence[Tensor | float], *, tolerance: float = 0.01, most: int = 60
+) -> float:
+    """Largest eigenvalue of ``D^½ G D^½``, ``G`` the Gauss–Newton matrix of the loss on one batch.
+
+    Power iteration on :func:`gauss_newton`. Stops when the Rayleigh quotient's growth falls below ``tolerance`` twice
+    in a row.
+
+    Args:
+        scale: ``D``'s diagonal, one tensor or number a parameter: relative learning rates.
+    """
+    roots = [d.sqrt() if isinstance(d, Tensor) else math.sqrt(d) for d in scale]
+    product = gauss_newton(probe, *probe.batch(BATCH))
+    generator = torch.Generator().manual_seed(probe.seed)
+    v = [torch.randn(p.shape, generator=generator).to(p) for p in probe.parameters.values()]
     value, calm = 0.0, 0
     for _ in range(most):
         norm = math.sqrt(sum(float(t.double().square().sum()) for t in v))
         if not (math.isfinite(norm) and norm > 0):
             return norm
         v = [t / norm for t in v]
-        moved = torch.autograd.grad(
-            [g for i in used if (g := pulled[i]) is not None], u, [roots[i] * v[i] for i in used], retain_graph=True
-        )[0]
-        bent = torch.autograd.grad(gradient, top, moved, retain_graph=True)[0]
-        back = torch.autograd.grad(out, parameters, bent, retain_graph=True, allow_unused=True)
-        product = [r * g if g is not None else torch.zeros_like(t) for r, g, t in zip(roots, back, v, strict=True)]
-        probe.cost.forwards += 6
-        before, value = value, sum(float((a.double() * b.double()).sum()) for a, b in zip(v, product, strict=True))
-        v = product
+        moved = [r * t for r, t in zip(product([r * t for r, t in zip(roots, v, strict=True)]), roots, strict=True)]
+        before, value = value, dot(v, moved)
+        v = moved
         calm = calm + 1 if value - before <= tolerance * value else 0
         if calm == 2:
             break
     return value
+
+
+def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Inner product of two lists of tensors of the same shapes."""
+    return sum(float((s.double() * t.double()).sum()) for s, t in zip(a, b, strict=True))
 
 
 def short_run(probe: Probe, step: Callable[[], float], steps: int, every: int = 8) -> None:
