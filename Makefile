@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
-PEERS  := mup timm torchvision peft accelerate
+PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate
 
 .PHONY: help demo test lint zoo bench clean
 .DEFAULT_GOAL := help

@@ -1,87 +1,243 @@
-"""The verify study: its arithmetic on made-up curves, and the command end to end."""
+"""The verify study: its arithmetic on made-up curves, its peers, and the command end to end."""
 
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from dagscale.cli.verify import NAMES
 from dagscale.errors import DagscaleError, UnknownNameError
-from dagscale.studies.verify import METHODS, SUITES, Truth, _row, _truth, noise_floor, verify
+from dagscale.spaces import load
+from dagscale.studies.methods import KINDS, law_methods
+from dagscale.studies.peers import PEERS, in_mup, narrow
+from dagscale.studies.suites import SUITES
+from dagscale.studies.truth import Truth
+from dagscale.studies.verify import Verdict, _Judge, choose, execute, named, verify
+from dagscale.studies.verify_report import row
+from dagscale.sweep import Run
 
-GRID = [2.0**k for k in range(-6, 1)]
+GRID = tuple(2.0**k for k in range(-6, 1))
 
 
-def valley(best: float, seeds: int = 2) -> list[list[float]]:
-    """Losses with their minimum at ``best``, the same for every seed."""
-    return [[1 + 0.1 * abs(math.log2(lr / best))] * seeds for lr in GRID]
+def valley(best: float, *shifts: float) -> Truth:
+    """Losses with their minimum at ``best``; each seed's is shifted so many octaves up, two unshifted ones if none."""
+    return Truth(GRID, tuple(tuple(1 + 0.1 * abs(math.log2(lr / best) - s) for s in shifts or (0, 0)) for lr in GRID))
+
+
+def judged(truths: Sequence[Truth], rates: Sequence[float]) -> Verdict:
+    names = tuple(map(str, range(len(truths))))
+    judge = _Judge({"i": dict(zip(names, truths, strict=True))}, names)
+    return judge("m", "i", rates, [t.at(lr) for t, lr in zip(truths, rates, strict=True)], 7)
+
+
+# --- truth and statistics ------------------------------------------------------------------------------------------
 
 
 def test_truth_reads_band_and_argmin_off_the_curve() -> None:
-    truth = _truth(GRID, valley(2.0**-3))
+    truth = valley(2.0**-3)
     assert truth.argmin == 2.0**-3
     assert truth.edge == pytest.approx(2.0**-2.5)
     assert truth.middle == pytest.approx(2.0**-3)
-    assert truth.regret(2.0**-3) == 0
-    assert truth.regret(2.0**-1.5) == pytest.approx(0.15)
-    assert truth.regret(2.0**9) == truth.regret(GRID[-1])
+    assert not truth.at_end
+    assert valley(1.0).at_end
+    assert truth.regret(truth.at(2.0**-3)) == 0
+    assert truth.regret(truth.at(2.0**-1.5)) == pytest.approx(0.15)
+    assert truth.at(2.0**9) == truth.losses[-1]
+    assert truth.at(2.0**-9) == truth.losses[0]
 
 
 def test_a_perfect_prediction_scores_perfectly_and_a_shifted_one_shows_it() -> None:
-    truth = [_truth(GRID, valley(2.0**k)) for k in (-5, -4, -3, -2, -1)]
-    perfect = _row("s", "m", [t.middle for t in truth], truth, 7)
+    truth = [valley(2.0**k) for k in (-5, -4, -3, -2, -1)]
+    perfect = row("s", judged(truth, [t.middle for t in truth]))
     assert perfect.pearson_r == pytest.approx(1)
     assert perfect.slope == pytest.approx(1)
+    assert perfect.slope_interval == (pytest.approx(1), pytest.approx(1))
     assert (perfect.rms_octaves, perfect.within_half_octave) == (pytest.approx(0), 1)
     assert perfect.regret_max == pytest.approx(0)
-    shifted = _row("s", "m", [4 * t.middle for t in truth[:-1]], truth[:-1], 7)
+    assert perfect.regret_cv_mean == pytest.approx(0)
+    shifted = row("s", judged(truth[:-1], [4 * t.middle for t in truth[:-1]]))
     assert shifted.pearson_r == pytest.approx(1)
     assert shifted.rms_octaves == pytest.approx(2)
     assert shifted.within_half_octave == 0
-    assert shifted.regret_mean > 0.1
+    assert shifted.regret_mean == pytest.approx(0.2)
 
 
 def test_one_rate_for_all_has_no_correlation() -> None:
-    truth = [_truth(GRID, valley(2.0**k)) for k in (-5, -3, -1)]
-    row = _row("s", "m", [0.1] * 3, truth, 0)
-    assert row.pearson_r is None
-    assert row.slope is None
+    found = row("s", judged([valley(2.0**k) for k in (-5, -3, -1)], [0.1] * 3))
+    assert found.pearson_r is None
+    assert found.slope is None
 
 
 def test_diverged_predictions_have_no_finite_regret() -> None:
-    losses = valley(2.0**-3)
-    losses[-1] = [math.inf, math.inf]
-    truth = [_truth(GRID, losses)] * 3
-    assert _row("s", "m", [1.0] * 3, truth, 0).regret_max is None
+    curve = valley(2.0**-3)
+    lost = Truth(GRID, (*curve.losses[:-1], (math.inf, math.inf)))
+    found = row("s", judged([lost] * 3, [1.0, 2.0**-0.5, 2.0**-3]))
+    assert (found.regret_max, found.regret_cv_mean, found.excess_mean, found.diverged) == (None, None, None, 2)
 
 
-def test_noise_floor_compares_the_two_halves_of_the_seeds() -> None:
-    def truth(a: float, b: float) -> Truth:
-        return Truth((1.0,), (1.0,), 1.0, 1.0, 1.0, (a, b))
+def test_cross_validated_regret_is_not_biased_by_the_choice() -> None:
+    """Pure noise: no rate is better, yet the least of noisy losses is below any rate fixed beforehand."""
+    noise = 1 + 0.1 * torch.randn(400, len(GRID), 4, generator=torch.Generator().manual_seed(0)).double()
+    curves = [Truth(GRID, tuple(map(tuple, one.tolist()))) for one in noise]
+    plain = torch.tensor([t.regret(t.at(GRID[3])) for t in curves]).mean()
+    crossed = torch.tensor([t.regret_cv(t.at(GRID[3])) for t in curves]).mean()
+    assert plain > 0.05
+    assert abs(crossed) < 0.015  # standard error below 0.1 / √400 = 0.005
 
-    r, rms = noise_floor([truth(1, 2), truth(2, 4), truth(8, 16)])
-    assert r == pytest.approx(1)
-    assert rms == pytest.approx(1)
+
+def test_excess_is_over_the_best_init() -> None:
+    good, bad = valley(2.0**-3), Truth(GRID, tuple(tuple(2 * loss for loss in row) for row in valley(2.0**-3).losses))
+    judge = _Judge({"good": {"a": good}, "bad": {"a": bad}}, ("a",))
+    verdict = judge("m", "bad", [2.0**-3], [bad.at(2.0**-3)], 0)
+    assert verdict.regrets == (0,)
+    assert verdict.excesses == (pytest.approx(1),)
+
+
+def test_a_search_is_judged_by_the_seeds_that_it_did_not_see() -> None:
+    """Seeds that disagree by two octaves: each half chooses the other's loss two octaves off."""
+    curves = {str(k): valley(2.0**k, 0, 2) for k in (-5, -4, -3)}
+    verdict = _Judge({"i": curves}, tuple(curves)).search("i", 7)
+    found = row("s", verdict)
+    assert verdict.method == "grid / i"
+    assert found.pearson_r == pytest.approx(1)
+    assert found.rms_octaves == pytest.approx(2)
+    assert found.regret_cv_mean == pytest.approx(0)  # the best by one half is as far off as the middle of its band
+    assert found.regret_mean == pytest.approx(1.2 / 1.1 - 1)
+
+
+# --- suites and methods --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", list(SUITES))
-def test_suites_have_distinct_members(suite: str) -> None:
-    members = SUITES[suite].members(6, 0)
-    assert len(set(members)) == 6
+def test_suites_have_distinct_members_that_can_be_built(suite: str) -> None:
+    family = SUITES[suite]
+    members = (family.base, *family.members(6, 0))
+    assert len(set(members)) == 7
+    for member in members:
+        load(member)
+
+
+def test_the_help_names_every_suite() -> None:
+    named = {word.strip(" .") for word in NAMES.replace(" (each also -gelu)", "").split(",")}
+    assert named | {f"{name}-gelu" for name in ("mlp-depth", "mlp-dag", "cnn-dag")} == set(SUITES)
+
+
+def test_methods_are_those_that_cover_the_optimiser() -> None:
+    by_sgd, by_adamw = ({m.name for m in choose((), o)[0]} for o in ("sgd", "adamw"))
+    assert by_sgd >= {"paths / in-degree", "curvature / moments", "released / released", "one-rate", "mup", "prodigy"}
+    assert by_sgd - by_adamw == {m.name for m in law_methods() if m.optimizers}
+    assert [m.name for m in choose(("curvature/keep", "curvature / keep"), "sgd")[0]] == ["curvature / keep"]
+    with pytest.raises(UnknownNameError, match="did you mean 'curvature'"):
+        named("curvatur/moments")
+    with pytest.raises(UnknownNameError, match="did you mean 'lr-finder'"):
+        named("lr-finde")
+    with pytest.raises(DagscaleError, match="curvature / keep left out: it is for momentum, sgd, not adam"):
+        choose(("curvature/keep",), "adam")
+
+
+def test_a_method_whose_package_is_missing_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    chosen, notes = choose(("none/moments", "prodigy"), "sgd")
+    assert [m.name for m in chosen] == ["none / moments"]
+    assert "pip install --no-deps prodigyopt" in notes[0]
+
+
+# --- peers ---------------------------------------------------------------------------------------------------------
+
+
+def run_of(peer: str, architecture: str = "mlp:2_02?width=64", **options: object) -> Run:
+    method = PEERS[peer]
+    common = {"data": "digits", "limit": 256, "batch_size": 32, "seed": 3}
+    return Run(architecture, 0.1, method.init, options={**method.options, **options}, **common)  # type: ignore[arg-type]
+
+
+def test_mup_at_the_bases_width_is_a_plain_run() -> None:
+    assert narrow("mlp:2_02?width=64&act=gelu", "mlp:2?width=16") == "mlp:2_02?width=16&act=gelu"
+    assert in_mup("mlp:2_02?width=16", "mlp:2?width=16") == {"kind": "train"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_mup_trains_other_than_pytorch_where_the_width_grows(optimizer: str) -> None:
+    pytest.importorskip("mup")
+    architecture = "mlp:2_02?width=64"
+
+    def loss(options: dict[str, object]) -> float:
+        run = Run(architecture, 0.02, "keep", optimizer, "digits", 256, 32, options=options)
+        return float(execute(run)["loss"])
+
+    options = dict(in_mup(architecture, "mlp:2?width=16"))
+    assert options == {"kind": "mup", "shapes": "mlp:2_02?width=16"}
+    plain = loss({"kind": "train"})
+    assert loss(options) != pytest.approx(plain, rel=1e-3)
+    # With base shapes of its own size, every factor is 1.
+    assert loss({"kind": "mup", "shapes": architecture}) == pytest.approx(plain, rel=1e-5)
+
+
+def test_lr_finder_suggests_a_rate_on_its_path_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_lr_finder")
+    found = KINDS["lr-finder"](run_of("lr-finder"))
+    assert 1e-7 < found["lr"] < 10
+    assert 17 <= found["steps"] <= 100
+    assert capfd.readouterr() == ("", "")
+    assert found == KINDS["lr-finder"](run_of("lr-finder"))
+
+
+def test_prodigy_trains_without_a_rate() -> None:
+    pytest.importorskip("prodigyopt")
+    found = KINDS["prodigy"](run_of("prodigy"))
+    assert found["steps"] == 8
+    assert 0 < found["loss"] < 4
+
+
+# --- the study -----------------------------------------------------------------------------------------------------
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown suite"):
         verify("mlp-dags", store=tmp_path / "s")
+    with pytest.raises(UnknownNameError, match="unknown optimizer"):
+        verify("mlp-dag", optimizer="adan", store=tmp_path / "s")
     with pytest.raises(DagscaleError, match="at least 3 architectures"):
         verify("mlp-dag", architectures=2, store=tmp_path / "s")
+    with pytest.raises(DagscaleError, match="diverged; give a grid of lower rates"):
+        verify("mlp-dag", methods=["one-rate"], architectures=3, limit=64, grid=(20, 22), jobs=1, store=tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("suite", "optimizer", "methods", "grid"),
+    [
+        ("vit-depth", "adamw", ["none/moments", "function-change/moments", "prodigy"], (-10, -7)),
+        ("resnet-depth-bn", "sgd", ["paths/in-degree", "one-rate"], (-5, -1)),
+        ("width", "adamw", ["mup", "one-rate", "lr-finder"], (-9, -5)),
+    ],
+)
+def test_suites_run_in_small(
+    suite: str, optimizer: str, methods: list[str], grid: tuple[float, float], tmp_path: Path
+) -> None:
+    study = verify(
+        suite, methods=methods, optimizer=optimizer, architectures=3, limit=128, grid=grid, jobs=1, store=tmp_path / "s"
+    )
+    found = {v.method: row(suite, v) for v in study.verdicts}
+    assert {named(name).name for name in methods} <= set(found)
+    assert all(one.regret_mean is None or one.regret_mean > -0.5 for one in found.values())
+    assert all(one.steps > 0 for one in found.values())
+    if suite == "width":
+        ours, theirs = (next(v for v in study.verdicts if v.method == name) for name in ("one-rate", "mup"))
+        assert ours.rates == theirs.rates  # the base has its own width, so both parametrisations agree on it
+        assert ours.found != theirs.found
+    if "prodigy" in methods:
+        assert found["prodigy"].pearson_r is None
+        assert found["prodigy"].rms_octaves is None
 
 
 @pytest.mark.slow
 def test_quick_runs_every_method_and_resumes_to_the_same_answer(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dagscale", "verify", "mlp-depth", "--quick", "--json"]
+    command = [sys.executable, "-m", "dagscale", "verify", "mlp-depth", "--quick", "--json", "--out", str(tmp_path)]
     runs = [
         subprocess.run(
             [*command, "--store", str(tmp_path / "runs.sqlite")], capture_output=True, text=True, timeout=600
@@ -91,7 +247,12 @@ def test_quick_runs_every_method_and_resumes_to_the_same_answer(tmp_path: Path) 
     assert runs[0].returncode == 0, runs[0].stderr
     assert runs[0].stdout == runs[1].stdout
     rows = json.loads(runs[0].stdout)
-    assert {row["method"] for row in rows} >= {method.name for method in METHODS}
-    assert {"suite", "method", "pearson_r", "slope", "rms_octaves", "regret_mean", "regret_max", "steps"} <= set(
-        rows[0]
-    )
+    methods = [row["method"] for row in rows]
+    assert set(methods) >= {m.name for m in choose((), "sgd")[0]} | {"grid / moments", "grid / keep"}
+    assert len(set(methods)) == len(methods)
+    wanted = {"suite", "method", "pearson_r", "slope", "rms_octaves", "regret_mean", "regret_max", "steps"}
+    assert all(wanted <= set(row) for row in rows)
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    points = json.loads((tmp_path / "points.json").read_text())
+    assert len(points) == 5 * len(rows)
+    assert all((tmp_path / name).read_bytes()[1:4] == b"PNG" for name in ("scatter.png", "regret.png"))

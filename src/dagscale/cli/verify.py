@@ -9,34 +9,59 @@ import typer
 
 from dagscale.cli.app import Json, Seed, app, make_folder, print_json, screen
 
+NAMES = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width."
+
 
 @app.command()
 def verify(
-    suite: Annotated[str, typer.Argument(help="mlp-depth, mlp-dag or cnn-dag.", metavar="SUITE")],
+    suite: Annotated[str, typer.Argument(help=NAMES, metavar="SUITE")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="LAW/INIT, as curvature/moments, or a peer; repeat it. Default: all."),
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")] = "sgd",
     data: Annotated[str, typer.Option(help="'digits' or a path to images.")] = "digits",
-    architectures: Annotated[int, typer.Option(help="Members of the suite.")] = 12,
+    architectures: Annotated[int | None, typer.Option(help="Members of the suite; its own number by default.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 2,
     epochs: Annotated[int, typer.Option(help="Epochs a run.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
     limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
+    grid: Annotated[
+        tuple[float, float] | None, typer.Option(help="Exponents of 2, lowest and highest rate.", metavar="LOW HIGH")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="5 architectures, 300 examples.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json, points.json and two pictures.")] = None,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Predicted against found: every law under every init, on a suite of architectures, by training."""
+    """Predicted against found: every law under every init, and methods of others, by training a suite."""
+    from rich.console import Console
+
     from dagscale.studies import verify as study
+    from dagscale.studies import verify_report as report
 
     if quick:
         architectures, seeds, epochs, limit = 5, 2, 1, 300
     make_folder(store.parent)
-    rows, truths = study.verify(
-        suite, data=data, architectures=architectures, seeds=seeds, epochs=epochs, batch_size=batch_size, limit=limit,
-        seed=seed, store=store, scheduler=scheduler, progress=True,
+    if out is not None:
+        make_folder(out)
+        report.check_folder(out)
+    done = study.verify(
+        suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, seeds=seeds,
+        epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, seed=seed, store=store, jobs=jobs,
+        scheduler=scheduler, progress=True,
     )  # fmt: skip
-    floors = {init: study.noise_floor(known.values()) for init, known in truths.items()}
+    rows = report.rows(done)
+    told = Console(stderr=True, soft_wrap=True)
+    for note in done.notes:
+        told.print(f"note: {note}", markup=False, highlight=False)
+    if out is not None:
+        for path in report.save_all(done, rows, out):
+            told.print(f"wrote {path}", markup=False, highlight=False)
     if json:
-        print_json([*study.to_dict(rows), *study.floor_rows(suite, floors)])
+        print_json(report.to_dict(rows))
     else:
-        screen().print(study.table(rows, floors))
+        screen().print(report.table(done, rows))

@@ -3,386 +3,298 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
-from torch.nn.functional import cross_entropy
-
-from dagscale.data import Dataset, load
 from dagscale.errors import DagscaleError
-from dagscale.inits import INITS
-from dagscale.laws import LAWS
-from dagscale.plan import Plan, plan
-from dagscale.registry import Registry
-from dagscale.search import find_band
-from dagscale.spaces import sample, targets
-from dagscale.subject import Subject
+from dagscale.studies.methods import KINDS, Method, law_method, law_methods
+from dagscale.studies.peers import PEERS
+from dagscale.studies.suites import SUITES, Exponents
+from dagscale.studies.truth import Truth
 from dagscale.sweep import Run, Store, sweep
-from dagscale.trace import trace
-from dagscale.train import train
+from dagscale.train import OPTIMIZERS
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-TOLERANCE = 0.05
-"""The band of good rates: loss within 5 % of the best."""
-
-RESAMPLES = 1000
-"""Bootstrap resamples of the architectures."""
+Truths = Mapping[str, Mapping[str, Truth]]
+"""By the methods' ``truth`` and by architecture, the base among them."""
 
 
 @dataclass(frozen=True)
-class Suite:
-    """A family of architectures with one base.
+class Verdict:
+    """What one method came to, architecture by architecture.
 
     Attributes:
-        base: the base network's TARGET.
-        members: (count, seed) → TARGETs.
-        grid: exponents of 2, lowest and highest, of the grid of rates, half an octave apart.
+        method: its name.
+        truth: the curves that it is judged by.
+        rates: what it predicted; None if it has no rates.
+        found: the rates that it should have predicted: the middles of the bands.
+        edges, argmins: the bands' upper ends, and the paper's maximal rates.
+        regrets: excess of the loss over the best of the grid under the method's own init; ``inf`` if it diverged.
+        regrets_cv: the same, cross-validated (`Truth.regret_cv`).
+        excesses: excess over the best of the grids under any init.
+        bands: ends of the 5 % bands around ``found``.
+        steps: optimiser steps that it took for all of them, the base's search included.
     """
 
-    base: str
-    members: Callable[[int, int], tuple[str, ...]]
-    grid: tuple[float, float]
-
-
-SUITES: Registry[Suite] = Registry("suite")
-
-
-def _chains(space: str, options: str) -> Callable[[int, int], tuple[str, ...]]:
-    """Chains with 2 to ``count + 1`` hidden layers, stem included."""
-
-    def members(count: int, seed: int) -> tuple[str, ...]:
-        codes = ("_".join("0" * v + "2" for v in range(n)) for n in range(1, count + 1))
-        return tuple(f"{space}:{code}?{options}" for code in codes)
-
-    return members
-
-
-def _kernels(count: int, seed: int) -> tuple[str, ...]:
-    """Random CNN DAGs, kernel sizes 3, 5 and 7 in turn."""
-    codes = [t.split("?")[0] for t in sample("cnn", vertices=5, count=count, seed=seed)]
-    return tuple(f"{code}?width=12&kernel={(3, 5, 7)[i % 3]}" for i, code in enumerate(codes))
-
-
-def _dags(count: int, seed: int) -> tuple[str, ...]:
-    return sample("mlp", vertices=5, count=count, seed=seed, width=64)
-
-
-SUITES.add("mlp-depth")(Suite("mlp:2?width=64", _chains("mlp", "width=64"), (-9.0, 2.0)))
-SUITES.add("mlp-dag")(Suite("mlp:2?width=64", _dags, (-9.0, 2.0)))
-SUITES.add("cnn-dag")(Suite("cnn:2?width=12", _kernels, (-8.0, 3.0)))
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to choose a rate: a law, with the init that both base and target get."""
-
-    law: str
-    init: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.law} / {self.init}"
-
-
-METHODS = (
-    *(
-        Method(law, init)
-        for init in ("moments", "in-degree")
-        for law in ("none", "paths", "walk", "covariance", "function-change", "curvature")
-    ),
-    Method("released", "released"),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one method did over a suite's architectures.
-
-    Attributes:
-        pearson_r, slope: of log predicted on log found, against the middle of the band.
-        pearson_r_interval: 95 % bootstrap interval over architectures.
-        pearson_r_edge, pearson_r_argmin: against the band's upper edge, and the paper's argmin.
-        rms_octaves: distance of predicted from found.
-        within_half_octave: share of architectures.
-        regret_mean, regret_max: relative excess of the loss at the predicted rate over the best of the grid.
-        regret_mean_interval: 95 % bootstrap interval.
-        steps: optimiser steps that the method needs, the base's search included; measured laws' passes count as
-            steps of three passes.
-    """
-
-    suite: str
     method: str
-    pearson_r: float | None
-    pearson_r_interval: tuple[float, float] | None
-    pearson_r_edge: float | None
-    pearson_r_argmin: float | None
-    slope: float | None
-    rms_octaves: float
-    within_half_octave: float
-    regret_mean: float | None
-    regret_mean_interval: tuple[float, float] | None
-    regret_max: float | None
+    truth: str
+    rates: tuple[float, ...] | None
+    found: tuple[float, ...]
+    edges: tuple[float, ...]
+    argmins: tuple[float, ...]
+    bands: tuple[tuple[float, float], ...]
+    regrets: tuple[float, ...]
+    regrets_cv: tuple[float, ...]
+    excesses: tuple[float, ...]
     steps: int
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What training found for one architecture and init: the curve over the grid, and what is read off it."""
+class Study:
+    """All of it: what was asked, what training found, what each method came to, what a reader should know."""
 
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    middle: float
-    edge: float
-    argmin: float
-    halves: tuple[float, float]
-    """The middles that either half of the seeds gives: the noise of the yardstick."""
-
-    def regret(self, lr: float) -> float:
-        """Relative excess loss at ``lr``, interpolated in log rate; beyond the grid, that of its end."""
-        logs = [math.log(r) for r in self.rates]
-        x = min(max(math.log(lr), logs[0]), logs[-1])
-        i = min(max(1, next((k for k, a in enumerate(logs) if a >= x), 1)), len(logs) - 1)
-        share = (x - logs[i - 1]) / (logs[i] - logs[i - 1])
-        left, right = self.losses[i - 1], self.losses[i]
-        value = left if share == 0 else right if share == 1 else left + share * (right - left)
-        return value / min(self.losses) - 1
+    suite: str
+    optimizer: str
+    architectures: tuple[str, ...]
+    truths: Truths
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
 
 
 def verify(
     suite: str,
     *,
+    methods: Sequence[str] = (),
+    optimizer: str = "sgd",
     data: str = "digits",
-    architectures: int = 12,
+    architectures: int | None = None,
     seeds: int = 2,
     epochs: int = 1,
     batch_size: int = 32,
     limit: int | None = None,
+    grid: Exponents | None = None,
     seed: int = 0,
     store: str | Path,
+    jobs: int = -1,
     scheduler: str | None = None,
     progress: bool = False,
-) -> tuple[list[Row], dict[str, dict[str, Truth]]]:
-    """Compare every method on a suite.
+) -> Study:
+    """Compare methods on a suite.
 
-    The base and every architecture are trained over the whole grid under each init, which gives the truth; each
-    method's rate is the middle of the base's band times the law's factors. All of it goes through a sweep: killed
-    and called again, it goes on where it was.
+    The base and every architecture are trained over the whole grid under each init, which gives the truth; a law's
+    rate is the middle of the base's band times its factors. All of it goes through a sweep: killed and called
+    again, it goes on where it was.
 
     Args:
+        suite: a name in ``SUITES``.
+        methods: names, as ``curvature / moments`` (any law and init) or ``lr-finder``; by default every law under the
+            inits offered, and every peer. Those that do not cover the optimiser, or lack their package, are left out.
+        optimizer: a name in ``dagscale.train.OPTIMIZERS``.
         data, limit: the data set and how much of it.
-        architectures: how many members of the suite.
+        architectures: how many members of the suite; by default its own number.
         seeds: runs a rate; at least 2.
         epochs, batch_size: length of each run.
+        grid: exponents of 2, lowest and highest, in place of the suite's.
         seed: chooses the architectures, and is the first run's seed.
         store: the sweep's file.
-        scheduler: a Dask scheduler's address.
-
-    Returns:
-        The rows, and the truth by init and architecture.
+        jobs: processes on this machine, -1 for one a core.
+        scheduler: a Dask scheduler's address, in place of processes.
 
     Raises:
-        UnknownNameError: for an unknown suite.
-        DagscaleError: if runs failed, or too few architectures or seeds are asked for.
+        UnknownNameError: for an unknown suite, method or optimiser.
+        DagscaleError: if training runs failed, or too few architectures, rates or seeds are asked for.
     """
-    chosen = SUITES[suite]
-    if architectures < 3 or seeds < 2:
-        raise DagscaleError("verify needs at least 3 architectures and 2 seeds to correlate anything")
-    members = (chosen.base, *chosen.members(architectures, seed))
-    common = {"data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs}
-    low, high = chosen.grid
-    grid = [2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1)]
-    inits = sorted({m.init for m in METHODS})
+    family = SUITES[suite]
+    OPTIMIZERS[optimizer]
+    count = family.count if architectures is None else architectures
+    rates = family.rates(optimizer, grid)
+    if count < 3 or seeds < 2 or len(rates) < 3:
+        raise DagscaleError("verify needs at least 3 architectures, 3 rates and 2 seeds to correlate anything")
+    chosen, notes = choose(methods, optimizer)
+    members = family.members(count, seed)
+    common: dict[str, Any] = {
+        "optimizer": optimizer, "data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs,
+    }  # fmt: skip
     trainings = {
-        (init, a, lr, k): Run(a, lr, init, seed=seed + k, options={"kind": "train"}, **common)  # type: ignore[arg-type]
-        for init in inits for a in members for lr in grid for k in range(seeds)
+        (m.truth, a, lr, k): Run(a, lr, m.init, seed=seed + k, options=m.training(a, family.base), **common)
+        for m in {m.truth: m for m in chosen}.values() for a in (family.base, *members) for lr in rates
+        for k in range(seeds)
     }  # fmt: skip
     predictions = {
-        (m, a): Run(a, 1.0, m.init, seed=seed, options={"kind": "law", "law": m.law, "base": chosen.base}, **common)  # type: ignore[arg-type]
-        for m in METHODS for a in members[1:]
+        (m.name, a, k): Run(a, 1.0, m.init, seed=seed + k, options={**m.options, "base": family.base}, **common)
+        for m in chosen for a in members for k in range(seeds if m.per_seed else 1)
     }  # fmt: skip
-    sweep([*trainings.values(), *predictions.values()], execute, store, scheduler=scheduler, progress=progress)
+    asked = [*predictions.values(), *trainings.values()]
+    sweep(asked, execute, store, jobs=jobs, scheduler=scheduler, progress=progress)
     with Store(store) as book:
-        asked = [*trainings.values(), *predictions.values()]
         results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
-    failed = [r for r in (*trainings.values(), *predictions.values()) if r.key not in results]
+    failed = [run for run in trainings.values() if run.key not in results]
     if failed:
         raise DagscaleError(
-            f"{len(failed)} runs failed, the first {failed[0].architecture} ({dict(failed[0].options)}): "
-            f"see `dagscale sweep status {store}`"
+            f"{len(failed)} runs failed, the first {failed[0].architecture} (lr {failed[0].lr:.3g}, init "
+            f"{failed[0].init}): see `dagscale sweep status {store}`"
         )
+
+    def outcome(run: Run, what: str) -> float:
+        return float(results[run.key][what])
+
     truths = {
-        init: {
-            a: _truth(grid, [[results[trainings[init, a, lr, k].key]["loss"] for k in range(seeds)] for lr in grid])
-            for a in members
+        truth: {
+            a: Truth(
+                rates, tuple(tuple(outcome(trainings[truth, a, lr, k], "loss") for k in range(seeds)) for lr in rates)
+            )
+            for a in (family.base, *members)
         }
-        for init in inits
+        for truth in {m.truth: None for m in chosen}
     }
-    search_steps = {
-        init: sum(results[trainings[init, chosen.base, lr, k].key]["steps"] for lr in grid for k in range(seeds))
-        for init in inits
+    spent = {
+        (truth, a): round(sum(outcome(trainings[truth, a, lr, k], "steps") for lr in rates for k in range(seeds)))
+        for truth, curves in truths.items()
+        for a in curves
     }
-    rows = []
-    for method in METHODS:
-        base = truths[method.init][chosen.base].middle
-        answers = [results[predictions[method, a].key] for a in members[1:]]
-        predicted = [base * answer["factor"] for answer in answers]
-        cost = search_steps[method.init] + sum(round(answer["forwards"] / 3) for answer in answers)
-        rows.append(_row(suite, method.name, predicted, [truths[method.init][a] for a in members[1:]], cost))
-    return rows, truths
-
-
-def _truth(grid: list[float], losses: list[list[float]]) -> Truth:
-    means = [sum(row) / len(row) for row in losses]
-    low, high = find_band(grid, means, TOLERANCE)
-    half = len(losses[0]) // 2
-    halves = []
-    for part in (slice(0, half), slice(half, None)):
-        a, b = find_band(grid, [sum(row[part]) / len(row[part]) for row in losses], TOLERANCE)
-        halves.append(math.sqrt(a * b))
-    best = grid[min(range(len(grid)), key=means.__getitem__)]
-    return Truth(tuple(grid), tuple(means), math.sqrt(low * high), high, best, (halves[0], halves[1]))
-
-
-def _row(suite: str, name: str, predicted: list[float], truth: list[Truth], steps: int) -> Row:
-    import numpy as np
-
-    p = np.log2(predicted)
-    middle, edge, argmin = (np.log2([getattr(t, what) for t in truth]) for what in ("middle", "edge", "argmin"))
-    regret = np.array([t.regret(lr) for t, lr in zip(truth, predicted, strict=True)])
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(p), size=(RESAMPLES, len(p)))
-    rs = [r for rows in picks if (r := _correlation(p[rows], middle[rows])) is not None]
-    finite = bool(np.isfinite(regret).all())
-    return Row(
-        suite=suite,
-        method=name,
-        pearson_r=_correlation(p, middle),
-        pearson_r_interval=_interval(rs) if len(rs) > RESAMPLES / 2 else None,
-        pearson_r_edge=_correlation(p, edge),
-        pearson_r_argmin=_correlation(p, argmin),
-        slope=float(np.polyfit(middle, p, 1)[0]) if np.ptp(p) > 1e-9 and np.ptp(middle) > 1e-9 else None,
-        rms_octaves=float(np.sqrt(np.mean((p - middle) ** 2))),
-        within_half_octave=float(np.mean(np.abs(p - middle) <= 0.5)),
-        regret_mean=float(regret.mean()) if finite else None,
-        regret_mean_interval=_interval([float(regret[rows].mean()) for rows in picks]) if finite else None,
-        regret_max=float(regret.max()) if finite else None,
-        steps=steps,
-    )
-
-
-def noise_floor(truths: Iterable[Truth]) -> tuple[float | None, float]:
-    """Pearson r and rms octaves between the middles of the two halves of the seeds: no method can beat this."""
-    import numpy as np
-
-    a, b = np.log2([t.halves for t in truths]).T
-    return _correlation(a, b), float(np.sqrt(np.mean((a - b) ** 2)))
-
-
-def _correlation(a: Any, b: Any) -> float | None:
-    import numpy as np
-
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 1e-9 and np.ptp(b) > 1e-9 else None
-
-
-def _interval(values: list[float]) -> tuple[float, float]:
-    import numpy as np
-
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-# --- one run ------------------------------------------------------------------------------------------------
+    _require_finite(truths)
+    judge = _Judge(truths, members)
+    verdicts = []
+    for m in chosen:
+        answers = [
+            [results.get(run.key) for (name, arch, _), run in predictions.items() if (name, arch) == (m.name, a)]
+            for a in members
+        ]
+        complete = [[one for one in row if one is not None] for row in answers if None not in row]
+        if len(complete) < len(members):
+            lacking = len(members) - len(complete)
+            notes.append(
+                f"{m.name} left out: no answer for {lacking} architectures, see `dagscale sweep status {store}`"
+            )
+            continue
+        steps = sum(round(fmean(one["steps"] for one in row)) for row in complete)
+        if "loss" in complete[0][0]:
+            verdicts.append(judge(m.name, m.truth, None, [[one["loss"] for one in row] for row in complete], steps))
+            continue
+        base = 1.0
+        if "factor" in complete[0][0]:
+            base = truths[m.truth][family.base].middle
+            steps += spent[m.truth, family.base]
+        predicted = [base * row[0].get("factor", row[0].get("lr")) for row in complete]
+        losses = [truths[m.truth][a].at(lr) for a, lr in zip(members, predicted, strict=True)]
+        verdicts.append(judge(m.name, m.truth, predicted, losses, steps))
+    for i, truth in enumerate(truths):
+        if truths[truth] not in list(truths.values())[:i]:  # at one width, mup's runs are those of the plain init
+            verdicts.append(judge.search(truth, sum(spent[truth, a] for a in members)))
+    notes += _ends(truths)
+    return Study(suite, optimizer, members, truths, tuple(verdicts), tuple(notes))
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """A training run's final loss, or a law's factor with what it cost."""
-    if run.options["kind"] == "law":
-        return _factor(run)
-    data = _data(run.data, run.limit)
-    model, _ = targets.load(run.architecture, data=data, seed=run.seed)
-    made = _plan(run.architecture, run.init, run.data, run.limit)
-    made.init_(model, seed=run.seed)
-    groups = made.param_groups(model, lr=run.lr)
-    done = train(
-        model, data.x, data.y, params=groups, optimizer=run.optimizer, epochs=run.epochs or 1,
-        batch_size=run.batch_size, seed=run.seed,
-    )  # fmt: skip
-    return {"loss": done.loss, "steps": done.steps}
+    """What one run of the study comes to, by its kind."""
+    return KINDS[run.options["kind"]](run)
 
 
-def _factor(run: Run) -> dict[str, Any]:
-    base, target = (
-        _subject(a, run.init, run.data, run.limit, run.batch_size) for a in (run.options["base"], run.architecture)
-    )
-    law = LAWS[run.options["law"]]
-    factor = math.prod(law.factors(base, target).values())
-    return {"factor": factor, "forwards": law.cost(target) if law.cost is not None else 0}
+def choose(names: Iterable[str], optimizer: str) -> tuple[list[Method], list[str]]:
+    """The methods of these names, all by default, that can be had; and a note for each that cannot.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        DagscaleError: if none is left.
+    """
+    chosen, notes = [], []
+    for method in [named(name) for name in names] or [*law_methods(), *(PEERS[name] for name in PEERS)]:
+        if not method.covers(optimizer):
+            notes.append(f"{method.name} left out: it is for {', '.join(sorted(method.optimizers))}, not {optimizer}")
+        elif method.package is not None and (problem := _missing(*method.package)):
+            notes.append(f"{method.name} left out: {problem}")
+        elif method not in chosen:
+            chosen.append(method)
+    if not chosen:
+        raise DagscaleError("; ".join(notes))
+    return chosen, notes
 
 
-@cache
-def _data(source: str, limit: int | None) -> Dataset:
-    return load(source, limit=limit)
+def named(name: str) -> Method:
+    """A method by name: ``LAW/INIT``, spaces as you like, or a peer's."""
+    law, slash, init = (part.strip() for part in name.partition("/"))
+    return law_method(law, init) if slash else PEERS[law]
 
 
-@cache
-def _plan(architecture: str, init: str, source: str, limit: int | None) -> Plan:
-    data = _data(source, limit)
-    model, inputs = targets.load(architecture, data=data)
-    return plan(model, inputs, base_lr=1.0, law="none", init=init, data=(data.x, data.y), loss=cross_entropy)
+def _missing(package: str, module: str) -> str:
+    try:
+        import_module(module)
+    except ImportError as error:
+        return f"{module} cannot be imported ({error}); pip install --no-deps {package}"
+    return ""
 
 
-@cache
-def _subject(architecture: str, init: str, source: str, limit: int | None, batch_size: int) -> Subject:
-    data = _data(source, limit)
-    model, inputs = targets.load(architecture, data=data)
-    subject = Subject(trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, batch_size=batch_size)
-    return replace(subject, fills=INITS[init](subject))
+@dataclass(frozen=True)
+class _Judge:
+    """Holds losses against the truth."""
+
+    truths: Truths
+    members: tuple[str, ...]
+
+    def __call__(
+        self,
+        method: str,
+        truth: str,
+        rates: Sequence[float] | None,
+        losses: Sequence[Sequence[float]],
+        steps: int,
+        against: Sequence[Truth] | None = None,
+    ) -> Verdict:
+        """The verdict.
+
+        Args:
+            losses: for each architecture, the loss of each seed that the method comes to.
+            against: the curves that ``rates`` should agree with, the truth's by default.
+        """
+        own = [self.truths[truth][a] for a in self.members]
+        best = [min(curves[a].best for curves in self.truths.values()) for a in self.members]
+        right = own if against is None else against
+        return Verdict(
+            method=method,
+            truth=truth,
+            rates=None if rates is None else tuple(rates),
+            found=tuple(t.middle for t in right),
+            edges=tuple(t.edge for t in right),
+            argmins=tuple(t.argmin for t in right),
+            bands=tuple(t.band for t in right),
+            regrets=tuple(t.regret(loss) for t, loss in zip(own, losses, strict=True)),
+            regrets_cv=tuple(t.regret_cv(loss) for t, loss in zip(own, losses, strict=True)),
+            excesses=tuple(t.regret(loss, b) for t, loss, b in zip(own, losses, best, strict=True)),
+            steps=steps,
+        )
+
+    def search(self, truth: str, steps: int) -> Verdict:
+        """A whole search on each architecture, by one half of the seeds, judged by the other: nobody does better.
+
+        Its correlation and distance, between the two halves' middles, are the noise floor.
+        """
+        own = [self.truths[truth][a] for a in self.members]
+        halves = [t.halves for t in own]
+        losses = [t.searched() for t in own]
+        return self(f"grid / {truth}", truth, [a.middle for a, _ in halves], losses, steps, [b for _, b in halves])
 
 
-# --- faces --------------------------------------------------------------------------------------------------
+def _require_finite(truths: Truths) -> None:
+    for truth, curves in truths.items():
+        for a, t in curves.items():
+            if not all(math.isfinite(half.best) for half in t.halves):
+                raise DagscaleError(
+                    f"{a} under {truth}: every rate from {t.rates[0]:.3g} to {t.rates[-1]:.3g} diverged; give a grid "
+                    "of lower rates"
+                )
 
 
-def to_dict(rows: list[Row]) -> list[dict[str, Any]]:
-    """The rows as plain data."""
-    return [asdict(row) for row in rows]
-
-
-def floor_rows(suite: str, floors: dict[str, tuple[float | None, float]]) -> list[dict[str, Any]]:
-    """The noise floors as rows of their own."""
+def _ends(truths: Truths) -> list[str]:
+    """A note for each truth whose bands reach an end of the grid."""
+    at_end = {truth: sum(t.at_end for t in curves.values()) for truth, curves in truths.items()}
     return [
-        {"suite": suite, "method": f"noise floor / {init}", "pearson_r": r, "rms_octaves": rms}
-        for init, (r, rms) in floors.items()
+        f"{truth}: {count} of {len(truths[truth])} bands reach an end of the grid; give a wider one"
+        for truth, count in at_end.items()
+        if count
     ]
 
 
-def table(rows: list[Row], floors: dict[str, tuple[float | None, float]]) -> Table:
-    """The rows to print, with the noise floor of each init's truth."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(title=f"{rows[0].suite}: predicted against found", box=box.SIMPLE_HEAD)
-    made.add_column("law / init", no_wrap=True)
-    for name in ("r", "95 %", "slope", "rms oct.", "≤ ½", "regret", "max", "steps"):
-        made.add_column(name, justify="right")
-    for row in rows:
-        interval = "" if row.pearson_r_interval is None else "{:.2f} … {:.2f}".format(*row.pearson_r_interval)
-        made.add_row(
-            row.method, _number(row.pearson_r), interval, _number(row.slope), f"{row.rms_octaves:.2f}",
-            f"{row.within_half_octave:.0%}", _percent(row.regret_mean), _percent(row.regret_max), f"{row.steps:,}",
-        )  # fmt: skip
-    told = "; ".join(f"{init} r {_number(r)}, {rms:.2f} octaves" for init, (r, rms) in floors.items())
-    made.caption = f"noise floor, one half of the seeds against the other: {told}"
-    return made
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _percent(value: float | None) -> str:
-    return "diverged" if value is None else f"{value:.1%}"
+__all__ = ["Study", "Verdict", "choose", "execute", "verify"]
