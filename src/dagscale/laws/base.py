@@ -20,12 +20,14 @@ class Law:
         optimizers: the optimisers it is derived for; empty means any.
         needs_base: whether the base network is looked at, rather than only its rate.
         cost: for measured laws, the forward passes that a subject took (a backward counts as two).
+        absolute: for laws that need no base at all, the rate itself, to about an octave.
     """
 
     factors: Callable[[Subject, Subject], dict[str, float]]
     optimizers: frozenset[str] = frozenset()
     needs_base: bool = True
     cost: Callable[[Subject], float] | None = None
+    absolute: Callable[[Subject], float] | None = None
 
 
 LAWS: Registry[Law] = Registry("law")

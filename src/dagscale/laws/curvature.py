@@ -27,21 +27,21 @@ def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
     probe = Probe(subject, seed, cost)
     probe.model.train()
     scale = [subject.multipliers.get(name, 1.0) for name in probe.parameters]
-    last = largest_eigenvalue(probe, scale)
+
+    def steepest() -> float:
+        value = largest_eigenvalue(probe, scale)
+        if not 0 < value < float("inf"):
+            raise PlanError(
+                f"the curvature at initialisation is {value}: the output does not depend on the parameters, the loss "
+                "is piecewise linear in it, or it overflows; check the loss and the init (init 'moments' keeps "
+                "signals finite)"
+            )
+        return value
+
+    last = steepest()
     if steps:
-        values = [last]
-
-        def step() -> float:
-            values.append(largest_eigenvalue(probe, scale))
-            return 0.5 / values[-1]
-
-        short_run(probe, step, steps)
-        last = largest_eigenvalue(probe, scale)
-    if not 0 < last < float("inf"):
-        raise PlanError(
-            f"the curvature at initialisation is {last}: the output does not depend on the parameters, or it "
-            "overflows; check the init (init 'moments' keeps signals finite)"
-        )
+        short_run(probe, lambda: 0.5 / steepest(), steps)
+        last = steepest()
     return last
 
 

@@ -1,0 +1,118 @@
+"""The learning rate at which one optimiser step lowers the expected loss the most, measured."""
+
+from __future__ import annotations
+
+import copy
+import math
+from statistics import median
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dagscale.errors import PlanError
+from dagscale.laws.base import LAWS, SGD, Law
+from dagscale.laws.seeds import Measured, over_seeds
+from dagscale.probe import Cost, Probe, dot, gauss_newton
+from dagscale.subject import Subject
+from dagscale.train import OPTIMIZERS
+
+BATCH = 1024
+"""Examples that stand for the expected loss."""
+
+AVERAGED = 8
+"""Optimiser steps, each from the same point on a batch of its own, that numerator and denominator are averaged over."""
+
+RUN, EVERY = 32, 8
+"""Length of SGD's short run, and how often the rate is measured on it."""
+
+LONG_RUN = {True: 3.7, False: 1.0}
+"""What the rate of a whole run is, relative to that of one step: SGD and momentum, others. The geometric mean over the
+settings in ``docs/laws.md``; ratios of rates do not depend on it."""
+
+
+def measure(subject: Subject, seed: int, cost: Cost) -> float:
+    """The rate for one seed: at initialisation; for SGD the median over a short run at half of it."""
+    probe = Probe(subject, seed, cost)
+    probe.model.train()
+    optimizer = OPTIMIZERS[subject.optimizer]([{"params": [p]} for p in probe.parameters.values()])
+    rates = [_rate(probe, optimizer)]
+    if subject.optimizer in SGD:
+        for k in range(1, RUN + 1):
+            _gradient(probe, subject.batch_size)
+            _step(probe, optimizer, 0.5 * max(rates[-1], 0.0))
+            if k % EVERY == 0:
+                rates.append(_rate(probe, optimizer))
+    found = median(rates)
+    if not 0 < found < math.inf:
+        raise PlanError(
+            f"no step of {subject.optimizer} lowers the loss at initialisation (best rate {found:.3g}): check the "
+            "init (init 'moments' keeps signals finite), the labels and the loss"
+        )
+    return found
+
+
+def _rate(probe: Probe, optimizer: Optimizer) -> float:
+    """``-⟨∇L, d⟩ / ⟨d, G d⟩``, both averaged over steps ``d`` that are taken and taken back."""
+    state = copy.deepcopy(optimizer.state_dict())
+    start = [p.detach().clone() for p in probe.parameters.values()]
+    x, y = probe.batch(BATCH)
+    gradient = _gradient(probe, len(x), (x, y))
+    steps = []
+    for _ in range(AVERAGED):
+        _gradient(probe, probe.subject.batch_size)
+        _step(probe, optimizer, 1.0)
+        with torch.no_grad():
+            steps.append([p - before for p, before in zip(probe.parameters.values(), start, strict=True)])
+            for p, before in zip(probe.parameters.values(), start, strict=True):
+                p.copy_(before)
+        optimizer.load_state_dict(copy.deepcopy(state))
+    product = gauss_newton(probe, x, y)
+    slope = -sum(dot(gradient, d) for d in steps)
+    bend = sum(dot(d, product(d)) for d in steps)
+    return float(slope / bend) if bend > 0 else math.nan
+
+
+def _gradient(probe: Probe, size: int, batch: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
+    """The loss's gradient on the next batch of ``size``, or on ``batch``; left in the parameters too."""
+    x, y = batch or probe.batch(size)
+    probe.model.zero_grad()
+    probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
+    probe.cost.forwards += 3
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in probe.parameters.values()]
+
+
+def _step(probe: Probe, optimizer: Optimizer, rate: float) -> None:
+    for group, name in zip(optimizer.param_groups, probe.parameters, strict=True):
+        group["lr"] = rate * probe.subject.multipliers.get(name, 1.0)
+    optimizer.step()
+
+
+_known: WeakKeyDictionary[Subject, Measured] = WeakKeyDictionary()
+"""A base is measured once for many targets."""
+
+
+def known(subject: Subject) -> Measured:
+    """:func:`measure` over seeds, measured once a subject."""
+    if subject not in _known:
+        _known[subject] = over_seeds(lambda seed, cost: measure(subject, seed, cost), subject.seed)
+    return _known[subject]
+
+
+def factors(base: Subject, target: Subject) -> dict[str, float]:
+    """``η ∝ -E⟨∇L, d⟩ / E⟨d, G d⟩``, ``d`` the optimiser's step per unit of rate on one batch.
+
+    The rate at which one step lowers the expected loss the most, to second order: gradient noise counts, since a noisy
+    ``d`` has more curvature than slope [Schaul et al. 2013, Eq. 8; McCandlish et al. 2018, Eq. 2.6]. ``G`` is the
+    Gauss-Newton matrix. It holds for any optimiser whose step is proportional to its rate.
+    """
+    return {"descent": known(target).value / known(base).value}
+
+
+def absolute(subject: Subject) -> float:
+    """The rate without a base: that of one step times ``LONG_RUN``."""
+    return known(subject).value * LONG_RUN[subject.optimizer in SGD]
+
+
+LAWS.add("descent")(Law(factors, cost=lambda subject: known(subject).forwards, absolute=absolute))
