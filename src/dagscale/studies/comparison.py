@@ -17,19 +17,22 @@ from dagscale.studies.tables import MEAN, Column, Floats, Table, from_columns
 
 
 @dataclass(frozen=True)
-class Matched:
-    """Kendall's τ between two recipes over the top K % by the first, K → τ; all by single seeds but ``means``.
+class Pair:
+    """Two recipes. Kendall's τ is over the top K % by the first, K → τ, by single seeds in all but ``means``.
 
     Attributes:
-        between: one seed of the first recipe against another seed of the second, mean over all such pairs.
+        gains: mean gain of the second over the first in points: of all, the top 10 % and 1 %; fewer than five
+            architectures have no interval. The noise is that gain between two seeds of the first.
+        means: τ between the means over seeds: less noisy, so not to be held against ``within``.
+        between: one seed of the first against another seed of the second, mean over all such pairs.
         within: one seed against another of the same recipe, mean over pairs and over the two recipes: the floor.
         excess: ``within - between``, both over the same resampled architectures. Above 0 the recipes rank
-            differently; below it lies only noise.
-        means: between the means over seeds: less noisy, so not to be held against ``within``.
+            differently; around 0 lies only noise.
     """
 
     first: str
     second: str
+    gains: tuple[Gain, ...]
     means: Mapping[int, Estimate]
     between: Mapping[int, Estimate]
     within: Mapping[int, Estimate]
@@ -41,10 +44,8 @@ class Comparison:
     """How recipes compare.
 
     Attributes:
-        chosen_by: what the top is chosen by in ``gains``: ``published``, or the reference's own means.
-        gains: recipe → mean gain over the reference in points, of all, the top 10 % and 1 %; fewer than five
-            architectures have no interval.
-        matched: every pair of recipes.
+        chosen_by: what the top is chosen by in the gains: ``published``, or the reference's own means.
+        pairs: every two recipes, in their order.
         published: recipe → τ of its mean accuracies against the published ones, over the top K % by these.
         reports: recipe → the re-ranking report of the reference's table against its own; none where there are
             too few architectures.
@@ -53,8 +54,7 @@ class Comparison:
 
     reference: str
     chosen_by: str
-    gains: Mapping[str, tuple[Gain, ...]]
-    matched: tuple[Matched, ...]
+    pairs: tuple[Pair, ...]
     published: Mapping[str, Mapping[int, Estimate]]
     reports: Mapping[str, Report]
     notes: tuple[str, ...]
@@ -68,14 +68,14 @@ class Comparison:
         return {
             "reference": self.reference,
             "chosen_by": self.chosen_by,
-            "gains": {name: [asdict(g) for g in gains] for name, gains in self.gains.items()},
-            "kendall": [
+            "pairs": [
                 {
-                    "first": m.first,
-                    "second": m.second,
-                    **{part: curve(getattr(m, part)) for part in ("means", "between", "within", "excess")},
+                    "first": p.first,
+                    "second": p.second,
+                    "gains": [asdict(g) for g in p.gains],
+                    "tau": {part: curve(getattr(p, part)) for part in ("means", "between", "within", "excess")},
                 }
-                for m in self.matched
+                for p in self.pairs
             ],
             "published": {name: curve(estimates) for name, estimates in self.published.items()},
             "reports": {name: report.to_dict() for name, report in self.reports.items()},
@@ -90,16 +90,18 @@ def compare(
     dataset: str,
     published: Column | None = None,
     *,
-    bootstrap: int = 1000,
+    picks: Sequence[tuple[str, str]] | None = None,
+    bootstrap: int = 100,
     seed: int = 0,
 ) -> Comparison:
     """Compare recipes by their accuracies.
 
     Args:
         accuracies: recipe → (architectures, seeds), percent.
-        reference: the recipe that gains are over.
+        reference: the recipe that the reports are against.
         dataset: name of the data set, for the tables; the published column's where there is one.
         published: published accuracies, of all these architectures.
+        picks: as for `dagscale.studies.rerank.rerank`.
         bootstrap: resamples of the architectures.
         seed: of the resampling.
 
@@ -109,38 +111,28 @@ def compare(
     rng = np.random.default_rng(seed)
     notes = []
     means = {name: values.mean(axis=1) for name, values in accuracies.items()}
-    known = None if published is None else _values(published, archs)
-    by = means[reference] if known is None else known
-    others = [name for name in accuracies if name != reference]
-    luck = accuracies[reference][:, 1] - accuracies[reference][:, 0]
-    chosen_by = reference if known is None else "published"
-    gains = {
-        name: tuple(mean_gain(k, chosen_by, top(by, k), means[name] - means[reference], luck, rng) for k in TOPS)
-        for name in others
-    }
-    pairs: list[Matched] = []
-    against: dict[str, Mapping[int, Estimate]] = {}
-    reports: dict[str, Report] = {}
-    if len(archs) < SMALLEST:
+    known = None if published is None else published_values(published, archs)
+    chosen_by, by = (reference, means[reference]) if known is None else ("published", known)
+    enough = len(archs) >= SMALLEST
+    if not enough:
         notes.append(f"{len(archs)} architectures are too few for a ranking: τ and pairs need {SMALLEST} or more")
-    else:
-        for a, b in itertools.combinations(accuracies, 2):
-            between, within, excess = matched(accuracies[a], accuracies[b], bootstrap, rng)
-            pairs.append(Matched(a, b, taus(means[a], means[b], bootstrap, rng), between, within, excess))
-        if known is not None:
-            against = {name: taus(known, means[name], bootstrap, rng) for name in accuracies}
-        tables = {
-            name: table(archs, values, dataset if published is None else published.dataset, name)
-            for name, values in accuracies.items()
-        }
-        for name in others:
-            try:
-                reports[name] = rerank(
-                    tables[reference], tables[name], partial=True, bootstrap=bootstrap, random_seed=seed
-                )
-            except DataError as error:
-                notes.append(f"{name}: {error}")
-    return Comparison(reference, chosen_by, gains, tuple(pairs), against, reports, tuple(notes))
+    pairs = []
+    for a, b in itertools.combinations(accuracies, 2):
+        luck, change = accuracies[a][:, 1] - accuracies[a][:, 0], means[b] - means[a]
+        gains = tuple(mean_gain(k, chosen_by, top(by, k), change, luck, rng) for k in TOPS)
+        between, within, excess = matched(accuracies[a], accuracies[b], bootstrap, rng)
+        pairs.append(Pair(a, b, gains, taus(means[a], means[b], bootstrap, rng), between, within, excess))
+    against = {} if known is None else {name: taus(known, own, bootstrap, rng) for name, own in means.items()}
+    reports: dict[str, Report] = {}
+    named = dataset if published is None else published.dataset
+    for name, values in accuracies.items() if enough else ():
+        try:
+            if name != reference:
+                one, other = table(archs, accuracies[reference], named, reference), table(archs, values, named, name)
+                reports[name] = rerank(one, other, partial=True, picks=picks, bootstrap=bootstrap, random_seed=seed)
+        except DataError as error:
+            notes.append(str(error))
+    return Comparison(reference, chosen_by, tuple(pairs), against, reports, tuple(notes))
 
 
 def table(archs: Sequence[Nb201], accuracies: Floats, dataset: str, source: str) -> Table:
@@ -153,7 +145,12 @@ def table(archs: Sequence[Nb201], accuracies: Floats, dataset: str, source: str)
     return from_columns(rows, source)
 
 
-def _values(column: Column, archs: Sequence[Nb201]) -> Floats:
+def published_values(column: Column, archs: Sequence[Nb201]) -> Floats:
+    """The column's values of these architectures, in their order.
+
+    Raises:
+        DataError: if it lacks one.
+    """
     place = {arch: i for i, arch in enumerate(column.archs)}
     lacking = [arch.code for arch in archs if arch not in place]
     if lacking:
@@ -164,4 +161,4 @@ def _values(column: Column, archs: Sequence[Nb201]) -> Floats:
     return column.values[[place[arch] for arch in archs]]
 
 
-__all__ = ["Comparison", "Matched", "compare", "table"]
+__all__ = ["Comparison", "Pair", "compare", "published_values", "table"]

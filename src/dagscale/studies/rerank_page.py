@@ -35,18 +35,31 @@ def write(report: Report, folder: Path) -> dict[str, Path]:
         DagscaleError: if matplotlib is missing or the folder cannot be written.
     """
     pictures = figures(report)
-    images = {name: _png(figure) for name, figure in pictures.items()}
-    paths = {name: folder / f"{name}.png" for name in images}
-    paths |= {"json": folder / "rerank.json", "html": folder / "rerank.html"}
+    images = {name: png(figure) for name, figure in pictures.items()}
+    contents: dict[str, tuple[str, bytes | str]] = {name: (f"{name}.png", image) for name, image in images.items()}
+    contents["json"] = ("rerank.json", json_text(report.to_dict()))
+    contents["html"] = ("rerank.html", page(report, images))
+    return write_files(folder, contents)
+
+
+def json_text(document: dict[str, Any]) -> str:
+    """As it stands in a file."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def write_files(folder: Path, contents: dict[str, tuple[str, bytes | str]]) -> dict[str, Path]:
+    """Write name → (file name, content) into a folder, made if need be; name → path.
+
+    Raises:
+        DagscaleError: if it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, image in images.items():
-            paths[name].write_bytes(image)
-        paths["json"].write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        paths["html"].write_text(page(report, images), encoding="utf-8")
+        for file, content in contents.values():
+            (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise DagscaleError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
-    return paths
+    return {name: folder / file for name, (file, _) in contents.items()}
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -142,7 +155,7 @@ def _flips(axes: Axes, report: Report, percent: int, title: str) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
@@ -164,9 +177,9 @@ def rows(report: Report) -> list[Rows]:
             (
                 f"{k} %",
                 f"{report.tau.taus[k].n:,}",
-                _interval(report.tau.taus[k]),
-                *(_interval(f.taus.get(k)) for f in floors),
-                _interval(report.excess.get(k), "+.3f"),
+                interval(report.tau.taus[k]),
+                *(interval(f.taus.get(k)) for f in floors),
+                interval(report.excess.get(k), "+.3f"),
             )
             for k in ks
         ],
@@ -179,7 +192,7 @@ def rows(report: Report) -> list[Rows]:
                 "all" if g.top == 100 else f"top {g.top} %",
                 "–" if g.top == 100 else g.chosen_by,
                 f"{g.gain.n:,}",
-                _interval(g.gain, "+.3f"),
+                interval(g.gain, "+.3f"),
                 "–" if g.noise is None else f"{g.noise:+.3f}",
             )
             for g in report.gains
@@ -244,17 +257,17 @@ def legend(report: Report) -> list[str]:
     return [*lines, *(f"{note}." for note in report.notes)]
 
 
-def tables(report: Report) -> list[Table]:
-    """The tables for the terminal."""
+def printable(body: Iterable[Rows]) -> list[Table]:
+    """Tables for the terminal."""
     from rich.table import Table
 
     made = []
-    for title, names, body in rows(report):
+    for title, names, lines in body:
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(names):
             table.add_column(name, justify="left" if i == 0 else "right")
-        for row in body:
-            table.add_row(*row)
+        for line in lines:
+            table.add_row(*line)
         made.append(table)
     return made
 
@@ -272,36 +285,44 @@ def page(report: Report, images: dict[str, bytes]) -> str:
     """The report as one HTML document that needs no other file."""
     recipe = RECIPES["benchmark"]
     title = f"Re-ranking of NAS-Bench-201: {report.benchmark.dataset}"
-    trained = (
-        f"The published benchmark trains every network alike: {recipe.optimizer.upper()}, rate {recipe.lr}, "
-        f"{'Nesterov ' if recipe.nesterov else ''}momentum {recipe.momentum}, weight decay {recipe.weight_decay}, "
-        f"batch {recipe.batch_size}, {recipe.schedule} over {recipe.epochs} epochs, {' and '.join(recipe.augment)}."
-    )
-    agreement, gains, gaps, picks = map(_html_table, rows(report))
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        *(f"<p>{html.escape(line)}</p>" for line in (*legend(report), trained)),
-        "<h2>Agreement of the rankings</h2>", _image(images, "kendall"), agreement,
+    trained = f"The published benchmark trains every network alike: {recipe.trained()}, rate {recipe.lr}."
+    lines = (f"<p>{html.escape(line)}</p>" for line in (*legend(report), trained))
+    return document(title, [*lines, *sections(report, images)])
+
+
+def sections(report: Report, images: dict[str, bytes], name: str = "") -> list[str]:
+    """Pictures and tables of a report as HTML; ``name`` stands before the pictures' names."""
+    agreement, gains, gaps, picks = map(html_table, rows(report))
+    return [
+        "<h2>Agreement of the rankings</h2>", image(images, f"{name}kendall"), agreement,
         "<p>The top K % is chosen by the first of the two columns, in the noise floors too. The interval is a "
         "bootstrap over architectures, the choice included; for isomorphic architectures it is that over draws.</p>",
-        "<h2>Accuracy</h2>", _image(images, "accuracy"), gains,
+        "<h2>Accuracy</h2>", image(images, f"{name}accuracy"), gains,
         "<p>Choosing by a noisy value keeps the lucky ones: chosen by the benchmark a change looks too small, chosen "
         "by the new values too large. The last column is that effect alone.</p>",
-        "<h2>Pairs</h2>", _image(images, "pairs"), gaps,
+        "<h2>Pairs</h2>", image(images, f"{name}pairs"), gaps,
         "<h2>Picks</h2>", picks,
     ]  # fmt: skip
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """One HTML document that needs no other file."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
     )
 
 
-def _image(images: dict[str, bytes], name: str) -> str:
+def image(images: dict[str, bytes], name: str) -> str:
+    """A picture inside the page."""
     data = base64.b64encode(images[name]).decode()
     return f'<img alt="{name}" src="data:image/png;base64,{data}">'
 
 
-def _html_table(table: Rows) -> str:
+def html_table(table: Rows) -> str:
+    """A table of the page."""
     title, names, body = table
 
     def line(tag: str, cells: Iterable[str]) -> str:
@@ -311,7 +332,7 @@ def _html_table(table: Rows) -> str:
     return f"<table><caption>{html.escape(title)}</caption>{''.join(lines)}</table>"
 
 
-def _interval(e: Estimate | None, form: str = ".3f") -> str:
+def interval(e: Estimate | None, form: str = ".3f") -> str:
     if e is None:
         return "–"
     return f"{e.value:{form}}" + ("" if e.low is None else f" ({e.low:{form}}…{e.high:{form}})")

@@ -23,9 +23,8 @@ from dagscale.plan import Plan, plan
 from dagscale.search import find_band
 from dagscale.spaces import targets
 from dagscale.spaces.nb201 import Nb201
-from dagscale.studies.comparison import Comparison, compare
 from dagscale.studies.recipes import PRESETS, RECIPES, Augment, Preset, Recipe, differences, optimiser, padding
-from dagscale.studies.tables import Column, Floats
+from dagscale.studies.tables import Floats
 from dagscale.subject import Subject
 from dagscale.sweep import Run, Store, sweep
 from dagscale.trace import trace
@@ -214,15 +213,6 @@ def retrain(
         left_out=tuple(left),
         differences=tuple(differences(scale, test.shape[1])),
         test_images=len(test),
-    )
-
-
-def study_of(
-    trained: Retraining, published: Column | None = None, *, bootstrap: int = 1000, seed: int = 0
-) -> Comparison:
-    """How the recipes of a retraining compare; see `dagscale.studies.comparison.compare`."""
-    return compare(
-        trained.archs, trained.accuracies, REFERENCE, trained.data, published, bootstrap=bootstrap, seed=seed
     )
 
 
