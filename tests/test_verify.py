@@ -13,11 +13,12 @@ import torch
 from dagscale.cli.verify import NAMES
 from dagscale.errors import DagscaleError, UnknownNameError
 from dagscale.spaces import load
-from dagscale.studies.methods import KINDS, law_methods
+from dagscale.studies.methods import KINDS, Method, law_methods
 from dagscale.studies.peers import PEERS, in_mup, narrow
 from dagscale.studies.suites import SUITES
 from dagscale.studies.truth import Truth
-from dagscale.studies.verify import Verdict, _Judge, choose, execute, named, verify
+from dagscale.studies.verdict import Judge, Verdict
+from dagscale.studies.verify import choose, execute, named, verify
 from dagscale.studies.verify_report import row
 from dagscale.sweep import Run
 
@@ -31,8 +32,8 @@ def valley(best: float, *shifts: float) -> Truth:
 
 def judged(truths: Sequence[Truth], rates: Sequence[float]) -> Verdict:
     names = tuple(map(str, range(len(truths))))
-    judge = _Judge({"i": dict(zip(names, truths, strict=True))}, names)
-    return judge("m", "i", rates, [t.at(lr) for t, lr in zip(truths, rates, strict=True)], 7)
+    judge = Judge({"i": dict(zip(names, truths, strict=True))}, "0", names, {})
+    return judge.method(Method("m", "i", {}), [[{"lr": lr, "steps": 7}] for lr in rates])
 
 
 # --- truth and statistics ------------------------------------------------------------------------------------------
@@ -92,18 +93,22 @@ def test_cross_validated_regret_is_not_biased_by_the_choice() -> None:
 
 def test_excess_is_over_the_best_init() -> None:
     good, bad = valley(2.0**-3), Truth(GRID, tuple(tuple(2 * loss for loss in row) for row in valley(2.0**-3).losses))
-    judge = _Judge({"good": {"a": good}, "bad": {"a": bad}}, ("a",))
-    verdict = judge("m", "bad", [2.0**-3], [bad.at(2.0**-3)], 0)
-    assert verdict.regrets == (0,)
+    judge = Judge({"good": {"a": good}, "bad": {"a": bad}}, "a", ("a",), {("bad", "a"): 70})
+    verdict = judge.method(Method("m", "bad", {}), [[{"factor": 1.0, "steps": 7}]])
+    assert verdict.rates == (pytest.approx(2.0**-3),)
+    assert verdict.steps == 77
+    assert verdict.regrets == (pytest.approx(0),)
     assert verdict.excesses == (pytest.approx(1),)
 
 
 def test_a_search_is_judged_by_the_seeds_that_it_did_not_see() -> None:
     """Seeds that disagree by two octaves: each half chooses the other's loss two octaves off."""
     curves = {str(k): valley(2.0**k, 0, 2) for k in (-5, -4, -3)}
-    verdict = _Judge({"i": curves}, tuple(curves)).search("i", 7)
+    [verdict] = Judge(
+        {"i": curves, "same": curves}, "-5", tuple(curves), dict.fromkeys((("i", a) for a in curves), 7)
+    ).searches()
     found = row("s", verdict)
-    assert verdict.method == "grid / i"
+    assert (verdict.method, verdict.steps) == ("grid / i", 21)
     assert found.pearson_r == pytest.approx(1)
     assert found.rms_octaves == pytest.approx(2)
     assert found.regret_cv_mean == pytest.approx(0)  # the best by one half is as far off as the middle of its band
@@ -211,16 +216,16 @@ def test_refusals(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suite", "optimizer", "methods", "grid"),
     [
-        ("vit-depth", "adamw", ["none/moments", "function-change/moments", "prodigy"], (-10, -7)),
-        ("resnet-depth-bn", "sgd", ["paths/in-degree", "one-rate"], (-5, -1)),
-        ("width", "adamw", ["mup", "one-rate", "lr-finder"], (-9, -5)),
+        ("vit-depth", "adamw", ["none/moments", "function-change/moments", "prodigy"], (-9, -8)),
+        ("resnet-depth-bn", "sgd", ["paths/in-degree", "one-rate"], (-4, -3)),
+        ("width", "adamw", ["mup", "one-rate", "lr-finder"], (-8, -6)),
     ],
 )
 def test_suites_run_in_small(
     suite: str, optimizer: str, methods: list[str], grid: tuple[float, float], tmp_path: Path
 ) -> None:
     study = verify(
-        suite, methods=methods, optimizer=optimizer, architectures=3, limit=128, grid=grid, jobs=1, store=tmp_path / "s"
+        suite, methods=methods, optimizer=optimizer, architectures=3, limit=64, grid=grid, jobs=1, store=tmp_path / "s"
     )
     found = {v.method: row(suite, v) for v in study.verdicts}
     assert {named(name).name for name in methods} <= set(found)

@@ -63,7 +63,7 @@ def depths(text: str, first: int, step: int) -> Callable[[int, int], tuple[str, 
     return lambda count, seed: tuple(text.format(first + step * k) for k in range(count))
 
 
-MLP = {"sgd": (-9.0, 2.0), "momentum": (-12.0, -1.0), "adam": (-14.0, -3.0), "adamw": (-14.0, -3.0)}
+MLP = {"sgd": (-9.0, 2.0), "momentum": (-12.0, -1.0), "adam": (-15.0, -4.0), "adamw": (-15.0, -4.0)}
 CNN = {"sgd": (-8.0, 3.0), "momentum": (-11.0, 0.0), "adam": (-13.0, -2.0), "adamw": (-13.0, -2.0)}
 
 for _name, _more in (("", ""), ("-gelu", "&act=gelu")):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from dagscale.errors import DagscaleError
@@ -15,41 +15,12 @@ from dagscale.studies.methods import KINDS, Method, law_method, law_methods
 from dagscale.studies.peers import PEERS
 from dagscale.studies.suites import SUITES, Exponents
 from dagscale.studies.truth import Truth
+from dagscale.studies.verdict import Judge, Truths, Verdict
 from dagscale.sweep import Run, Store, sweep
 from dagscale.train import OPTIMIZERS
 
-Truths = Mapping[str, Mapping[str, Truth]]
-"""By the methods' ``truth`` and by architecture, the base among them."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one method came to, architecture by architecture.
-
-    Attributes:
-        method: its name.
-        truth: the curves that it is judged by.
-        rates: what it predicted; None if it has no rates.
-        found: the rates that it should have predicted: the middles of the bands.
-        edges, argmins: the bands' upper ends, and the paper's maximal rates.
-        regrets: excess of the loss over the best of the grid under the method's own init; ``inf`` if it diverged.
-        regrets_cv: the same, cross-validated (`Truth.regret_cv`).
-        excesses: excess over the best of the grids under any init.
-        bands: ends of the 5 % bands around ``found``.
-        steps: optimiser steps that it took for all of them, the base's search included.
-    """
-
-    method: str
-    truth: str
-    rates: tuple[float, ...] | None
-    found: tuple[float, ...]
-    edges: tuple[float, ...]
-    argmins: tuple[float, ...]
-    bands: tuple[tuple[float, float], ...]
-    regrets: tuple[float, ...]
-    regrets_cv: tuple[float, ...]
-    excesses: tuple[float, ...]
-    steps: int
+Key = tuple[str, str, float, int]
+"""Of a training run: a method's ``truth``, architecture, rate, seed."""
 
 
 @dataclass(frozen=True)
@@ -131,61 +102,29 @@ def verify(
     sweep(asked, execute, store, jobs=jobs, scheduler=scheduler, progress=progress)
     with Store(store) as book:
         results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
-    failed = [run for run in trainings.values() if run.key not in results]
-    if failed:
-        raise DagscaleError(
-            f"{len(failed)} runs failed, the first {failed[0].architecture} (lr {failed[0].lr:.3g}, init "
-            f"{failed[0].init}): see `dagscale sweep status {store}`"
-        )
-
-    def outcome(run: Run, what: str) -> float:
-        return float(results[run.key][what])
-
-    truths = {
-        truth: {
-            a: Truth(
-                rates, tuple(tuple(outcome(trainings[truth, a, lr, k], "loss") for k in range(seeds)) for lr in rates)
-            )
-            for a in (family.base, *members)
-        }
-        for truth in {m.truth: None for m in chosen}
-    }
-    spent = {
-        (truth, a): round(sum(outcome(trainings[truth, a, lr, k], "steps") for lr in rates for k in range(seeds)))
-        for truth, curves in truths.items()
-        for a in curves
-    }
+    curves = _complete(trainings, results, store)
+    truths: dict[str, dict[str, Truth]] = {m.truth: {} for m in chosen}
+    for truth, known in truths.items():
+        for a in (family.base, *members):
+            known[a] = Truth(rates, tuple(tuple(curves[truth, a, lr, k]["loss"] for k in range(seeds)) for lr in rates))
     _require_finite(truths)
-    judge = _Judge(truths, members)
+    spent: Counter[tuple[str, str]] = Counter()
+    for (truth, a, _, _), result in curves.items():
+        spent[truth, a] += result["steps"]
+    judge = Judge(truths, family.base, members, spent)
     verdicts = []
     for m in chosen:
-        answers = [
-            [results.get(run.key) for (name, arch, _), run in predictions.items() if (name, arch) == (m.name, a)]
-            for a in members
-        ]
+        answers = [[results.get(run.key) for (name, of, _), run in predictions.items() if (name, of) == (m.name, a)]
+                   for a in members]  # fmt: skip
         complete = [[one for one in row if one is not None] for row in answers if None not in row]
-        if len(complete) < len(members):
+        if len(complete) == len(members):
+            verdicts.append(judge.method(m, complete))
+        else:
             lacking = len(members) - len(complete)
             notes.append(
                 f"{m.name} left out: no answer for {lacking} architectures, see `dagscale sweep status {store}`"
             )
-            continue
-        steps = sum(round(fmean(one["steps"] for one in row)) for row in complete)
-        if "loss" in complete[0][0]:
-            verdicts.append(judge(m.name, m.truth, None, [[one["loss"] for one in row] for row in complete], steps))
-            continue
-        base = 1.0
-        if "factor" in complete[0][0]:
-            base = truths[m.truth][family.base].middle
-            steps += spent[m.truth, family.base]
-        predicted = [base * row[0].get("factor", row[0].get("lr")) for row in complete]
-        losses = [truths[m.truth][a].at(lr) for a, lr in zip(members, predicted, strict=True)]
-        verdicts.append(judge(m.name, m.truth, predicted, losses, steps))
-    for i, truth in enumerate(truths):
-        if truths[truth] not in list(truths.values())[:i]:  # at one width, mup's runs are those of the plain init
-            verdicts.append(judge.search(truth, sum(spent[truth, a] for a in members)))
-    notes += _ends(truths)
-    return Study(suite, optimizer, members, truths, tuple(verdicts), tuple(notes))
+    return Study(suite, optimizer, members, truths, (*verdicts, *judge.searches()), (*notes, *_ends(truths)))
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -227,54 +166,19 @@ def _missing(package: str, module: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Holds losses against the truth."""
+def _complete(trainings: Mapping[Key, Run], results: Mapping[str, Any], store: str | Path) -> dict[Key, Any]:
+    """Every training run's result.
 
-    truths: Truths
-    members: tuple[str, ...]
-
-    def __call__(
-        self,
-        method: str,
-        truth: str,
-        rates: Sequence[float] | None,
-        losses: Sequence[Sequence[float]],
-        steps: int,
-        against: Sequence[Truth] | None = None,
-    ) -> Verdict:
-        """The verdict.
-
-        Args:
-            losses: for each architecture, the loss of each seed that the method comes to.
-            against: the curves that ``rates`` should agree with, the truth's by default.
-        """
-        own = [self.truths[truth][a] for a in self.members]
-        best = [min(curves[a].best for curves in self.truths.values()) for a in self.members]
-        right = own if against is None else against
-        return Verdict(
-            method=method,
-            truth=truth,
-            rates=None if rates is None else tuple(rates),
-            found=tuple(t.middle for t in right),
-            edges=tuple(t.edge for t in right),
-            argmins=tuple(t.argmin for t in right),
-            bands=tuple(t.band for t in right),
-            regrets=tuple(t.regret(loss) for t, loss in zip(own, losses, strict=True)),
-            regrets_cv=tuple(t.regret_cv(loss) for t, loss in zip(own, losses, strict=True)),
-            excesses=tuple(t.regret(loss, b) for t, loss, b in zip(own, losses, best, strict=True)),
-            steps=steps,
+    Raises:
+        DagscaleError: if one has none.
+    """
+    failed = [run for run in trainings.values() if run.key not in results]
+    if failed:
+        raise DagscaleError(
+            f"{len(failed)} runs failed, the first {failed[0].architecture} (lr {failed[0].lr:.3g}, init "
+            f"{failed[0].init}): see `dagscale sweep status {store}`"
         )
-
-    def search(self, truth: str, steps: int) -> Verdict:
-        """A whole search on each architecture, by one half of the seeds, judged by the other: nobody does better.
-
-        Its correlation and distance, between the two halves' middles, are the noise floor.
-        """
-        own = [self.truths[truth][a] for a in self.members]
-        halves = [t.halves for t in own]
-        losses = [t.searched() for t in own]
-        return self(f"grid / {truth}", truth, [a.middle for a, _ in halves], losses, steps, [b for _, b in halves])
+    return {key: results[run.key] for key, run in trainings.items()}
 
 
 def _require_finite(truths: Truths) -> None:
@@ -297,4 +201,4 @@ def _ends(truths: Truths) -> list[str]:
     ]
 
 
-__all__ = ["Study", "Verdict", "choose", "execute", "verify"]
+__all__ = ["Study", "choose", "execute", "named", "verify"]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagscale.picture import check_path, save, write
-from dagscale.studies.verify import Study, Verdict
+from dagscale.studies.verdict import Verdict
+from dagscale.studies.verify import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

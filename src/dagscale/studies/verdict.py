@@ -1,0 +1,117 @@
+"""What each method comes to, held against what training found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from dagscale.studies.methods import Method
+from dagscale.studies.truth import Truth
+
+Truths = Mapping[str, Mapping[str, Truth]]
+"""By the methods' ``truth`` and by architecture, the base among them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one method came to, architecture by architecture.
+
+    Attributes:
+        method: its name.
+        rates: what it predicted; None if it has no rates.
+        found: the rates that it should have predicted: the middles of the bands.
+        bands, edges, argmins: the 5 % bands, their upper ends, and the paper's maximal rates.
+        regrets: excess of the loss over the best of the grid under the method's own init; ``inf`` if it diverged.
+        regrets_cv: the same, cross-validated (`Truth.regret_cv`).
+        excesses: excess over the best of the grids under any init.
+        steps: optimiser steps that it took for all of them, the base's search included.
+    """
+
+    method: str
+    rates: tuple[float, ...] | None
+    found: tuple[float, ...]
+    bands: tuple[tuple[float, float], ...]
+    edges: tuple[float, ...]
+    argmins: tuple[float, ...]
+    regrets: tuple[float, ...]
+    regrets_cv: tuple[float, ...]
+    excesses: tuple[float, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Holds losses against the truth.
+
+    Attributes:
+        base, members: the suite's architectures.
+        spent: (truth, architecture) → optimiser steps of the whole grid.
+    """
+
+    truths: Truths
+    base: str
+    members: tuple[str, ...]
+    spent: Mapping[tuple[str, str], int]
+
+    def method(self, method: Method, answers: Sequence[Sequence[Mapping[str, Any]]]) -> Verdict:
+        """The verdict on a method.
+
+        Args:
+            answers: for each architecture, what its prediction runs answered, see `Method`.
+        """
+        own = self._own(method.truth)
+        steps = sum(round(fmean(answer["steps"] for answer in row)) for row in answers)
+        first = answers[0][0]
+        if "loss" in first:
+            return self._verdict(method.name, own, None, [[answer["loss"] for answer in row] for row in answers], steps)
+        if "factor" in first:
+            lr = self.truths[method.truth][self.base].middle
+            rates = [lr * row[0]["factor"] for row in answers]
+            steps += self.spent[method.truth, self.base]
+        else:
+            rates = [row[0]["lr"] for row in answers]
+        losses = [t.at(rate) for t, rate in zip(own, rates, strict=True)]
+        return self._verdict(method.name, own, rates, losses, steps)
+
+    def searches(self) -> Iterator[Verdict]:
+        """A whole search on each architecture, by one half of the seeds, judged by the other: nobody does better.
+
+        Its correlation and distance, between the two halves' middles, are the noise floor.
+        """
+        for i, truth in enumerate(self.truths):
+            if self.truths[truth] in list(self.truths.values())[:i]:
+                continue  # at one width, mup's runs are those of the plain init
+            own = self._own(truth)
+            steps = sum(self.spent[truth, a] for a in self.members)
+            rates, right = [t.halves[0].middle for t in own], [t.halves[1] for t in own]
+            yield self._verdict(f"grid / {truth}", own, rates, [t.searched() for t in own], steps, right)
+
+    def _own(self, truth: str) -> list[Truth]:
+        return [self.truths[truth][a] for a in self.members]
+
+    def _verdict(
+        self,
+        name: str,
+        own: Sequence[Truth],
+        rates: Sequence[float] | None,
+        losses: Sequence[Sequence[float]],
+        steps: int,
+        right: Sequence[Truth] | None = None,
+    ) -> Verdict:
+        """``losses``: each seed's; ``right``: the curves that ``rates`` should agree with, ``own`` by default."""
+        best = [min(curves[a].best for curves in self.truths.values()) for a in self.members]
+        right = own if right is None else right
+        return Verdict(
+            method=name,
+            rates=None if rates is None else tuple(rates),
+            found=tuple(t.middle for t in right),
+            bands=tuple(t.band for t in right),
+            edges=tuple(t.edge for t in right),
+            argmins=tuple(t.argmin for t in right),
+            regrets=tuple(t.regret(loss) for t, loss in zip(own, losses, strict=True)),
+            regrets_cv=tuple(t.regret_cv(loss) for t, loss in zip(own, losses, strict=True)),
+            excesses=tuple(t.regret(loss, b) for t, loss, b in zip(own, losses, best, strict=True)),
+            steps=steps,
+        )
