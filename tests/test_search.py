@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dagscale.data import Dataset
 from dagscale.errors import DagscaleError, SearchError, UnknownNameError
 from dagscale.search import Found, default_grid, find_band, search
+from dagscale.search.fast import estimates, next_rate
 from dagscale.train import Run
 
 INF = math.inf
@@ -109,7 +111,7 @@ def test_a_tolerance_of_zero_leaves_the_best_alone() -> None:
 
 def test_lr_edge_and_argmin_of_a_valley(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, valley(2**-4.0))
-    found = search(mlp(), blobs(), plan=FakePlan())
+    found = search(mlp(), blobs(), plan=FakePlan(), method="grid")
     assert found.argmin == 2**-4
     assert found.band == pytest.approx((2**-5, 2**-3))
     assert (found.lr, found.edge) == (pytest.approx(2**-4), pytest.approx(2**-3))
@@ -122,7 +124,7 @@ def test_the_mean_over_seeds_decides_and_one_divergence_spoils_a_rate(monkeypatc
     table = {1.0: (2.0, 2.0), 2.0: (1.0, 1.6), 4.0: (0.1, INF), 8.0: (3.0, 3.0)}
     plan = FakePlan()
     pretend(monkeypatch, lambda rate, seed: table[rate][seed - 7])
-    found = search(mlp(), blobs(), plan=plan, grid=[8, 1, 2, 4, 2], seeds=2, seed=7, widen=0)
+    found = search(mlp(), blobs(), plan=plan, method="grid", grid=[8, 1, 2, 4, 2], seeds=2, seed=7, widen=0)
     assert plan.seeds == [7, 8] * 4, "the same seeds at every rate"
     assert [(p.lr, p.losses) for p in found.curve] == list(table.items())
     assert [p.loss for p in found.curve] == [2.0, 1.3, INF, 3.0]
@@ -133,7 +135,7 @@ def test_the_grid_is_widened_towards_the_best_rate(monkeypatch: pytest.MonkeyPat
     grid = [2.0**k for k in range(-4, 0)]
     for bottom, widened in ((2.0, 1), (2.0**-9, 2), (2.0**5, 2)):
         ran = pretend(monkeypatch, valley(bottom))
-        found = search(mlp(), blobs(), plan=FakePlan(), grid=grid, seeds=1)
+        found = search(mlp(), blobs(), plan=FakePlan(), method="grid", grid=grid, seeds=1)
         assert found.lr == pytest.approx(bottom)
         assert (found.widened, found.at_edge) == (widened, False)
         assert len(ran) == len(set(ran)) == 4 + 4 * widened, "no rate is run twice"
@@ -142,32 +144,34 @@ def test_the_grid_is_widened_towards_the_best_rate(monkeypatch: pytest.MonkeyPat
 
 def test_the_grid_is_widened_while_the_band_reaches_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, valley(1.0))
-    found = search(mlp(), blobs(), plan=FakePlan(), grid=[0.25, 0.5, 1.0, 1.5], seeds=1)
+    found = search(mlp(), blobs(), plan=FakePlan(), method="grid", grid=[0.25, 0.5, 1.0, 1.5], seeds=1)
     assert found.widened == 1, "the best is inside, the band's upper end is not"
     assert found.edge == pytest.approx(2, rel=0.01)
 
 
 def test_widening_has_an_end_and_the_result_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, lambda rate, seed: 1 / (1 + rate))
-    found = search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2], seeds=1, widen=2)
+    found = search(mlp(), blobs(), plan=FakePlan(), method="grid", grid=[1, 2], seeds=1, widen=2)
     assert (found.widened, found.at_edge, len(found.curve)) == (2, True, 10)
     assert found.argmin == found.edge == found.curve[-1].lr == 2**9
     assert "edge of the grid" in str(found)
 
 
-def test_a_rate_far_too_high_finds_its_way_down(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["grid", "fast"])
+def test_a_rate_far_too_high_finds_its_way_down(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     pretend(monkeypatch, lambda rate, seed: INF if rate > 2 else valley(0.5)(rate, seed))
-    found = search(mlp(), blobs(), plan=FakePlan(), grid=[64, 128], seeds=1)
+    found = search(mlp(), blobs(), plan=FakePlan(), grid=[64, 128], seeds=1, method=method)
     assert found.lr == pytest.approx(0.5)
     assert not found.at_edge
 
 
-def test_all_diverged_is_an_error_that_names_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["grid", "fast"])
+def test_all_diverged_is_an_error_that_names_the_range(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     pretend(monkeypatch, lambda rate, seed: INF)
     with pytest.raises(SearchError, match=r"every rate from 1 to 4 diverged: .*lower rates"):
-        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], widen=0)
+        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], method=method, widen=0)
     with pytest.raises(SearchError, match=r"every rate from 0.0625 to 4 diverged"):
-        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], widen=1)
+        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], method=method, widen=1)
 
 
 def test_default_grids_are_half_an_octave_apart() -> None:
@@ -179,7 +183,139 @@ def test_default_grids_are_half_an_octave_apart() -> None:
     assert default_grid(torch.optim.SGD) == default_grid("sgd")
 
 
+# --- the fast search
+
+
+def bowl(rate: float, seed: int) -> float:
+    """Smooth below the best rate, steep above, diverging from 1 on; the second seed is worse throughout."""
+    at = math.log2(rate / 2**-4.2)
+    return INF if rate >= 1 else 1 + (0.02 if at < 0 else 0.06) * at**2 + 0.1 * (seed == 1)
+
+
+def plateau(rate: float, seed: int) -> float:
+    """Flat at low rates, a valley, flat again where the network is dead."""
+    return 2.3 - 1.5 * math.exp(-(math.log2(rate / 2**-6) ** 2)) + 0.01 * rate + 0.03 * seed
+
+
+def cliff(rate: float, seed: int) -> float:
+    """Falls until it diverges, one seed half an octave before the others."""
+    return INF if rate > (0.13 if seed == 2 else 0.19) else 1 - 0.03 * math.log2(rate)
+
+
+def noisy(rate: float, seed: int) -> float:
+    """A valley with 2 % noise that differs from rate to rate and seed to seed."""
+    noise = torch.randn((), generator=torch.Generator().manual_seed(round(1e6 * math.log2(rate)) + seed)).item()
+    return 1 + 0.04 * math.log2(rate / 2**-5) ** 2 + 0.02 * noise
+
+
+@pytest.mark.parametrize("curve", [bowl, plateau, cliff, noisy])
+def test_fast_answers_as_the_grid_with_fewer_runs(monkeypatch: pytest.MonkeyPatch, curve: Any) -> None:
+    pretend(monkeypatch, curve)
+    grid = search(mlp(), blobs(), plan=FakePlan(), method="grid")
+    ran = pretend(monkeypatch, curve)
+    fast = search(mlp(), blobs(), plan=FakePlan())
+    off = 0.51 if curve is noisy else 1e-6
+    for name in ("lr", "edge", "argmin"):
+        assert abs(math.log2(getattr(fast, name) / getattr(grid, name))) <= off, name
+    assert fast.loss == pytest.approx(grid.loss, rel=0.03 if curve is noisy else 1e-9)
+    assert len(ran) < 0.45 * 69, "6 of them are glances"
+    assert {point.lr for point in fast.curve} <= {point.lr for point in grid.curve}
+    assert (fast.method, grid.method, fast.at_edge) == ("fast", "grid", False)
+
+
+def test_fast_widens_as_far_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = [2.0**k for k in range(-4, 0)]
+    for bottom, widened in ((2.0, 1), (2.0**-9, 2), (2.0**5, 2)):
+        pretend(monkeypatch, valley(bottom))
+        found = search(mlp(), blobs(), plan=FakePlan(), grid=grid, seeds=2)
+        assert found.band == pytest.approx((bottom / 2, bottom * 2))
+        assert found.widened >= widened
+        assert not found.at_edge
+    pretend(monkeypatch, lambda rate, seed: 1 / (1 + rate))
+    found = search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2], widen=2)
+    assert (found.widened, found.at_edge, found.argmin) == (2, True, 2**9)
+    pretend(monkeypatch, lambda rate, seed: 1.0)
+    assert search(mlp(), blobs(), plan=FakePlan()).at_edge, "a flat curve has no ends"
+
+
+def test_a_lucky_high_rate_does_not_hide_the_valley_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local dip at 1, where the glances are best, beyond a hump that a walk from there would not cross."""
+    valley_ = {2.0**-1.5: 0.9, 2.0**-1.0: 1.6, 2.0**-0.5: 1.2, 1.0: 0.8, 2**0.5: 1.4, 2.0: 3.0}
+    pretend(monkeypatch, lambda rate, seed: valley_.get(rate, 0.3 + 0.2 * abs(math.log2(rate / 2**-2.0))))
+    found = search(mlp(), blobs(), plan=FakePlan())
+    assert found.argmin == 2**-2
+
+
+def test_seeds_are_added_only_where_they_decide() -> None:
+    settled = {4: [1.0, 1.2, 1.1], 3: [1.3], 5: [9.0], 1: [2.0]}
+    assert next_rate(settled, 10, 3, 0.05) is None
+    assert next_rate({**settled, 5: [1.2]}, 10, 3, 0.05) == 5, "1.3 is within a fifth of the limit"
+    assert next_rate({**settled, 5: [1.2, INF]}, 10, 3, 0.05) is None, "one divergence settles it"
+    assert next_rate({**settled, 3: [0.9]}, 10, 3, 0.05) == 2, "a better rate is surrounded first"
+    assert next_rate({4: [INF]}, 10, 3, 0.05) == 0
+    assert next_rate({4: [INF], 0: [INF]}, 10, 3, 0.05) is None
+
+
+def test_levels_are_compared_on_shared_seeds() -> None:
+    levels = estimates({4: [1.0, 1.6, 1.3], 3: [1.1], 5: [1.2, 1.6], 6: [0.1, INF]}, 3)
+    assert levels == pytest.approx({4: 1.3, 3: 1.4, 5: 1.4, 6: INF})
+    assert estimates({4: [1.0], 3: [1.1]}, 3) == {4: 1.0, 3: 1.1}
+
+
+def test_fast_on_real_runs_repeats_and_costs_less() -> None:
+    x, y = blobs(256)
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    options: dict[str, Any] = {"plan": FakePlan(), "batch_size": 16, "seeds": 3}
+    fast, grid = (search(model, (x, y), method=method, **options) for method in ("fast", "grid"))
+    assert fast == search(model, (x, y), **options)
+    assert fast.steps < 0.4 * grid.steps
+    assert abs(math.log2(fast.edge / grid.edge)) <= 0.5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    whole = {point.lr: point.losses for point in grid.curve}
+    assert all(whole[point.lr][: len(point.losses)] == point.losses for point in fast.curve if point.lr in whole)
+
+
 # --- real runs
+
+
+@pytest.mark.parametrize("method", ["grid", "fast"])
+def test_a_step_of_the_users_own_and_a_schedule(method: str) -> None:
+    """The built-in step written out gives the same search; a schedule of zeros trains nothing."""
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    options: dict[str, Any] = {"grid": [0.01, 0.1, 1.0], "seeds": 2, "batch_size": 16, "widen": 0, "method": method}
+    plain = search(mlp(), blobs(), plan=FakePlan(), **options)
+    assert search(mlp(), blobs(), plan=FakePlan(), train_step=step, **options) == plain
+    still = search(
+        mlp(), blobs(), plan=FakePlan(),
+        schedule=lambda optimizer, total: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0), **options,
+    )  # fmt: skip
+    assert len({point.losses[0] for point in still.curve}) == 1
+
+
+def test_a_step_that_raises_is_one_line_with_rate_seed_and_step() -> None:
+    def broken(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        raise KeyError("mask")
+
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(SearchError) as caught:
+        search(model, blobs(), plan=FakePlan(), grid=[0.125], seed=5, batch_size=16, train_step=broken)
+    assert str(caught.value) == (
+        "at learning rate 0.125: the training step raised KeyError: 'mask', at step 1 of 4, seed 5"
+    )
+    assert isinstance(caught.value.__cause__.__cause__, KeyError)  # type: ignore[union-attr]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_real_search_repeats_and_leaves_the_model_alone() -> None:
@@ -190,9 +326,9 @@ def test_a_real_search_repeats_and_leaves_the_model_alone() -> None:
     flat = nn.Sequential(nn.Flatten(), model)
     state = torch.get_rng_state()
     options: dict[str, Any] = {"grid": [0.01, 0.1, 1.0], "seeds": 2, "batch_size": 16, "epochs": 2, "widen": 1}
-    found = search(flat, data, plan=FakePlan(), **options)
-    assert found == search(model, (x, y), plan=FakePlan(), **options)
-    assert found != search(model, (x, y), plan=FakePlan(), seed=1, **options)
+    found = search(flat, data, plan=FakePlan(), method="grid", **options)
+    assert found == search(model, (x, y), plan=FakePlan(), method="grid", **options)
+    assert found != search(model, (x, y), plan=FakePlan(), method="grid", seed=1, **options)
     assert torch.equal(state, torch.get_rng_state())
     assert not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -211,7 +347,7 @@ def test_the_plans_ratios_are_kept() -> None:
         return torch.optim.SGD(groups)
 
     plan = FakePlan((1.0, 1.0, 0.01, 0.0))
-    search(mlp(), blobs(), plan=plan, optimizer=spying, grid=[0.1, 0.2], seeds=1, widen=0)
+    search(mlp(), blobs(), plan=plan, method="grid", optimizer=spying, grid=[0.1, 0.2], seeds=1, widen=0)
     assert moved == [pytest.approx([0.1, 0.1, 0.001, 0.0]), pytest.approx([0.2, 0.2, 0.002, 0.0])]
 
 
@@ -263,7 +399,7 @@ def test_progress_goes_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Found:
     pretend(monkeypatch, lambda rate, seed: INF if rate > 0.2 else valley(2**-4.0)(rate, seed) + seed / 100)
-    return search(mlp(), blobs(), plan=FakePlan())
+    return search(mlp(), blobs(), plan=FakePlan(), method="grid")
 
 
 def test_to_dict_is_strict_json(found: Found) -> None:
@@ -331,6 +467,8 @@ def test_arguments_that_cannot_be_searched() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UnknownNameError, match="did you mean 'sgd'"):
         search(mlp(), (x, y), plan=FakePlan(), optimizer="sgdd")
+    with pytest.raises(UnknownNameError, match="did you mean 'grid'"):
+        search(mlp(), (x, y), plan=FakePlan(), method="gird")
 
 
 def test_a_model_that_cannot_be_copied() -> None:

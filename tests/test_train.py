@@ -172,6 +172,48 @@ def test_a_custom_optimizer() -> None:
     assert not run.diverged
 
 
+def own_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def test_the_built_in_step_written_out_is_the_same_run() -> None:
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 16, "optimizer": "momentum"}
+    assert fit(mlp(), *blobs(), train_step=own_step, **options) == fit(mlp(), *blobs(), **options)
+
+
+def test_a_step_of_the_users_own_is_held_against_divergence() -> None:
+    run = fit(mlp(), *blobs(), train_step=lambda *_: math.inf, batch_size=16)
+    assert (run.diverged, run.steps, run.loss) == (True, 1, math.inf)
+
+
+def test_a_schedule_sets_the_rate_of_every_step() -> None:
+    """Halved after each step: rates 0.4, 0.2, 0.1 as three groups of one-step runs, in the user's step and the own."""
+    from torch.optim.lr_scheduler import ExponentialLR
+
+    asked: list[int] = []
+    rates: list[float] = []
+
+    def halving(optimizer: torch.optim.Optimizer, total: int) -> ExponentialLR:
+        asked.append(total)
+        return ExponentialLR(optimizer, 0.5)
+
+    def spying(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return own_step(model, optimizer, x, y)
+
+    scheduled = fit(mlp(), *blobs(), lr=0.4, steps=3, batch_size=96, schedule=halving, train_step=spying)
+    assert (asked, rates) == ([3], [0.4, 0.2, 0.1])
+    model = mlp()
+    for rate in (0.4, 0.2, 0.1):
+        last = fit(model, *blobs(), lr=rate, steps=1, batch_size=96)
+    assert scheduled.loss == pytest.approx(last.loss, rel=1e-5)
+    assert fit(mlp(), *blobs(), lr=0.4, steps=3, batch_size=96, schedule=halving).loss == scheduled.loss
+
+
 def test_errors_are_one_line_and_name_the_fault() -> None:
     x, y = blobs()
     frozen = mlp().requires_grad_(False)
@@ -188,6 +230,17 @@ def test_errors_are_one_line_and_name_the_fault() -> None:
         (SearchError, "nothing to train", lambda: fit(frozen, x, y)),
         (SearchError, "nothing to train", lambda: train(mlp(), x, y, params=[])),
         (SearchError, "nothing to train", lambda: fit(mlp(), x, y, loss=lambda out, y: out.detach().mean())),
+        (
+            SearchError,
+            "training step raised TypeError: it must return .* not NoneType, at step 1 of 6, seed 0",
+            lambda: fit(mlp(), x, y, batch_size=16, train_step=lambda *_: None),
+        ),  # type: ignore[arg-type, return-value]
+        (SearchError, "the schedule raised TypeError", lambda: fit(mlp(), x, y, schedule=lambda optimizer: None)),
+        (
+            SearchError,
+            "the schedule raised TypeError: .*metrics",
+            lambda: fit(mlp(), x, y, schedule=lambda o, n: torch.optim.lr_scheduler.ReduceLROnPlateau(o)),
+        ),
         (SearchError, "take its mean", lambda: fit(mlp(), x, y, loss=lambda out, y: out)),
         (SearchError, "the loss raised IndexError", lambda: fit(mlp(), x, y + 1)),
         (ForwardError, r"raised RuntimeError: mat1.*on inputs \(96, 3\)", lambda: fit(mlp(), x[:, :3], y)),

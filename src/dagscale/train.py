@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,22 @@ from torch.optim import Optimizer
 from dagscale.errors import ForwardError, SearchError
 from dagscale.registry import Registry
 
+T = TypeVar("T")
 Groups = list[dict[str, Any]]
 Loss = Callable[[Any, Tensor], Tensor]
+TrainStep = Callable[[nn.Module, Optimizer, Tensor, Tensor], "float | Tensor"]
+"""``train_step(model, optimizer, x, y)`` takes one optimiser step on a batch and returns the batch's loss before it."""
+
+
+class Scheduler(Protocol):
+    """What `train` needs of a schedule; every ``torch.optim.lr_scheduler.LRScheduler`` has it."""
+
+    def step(self) -> None:
+        """Set the rates of the next optimiser step."""
+
+
+Schedule = Callable[[Optimizer, int], Scheduler]
+"""``schedule(optimizer, total_steps)``, for example ``lambda o, n: CosineAnnealingLR(o, n)``."""
 
 EXPLODED = 1e4
 """A run whose batch loss exceeds this many times its first one (or 1, if that is larger) has diverged."""
@@ -80,6 +94,8 @@ def train(
     batch_size: int = 128,
     seed: int = 0,
     evaluate: int = 4096,
+    train_step: TrainStep | None = None,
+    schedule: Schedule | None = None,
 ) -> Run:
     """Train ``model`` in place, and leave it in train mode without gradients.
 
@@ -106,9 +122,13 @@ def train(
         batch_size: examples per step.
         seed: of the batches' order and of the model's own randomness.
         evaluate: most examples in the final training loss.
+        train_step: takes each step in place of the built-in one, `TrainStep`: gradients, clipping, accumulation, mixed
+            precision and ``optimizer.step()`` are its own. ``loss`` still gives the final training loss. What it
+            returns is held against the rule of divergence, so it may return ``inf`` to give a run up.
+        schedule: makes a scheduler of the optimiser and the run's number of steps, stepped after each of them.
 
     Raises:
-        SearchError: if the data or arguments cannot be trained on.
+        SearchError: if the data or arguments cannot be trained on, or ``train_step`` or ``schedule`` raises.
         ForwardError: if the model's forward raises.
         UnknownNameError: if the optimiser's name is unknown.
     """
@@ -122,27 +142,36 @@ def train(
     if not any(parameter.requires_grad for parameter in trained):
         raise SearchError("nothing to train: the parameter groups hold no parameter that requires a gradient")
     optimiser = make(groups)
-    total = epochs * max(1, len(x) // batch_size) if steps is None else steps
+    total = count_steps(len(x), epochs=epochs, steps=steps, batch_size=batch_size)
+    scheduler = None if schedule is None else _of_user("schedule", lambda: schedule(optimiser, total))
     losses: list[float] = []
     final, diverged = math.inf, False
     model.train()
     with _seeded(seed):
         for taken, rows in zip(range(total), _batches(len(x), batch_size, seed), strict=False):
-            model.zero_grad(set_to_none=True)
-            value = _loss(model, loss, x[rows], y[rows])
-            losses.append(value.item())
-            diverged = _exploded(losses[-1], losses[0])
-            if diverged:
-                total = taken
-                break
-            if not value.requires_grad:
-                raise SearchError("nothing to train: the loss does not depend on any parameter")
-            value.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            diverged = not _finite(trained)
+            if train_step is None:
+                model.zero_grad(set_to_none=True)
+                value = _loss(model, loss, x[rows], y[rows])
+                losses.append(value.item())
+                diverged = _exploded(losses[-1], losses[0])
+                if diverged:
+                    total = taken
+                    break
+                if not value.requires_grad:
+                    raise SearchError("nothing to train: the loss does not depend on any parameter")
+                value.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+            else:
+                batch = to_model(model, x[rows]), to_model(model, y[rows])
+                where = f", at step {taken + 1} of {total}, seed {seed}"
+                losses.append(_of_user("training step", lambda: _number(train_step(model, optimiser, *batch)), where))  # noqa: B023
+                diverged = _exploded(losses[-1], losses[0])
+            diverged = diverged or not _finite(trained)
             if diverged:
                 total = taken + 1
                 break
+            if scheduler is not None:
+                _of_user("schedule", scheduler.step)
         if not diverged:
             final = _final_loss(model, loss, x, y, batch_size, evaluate)
             diverged = _exploded(final, losses[0])
@@ -167,6 +196,11 @@ def check_budget(*, epochs: int, steps: int | None, batch_size: int) -> None:
     for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise SearchError(f"{name} must be at least 1, got {value}")
+
+
+def count_steps(examples: int, *, epochs: int, steps: int | None, batch_size: int) -> int:
+    """Optimiser steps of a whole run."""
+    return epochs * max(1, examples // batch_size) if steps is None else steps
 
 
 def to_model(model: nn.Module, values: Tensor) -> Tensor:
@@ -204,6 +238,26 @@ def _loss(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise SearchError(f"the loss must return one number, got {shape}: take its mean")
     return value
+
+
+def _of_user(name: str, call: Callable[[], T], where: str = "") -> T:
+    """What the user's own code returns.
+
+    Raises: SearchError on one line, whatever it raises.
+    """
+    try:
+        return call()
+    except Exception as error:
+        raise SearchError(f"the {name} raised {_line(error)}{where}") from error
+
+
+def _number(value: float | Tensor) -> float:
+    """The loss that a training step returned."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"it must return the batch's loss, one number, not {type(value).__name__}")
+    return float(value)
 
 
 def _final_loss(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, batch_size: int, evaluate: int) -> float:

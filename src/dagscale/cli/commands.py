@@ -114,6 +114,7 @@ def search(
     steps: Annotated[int | None, typer.Option(help="Steps a run, instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 128,
     seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 3,
+    method: Annotated[str, typer.Option(help="fast: what the answer needs; grid: every rate, every seed.")] = "fast",
     limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw loss against rate: .svg or .png.")] = None,
     seed: Seed = 0,
@@ -129,7 +130,7 @@ def search(
     model, _ = load_target(target, images, None, seed)
     found = find(
         model, images, init=init or "moments", optimizer=optimizer, epochs=epochs, steps=steps, batch_size=batch_size,
-        seeds=seeds, seed=seed, progress=True,
+        seeds=seeds, seed=seed, method=method, progress=True,
     )  # fmt: skip
     if plot is not None:
         found.plot(plot)

@@ -108,7 +108,9 @@ def _base(family: str, init: str, data: Dataset, seed: int) -> float:
 def _search(model: torch.nn.Module, family: str, init: str, data: Dataset, seed: int) -> Found:
     torch.set_num_threads(1)
     epochs = FAMILIES[family].epochs
-    return search(model, data, init=init, grid=GRID, epochs=epochs, batch_size=BATCH, seeds=SEEDS, seed=seed)
+    return search(
+        model, data, init=init, grid=GRID, epochs=epochs, batch_size=BATCH, seeds=SEEDS, seed=seed, method="grid"
+    )
 
 
 def _outcome(family: str, target: str, base_lr: float, released_lr: float, data: Dataset, seed: int) -> Outcome:
