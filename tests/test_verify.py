@@ -13,8 +13,8 @@ import torch
 from dagscale.cli.verify import NAMES
 from dagscale.errors import DagscaleError, UnknownNameError
 from dagscale.spaces import load
-from dagscale.studies.methods import KINDS, Method, law_methods
-from dagscale.studies.peers import PEERS, in_mup, narrow
+from dagscale.studies.methods import KINDS, Method, by_width, law_methods, narrow
+from dagscale.studies.peers import PEERS, in_mup
 from dagscale.studies.suites import SUITES
 from dagscale.studies.truth import Truth
 from dagscale.studies.verdict import Judge, Verdict
@@ -139,6 +139,9 @@ def test_methods_are_those_that_cover_the_optimiser() -> None:
     assert [m.name for m in choose(("curvature/keep", "curvature / keep"), "sgd")[0]] == ["curvature / keep"]
     with pytest.raises(UnknownNameError, match="did you mean 'curvature'"):
         named("curvatur/moments")
+    assert "curvature / moments / mup" in {m.name for m in choose((), "sgd", SUITES["width"].extra)[0]}
+    with pytest.raises(UnknownNameError, match="write LAW/INIT, LAW/INIT/mup or one of lr-finder"):
+        named("none/moments/mu")
     with pytest.raises(UnknownNameError, match="did you mean 'lr-finder'"):
         named("lr-finde")
     with pytest.raises(DagscaleError, match="curvature / keep left out: it is for momentum, sgd, not adam"):
@@ -164,6 +167,7 @@ def run_of(peer: str, architecture: str = "mlp:2_02?width=64", **options: object
 def test_mup_at_the_bases_width_is_a_plain_run() -> None:
     assert narrow("mlp:2_02?width=64&act=gelu", "mlp:2?width=16") == "mlp:2_02?width=16&act=gelu"
     assert in_mup("mlp:2_02?width=16", "mlp:2?width=16") == {"kind": "train"}
+    assert by_width("mlp:2_02?width=16", "mlp:2?width=16") == {"kind": "train"}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -218,7 +222,7 @@ def test_refusals(tmp_path: Path) -> None:
     [
         ("vit-depth", "adamw", ["none/moments", "function-change/moments", "prodigy"], (-9, -8)),
         ("resnet-depth-bn", "sgd", ["paths/in-degree", "one-rate"], (-4, -3)),
-        ("width", "adamw", ["mup", "one-rate", "lr-finder"], (-8, -6)),
+        ("width", "adamw", ["mup", "one-rate", "lr-finder", "none/moments", "none/moments/mup"], (-8, -6)),
     ],
 )
 def test_suites_run_in_small(
@@ -235,6 +239,10 @@ def test_suites_run_in_small(
         ours, theirs = (next(v for v in study.verdicts if v.method == name) for name in ("one-rate", "mup"))
         assert ours.rates == theirs.rates  # the base has its own width, so both parametrisations agree on it
         assert ours.found != theirs.found
+        scaled = study.truths["moments / mup"], study.truths["moments"]
+        assert [a for a, t in scaled[0].items() if t == scaled[1][a]] == [
+            a for a in scaled[0] if a.endswith("width=32")
+        ]
     if "prodigy" in methods:
         assert found["prodigy"].pearson_r is None
         assert found["prodigy"].rms_octaves is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from dagscale.data import Dataset, load
+from dagscale.draws import Fill
 from dagscale.inits import INITS
 from dagscale.laws import LAWS
 from dagscale.plan import Plan, plan
@@ -22,11 +24,23 @@ from dagscale.subject import Subject
 from dagscale.sweep import Run
 from dagscale.trace import trace
 from dagscale.train import Groups, train
+from dagscale.width import width_scaling
 
 
 def plainly(target: str, base: str) -> Mapping[str, Any]:
     """Options of a training run that the init says all about."""
     return {"kind": "train"}
+
+
+def narrow(target: str, base: str) -> str:
+    """The target at the base's width."""
+    width = re.search(r"\bwidth=\d+", base)
+    return re.sub(r"\bwidth=\d+", width[0], target) if width else target
+
+
+def by_width(target: str, base: str) -> Mapping[str, Any]:
+    """Training with each layer's init and rate scaled by how it has grown from the base."""
+    return plainly(target, base) if narrow(target, base) == target else {"kind": "train", "scaled_from": base}
 
 
 @dataclass(frozen=True)
@@ -65,14 +79,18 @@ class Method:
         return not self.optimizers or optimizer in self.optimizers
 
 
-def law_method(law: str, init: str) -> Method:
-    """A law under an init.
+def law_method(law: str, init: str, width: str = "none") -> Method:
+    """A law under an init; ``width`` as for `dagscale.plan`.
 
     Raises:
         UnknownNameError: for an unknown law or init.
     """
     INITS[init]
-    return Method(f"{law} / {init}", init, {"kind": "law", "law": law}, optimizers=LAWS[law].optimizers)
+    plain = Method(f"{law} / {init}", init, {"kind": "law", "law": law}, optimizers=LAWS[law].optimizers)
+    if width == "none":
+        return plain
+    name, truth = f"{plain.name} / {width}", f"{init} / {width}"
+    return replace(plain, name=name, truth=truth, options={**plain.options, "scaled": True}, training=by_width)
 
 
 def law_methods() -> Iterator[Method]:
@@ -87,19 +105,25 @@ def law_methods() -> Iterator[Method]:
 
 KINDS: Registry[Callable[[Run], dict[str, Any]]] = Registry("kind of run")
 
+DECAY = {"adamw": 0.01}
+"""PyTorch's default weight decay, which width rules scale as they do the rate."""
+
 
 @KINDS.add("train")
 def training(run: Run) -> dict[str, Any]:
     """Train at the run's rate under its init."""
     model = built(run)
-    return trained(run, model, _plan(run.architecture, run.init, run.data, run.limit).param_groups(model, lr=run.lr))
+    groups = _planned(run).param_groups(model, lr=run.lr, weight_decay=DECAY.get(run.optimizer))
+    return trained(run, model, groups)
 
 
 @KINDS.add("law")
 def law(run: Run) -> dict[str, Any]:
     """A law's factor from base to target. A measured law's passes count as steps of three passes each."""
-    base, target = (_subject(a, run.init, run.optimizer, run.data, run.limit, run.batch_size)
-                    for a in (run.options["base"], run.architecture))  # fmt: skip
+    origin = run.options["base"]
+    common = (run.init, run.optimizer, run.data, run.limit, run.batch_size)
+    base = _subject(origin, *common)
+    target = _subject(run.architecture, *common, origin if run.options.get("scaled") else None)
     entry = LAWS[run.options["law"]]
     factor = math.prod(entry.factors(base, target).values())
     return {"factor": factor, "steps": 0 if entry.cost is None else round(entry.cost(target) / 3)}
@@ -108,7 +132,7 @@ def law(run: Run) -> dict[str, Any]:
 def built(run: Run) -> nn.Module:
     """The run's network, initialised."""
     model, _ = targets.load(run.architecture, data=dataset(run), seed=run.seed)
-    return _plan(run.architecture, run.init, run.data, run.limit).init_(model, seed=run.seed)
+    return _planned(run).init_(model, seed=run.seed)
 
 
 def trained(
@@ -133,18 +157,46 @@ def _dataset(source: str, limit: int | None) -> Dataset:
     return load(source, limit=limit)
 
 
+def _planned(run: Run) -> Plan:
+    scaled_from = run.options.get("scaled_from")
+    return _plan(run.architecture, run.init, run.optimizer, run.data, run.limit, scaled_from)
+
+
 @cache
-def _plan(architecture: str, init: str, source: str, limit: int | None) -> Plan:
+def _plan(
+    architecture: str, init: str, optimizer: str, source: str, limit: int | None, scaled_from: str | None
+) -> Plan:
     data = _dataset(source, limit)
     model, inputs = targets.load(architecture, data=data)
-    return plan(model, inputs, base_lr=1.0, law="none", init=init, data=(data.x, data.y), loss=cross_entropy)
+    return plan(
+        model, inputs, base=None if scaled_from is None else targets.load(scaled_from, data=data), base_lr=1.0,
+        law="none", init=init, optimizer=optimizer, data=(data.x, data.y), loss=cross_entropy,
+        width="none" if scaled_from is None else "mup",
+    )  # fmt: skip
 
 
 @cache
-def _subject(architecture: str, init: str, optimizer: str, source: str, limit: int | None, batch_size: int) -> Subject:
+def _subject(
+    architecture: str,
+    init: str,
+    optimizer: str,
+    source: str,
+    limit: int | None,
+    batch_size: int,
+    scaled_from: str | None = None,
+) -> Subject:
     data = _dataset(source, limit)
     model, inputs = targets.load(architecture, data=data)
     subject = Subject(
         trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch_size
     )
-    return replace(subject, fills=INITS[init](subject))
+    fills = INITS[init](subject)
+    if scaled_from is None:
+        return replace(subject, fills=fills)
+    base = _subject(scaled_from, init, optimizer, source, limit, batch_size)
+    scaling = width_scaling(base.graph, subject.graph, optimizer, mean_field=INITS[init].width == "mean-field")
+    return replace(
+        subject,
+        fills={n: Fill(f.mean * scaling[n].init, f.std * scaling[n].init) for n, f in fills.items()},
+        multipliers={n: s.lr for n, s in scaling.items()},
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dagscale.registry import Registry
 from dagscale.spaces import targets
-from dagscale.studies.methods import KINDS, Method, built, dataset, plainly, trained
+from dagscale.studies.methods import DECAY, KINDS, Method, built, dataset, narrow, plainly, trained
 from dagscale.sweep import Run
 from dagscale.train import OPTIMIZERS, Groups
 
@@ -29,12 +28,6 @@ PEERS.add("one-rate")(Method("one-rate", "keep", UNCHANGED))
 
 
 # --- mup ----------------------------------------------------------------------------------------------------
-
-
-def narrow(target: str, base: str) -> str:
-    """The target at the base's width: what mup's base shapes are read off."""
-    width = re.search(r"\bwidth=\d+", base)
-    return re.sub(r"\bwidth=\d+", width[0], target) if width else target
 
 
 def in_mup(target: str, base: str) -> Mapping[str, Any]:
@@ -69,7 +62,7 @@ def mup(run: Run) -> dict[str, Any]:
         "sgd": (mup.MuSGD, {}),
         "momentum": (mup.MuSGD, {"momentum": 0.9}),
         "adam": (mup.MuAdam, {}),
-        "adamw": (mup.MuAdamW, {"weight_decay": 0.01}),
+        "adamw": (mup.MuAdamW, {"weight_decay": DECAY["adamw"]}),
     }[run.optimizer]
     groups = [{"params": list(model.parameters())}]
     return trained(run, model, groups, lambda listed: make(listed, lr=run.lr, **settings))

@@ -22,12 +22,14 @@ class Suite:
         count: how many by default.
         grids: optimiser → exponents of 2, lowest and highest, of the grid of rates, half an octave apart; where there
             is none, that of ``dagscale.search.GRIDS``.
+        extra: methods that only this suite has by default.
     """
 
     base: str
     members: Callable[[int, int], tuple[str, ...]]
     count: int = 12
     grids: Mapping[str, Exponents] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
 
     def rates(self, optimizer: str, grid: Exponents | None = None) -> tuple[float, ...]:
         """The rates to train at, ascending; ``grid`` in place of the suite's exponents."""
@@ -74,7 +76,10 @@ for _name, _more in (("", ""), ("-gelu", "&act=gelu")):
     SUITES.add(f"cnn-dag{_name}")(Suite(f"cnn:2?width=12{_more}", dags("cnn", *_kernels), 12, CNN))
 
 SUITES.add("mlp-dag-bn")(Suite("mlp:2?width=64&norm=batch", dags("mlp", "width=64&norm=batch"), 12, CNN))
-SUITES.add("width")(Suite("mlp:2?width=32", dags("mlp", *(f"width={w}" for w in (32, 64, 128, 256))), 12, MLP))
+
+_widths = dags("mlp", *(f"width={w}" for w in (32, 64, 128, 256)))
+_scaled = ("none/moments/mup", "curvature/moments/mup")
+SUITES.add("width")(Suite("mlp:2?width=32", _widths, 12, MLP, _scaled))
 
 for _name, _norm in (("", "none"), ("-bn", "batch")):
     _text = "resnet:{}?width=8&stride=2&norm=" + _norm

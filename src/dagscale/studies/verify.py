@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dagscale.errors import DagscaleError
+from dagscale.errors import DagscaleError, UnknownNameError
 from dagscale.studies.methods import KINDS, Method, law_method, law_methods
 from dagscale.studies.peers import PEERS
 from dagscale.studies.suites import SUITES, Exponents
@@ -61,8 +61,9 @@ def verify(
 
     Args:
         suite: a name in ``SUITES``.
-        methods: names, as ``curvature / moments`` (any law and init) or ``lr-finder``; by default every law under the
-            inits offered, and every peer. Those that do not cover the optimiser, or lack their package, are left out.
+        methods: names, as ``curvature/moments`` (any law and init), ``none/moments/mup`` (layers scaled by width) or
+            ``lr-finder``; by default every law under the inits offered, and every peer. Those that do not cover the
+            optimiser, or lack their package, are left out.
         optimizer: a name in ``dagscale.train.OPTIMIZERS``.
         data, limit: the data set and how much of it.
         architectures: how many members of the suite; by default its own number.
@@ -84,7 +85,7 @@ def verify(
     rates = family.rates(optimizer, grid)
     if count < 3 or seeds < 2 or len(rates) < 3:
         raise DagscaleError("verify needs at least 3 architectures, 3 rates and 2 seeds to correlate anything")
-    chosen, notes = choose(methods, optimizer)
+    chosen, notes = choose(methods, optimizer, family.extra)
     members = family.members(count, seed)
     common: dict[str, Any] = {
         "optimizer": optimizer, "data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs,
@@ -132,15 +133,16 @@ def execute(run: Run) -> dict[str, Any]:
     return KINDS[run.options["kind"]](run)
 
 
-def choose(names: Iterable[str], optimizer: str) -> tuple[list[Method], list[str]]:
-    """The methods of these names, all by default, that can be had; and a note for each that cannot.
+def choose(names: Sequence[str], optimizer: str, extra: Sequence[str] = ()) -> tuple[list[Method], list[str]]:
+    """The methods of these names that can be had, by default all and the extra ones; and a note for each other.
 
     Raises:
         UnknownNameError: for an unknown name.
         DagscaleError: if none is left.
     """
     chosen, notes = [], []
-    for method in [named(name) for name in names] or [*law_methods(), *(PEERS[name] for name in PEERS)]:
+    default = [*law_methods(), *map(named, extra), *(PEERS[name] for name in PEERS)]
+    for method in [named(name) for name in names] or default:
         if not method.covers(optimizer):
             notes.append(f"{method.name} left out: it is for {', '.join(sorted(method.optimizers))}, not {optimizer}")
         elif method.package is not None and (problem := _missing(*method.package)):
@@ -153,9 +155,15 @@ def choose(names: Iterable[str], optimizer: str) -> tuple[list[Method], list[str
 
 
 def named(name: str) -> Method:
-    """A method by name: ``LAW/INIT``, spaces as you like, or a peer's."""
-    law, slash, init = (part.strip() for part in name.partition("/"))
-    return law_method(law, init) if slash else PEERS[law]
+    """A method by name: ``LAW/INIT`` or ``LAW/INIT/mup``, spaces as you like, or a peer's.
+
+    Raises:
+        UnknownNameError: for an unknown one.
+    """
+    law, *rest = (part.strip() for part in name.split("/"))
+    if rest[1:] not in ([], ["mup"]):
+        raise UnknownNameError(f"unknown method {name!r}: write LAW/INIT, LAW/INIT/mup or one of {', '.join(PEERS)}")
+    return law_method(law, *rest) if rest else PEERS[law]
 
 
 def _missing(package: str, module: str) -> str:
