@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import time
 
 import numpy as np
@@ -38,7 +37,7 @@ def multiply_adds(arch: Nb201) -> int:
 def seconds(arch: Nb201, batch: int) -> float:
     """Processor seconds a training image."""
     model = NB201(arch)
-    made = optimiser(RECIPES["benchmark"], STEPS + 1)([{"params": list(model.parameters()), "lr": 0.1}])
+    made = optimiser(RECIPES["benchmark"])([{"params": list(model.parameters()), "lr": 0.1}])
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
 
     def step() -> None:
@@ -70,21 +69,20 @@ def main() -> None:
     rng = np.random.default_rng(0)
     means = taken[rng.integers(0, len(taken), (2000, len(taken)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
+    rate = f"{1e3 * taken.mean():.2f} ms an image ({1e3 * low:.2f}–{1e3 * high:.2f}), {1 / taken.mean():.0f} images/s"
+    print(f"measured, {len(drawn)} architectures: {rate}; fastest {1 / taken.min():.0f}, slowest {1 / taken.max():.0f}")
     print(
-        f"measured, {len(drawn)} architectures: {1e3 * taken.mean():.2f} ms an image ({1e3 * low:.2f}–{1e3 * high:.2f}),"
+        f"counted: {every / 1e6:.1f} million multiply-adds a forward over the {len(able):,} distinct architectures, "
+        f"{counts.mean() / 1e6:.1f} over the sample"
     )
-    print(f"  {1 / taken.mean():.0f} images/s; fastest {1 / taken.min():.0f}, slowest {1 / taken.max():.0f}, median "
-          f"{1 / statistics.median(taken):.0f}")  # fmt: skip
-    print(f"counted: {every / 1e6:.1f} million multiply-adds a forward over the {len(able):,} distinct architectures, "
-          f"{counts.mean() / 1e6:.1f} over the sample")  # fmt: skip
     print(f"both: {3 * 2 * counts.sum() / taken.sum() / 1e9:.1f} GFLOP/s, a backward counted as two forwards")
-    one = taken.mean() * EPOCHS * IMAGES
-    print(f"arithmetic: one training ({EPOCHS} epochs of {IMAGES:,} images) {one / 3600:.1f} core hours; all "
-          f"{len(able):,} once {one * len(able) / 3600 / 8766:.1f} core years")  # fmt: skip
-    flops = 3 * 2 * every * EPOCHS * IMAGES
+    hours = taken.mean() * EPOCHS * IMAGES / 3600
     print(
-        f"arithmetic from multiply-adds: one training {flops / 1e15:.2f} PFLOP, all {flops * len(able) / 1e18:.1f} EFLOP"
+        f"arithmetic: one training ({EPOCHS} epochs of {IMAGES:,} images) {hours:.1f} core hours; all {len(able):,} "
+        f"once {hours * len(able) / 8766:.1f} core years"
     )
+    flops = 3 * 2 * every * EPOCHS * IMAGES
+    print(f"from multiply-adds: one training {flops / 1e15:.2f} PFLOP, all {flops * len(able) / 1e18:.1f} EFLOP")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from dagscale.laws import LAWS
 from dagscale.laws.base import Law
 from dagscale.spaces.isomorphism import canonical
 from dagscale.spaces.nb201 import EDGES, NB201, Nb201
-from dagscale.studies import retrain, samples
+from dagscale.studies import retrain, retrain_run, samples
 from dagscale.studies.comparison import compare, table
-from dagscale.studies.recipes import PRESETS, RECIPES, Augment, differences, optimiser
+from dagscale.studies.recipes import PRESETS, RECIPES, SCHEDULES, Augment, differences, optimiser
 from dagscale.studies.released import NAME, depth_sum
 from dagscale.studies.tables import read_table
 from dagscale.subject import Subject
@@ -66,16 +66,18 @@ def test_released_init_divides_by_the_source_vertex() -> None:
     assert set(fills) == {name for name, _ in model.named_parameters()}
 
 
-def test_rates_fall_along_a_cosine_and_keep_their_ratio() -> None:
+def test_the_published_optimiser_and_schedule() -> None:
+    recipe = RECIPES["benchmark"]
     weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
-    made = optimiser(RECIPES["benchmark"], 10)(
-        [{"params": [w], "lr": lr} for w, lr in zip(weights, (1, 3), strict=True)]
-    )
+    groups = [{"params": [w], "lr": lr, "weight_decay": 5e-4} for w, lr in zip(weights, (1, 3), strict=True)]
+    made = optimiser(recipe)(groups)
+    schedule = SCHEDULES[recipe.schedule](made, 10)
     for step in range(10):
         seen = [group["lr"] for group in made.param_groups]
         assert seen == pytest.approx([lr * (1 + math.cos(math.pi * step / 10)) / 2 for lr in (1, 3)])
         made.step()
-    assert {(g["momentum"], g["nesterov"]) for g in made.param_groups} == {(0.9, True)}
+        schedule.step()
+    assert {(g["momentum"], g["nesterov"], g["weight_decay"]) for g in made.param_groups} == {(0.9, True, 5e-4)}
 
 
 def test_augmentation_crops_and_flips_in_train_mode_only() -> None:
@@ -225,10 +227,10 @@ def test_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_search_looks_at_no_test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    execute, load = retrain.execute, retrain.load
+    execute, load = retrain.execute, retrain_run.load
 
     def watched(run: Run) -> dict[str, Any]:
-        retrain._data.cache_clear()
+        retrain_run.read.cache_clear()
         seen.append(run.options["kind"])
         return execute(run)
 
@@ -237,7 +239,7 @@ def test_the_search_looks_at_no_test_image(tmp_path: Path, monkeypatch: pytest.M
         return load(source, **options)
 
     monkeypatch.setattr(retrain, "execute", watched)
-    monkeypatch.setattr(retrain, "load", loaded)
+    monkeypatch.setattr(retrain_run, "load", loaded)
     archs = (Nb201.parse("0_00_200"),)
     found = retrain.retrain(archs, data="digits", recipes=["one-rate"], preset="tiny-1", store=tmp_path / "s", jobs=1)
     assert found.accuracies["one-rate"].shape == (1, 2)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from dagscale.registry import Registry
 from dagscale.studies import released
-from dagscale.train import Groups
+from dagscale.train import Groups, Schedule
 
 
 @dataclass(frozen=True)
@@ -184,16 +184,13 @@ class Augment(nn.Module):
         return x
 
 
-def optimiser(recipe: Recipe, steps: int) -> Callable[[Groups], Optimizer]:
-    """What `dagscale.train.train` takes: SGD as the recipe has it, its rates lowered after each of ``steps`` steps."""
-
-    def make(groups: Groups) -> Optimizer:
-        made = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=steps)
-        made.register_step_post_hook(lambda *_: schedule.step())
-        return made
-
-    return make
+def optimiser(recipe: Recipe) -> Callable[[Groups], Optimizer]:
+    """What `dagscale.train.train` takes: SGD with the recipe's momentum; weight decay comes with the groups."""
+    return lambda groups: torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
-__all__ = ["PRESETS", "RECIPES", "Augment", "Preset", "Recipe", "differences", "optimiser", "padding"]
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+SCHEDULES.add("cosine")(lambda made, steps: torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=steps))
+
+
+__all__ = ["PRESETS", "RECIPES", "SCHEDULES", "Augment", "Preset", "Recipe", "differences", "optimiser", "padding"]

@@ -5,30 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
-from dagscale.data import Dataset, load
 from dagscale.errors import DagscaleError, DataError
-from dagscale.graph import Graph
-from dagscale.inits import INITS
-from dagscale.laws import LAWS
-from dagscale.plan import Plan, plan
 from dagscale.search import find_band
-from dagscale.spaces import targets
 from dagscale.spaces.nb201 import Nb201
-from dagscale.studies.recipes import PRESETS, RECIPES, Augment, Preset, Recipe, differences, optimiser, padding
+from dagscale.studies.recipes import PRESETS, RECIPES, Preset, Recipe, differences
+from dagscale.studies.retrain_run import execute, read
 from dagscale.studies.tables import Floats
-from dagscale.subject import Subject
 from dagscale.sweep import Run, Store, sweep
-from dagscale.trace import trace
-from dagscale.train import train
 
 REFERENCE = "benchmark"
 TOLERANCE = 0.05
@@ -174,7 +162,7 @@ def retrain(
         raise DataError(f"a comparison needs another recipe than {REFERENCE}: name some of {', '.join(RECIPES)}")
     if seeds < 2:
         raise DataError(f"{seeds} seed: give 2 or more, since only they tell a change of the ranking from noise")
-    test = _data(data, scale.images, scale.side, "test")
+    test = read(data, scale.images, scale.side, "test")
     study = _Study(data, scale, tuple(range(seed, seed + seeds)), store, jobs, scheduler, progress)
     left = [LeftOut(a.code, a.kind, "nothing to train: no path") for a in archs if not a.graph.has_path]
     able = [arch for arch in archs if arch.graph.has_path]
@@ -304,94 +292,3 @@ class _Study:
                 f"see `dagscale sweep status {self.store}`"
             )
         return {name: [results[run] for run in group] for name, group in asked.items()}
-
-
-# --- one run ------------------------------------------------------------------------------------------------
-
-
-def execute(run: Run) -> dict[str, Any]:
-    """A training run's final training loss, with the test accuracy where it counts; or a law's factor."""
-    if run.options["kind"] == "factor":
-        return _factor(run)
-    recipe = _recipe(run)
-    data = _data(run.data, run.limit, run.options["side"], "train")
-    model, _ = targets.load(run.architecture, data=data, seed=run.seed)
-    made = _start(run.architecture, run.options["base"], recipe, run.data, run.limit, run.options["side"])
-    made.init_(model, seed=run.seed)
-    steps = recipe.epochs * max(1, len(data) // recipe.batch_size)
-    done = train(
-        nn.Sequential(Augment(recipe.augment, padding(data.shape[1])), model), data.x, data.y,
-        params=made.param_groups(model, lr=run.lr, weight_decay=recipe.weight_decay),
-        optimizer=optimiser(recipe, steps), epochs=recipe.epochs, batch_size=recipe.batch_size, seed=run.seed,
-    )  # fmt: skip
-    result = {"loss": done.loss, "steps": done.steps}
-    if run.options["kind"] == "train":
-        test = _data(run.data, run.limit, run.options["side"], "test")
-        result["test_acc"] = 100 / test.classes if done.diverged else accuracy(model, test.x, test.y)
-    return result
-
-
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of right answers in percent, in eval mode: norms use their running statistics."""
-    model.eval()
-    with torch.no_grad():
-        right = sum(
-            int((model(x[rows]).argmax(1) == y[rows]).sum())
-            for rows in torch.arange(len(y)).tensor_split(len(y) // 512 + 1)
-        )
-    return 100 * right / len(y)
-
-
-def _factor(run: Run) -> dict[str, Any]:
-    recipe, side = _recipe(run), run.options["side"]
-    law = LAWS[recipe.law]
-    try:
-        base, target = (
-            _subject(a, recipe, run.data, run.limit, side, run.seed) for a in (run.options["base"], run.architecture)
-        )
-        factor = math.prod(law.factors(base, target).values())
-    except DagscaleError as error:
-        return {"factor": None, "why": str(error), "forwards": 0}
-    return {"factor": factor, "forwards": law.cost(target) if law.cost is not None else 0}
-
-
-def _recipe(run: Run) -> Recipe:
-    return Recipe(**{**run.options["recipe"], "augment": tuple(run.options["recipe"]["augment"])})
-
-
-@lru_cache(maxsize=2)
-def _data(source: str, limit: int | None, side: int | None, split: str) -> Dataset:
-    """A split, averaged down; test images are normalised as the train images under the same limit."""
-    data = load(source, split=split, limit=limit)
-    if side is None or side == data.shape[1]:
-        return data
-    if data.shape[1] % side or data.shape[1] != data.shape[2]:
-        raise DataError(f"{data.name}: images of {data.shape[1]}×{data.shape[2]} cannot be averaged to side {side}")
-    return Dataset(data.name, adaptive_avg_pool2d(data.x, side), data.y, data.classes)
-
-
-@lru_cache(maxsize=4)
-def _start(target: str, base: str | None, recipe: Recipe, source: str, limit: int | None, side: int | None) -> Plan:
-    """Init and relative rates, without a law."""
-    data = _data(source, limit, side, "train")
-    model, inputs = targets.load(target, data=data)
-    return plan(
-        model, inputs, base=None if base is None else targets.load(base, data=data), base_lr=1.0, law="none",
-        init=recipe.init, width=recipe.width, optimizer=_named(recipe), data=(data.x, data.y), loss=cross_entropy,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=4)
-def _subject(target: str, recipe: Recipe, source: str, limit: int | None, side: int | None, seed: int) -> Subject:
-    """What a law looks at; a base's is kept, so that it is measured once."""
-    data = _data(source, limit, side, "train")
-    model, inputs = targets.load(target, data=data, seed=seed)
-    given = Subject(
-        Graph((), ()), model, inputs, (data.x, data.y), cross_entropy, _named(recipe), seed, recipe.batch_size
-    )
-    given = replace(given, graph=trace(model, inputs))
-    return replace(given, fills=INITS[recipe.init](given))
-
-
-def _named(recipe: Recipe) -> str:
-    return "momentum" if recipe.momentum else recipe.optimizer
