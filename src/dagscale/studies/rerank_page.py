@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dagscale.errors import DagscaleError
-from dagscale.studies.agreement import Curve, Estimate, top
+from dagscale.studies.agreement import SMALLEST, Curve, Estimate, top
 from dagscale.studies.recipes import RECIPES
 from dagscale.studies.rerank import Report
 
@@ -95,10 +95,13 @@ def _scatter(axes: Axes, report: Report, percent: int, title: str) -> None:
 
     best = top(report.benchmark.values, percent)
     x, y = report.benchmark.values[best], report.against.values[best]
+    axes.set_title(f"{title} (n = {len(x):,}{': too few' if len(x) < SMALLEST else ''})", fontsize=10)
+    if len(x) < SMALLEST:
+        return
     if len(x) > MANY:
         axes.hexbin(x, y, gridsize=60, norm=LogNorm(vmin=0.2), cmap="Blues", mincnt=1, linewidths=0)
     else:
-        axes.plot(x, y, ".", color=INK, markersize=4, alpha=0.6, markeredgewidth=0)
+        axes.plot(x, y, ".", color=INK, markersize=4 if len(x) > 200 else 9, alpha=0.6, markeredgewidth=0)
     shift = float(np.mean(y - x))
     start = (float(x.min()), float(x.min()))
     axes.axline((start[0], start[1] + shift), slope=1, color=FLOORS[0], linewidth=1, linestyle="--",
@@ -109,7 +112,6 @@ def _scatter(axes: Axes, report: Report, percent: int, title: str) -> None:
     axes.set_ylim(low - margin, high + margin)
     if low < x.max() and high > x.min():  # else the diagonal is out of sight
         axes.axline(start, slope=1, color="black", linewidth=0.8, label="no change")
-    axes.set_title(f"{title} (n = {len(x):,})", fontsize=10)
     axes.set_xlabel(f"benchmark: {report.benchmark.label}, %", fontsize=9)
     axes.set_ylabel(f"against: {report.against.label}, %", fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
@@ -140,6 +142,9 @@ def _line(axes: Axes, curve: Curve, colour: str, style: str, label: str) -> None
 
 def _flips(axes: Axes, report: Report, percent: int, title: str) -> None:
     classes = [g for g in report.gaps if g.top == percent and g.pairs]
+    if not classes:
+        axes.set_title(f"{title}: too few", fontsize=10)
+        return
     places = range(len(classes))
     axes.bar(places, [100 * (g.flipped or 0) for g in classes], color=PALE, label="benchmark against new")
     noisy = [(i, 100 * g.noise) for i, g in zip(places, classes, strict=True) if g.noise is not None]
