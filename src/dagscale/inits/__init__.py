@@ -2,6 +2,6 @@
 
 from dagscale.draws import Fill
 from dagscale.inits import in_degree, keep, moments, released
-from dagscale.inits.base import INITS, Init
+from dagscale.inits.base import INITS, Init, padding_rows
 
-__all__ = ["INITS", "Fill", "Init", "in_degree", "keep", "moments", "released"]
+__all__ = ["INITS", "Fill", "Init", "in_degree", "keep", "moments", "padding_rows", "released"]

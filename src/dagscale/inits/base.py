@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dagscale.draws import Fill
 from dagscale.graph import Graph, LayerUse
 from dagscale.registry import Registry
 from dagscale.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WidthRule = Literal["standard", "mean-field", "own"]
 
@@ -37,6 +40,14 @@ INITS: Registry[Init] = Registry("init")
 def init(name: str, width: WidthRule = "standard") -> Callable[[Callable[[Subject], dict[str, Fill]]], Init]:
     """Decorator: register a function as the init ``name``."""
     return lambda fills: INITS.add(name)(Init(fills, width))
+
+
+def padding_rows(model: nn.Module) -> dict[int, int]:
+    """``id(weight)`` → the row of an embedding that stands for padding: it stays 0, as PyTorch makes it."""
+    from torch import nn
+
+    embeddings = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    return {id(m.weight): m.padding_idx for m in embeddings if m.padding_idx is not None}
 
 
 def zeros_and_ones(graph: Graph) -> dict[str, Fill]:

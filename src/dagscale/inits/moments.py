@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from math import exp, log, sqrt
-from statistics import fmean
-from typing import Any
+from math import exp, inf, log, sqrt
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dagscale.draws import Fill, standard_normal
 from dagscale.errors import PlanError
 from dagscale.graph import Graph
-from dagscale.inits.base import init, zeros_and_ones
+from dagscale.inits.base import init, padding_rows, zeros_and_ones
+from dagscale.inits.uses import Use, Uses
 from dagscale.subject import Subject
 from dagscale.trace import forward
 from dagscale.train import to_model
@@ -22,16 +22,19 @@ from dagscale.train import to_model
 BATCH = 256
 """Examples of ``data`` that the forward runs on."""
 
-DRAWS = 4
-"""Draws of the weights that a standard deviation is the geometric mean over, so that it does not fit one of them."""
+DRAWS = (4, 16)
+"""Fewest and most draws of the weights that a standard deviation is the geometric mean over."""
+
+PRECISION = 0.025
+"""Standard error of a standard deviation's logarithm at which no further draw is taken."""
 
 PASSES = 3
-"""Forwards at most: a weight that is used twice is settled by the use that wants it smallest."""
+"""Forwards a draw at most: a weight that is used twice is settled by the use that wants it smallest."""
 
 
 @init("moments")
 def moments(subject: Subject) -> dict[str, Fill]:
-    """Every layer's output gets the second moment ``1/d_in``, from one forward on a batch.
+    """Every layer's output gets the second moment ``1/d_in``, from a few forwards on a batch.
 
     A layer is linear in its weight, so for independent weights of variance ``s²`` and a given input ``x``::
 
@@ -44,9 +47,12 @@ def moments(subject: Subject) -> dict[str, Fill]:
     they are. Eq. 12 is the special case of a ReLU of a symmetric signal, ``E x² = ½``; readouts get output
     moment 1, norm gains 1, biases 0 and other vectors stay.
 
-    The batch is ``data``'s inputs if given, else the example inputs. Deterministic given the seed; a few draws of the
-    weights are averaged. A weight that is used several times takes the smallest of the values that its uses ask
-    for. A layer that sees only zeros is left as it is.
+    The batch is ``data``'s inputs if given, else the example inputs. Deterministic given the seed. A standard
+    deviation is the geometric mean over at least 4 draws of the weights, up to 16 where they differ. A weight that is
+    used several times takes the smallest of the values that its uses ask for. Where a weight is computed from
+    several parameters, the one that it is proportional to is set: ``weight_norm``'s magnitude, the gain of a
+    standardised weight, as a constant; the others stay, and so does a weight that is proportional to none. A layer
+    that sees only zeros is left as it is.
 
     Raises:
         PlanError: if the model is on ``meta``, so that nothing can be measured.
@@ -57,47 +63,47 @@ def moments(subject: Subject) -> dict[str, Fill]:
             "(model.to_empty(device=...)), or use init 'in-degree'"
         )
     fills = zeros_and_ones(subject.graph)
-    wanted = wanted_moments(subject.graph)
     model = copy.deepcopy(subject.model)
-    parameters = forward.plain_parameters(model)
-    trainable = {name: moment for name, moment in wanted.items() if parameters[name].requires_grad}
+    parameters = {n: p for n, p in forward.plain_parameters(model).items() if p.requires_grad}
     with torch.no_grad():
         for name, fill in fills.items():
-            if parameters[name].requires_grad:
+            if name in parameters:
                 parameters[name].fill_(fill.mean)
+    wanted = _wanted(subject.graph)
+    controls = _controls(model, subject, parameters, wanted)
     logs: dict[str, list[float]] = {}
-    for seed in range(subject.seed, subject.seed + DRAWS):
-        for name, std in _one_draw(model, subject, parameters, trainable, seed).items():
-            logs.setdefault(name, []).append(log(std))
-    fills.update({name: Fill(0.0, exp(fmean(values))) for name, values in logs.items()})
+    for k in range(DRAWS[1]):
+        for name, scale in _one_draw(model, subject, parameters, wanted, controls, subject.seed + k).items():
+            logs.setdefault(name, []).append(log(scale))
+        if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
+            break
+    for name, values in logs.items():
+        scale = exp(fmean(values))
+        fills[name] = Fill(scale, 0.0) if _is_gain(parameters[name]) else Fill(0.0, scale)
     return fills
-
-
-def _one_draw(
-    model: nn.Module, subject: Subject, parameters: dict[str, nn.Parameter], wanted: dict[str, float], seed: int
-) -> dict[str, float]:
-    """The standard deviations that one draw of the weights asks for."""
-    unit = {n: standard_normal(n, tuple(parameters[n].shape), seed).to(parameters[n]) for n in wanted}
-    stds: dict[str, float] = {}
-    with torch.no_grad():
-        for _ in range(PASSES):
-            for name, drawn in unit.items():
-                parameters[name].copy_(drawn * stds.get(name, 1.0))
-            setter = _Setter({n: parameters[n] for n in unit}, wanted, stds)
-            _forward(model, subject, setter)
-            if not setter.lowered:
-                break
-    return stds
 
 
 def wanted_moments(graph: Graph) -> dict[str, float]:
     """Weight name → second moment wanted of its layer's output: ``1/d_in``, the smallest over its uses."""
-    wanted: dict[str, float] = {}
+    return {name: moment for names, moment in _wanted(graph).items() if len(names) == 1 for name in names}
+
+
+def _wanted(graph: Graph) -> dict[frozenset[str], float]:
+    """The same, by all parameters that the weight is computed from."""
+    wanted: dict[frozenset[str], float] = {}
     for use in graph.layers:
-        weights = [p.name for p in use.op.params if p.role == "weight"]
-        if len(weights) == 1:
-            wanted[weights[0]] = min(1 / use.in_degree, wanted.get(weights[0], 1.0))
+        names = frozenset(p.name for p in use.op.params if p.role == "weight")
+        wanted[names] = min(1 / use.in_degree, wanted.get(names, 1.0))
     return wanted
+
+
+def _error(logs: list[float]) -> float:
+    return stdev(logs) / sqrt(len(logs)) if len(logs) > 1 else 0.0
+
+
+def _is_gain(parameter: Tensor) -> bool:
+    """A number, or a vector: nothing to draw at random."""
+    return parameter.numel() == max(parameter.shape, default=1)
 
 
 def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:
@@ -109,55 +115,118 @@ def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> Non
         model(*args, **kwargs)
 
 
-class _Setter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+# --- weights that are computed from parameters ------------------------------------------------------------
+
+
+class _Sizes(Uses):  # type: ignore[no-untyped-call]
+    """Keeps the first weight that is computed from each set of parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.weights: dict[frozenset[str], Tensor] = {}
+
+    def on_use(self, use: Use) -> None:
+        if not use.own:
+            self.weights.setdefault(use.names, use.weight.clone())
+
+
+def _controls(
+    model: nn.Module, subject: Subject, parameters: dict[str, nn.Parameter], wanted: dict[frozenset[str], float]
+) -> dict[frozenset[str], str]:
+    """What a computed weight is made of → the parameter that it is proportional to: doubled, it doubles the weight."""
+    found: dict[frozenset[str], str] = {}
+    before = _Sizes(model)
+    _forward(model, subject, before)
+    used = {name for names in wanted if len(names) == 1 and names not in before.weights for name in names}
+    left = {
+        names: sorted((n for n in names - used if n in parameters), key=lambda n: parameters[n].numel())
+        for names in before.weights
+        if names in wanted
+    }
+    while left := {names: rest for names, rest in left.items() if rest and names not in found}:
+        tried = {names: rest.pop(0) for names, rest in left.items()}
+        doubled = set(tried.values())
+        after = _Sizes(model)
+        with torch.no_grad():
+            for name in doubled:
+                parameters[name].mul_(2)
+            _forward(model, subject, after)
+            for name in doubled:
+                parameters[name].mul_(0.5)
+        for names, name in tried.items():
+            new = after.weights.get(names)
+            if new is not None and names & doubled == {name} and torch.allclose(new, 2 * before.weights[names], 1e-3):
+                found[names] = name
+    return found
+
+
+# --- one draw ---------------------------------------------------------------------------------------------
+
+
+def _one_draw(
+    model: nn.Module,
+    subject: Subject,
+    parameters: dict[str, nn.Parameter],
+    wanted: dict[frozenset[str], float],
+    controls: dict[frozenset[str], str],
+    seed: int,
+) -> dict[str, float]:
+    """The scales that one draw of the weights asks for."""
+    scales: dict[str, float] = {}
+    with torch.no_grad():
+        for name in controls.values():
+            parameters[name].copy_(_unit(name, parameters[name], seed))
+        for _ in range(PASSES):
+            setter = _Setter(model, parameters, wanted, controls, scales, seed)
+            _forward(model, subject, setter)
+            if not setter.again:
+                break
+    return scales
+
+
+def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
+    """The parameter at scale 1."""
+    shape = tuple(parameter.shape)
+    return torch.ones(shape) if _is_gain(parameter) else standard_normal(name, shape, seed)
+
+
+class _Setter(Uses):  # type: ignore[no-untyped-call]
     """Scales each weight just before the first operator that uses it runs."""
 
-    def __init__(self, weights: dict[str, nn.Parameter], wanted: dict[str, float], stds: dict[str, float]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        from dagscale.trace.recorder import Operator, describe
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        wanted: dict[frozenset[str], float],
+        controls: dict[frozenset[str], str],
+        scales: dict[str, float],
+        seed: int,
+    ) -> None:
+        super().__init__(model)
+        self.parameters, self.wanted, self.controls = parameters, wanted, controls
+        self.scales, self.seed = scales, seed
+        self.padding = padding_rows(model)
+        self.again = False
 
-        self.names = {p.untyped_storage()._cdata: name for name, p in weights.items()}
-        self.weights, self.wanted, self.stds = weights, wanted, stds
-        self.lowered = False
-        self._describe = describe
-        self._operators: dict[Any, Operator] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
-        meaning = operator.meaning
-        if callable(meaning) or getattr(meaning, "kind", "") == "weight":
-            named = dict(zip(operator.arguments, args, strict=False)) | kwargs
-            meaning = meaning(named) if callable(meaning) else meaning
-            if meaning.kind == "weight":
-                self._set(func, meaning, named)
-        return func(*args, **kwargs)
-
-    def _set(self, func: Any, meaning: Any, named: dict[str, Any]) -> None:
-        places = [meaning.weight, *meaning.data]
-        held = {a: self.names.get(t.untyped_storage()._cdata) for a in places if isinstance(t := named.get(a), Tensor)}
-        names = [(a, n) for a, n in held.items() if n is not None]
-        if len(names) != 1:
+    def on_use(self, use: Use) -> None:
+        (first, *_) = use.names
+        name = first if use.own else self.controls.get(use.names)
+        if name not in self.parameters or use.names not in self.wanted:
             return
-        place, name = names[0]
-        probe = dict(named)
-        for argument, value in named.items():
-            if argument == place:
-                probe[argument] = torch.ones_like(value)
-            elif argument == meaning.bias and isinstance(value, Tensor):
-                probe[argument] = torch.zeros_like(value)
-            elif argument in places and isinstance(value, Tensor) and value.is_floating_point():
-                probe[argument] = value.square()
-        out = func(**probe)
-        out = out[0] if isinstance(out, (tuple, list)) else out
-        moment = out.double().mean().item()
-        if not moment > 0 or moment == float("inf"):
+        moment = use.moment()
+        if not 0 < moment < inf:
             return
-        std = sqrt(self.wanted[name] / moment)
-        known = self.stds.get(name)
+        parameter, known = self.parameters[name], self.scales.get(name)
+        scale = sqrt(self.wanted[use.names] / moment) * (1.0 if use.own else known or 1.0)
         if known is None:
-            self.weights[name].mul_(std)
-            self.stds[name] = std
-        elif std < 0.99 * known:
-            self.stds[name] = std
-            self.lowered = True
+            parameter.copy_(_unit(name, parameter, self.seed) * scale)
+            if id(parameter) in self.padding:
+                parameter[self.padding[id(parameter)]] = 0
+        elif scale < 0.99 * known:
+            parameter.mul_(scale / known)
+        else:
+            return
+        if not use.own:
+            use.weight.mul_(scale / (known or 1.0))
+        self.scales[name] = scale
+        self.again = self.again or known is not None or not use.own
