@@ -130,6 +130,11 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
         (["demo", "--out", "mymodel.py"], "cannot make the folder mymodel.py"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--law", "curvature"], "needs data"),
         (["sweep", "status", "mymodel.py"], "mymodel.py"),
+        (["plan", "cnn:2", "--base", "mlp:2", "--base-lr", "0.1"], "share no layer"),
+        (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--optimizer", "sdg"], "did you mean 'sgd'"),
+        (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "x"], "'--base-lr'"),
+        (["check", "mlp:2", "mlp:2_02", "--data", "digits", "--plot", "x.xyz"], ".svg"),
+        (["frobnicate", "--json"], "No such command 'frobnicate'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(project: Path, arguments: list[str], text: str) -> None:
@@ -143,7 +148,18 @@ def test_bad_input_is_one_line_and_status_2(project: Path, arguments: list[str],
     assert [n for n in sorted(p.name for p in project.iterdir()) if n != "__pycache__"] == before
 
 
+def test_json_is_alone_on_stdout_whatever_the_model_prints(project: Path) -> None:
+    with (project / "mymodel.py").open("a") as file:
+        file.write(
+            "\nprint('on import')\nNet.forward = lambda self, x, own=Net.forward: print('called') or own(self, x)\n"
+        )
+    made = document("plan", "mymodel.py:make", "--base-lr", "0.1", "--law", "none", cwd=project)
+    assert made["lr"] == 0.1
+
+
 def test_usage_errors_are_status_2() -> None:
     done = dagscale("plan", "mlp:2", "--no-such-option")
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "--no-such-option" in done.stderr

@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.errors import ForwardError, PlanError, TraceError
+from dagscale.errors import DagscaleError, ForwardError, PlanError, TraceError, UnknownNameError
 from dagscale.spaces.targets import load
 
 
@@ -235,3 +236,116 @@ def test_measured_plans_are_the_same_for_wrapped_models(wrap: str) -> None:
     else:
         model[2] = torch.compile(model[2])  # type: ignore[index, assignment]
     assert dagscale.plan(model, x[:2], **known) == dagscale.plan(small_chain(), x[:2], **known)
+
+
+def small_net(norm: bool = False) -> nn.Sequential:
+    torch.manual_seed(1)
+    between = [nn.BatchNorm1d(16)] if norm else []
+    return nn.Sequential(nn.Linear(8, 16), *between, nn.ReLU(), nn.Linear(16, 3))
+
+
+def examples() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(64, 8, generator=generator), torch.randint(0, 3, (64,), generator=generator)
+
+
+class NoBatches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 2:
+            raise KeyError("my own words")
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+X, Y = examples()
+
+
+@pytest.mark.parametrize("law", ["curvature", "function-change"])
+@pytest.mark.parametrize(
+    ("changed", "error", "text"),
+    [
+        ({"data": X}, PlanError, r"data must be two tensors, data=\(x, y\)"),
+        ({"data": (X.tolist(), Y)}, PlanError, "data must be two tensors"),
+        ({"data": (X, Y[:5])}, PlanError, r"x and y must have one length, got shapes \(64, 8\) and \(5,\)"),
+        ({"data": (X[:1], Y[:1])}, PlanError, "at least 2 examples are needed, got 1"),
+        ({"data": (X * float("nan"), Y)}, PlanError, "x holds NaN or infinite values"),
+        ({"data": (X, Y / 0.0)}, PlanError, "y holds NaN or infinite values"),
+        ({"data": (X[:, :5], Y)}, ForwardError, r"data of shape \(64, 5\); its example inputs are \(2, 8\)"),
+        ({"data": (X, Y.float())}, PlanError, r"the loss raised .*: class labels must be int64, y\.long\(\)"),
+        ({"data": (X, Y.int())}, PlanError, "class labels must be int64"),
+        ({"data": (X, Y + 3)}, PlanError, r"out of bounds.*on output \(64, 3\)"),
+        ({"batch_size": 0}, PlanError, "batch_size must be at least 1"),
+        ({"batch_size": 1, "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
+        ({"inputs": X[:1], "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
+        ({"model": NoBatches()}, ForwardError, "my own words"),
+        ({"model": small_net().requires_grad_(False)}, PlanError, "does not depend on any trainable parameter"),
+        ({"loss": lambda out, y: torch.tensor(1.0)}, PlanError, "without .item"),
+        ({"loss": lambda out, y: cross_entropy(out, y).item()}, PlanError, "the loss must be one number and is float"),
+        ({"model": small_net().to("meta"), "inputs": X[:2].to("meta")}, PlanError, "on meta: materialise it"),
+        ({"optimizer": "sdg"}, UnknownNameError, "unknown optimizer 'sdg'; did you mean 'sgd'"),
+        ({"base": small_net()}, PlanError, r"base=\(model, inputs\)"),
+        ({"base": load("cnn:2")}, PlanError, "share no layer: the base has convolution layers, the target dense"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_init_runs(
+    monkeypatch: pytest.MonkeyPatch, law: str, changed: dict, error: type[DagscaleError], text: str
+) -> None:  # type: ignore[type-arg]
+    def never(*_: object) -> None:
+        raise AssertionError("the init has run")
+
+    monkeypatch.setattr("dagscale.inits.moments._one_draw", never)
+    given = {"base": (small_net(), X[:2]), "base_lr": 0.1, "data": (X, Y), "loss": cross_entropy, "law": law} | changed
+    model = given.pop("model", small_net())
+    with pytest.raises(error, match=text) as caught:
+        dagscale.plan(model, given.pop("inputs", X[:2]), **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_forward_that_fails_under_the_init_is_the_users_error() -> None:
+    with pytest.raises(ForwardError, match="target: the forward of NoBatches raised KeyError: 'my own words'"):
+        dagscale.plan(NoBatches(), X[:2], base_lr=0.1, law="none", data=(X, Y))
+
+
+@pytest.mark.parametrize("loss", [lambda out, y: out.mean(), lambda out, y: (out - 1).abs().mean()])
+def test_curvature_needs_a_curved_loss(loss) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(PlanError, match="linear in"):
+        dagscale.plan(small_net(), X[:2], base=(small_net(), X[:2]), base_lr=0.1, data=(X, Y), loss=loss)
+
+
+@pytest.mark.parametrize("width", ["none", "mup"])
+def test_a_base_of_another_kind_is_refused(width: str) -> None:
+    with pytest.raises(PlanError, match="a base and a target that share no layer"):
+        dagscale.plan(*load("cnn:2"), base=load("mlp:2"), base_lr=0.1, law="none", width=width)
+
+
+def test_a_base_of_another_shape_or_spelling_is_not() -> None:
+    class Mixer(nn.Module):  # dense layers, spelled as 1×1 convolutions
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 10, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x).relu()).mean((2, 3))
+
+    x = torch.randn(2, 1, 8, 8)
+    for target, base in ((load("mlp:2"), (Mixer(), x)), ((Mixer(), x), load("mlp:2")), ((Mixer(), x), load("cnn:2"))):
+        assert dagscale.plan(*target, base=base, base_lr=0.1, law="none").lr == 0.1
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert dagscale.plan(*load("mlp:2_22"), base=(linear, x), base_lr=0.1, law="none").lr == 0.1
+
+
+@pytest.mark.parametrize("law", ["curvature", "function-change"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_in_float32(law: str, dtype: torch.dtype) -> None:
+    def planned(dtype: torch.dtype) -> tuple[nn.Module, dagscale.Plan]:
+        model, base = small_net(norm=True).to(dtype), (small_net().to(dtype), X[:2].to(dtype))
+        known = {"base": base, "base_lr": 0.1, "data": (X, Y), "loss": cross_entropy, "law": law}
+        return model, dagscale.plan(model, X[:2].to(dtype), **known)
+
+    model, plan = planned(dtype)
+    assert plan == planned(torch.float32)[1]
+    before = small_net(norm=True).to(dtype).state_dict()
+    assert all(torch.equal(before[n], v) and v.dtype == before[n].dtype for n, v in model.state_dict().items())

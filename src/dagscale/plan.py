@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from dagscale.graph import Graph
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS
 from dagscale.laws.base import SGD
+from dagscale.preflight import check_data, check_kin, in_float32, rehearse
 from dagscale.subject import Subject
-from dagscale.trace import trace
+from dagscale.trace import forward, trace
+from dagscale.train import OPTIMIZERS
 from dagscale.width import WidthScaling, width_scaling
 
 if TYPE_CHECKING:
@@ -265,14 +268,15 @@ def plan(
             also scaled by how its dimensions grow from base to target (:func:`dagscale.width.width_scaling`).
 
     Raises:
-        UnknownNameError: for an unknown law or init.
-        PlanError: if the base is missing, a rate is no positive number, or the law does not cover the optimiser.
-        TraceError: if a network cannot be traced.
+        UnknownNameError: for an unknown law, init or optimiser.
+        PlanError: if the base is missing or shares no layer with the target, a rate is no positive number, the law
+            does not cover the optimiser, or data or loss cannot be measured on.
+        TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
     law = default_law(optimizer, data is not None and loss is not None) if law is None else law
     init = ("moments" if data is not None else "in-degree") if init is None else init
-    rule, fill = LAWS[law], INITS[init]
+    rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
     if base_lr is None or not (math.isfinite(base_lr) and base_lr > 0):
         raise PlanError(f"base_lr must be a positive number, not {base_lr}: find the base's rate with dagscale.search")
     if rule.optimizers and optimizer not in rule.optimizers:
@@ -282,10 +286,20 @@ def plan(
         )
     if rule.needs_base and base is None:
         raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
+    if base is not None and not (isinstance(base, (tuple, list)) and len(base) == 2):
+        raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
+    check_data(data, batch_size)
     given = Subject(Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size)
-    target = _subject("target", model, example_inputs, given, fill)
-    origin = target if base is None else _subject("base", *base, given, fill)
+    measured = rule.cost is not None
+    target = _traced("target", model, example_inputs, given, measured or init == "moments")
+    origin = target if base is None else _traced("base", *base, given, measured or init == "moments")
+    check_kin(origin.graph, target.graph)
     scaling = _width_scaling(origin, target, width, fill.width, base is not None)
+    for name, subject in {"target": target, "base": origin}.items() if measured else ():
+        with _about(name):
+            rehearse(subject)
+    target = _filled("target", target, fill)
+    origin = target if base is None else _filled("base", origin, fill)
     target = replace(
         target,
         fills={
@@ -339,14 +353,35 @@ def _scale(scaling: Mapping[str, WidthScaling], name: str) -> WidthScaling:
     return scaling.get(name) or WidthScaling("vector", 1.0, 1.0, 1.0, 1.0)
 
 
-def _subject(name: str, model: nn.Module, inputs: Any, given: Subject, init: Init) -> Subject:
-    """One network, traced and with its initialisation worked out; errors say which network is meant."""
+@contextmanager
+def _about(network: str) -> Iterator[None]:
+    """Errors say which network is meant."""
     try:
-        subject = replace(given, graph=trace(model, inputs), model=model, inputs=inputs)
-        return replace(subject, fills=init(subject))
+        yield
     except DagscaleError as error:
-        error.args = (f"{name}: {error}",)
+        error.args = (f"{network}: {error}",)
         raise
+
+
+def _traced(network: str, model: nn.Module, inputs: Any, given: Subject, measured: bool) -> Subject:
+    """One network, traced; measurements see half precision as float32."""
+    with _about(network):
+        graph = trace(model, inputs)
+    seen, inputs = in_float32(model, inputs) if measured else (model, inputs)
+    return replace(given, graph=graph, model=seen, inputs=inputs)
+
+
+def _filled(network: str, subject: Subject, init: Init) -> Subject:
+    """With its initialisation worked out."""
+    with _about(network):
+        try:
+            return replace(subject, fills=init(subject))
+        except DagscaleError:
+            raise
+        except Exception as error:  # the forward is the user's
+            assert subject.model is not None
+            shown = subject.inputs if subject.data is None else subject.data[0]
+            raise forward.forward_error(subject.model, None, error, shown) from error
 
 
 def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: str) -> tuple[str, ...]:

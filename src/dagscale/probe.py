@@ -68,9 +68,21 @@ class Probe:
         return self.x[chosen], self.y[chosen]
 
     def output(self, x: Tensor) -> Tensor:
-        """The network's output as one tensor."""
-        with forward.eagerly():
-            out = logits(self.model(x))
+        """The network's output as one tensor.
+
+        Raises:
+            ForwardError: if the forward raises; the original exception is ``__cause__``.
+            PlanError: if the output is no tensor.
+        """
+        try:
+            with forward.eagerly():
+                out = logits(self.model(x))
+        except Exception as error:
+            failed = forward.forward_error(self.model, None, error, x)
+            example = self.subject.inputs
+            shown = f"; its example inputs are {tuple(example.shape)}" if isinstance(example, Tensor) else ""
+            failed.args = (f"{failed}, on data of shape {tuple(x.shape)}{shown}",)
+            raise failed from error
         if not isinstance(out, Tensor):
             raise PlanError(f"the model returns {type(out).__name__}: measured laws need a tensor, or .logits")
         return out
@@ -79,10 +91,18 @@ class Probe:
         """The loss on an output.
 
         Raises:
-            PlanError: if it is not one number.
+            PlanError: if it raises, or is not one number.
         """
         assert self.subject.loss is not None
-        value = self.subject.loss(out, y)
+        try:
+            value = self.subject.loss(out, y)
+        except Exception as error:
+            text = next(iter(str(error).strip().splitlines()), "")
+            mend = ": class labels must be int64, y.long()" if "Long" in text else ""
+            raise PlanError(
+                f"the loss raised {type(error).__name__}: {text}, on output {tuple(out.shape)} {out.dtype} and "
+                f"y {tuple(y.shape)} {y.dtype}{mend}"
+            ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise PlanError(f"the loss must be one number and is {shape}: take its mean")
@@ -110,6 +130,8 @@ def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tenso
         out = probe.output(x)
     top = out.detach().requires_grad_()
     gradient = torch.autograd.grad(probe.loss(top, y), top, create_graph=True)[0]
+    if not gradient.requires_grad:
+        raise PlanError("the loss is linear in the model's output and has no curvature: use law 'function-change'")
     u = torch.zeros_like(out, requires_grad=True)
     pulled = torch.autograd.grad(out, parameters, u, create_graph=True, allow_unused=True)
     used = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext, redirect_stdout
+from typing import Any
+
+import typer
 
 from dagscale.cli.app import app
 from dagscale.cli.check import check
@@ -17,14 +21,31 @@ app.add_typer(sweep_app, name="sweep")
 __all__ = ["app", "check", "demo", "inspect", "main", "plan", "rerank", "search", "verify"]
 
 
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""Of click, which typer brings along in some versions and depends on in others."""
+
+
 def main() -> None:
-    """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served."""
+    """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served.
+
+    Under ``--json`` whatever else is printed, by a user's own model too, goes to stderr.
+    """
     try:
-        app()
+        with redirect_stdout(sys.stderr) if "--json" in sys.argv else nullcontext():
+            status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            where = getattr(getattr(error, "ctx", None), "command_path", "dagscale")
+            message = " ".join(error.format_message().split())
+            print(f"dagscale: {message} ({where} --help lists what it takes)", file=sys.stderr)
+        sys.exit(2)
     except DagscaleError as error:
         print(f"dagscale: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("dagscale: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

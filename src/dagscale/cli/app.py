@@ -70,5 +70,6 @@ def screen() -> Console:
 
 
 def print_json(document: dict[str, Any] | list[Any]) -> None:
-    """One JSON document on stdout."""
-    print(json_.dumps(document, indent=2, allow_nan=False))
+    """One JSON document on stdout, also where everything else that is printed goes to stderr."""
+    out = sys.__stdout__ if sys.stdout is sys.stderr else sys.stdout
+    print(json_.dumps(document, indent=2, allow_nan=False), file=out)

@@ -34,7 +34,10 @@ def check(
     from rich.console import Console
 
     from dagscale.check import check as run
+    from dagscale.picture import check_path
 
+    if plot is not None:
+        check_path(plot)
     images = load_data(data, limit)
     errors = Console(stderr=True)
     with errors.status("checking"):

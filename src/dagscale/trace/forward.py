@@ -454,6 +454,8 @@ def forward_error(model: nn.Module, recorder: Recorder | None, error: Exception,
     hint = (
         "; the inputs hold integers: give floating-point values (x.float()) unless they feed an embedding"
         if integer and "type" in text
+        else "; batch statistics need more: give 2 examples or more, and a batch size of 2 or more"
+        if "more than 1 value per channel" in text
         else ""
     )
     return ForwardError(f"the forward of {name} raised {type(error).__name__}: {text}{place}{hint}")
@@ -497,4 +499,4 @@ def _place(recorder: Recorder | None, error: Exception) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-_NOT_THE_USERS = ("/torch/", "/dagscale/trace/", "/contextlib.py")
+_NOT_THE_USERS = ("/torch/", "/dagscale/trace/", "/dagscale/inits/", "/dagscale/probe.py", "/contextlib.py")
