@@ -37,6 +37,7 @@ bench: $(READY)  ## the benchmarks that the documentation quotes
 	$(BIN)/python benchmarks/laws.py
 	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/search.py
 
 clean:  ## remove the environment and what commands wrote
 	rm -rf $(VENV) out
