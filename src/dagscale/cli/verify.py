@@ -29,7 +29,7 @@ def verify(
     grid: Annotated[
         tuple[float, float] | None, typer.Option(help="Exponents of 2, lowest and highest rate.", metavar="LOW HIGH")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="5 architectures, 300 examples.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="4 architectures, 128 examples, 3 epochs.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, points.json and two pictures.")] = None,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
@@ -44,7 +44,7 @@ def verify(
     from dagscale.studies import verify_report as report
 
     if quick:
-        architectures, seeds, epochs, limit = 5, 2, 1, 300
+        architectures, seeds, epochs, limit = 4, 2, 3, 128
     make_folder(store.parent)
     if out is not None:
         make_folder(out)
