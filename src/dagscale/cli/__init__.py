@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from typing import Any
 
 import typer
 
-from dagscale.cli.app import app
+from dagscale.cli.app import app, json_alone
 from dagscale.cli.check import check
 from dagscale.cli.commands import demo, inspect, plan, search
 from dagscale.cli.rerank import rerank
@@ -26,12 +26,9 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
-    """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served.
-
-    Under ``--json`` whatever else is printed, by a user's own model too, goes to stderr.
-    """
+    """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served."""
     try:
-        with redirect_stdout(sys.stderr) if "--json" in sys.argv else nullcontext():
+        with json_alone() if "--json" in sys.argv else nullcontext():
             status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except UsageError as error:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json as json_
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -70,6 +73,19 @@ def screen() -> Console:
 
 
 def print_json(document: dict[str, Any] | list[Any]) -> None:
-    """One JSON document on stdout, also where everything else that is printed goes to stderr."""
-    out = sys.__stdout__ if sys.stdout is sys.stderr else sys.stdout
-    print(json_.dumps(document, indent=2, allow_nan=False), file=out)
+    """One JSON document on stdout."""
+    print(json_.dumps(document, indent=2, allow_nan=False), file=_document.get() or sys.stdout)
+
+
+_document: ContextVar[TextIO | None] = ContextVar("document", default=None)
+
+
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """What is printed inside, by a user's own model too, goes to stderr: all but the document of `print_json`."""
+    token = _document.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _document.reset(token)
