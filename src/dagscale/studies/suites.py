@@ -85,4 +85,5 @@ for _name, _norm in (("", "none"), ("-bn", "batch")):
     _text = "resnet:{}?width=8&stride=2&norm=" + _norm
     SUITES.add(f"resnet-depth{_name}")(Suite(_text.format(8), depths(_text, 14, 6), 8, CNN))
 
-SUITES.add("vit-depth")(Suite("vit:1?width=32", depths("vit:{}?width=32", 2, 1), 8, CNN))
+_grids = {**CNN, "adam": (-15.0, -4.0), "adamw": (-15.0, -4.0)}
+SUITES.add("vit-depth")(Suite("vit:1?width=32", depths("vit:{}?width=32", 2, 1), 8, _grids))
