@@ -206,6 +206,7 @@ def measure(
     live = reduction._reaching(nodes, outputs)
     reduction._melt_sums(nodes, outputs, live)
     live = reduction._reaching(nodes, outputs)
+    readers = reduction._consumers(nodes, outputs, live)
     seen: dict[int, tuple[str, ...]] = {}
     layers: Moments = {}
     pure, mixed = [], []
@@ -218,15 +219,15 @@ def measure(
             names = tuple(name for n in places for name in reduction._parameters_of(nodes, n, seen))
             layers.setdefault(names, []).append((value, meter.expected.get(node.id, value)))
         elif node.kind == "sum" and len(node.parents) > 1:
-            (pure if all(_is_layer(nodes, p) for p in node.parents) else mixed).append(value)
+            (pure if all(_is_layer(nodes, readers, p) for p in node.parents) else mixed).append(value)
     return layers, pure, mixed
 
 
-def _is_layer(nodes: list[recorder.Node], n: int) -> bool:
-    """Whether what stands at ``n`` is a layer's output, moved about at most."""
-    while nodes[n].kind == "pass" and len(nodes[n].parents) == 1:
+def _is_layer(nodes: list[recorder.Node], readers: list[int], n: int) -> bool:
+    """Whether what stands at ``n`` is a layer's output that nothing else reads, moved about at most."""
+    while nodes[n].kind == "pass" and len(nodes[n].parents) == 1 and readers[n] == 1:
         n = nodes[n].parents[0]
-    return nodes[n].kind == "weight"
+    return nodes[n].kind == "weight" and readers[n] == 1
 
 
 def torch_init(model: nn.Module, weights: list[str], draw: Callable[[torch.Tensor], Any], seed: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dagscale.draws import Fill
 from dagscale.errors import PlanError
+from dagscale.inits import padding_rows
 from dagscale.subject import Subject
 from dagscale.trace import forward
 from dagscale.train import OPTIMIZERS, logits, to_model
@@ -110,12 +111,15 @@ class Probe:
 
 
 def apply_fills(model: nn.Module, fills: Mapping[str, Fill], seed: int) -> None:
-    """Draw the trainable parameters that ``fills`` names."""
+    """Draw the trainable parameters that ``fills`` names; an embedding's padding row is 0."""
+    padding = padding_rows(model)
     with torch.no_grad():
         for name, parameter in forward.plain_parameters(model).items():
             fill = fills.get(name)
             if fill is not None and parameter.requires_grad:
                 parameter.copy_(fill.draw(name, tuple(parameter.shape), seed))
+                if id(parameter) in padding:
+                    parameter[padding[id(parameter)]] = 0
 
 
 def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], list[Tensor]]:
