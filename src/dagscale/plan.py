@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dagscale.draws import Fill
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
-from dagscale.inits import INITS, Init
+from dagscale.inits import INITS, Init, padding_rows
 from dagscale.laws import LAWS
 from dagscale.laws.base import SGD
 from dagscale.preflight import check_data, check_kin, in_float32, rehearse
@@ -51,7 +51,7 @@ class Plan:
 
     Attributes:
         lr: the target's learning rate.
-        base_lr: the base's, from which it is carried over.
+        base_lr: the base's, from which it is carried over; without a base, the target's own as measured.
         law, init, optimizer, seed: what made it.
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
@@ -77,7 +77,8 @@ class Plan:
 
         Each parameter is drawn on the CPU in float32 from a generator seeded by ``seed`` and its name, so the
         numbers depend on neither device, order, dtype (but for rounding) nor sharding (FSDP2). Frozen
-        parameters, and those the plan leaves alone, are not touched. Nothing is changed unless the whole plan fits.
+        parameters, and those the plan leaves alone, are not touched; an embedding's padding row is 0. Nothing is
+        changed unless the whole plan fits.
 
         Args:
             seed: another seed than the plan's.
@@ -89,7 +90,7 @@ class Plan:
 
         from dagscale.trace.forward import placed_like
 
-        found = self._match(model)
+        found, padding = self._match(model), padding_rows(model)
         for name, parameter in found.items():
             if parameter.is_meta:
                 raise PlanError(
@@ -103,6 +104,8 @@ class Plan:
                     continue
                 fill = Fill(own.init_mean, own.init_std)
                 drawn = fill.draw(name, own.shape, self.seed if seed is None else seed)
+                if id(parameter) in padding:
+                    drawn[padding[id(parameter)]] = 0
                 parameter.copy_(placed_like(drawn, parameter))
         return model
 
@@ -254,7 +257,8 @@ def plan(
     Args:
         model, example_inputs: the target, as for :func:`dagscale.trace`.
         base: a small network of the same kind with its inputs, whose best rate is known.
-        base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it.
+        base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it. With neither base nor rate, but data
+            and loss, law ``descent`` measures the target's rate on the spot, to about an octave.
         law: the name of a law, see ``dagscale.laws.LAWS``; by default what predicts training best
             (:func:`default_law`).
         init: the name of an init, see ``dagscale.inits.INITS``; by default ``moments`` with data, else
@@ -274,17 +278,22 @@ def plan(
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
-    law = default_law(optimizer, data is not None and loss is not None) if law is None else law
+    has_data, has_base = data is not None and loss is not None, base is not None or base_lr is not None
+    law = (default_law(optimizer, has_data) if has_base or not has_data else "descent") if law is None else law
     init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
-    if base_lr is None or not (math.isfinite(base_lr) and base_lr > 0):
-        raise PlanError(f"base_lr must be a positive number, not {base_lr}: find the base's rate with dagscale.search")
+    absolute = None if has_base else rule.absolute
+    if absolute is None and (base_lr is None or not (math.isfinite(base_lr) and base_lr > 0)):
+        raise PlanError(
+            f"base_lr must be a positive number, not {base_lr}: find the base's rate with dagscale.search, or give "
+            "data and loss and neither base nor base_lr"
+        )
     if rule.optimizers and optimizer not in rule.optimizers:
         raise PlanError(
             f"law {law!r} is derived for {', '.join(sorted(rule.optimizers))}, not {optimizer!r}: "
             "choose one of these, or law 'none'"
         )
-    if rule.needs_base and base is None:
+    if rule.needs_base and base is None and absolute is None:
         raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
     if base is not None and not (isinstance(base, (tuple, list)) and len(base) == 2):
         raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
@@ -307,8 +316,10 @@ def plan(
         },
         multipliers={name: s.lr for name, s in scaling.items()},
     )
-    factors = rule.factors(origin, target)
-    lr = base_lr * math.prod(factors.values())
+    factors = {} if absolute else rule.factors(origin, target)
+    start = absolute(target) if absolute else base_lr
+    assert start is not None
+    lr = start * math.prod(factors.values())
     if not (math.isfinite(lr) and lr > 0):
         raise PlanError(f"law {law!r} gives no usable rate here ({lr}): its factors are {factors}; try another law")
     fills, graph = target.fills, target.graph
@@ -322,8 +333,9 @@ def plan(
         )
         for p in graph.parameters
     }
-    notes = (*_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
-    return Plan(lr, base_lr, law, init, optimizer, seed, factors, parameters, notes)
+    free = ("no base: the rate was measured on the network itself, good to about an octave",) if absolute else ()
+    notes = (*free, *_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
+    return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes)
 
 
 def default_law(optimizer: str, has_data: bool) -> str:
