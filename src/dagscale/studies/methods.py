@@ -94,11 +94,10 @@ def law_method(law: str, init: str, width: str = "none") -> Method:
 
 
 def law_methods() -> Iterator[Method]:
-    """Every law under the inits that dagscale offers, the released rule under its own."""
-    own = "released"
+    """Every law under the inits that dagscale offers; of those with an init of their own, the released rule."""
     for init in ("moments", "in-degree"):
-        yield from (law_method(law, init) for law in LAWS if law != own)
-    yield law_method(own, own)
+        yield from (law_method(law, init) for law in LAWS if law not in INITS)
+    yield law_method("released", "released")
 
 
 # --- kinds of run -------------------------------------------------------------------------------------------
