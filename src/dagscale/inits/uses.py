@@ -76,6 +76,7 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, parameter in forward.plain_parameters(model).items():
             self._made_of[_key(parameter)] = frozenset({name})
             self._own.add(_key(parameter))
+        self._made_of.pop(0, None)
         self._kept: list[Tensor] = []
         self._describe = describe
         self._operators: dict[Any, Operator] = {}
@@ -106,7 +107,7 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if constant:
             names = frozenset().union(*(found for found in sources if found))
             for tensor in tensors_in(out):
-                if _key(tensor) not in self._made_of:
+                if _key(tensor) and _key(tensor) not in self._made_of:
                     self._made_of[_key(tensor)] = names
                     self._kept.append(tensor)
         else:
@@ -118,5 +119,9 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _key(tensor: Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
+    """Its storage; 0 for a tensor that has none (sparse ones)."""
+    try:
+        key: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
     return key
