@@ -1,0 +1,105 @@
+"""How near a rate comes that is measured on the network itself, with no base and no search.
+
+    python benchmarks/base_free.py [--data PATH …] [--networks TARGET …] [--json FILE]
+
+For every data set, network, batch size and optimiser: the middle of the 5 % band that a search finds, against the
+rate of law ``descent`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor the batch sizes,
+were among those that ``descent``'s factor from one step to a whole run was chosen on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.nn.functional import cross_entropy
+
+from dagscale.data import load
+from dagscale.inits import INITS
+from dagscale.laws import curvature, descent
+from dagscale.search import search
+from dagscale.spaces import targets
+from dagscale.subject import Subject
+from dagscale.trace import trace
+
+NETWORKS = ("mlp:2_22?width=96", "mlp:1_20_202?width=96", "cnn:2_02?width=8")
+BATCHES = (24, 96)
+OPTIMIZERS = ("sgd", "adamw")
+RATES = ("descent", "2/λ")
+STEPS, LIMIT = 100, 4000
+
+
+def setting(source: str, network: str, batch: int, optimizer: str) -> dict[str, Any]:
+    """What is found and what is measured in one setting."""
+    data = load(source)
+    data = data.subset(min(LIMIT, len(data)))
+    model, inputs = targets.load(network, data=data)
+    found = search(model, data, optimizer=optimizer, steps=STEPS, batch_size=batch, seeds=2)
+    subject = Subject(trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch)
+    subject = replace(subject, fills=INITS["moments"](subject))
+    rates = {"descent": descent.absolute(subject)}
+    if optimizer == "sgd":
+        rates["2/λ"] = 2 / curvature.known(subject).value
+    finite = [p for p in found.curve if math.isfinite(p.loss)]
+    logs, losses = np.log2([p.lr for p in finite]), [p.loss for p in finite]
+    beyond = max(p.lr for p in finite)
+    return {
+        "data": data.name, "network": network, "batch": batch, "optimizer": optimizer,
+        "found": found.lr, "loss": found.loss, "rates": rates,
+        "octaves": {name: math.log2(rate / found.lr) for name, rate in rates.items()},
+        "regret": {
+            name: float(np.interp(math.log2(rate), logs, losses)) / found.loss - 1 if rate <= beyond else math.inf
+            for name, rate in rates.items()
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure every setting and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="*", default=["digits"], help="data sets, as for dagscale's commands")
+    parser.add_argument("--networks", nargs="*", default=NETWORKS, help="TARGETs")
+    parser.add_argument("--json", type=Path, help="write the settings there")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    asked = [(d, n, b, o) for d in given.data for n in given.networks for b in BATCHES for o in OPTIMIZERS]
+    console = Console(stderr=True)
+    rows = [setting(*one) for one in track(asked, description="settings", console=console)]
+    table = Table(title=f"{STEPS} steps; octaves from the rate found, and loss above the best found")
+    for name in ("data", "network", "batch", "optimiser", "found", RATES[0], "", RATES[1], ""):
+        table.add_column(name, justify="left" if name in ("data", "network") else "right")
+    for row in rows:
+        cells = [
+            f(row[kind][name]) if name in row["rates"] else ""
+            for name in RATES
+            for kind, f in (("octaves", "{:+.2f}".format), ("regret", "{:.1%}".format))
+        ]
+        table.add_row(row["data"], row["network"], str(row["batch"]), row["optimizer"], f"{row['found']:.3g}", *cells)
+    shown = Console(width=120)
+    shown.print(table)
+    for optimizer in OPTIMIZERS:
+        for name in RATES:
+            these = [row for row in rows if row["optimizer"] == optimizer and name in row["rates"]]
+            if these:
+                octaves, regret = (np.array([row[kind][name] for row in these]) for kind in ("octaves", "regret"))
+                rms = math.sqrt((octaves**2).mean())
+                shown.print(
+                    f"{optimizer:6} {name:8} mean {octaves.mean():+.2f}, rms {rms:.2f} octaves; "
+                    f"loss above the best found: median {np.median(regret):.1%}, worst {regret.max():.1%}",
+                    highlight=False,
+                )
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()
