@@ -339,14 +339,14 @@ def plan(
 
 
 def default_law(optimizer: str, has_data: bool) -> str:
-    """The law that the evidence is for: ``docs/laws.md``.
+    """The law that the evidence is for: ``docs/results.md``.
 
-    SGD: ``curvature`` where there are data to measure it on, ``covariance`` where there are none. Adaptive
-    optimisers: ``none``: no law has been shown to help between topologies of one width.
+    With data to measure on: ``curvature`` for SGD, ``function-change`` for adaptive optimisers. Without: ``covariance``
+    for SGD, ``none`` for the others.
     """
-    if optimizer not in SGD:
-        return "none"
-    return "curvature" if has_data else "covariance"
+    if optimizer in SGD:
+        return "curvature" if has_data else "covariance"
+    return "function-change" if has_data else "none"
 
 
 def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:
