@@ -26,8 +26,8 @@ from dagscale.picture import check_path
 Law = Annotated[
     str | None,
     typer.Option(
-        help="Learning-rate law. With --data: curvature (default), function-change (default for adam), descent (default "
-        "without a base). Without: covariance (default), walk, paths, released, none."
+        help="Learning-rate law. With --data: curvature (default), function-change (default for adam), descent "
+        "(default without a base). Without: covariance (default), walk, paths, released, none."
     ),
 ]
 Init = Annotated[
@@ -77,7 +77,7 @@ def inspect(
 def plan(
     target: Target,
     base: Annotated[str | None, typer.Option(help="The small network whose rate is known, a TARGET.")] = None,
-    base_lr: Annotated[float | None, typer.Option(help="Its best learning rate, per optimiser step. Neither: measured.")] = None,
+    base_lr: Annotated[float | None, typer.Option(help="Its best rate, per optimiser step. Neither: measured.")] = None,
     law: Law = None,
     init: Init = None,
     optimizer: Optimizer = "sgd",
