@@ -84,6 +84,14 @@ def test_deterministic_and_the_model_is_left_alone() -> None:
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
+def test_a_layer_of_one_output_is_drawn_too() -> None:
+    """Its weight has as many entries as a vector; a constant would add up what a layer norm has centred, to nothing."""
+    model = nn.Sequential(nn.Linear(8, 64), nn.LayerNorm(64), nn.Linear(64, 1))
+    plan = dagscale.plan(model, torch.randn(32, 8), base_lr=1.0, law="none", init="moments")
+    assert plan.parameters["2.weight"].init_mean == 0
+    assert plan.parameters["2.weight"].init_std == pytest.approx(1 / 8, rel=0.05)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

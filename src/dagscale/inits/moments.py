@@ -77,9 +77,10 @@ def moments(subject: Subject) -> dict[str, Fill]:
             logs.setdefault(name, []).append(log(scale))
         if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
             break
+    gains = {name for name in controls.values() if _is_gain(parameters[name])}
     for name, values in logs.items():
         scale = exp(fmean(values))
-        fills[name] = Fill(scale, 0.0) if _is_gain(parameters[name]) else Fill(0.0, scale)
+        fills[name] = Fill(scale, 0.0) if name in gains else Fill(0.0, scale)
     return fills
 
 
@@ -175,7 +176,8 @@ def _one_draw(
     scales: dict[str, float] = {}
     with torch.no_grad():
         for name in controls.values():
-            parameters[name].copy_(_unit(name, parameters[name], seed))
+            parameter = parameters[name]
+            parameter.copy_(torch.ones_like(parameter) if _is_gain(parameter) else _unit(name, parameter, seed))
         for _ in range(PASSES):
             setter = _Setter(model, parameters, wanted, controls, scales, seed)
             _forward(model, subject, setter)
@@ -185,9 +187,8 @@ def _one_draw(
 
 
 def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
-    """The parameter at scale 1."""
-    shape = tuple(parameter.shape)
-    return torch.ones(shape) if _is_gain(parameter) else standard_normal(name, shape, seed)
+    """The parameter drawn at scale 1."""
+    return standard_normal(name, tuple(parameter.shape), seed)
 
 
 class _Setter(Uses):  # type: ignore[no-untyped-call]
@@ -218,12 +219,12 @@ class _Setter(Uses):  # type: ignore[no-untyped-call]
             return
         parameter, known = self.parameters[name], self.scales.get(name)
         scale = sqrt(self.wanted[use.names] / moment) * (1.0 if use.own else known or 1.0)
-        if known is None:
+        if known is None and use.own:
             parameter.copy_(_unit(name, parameter, self.seed) * scale)
             if id(parameter) in self.padding:
                 parameter[self.padding[id(parameter)]] = 0
-        elif scale < 0.99 * known:
-            parameter.mul_(scale / known)
+        elif known is None or scale < 0.99 * known:
+            parameter.mul_(scale / (known or 1.0))
         else:
             return
         if not use.own:
