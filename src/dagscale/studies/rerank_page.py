@@ -16,6 +16,7 @@ from dagscale.errors import DagscaleError
 from dagscale.studies.agreement import SMALLEST, Curve, Estimate, top
 from dagscale.studies.recipes import RECIPES
 from dagscale.studies.rerank import Report
+from dagscale.studies.tables import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,13 +113,17 @@ def _scatter(axes: Axes, report: Report, percent: int, title: str) -> None:
     axes.set_ylim(low - margin, high + margin)
     if low < x.max() and high > x.min():  # else the diagonal is out of sight
         axes.axline(start, slope=1, color="black", linewidth=0.8, label="no change")
-    axes.set_xlabel(f"benchmark: {report.benchmark.label}, %", fontsize=9)
-    axes.set_ylabel(f"against: {report.against.label}, %", fontsize=9)
+    axes.set_xlabel(f"{_column(report.benchmark)}, %", fontsize=9)
+    axes.set_ylabel(f"{_column(report.against)}, %", fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
+def _column(column: Column) -> str:
+    return f"{Path(column.source).name}: {column.label}"
+
+
 def _kendall(axes: Axes, report: Report) -> None:
-    _line(axes, report.tau, INK, "-", f"{report.benchmark.label} / {report.against.label}")
+    _line(axes, report.tau, INK, "-", f"{_column(report.benchmark)} / {_column(report.against)}")
     for curve, colour in zip(report.floors, FLOORS, strict=False):
         _line(axes, curve, colour, "--", f"noise floor: {curve.label} (n = {curve.n:,})")
     axes.set_xscale("log")
