@@ -7,6 +7,7 @@ from torch import nn
 
 import dagscale
 from dagscale.errors import GraphError, PlanError, UnknownNameError
+from dagscale.graph import Layer
 from dagscale.laws.released import by_layers
 from dagscale.spaces.targets import load
 
@@ -93,3 +94,9 @@ def test_a_network_without_activations_has_no_path_rate() -> None:
 
     with pytest.raises(GraphError, match="the base network has Σ_p L_p³ = 0"):
         dagscale.plan(*load("mlp:2"), base=(nn.Linear(3, 2), torch.randn(1, 3)), base_lr=0.1, law="paths")
+
+
+def test_a_kernel_counts_by_its_taps() -> None:
+    square, flat, line, dense = (Layer(1, 1, kernel).kernel_size for kernel in ((3, 3), (1, 7), (7,), ()))
+    assert (square, dense) == (3, 1)
+    assert flat == line == pytest.approx(math.sqrt(7))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,11 +37,12 @@ class Layer:
 
     @property
     def kernel_size(self) -> float:
-        """One number per layer, the geometric mean over dimensions: 3 for 3×3, √7 for 1×7, 1 for dense."""
-        size = 1.0
-        for k in self.kernel:
-            size *= k
-        return size ** (1 / len(self.kernel)) if self.kernel else 1.0
+        """Square root of the number of taps: 3 for 3×3, √7 for 1×7 and for 7 in one dimension, 1 for dense.
+
+        In two dimensions it is the side of the paper's Eq. 9; that taps count, and not sides, is measured in
+        ``docs/kernels.md``.
+        """
+        return math.sqrt(math.prod(self.kernel))
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
 
     Args:
         multipliers: relative learning rate of each parameter, where not 1.
-        kernel_power: a layer's update strength grows as its kernel size (per dimension) to this power.
+        kernel_power: a layer's update strength grows as its kernel size, the root of its taps, to this power.
 
     Raises:
         GraphError: if no output is reached from an input.
