@@ -1,7 +1,7 @@
 """The second moment at every weight layer, and at every sum, of a freshly initialised network, over the zoo.
 
-    python benchmarks/moments.py run [--limit N] [--only REGEX] [--again]   # resumable; appends to out/moments.jsonl
-    python benchmarks/moments.py report                                     # the tables of docs/inits.md
+    python benchmarks/moments.py run [--limit N] [--only REGEX] [--again] [--seconds S]   # resumable: out/moments.jsonl
+    python benchmarks/moments.py report                                                   # the tables of docs/inits.md
 
 Models of at most 30 million parameters: the smallest of each timm family, torchvision's classifiers, small
 transformers of every type, and the package's own spaces; in the mode in which the zoo traces them (timm and
@@ -18,6 +18,7 @@ import argparse
 import copy
 import json
 import re
+import signal
 import statistics
 import sys
 import time
@@ -32,6 +33,7 @@ import torch
 from torch import nn
 
 from dagscale.inits import INITS
+from dagscale.inits.base import zeros_and_ones
 from dagscale.inits.uses import Use
 from dagscale.probe import apply_fills
 from dagscale.subject import Subject
@@ -252,7 +254,10 @@ def check(model: nn.Module, inputs: Any) -> dict[str, Any]:
         names = tuple(p.name for p in use.op.params if p.role == "weight")
         wanted[names] = min(1 / use.in_degree, wanted.get(names, 1.0))
     fitted = INITS["moments"](subject)
-    covered = {n for n in wanted if any(name in fitted for name in n)}
+    known = zeros_and_ones(graph)
+    shared = Counter(name for names in wanted for name in names)  # a computed weight is set by a parameter of its own
+    own = {name for name in fitted if name not in known}
+    covered = {n for n in wanted if any(name in own and (len(n) == 1 or shared[name] == 1) for name in n)}
     weights = [name for names in wanted for name in names]
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for p in parameters.values()),
@@ -318,8 +323,17 @@ def rows() -> list[dict[str, Any]]:
     return list(latest.values())
 
 
-def run(limit: int, only: str, again: bool) -> None:
-    """Every case that has no row yet, until ``limit`` models have been measured."""
+class TooSlow(BaseException):
+    """A model took more processor time than it was given; no ``except Exception`` on the way is to swallow it."""
+
+
+def _give_up(*_: Any) -> None:
+    raise TooSlow
+
+
+def run(limit: int, only: str, again: bool, seconds: float) -> None:
+    """Every case that has no row yet, until ``limit`` models have been measured, each within ``seconds``."""
+    signal.signal(signal.SIGPROF, _give_up)
     import logging
 
     warnings.simplefilter("ignore")
@@ -335,24 +349,31 @@ def run(limit: int, only: str, again: bool) -> None:
             continue
         row: dict[str, Any] = {"library": library, "name": name}
         start = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            model, inputs = build(library, name)
-            count = sum(p.numel() for p in model.parameters())
-            if count > LARGEST:
-                raise ValueError("too large")
-        except Exception as error:
-            row["skipped"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        else:
-            try:
-                row |= check(model, inputs)
-                measured += "moments" in row
-            except Exception as error:
-                row["failed"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            del model, inputs
+            row |= attempt(library, name)
+        except TooSlow:
+            row["skipped"] = "too slow"
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        measured += "moments" in row
         row["seconds"] = round(time.process_time() - start, 1)
         with OUT.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(library, name, row["seconds"], "s:", verdict(row), flush=True)
+
+
+def attempt(library: str, name: str) -> dict[str, Any]:
+    """What can be said of one model."""
+    try:
+        model, inputs = build(library, name)
+        if sum(p.numel() for p in model.parameters()) > LARGEST:
+            raise ValueError("too large")
+    except Exception as error:
+        return {"skipped": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+    try:
+        return check(model, inputs)
+    except Exception as error:
+        return {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -396,15 +417,17 @@ def report() -> None:
     print("\nsurely off by more than 10 % (beyond two standard errors of 8 draws):")
     for r in measured:
         if r["surely"]:
-            named = ", ".join(f"{n} {_short(v)}" for n, v in list(r["surely"].items())[:4])
+            named = ", ".join(f"{n[:80]} {_short(v)}" for n, v in list(r["surely"].items())[:4])
             print(f"- `{r['name']}` {len(r['surely'])} of {r['layers']}: {named}")
     print("\nleft as they were:")
     for r in measured:
         if r["left"]:
-            print(f"- `{r['name']}` {len(r['left'])} of {len(r['left']) + r['layers']}: {'; '.join(r['left'][:3])}")
+            named = "; ".join(n[:80] for n in r["left"][:3])
+            print(f"- `{r['name']}` {len(r['left'])} of {len(r['left']) + r['layers']}: {named}")
     print("\nused several times:", ", ".join(f"`{r['name']}` {r['uses']}" for r in measured if r["uses"]))
     print("\nfailed:", [(r["name"], r["failed"]) for r in every if "failed" in r])
-    skipped = Counter("too large" if "too large" in r["skipped"] else "not built" for r in every if "skipped" in r)
+    reasons = [r["skipped"] for r in every if "skipped" in r]
+    skipped = Counter(next((k for k in ("too large", "too slow") if k in s), "not built") for s in reasons)
     print("skipped:", dict(skipped))
 
 
@@ -414,7 +437,7 @@ def _share(values: list[float], q: float) -> float:
 
 
 def _short(value: float) -> str:
-    return "∞" if value >= 1e30 else f"{value:.3g}"
+    return "∞" if value > 9e29 else f"{value:.3g}"
 
 
 def main() -> None:
@@ -423,9 +446,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10**6, help="models to measure")
     parser.add_argument("--only", default="", help="regular expression on library/name")
     parser.add_argument("--again", action="store_true", help="also those that have a row already")
+    parser.add_argument("--seconds", type=float, default=60.0, help="processor time a model")
     options = parser.parse_args()
     if options.command == "run":
-        run(options.limit, options.only, options.again)
+        run(options.limit, options.only, options.again, options.seconds)
     else:
         report()
 
