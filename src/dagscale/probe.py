@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +66,16 @@ class Probe:
         self._next = (rows[-1] + 1) % len(self.order)
         chosen = self.order[rows].to(self.x.device)
         return self.x[chosen], self.y[chosen]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Each parameter's learning rate relative to the plan's."""
+        return [self.subject.multipliers.get(name, 1.0) for name in self.parameters]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The subject's optimiser, fresh, a group a parameter, at an overall rate of 1."""
+        groups = [{"params": [p], "lr": r} for p, r in zip(self.parameters.values(), self.ratios, strict=True)]
+        return OPTIMIZERS[self.subject.optimizer](groups)
 
     def output(self, x: Tensor) -> Tensor:
         """The network's output as one tensor.
@@ -170,7 +179,7 @@ def largest_eigenvalue(
     v = [torch.randn(p.shape, generator=generator).to(p) for p in probe.parameters.values()]
     value, calm = 0.0, 0
     for _ in range(most):
-        norm = math.sqrt(sum(float(t.double().square().sum()) for t in v))
+        norm = math.sqrt(dot(v, v))
         if not (math.isfinite(norm) and norm > 0):
             return norm
         v = [t / norm for t in v]
@@ -190,20 +199,13 @@ def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 def short_run(probe: Probe, step: Callable[[], float], steps: int, every: int = 8) -> None:
     """Train the probe's copy for ``steps`` steps, the rate asked for again every ``every`` steps."""
-    optimizer: torch.optim.Optimizer | None = None
+    optimizer, ratios = probe.optimizer(), probe.ratios
     probe.model.train()
     for k in range(steps):
         if k % every == 0:
             lr = step()
-            if optimizer is None:
-                groups: list[dict[str, Any]] = [
-                    {"params": [p], "lr": 1.0, "ratio": probe.subject.multipliers.get(n, 1.0)}
-                    for n, p in probe.parameters.items()
-                ]
-                optimizer = OPTIMIZERS[probe.subject.optimizer](groups)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["ratio"]
-        assert optimizer is not None
+            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                group["lr"] = lr * ratio
         x, y = probe.batch(probe.subject.batch_size)
         optimizer.zero_grad()
         probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
-from dagscale.laws.seeds import Measured, over_seeds
+from dagscale.laws.seeds import Measured, once, over_seeds
 from dagscale.probe import Cost, Probe, largest_eigenvalue, short_run
 from dagscale.subject import Subject
 
 STEPS = 32
 """Length of the short run before the curvature is read."""
-
-_known: WeakKeyDictionary[Subject, Measured] = WeakKeyDictionary()
-"""A base is measured once for many targets."""
 
 
 def curvature(subject: Subject, steps: int = STEPS) -> Measured:
@@ -26,7 +21,7 @@ def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
     """λ for one seed."""
     probe = Probe(subject, seed, cost)
     probe.model.train()
-    scale = [subject.multipliers.get(name, 1.0) for name in probe.parameters]
+    scale = probe.ratios
 
     def steepest() -> float:
         value = largest_eigenvalue(probe, scale)
@@ -56,11 +51,10 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     return {"curvature": known(base).value / known(target).value}
 
 
+@once
 def known(subject: Subject) -> Measured:
-    """:func:`curvature`, measured once a subject."""
-    if subject not in _known:
-        _known[subject] = curvature(subject)
-    return _known[subject]
+    """:func:`curvature` after a short run of the usual length."""
+    return curvature(subject)
 
 
 LAWS.add("curvature")(Law(factors, SGD, cost=lambda subject: known(subject).forwards))

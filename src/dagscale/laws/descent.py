@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from dataclasses import replace
 from statistics import median
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
-from dagscale.laws.seeds import Measured, over_seeds
-from dagscale.probe import Cost, Probe, dot, gauss_newton
+from dagscale.laws.seeds import Measured, once, over_seeds
+from dagscale.probe import Cost, Probe, dot, gauss_newton, short_run
 from dagscale.subject import Subject
-from dagscale.train import OPTIMIZERS
 
 BATCH = 1024
 """Examples that stand for the expected loss."""
@@ -24,8 +21,8 @@ BATCH = 1024
 AVERAGED = 8
 """Optimiser steps, each from the same point on a batch of its own, that numerator and denominator are averaged over."""
 
-RUN, EVERY = 32, 8
-"""Length of SGD's short run, and how often the rate is measured on it."""
+RUN = 32
+"""Length of SGD's short run; the rate is measured anew every eight steps of it."""
 
 LONG_RUN = {"sgd": 3.7, "momentum": 0.37, "adam": 1.0, "adamw": 1.0}
 """What the rate of a whole run is, relative to that of one step: for SGD a mean over the settings in ``docs/laws.md``,
@@ -34,47 +31,46 @@ with momentum 0.9 a tenth of it, since ten steps add up. Ratios of rates do not 
 
 def measure(subject: Subject, seed: int, cost: Cost) -> float:
     """The rate for one seed: at initialisation; for SGD the median over a short run at half of it."""
-    probe = Probe(subject, seed, cost)
+    plain = subject.optimizer in SGD  # momentum's steps add up to those of SGD, which is measured for both
+    probe = Probe(replace(subject, optimizer="sgd") if plain else subject, seed, cost)
     probe.model.train()
-    optimizer = OPTIMIZERS["sgd" if subject.optimizer in SGD else subject.optimizer](
-        [{"params": [p]} for p in probe.parameters.values()]
-    )
-    rates = [_rate(probe, optimizer)]
-    if not 0 < rates[0] < math.inf:
-        raise PlanError(
-            f"no step of {subject.optimizer} lowers the loss at initialisation (best rate {rates[0]:.3g}): check the "
-            "init (init 'moments' keeps signals finite), the labels and the loss"
-        )
-    for k in range(RUN if subject.optimizer in SGD else 0):
-        _gradient(probe, *probe.batch(subject.batch_size))
-        _step(probe, optimizer, 0.5 * rates[-1])
-        if (k + 1) % EVERY == 0:
-            rate = _rate(probe, optimizer)
-            if not 0 < rate < math.inf:  # the loss is at its least already
-                break
+    rates: list[float] = []
+
+    def half() -> float:
+        rate = _rate(probe)
+        if 0 < rate < math.inf:
             rates.append(rate)
+        elif not rates:
+            raise PlanError(
+                f"no step of {subject.optimizer} lowers the loss at initialisation (best rate {rate:.3g}): check the "
+                "init (init 'moments' keeps signals finite), the labels and the loss"
+            )
+        return 0.5 * rates[-1]
+
+    if plain:
+        short_run(probe, half, RUN)
+    half()
     return median(rates)
 
 
-def _rate(probe: Probe, optimizer: Optimizer) -> float:
-    """``-⟨∇L, d⟩ / ⟨d, G d⟩``, both averaged over steps ``d`` that are taken and taken back."""
-    state = copy.deepcopy(optimizer.state_dict())
-    start = [p.detach().clone() for p in probe.parameters.values()]
+def _rate(probe: Probe) -> float:
+    """``-⟨∇L, d⟩ / ⟨d, G d⟩``, both averaged over first steps ``d`` that are taken and taken back."""
+    parameters = list(probe.parameters.values())
+    start = [p.detach().clone() for p in parameters]
     x, y = probe.batch(BATCH)
     gradient = _gradient(probe, x, y)
     steps = []
     for _ in range(AVERAGED):
         _gradient(probe, *probe.batch(probe.subject.batch_size))
-        _step(probe, optimizer, 1.0)
+        probe.optimizer().step()
         with torch.no_grad():
-            steps.append([p - before for p, before in zip(probe.parameters.values(), start, strict=True)])
-            for p, before in zip(probe.parameters.values(), start, strict=True):
+            steps.append([p - before for p, before in zip(parameters, start, strict=True)])
+            for p, before in zip(parameters, start, strict=True):
                 p.copy_(before)
-        optimizer.load_state_dict(copy.deepcopy(state))
     product = gauss_newton(probe, x, y)
     slope = -sum(dot(gradient, d) for d in steps)
     bend = sum(dot(d, product(d)) for d in steps)
-    return float(slope / bend) if bend > 0 else math.nan
+    return slope / bend if bend > 0 else math.nan
 
 
 def _gradient(probe: Probe, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -85,21 +81,10 @@ def _gradient(probe: Probe, x: Tensor, y: Tensor) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in probe.parameters.values()]
 
 
-def _step(probe: Probe, optimizer: Optimizer, rate: float) -> None:
-    for group, name in zip(optimizer.param_groups, probe.parameters, strict=True):
-        group["lr"] = rate * probe.subject.multipliers.get(name, 1.0)
-    optimizer.step()
-
-
-_known: WeakKeyDictionary[Subject, Measured] = WeakKeyDictionary()
-"""A base is measured once for many targets."""
-
-
+@once
 def known(subject: Subject) -> Measured:
-    """:func:`measure` over seeds, measured once a subject."""
-    if subject not in _known:
-        _known[subject] = over_seeds(lambda seed, cost: measure(subject, seed, cost), subject.seed)
-    return _known[subject]
+    """:func:`measure` over seeds."""
+    return over_seeds(lambda seed, cost: measure(subject, seed, cost), subject.seed)
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import sqrt
 from statistics import fmean
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, Law
-from dagscale.laws.seeds import Measured, over_seeds
+from dagscale.laws.seeds import Measured, once, over_seeds
 from dagscale.probe import BATCH, Probe
 from dagscale.subject import Subject
-from dagscale.train import OPTIMIZERS
 
 STEP = 1e-4
 """The probing rate for SGD, relative to 1/‖gradient‖², and for Adam in absolute terms: small enough to be linear."""
@@ -61,12 +59,11 @@ def relative_change(probe: Probe) -> float:
     probe.model.train()
     x, y = probe.batch(BATCH)
     before = _forward(probe, x)
-    groups = [{"params": [p], "lr": probe.subject.multipliers.get(n, 1.0)} for n, p in probe.parameters.items()]
-    optimizer = OPTIMIZERS[probe.subject.optimizer](groups)
+    optimizer = probe.optimizer()
     probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
     squared = sum(
-        float(p.grad.double().square().sum()) * probe.subject.multipliers.get(n, 1.0)
-        for n, p in probe.parameters.items()
+        float(p.grad.double().square().sum()) * ratio
+        for p, ratio in zip(probe.parameters.values(), probe.ratios, strict=True)
         if p.grad is not None
     )
     if not 0 < squared < float("inf"):
@@ -94,15 +91,10 @@ def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
     return [*taps.values, out]
 
 
-_known: WeakKeyDictionary[Subject, Measured] = WeakKeyDictionary()
-"""A base is measured once for many targets."""
-
-
+@once
 def change(subject: Subject) -> Measured:
-    """:func:`relative_change` over seeds, measured once a subject."""
-    if subject not in _known:
-        _known[subject] = over_seeds(lambda seed, cost: relative_change(Probe(subject, seed, cost)), subject.seed)
-    return _known[subject]
+    """:func:`relative_change` over seeds."""
+    return over_seeds(lambda seed, cost: relative_change(Probe(subject, seed, cost)), subject.seed)
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:

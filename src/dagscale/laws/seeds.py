@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from math import exp, log, sqrt
 from statistics import fmean, stdev
+from weakref import WeakKeyDictionary
 
 from dagscale.probe import Cost
+from dagscale.subject import Subject
 
 PRECISION = 0.05
 """Standard error of the logarithm at which no further seed is measured."""
@@ -35,6 +38,19 @@ def over_seeds(measure: Callable[[int, Cost], float], seed: int) -> Measured:
         if len(logs) >= SEEDS[0] and _error(logs) < PRECISION:
             break
     return Measured(exp(fmean(logs)), _error(logs), len(logs), cost.forwards)
+
+
+def once(measure: Callable[[Subject], Measured]) -> Callable[[Subject], Measured]:
+    """``measure``, run once a subject and remembered as long as the subject lives: a base serves many targets."""
+    known: WeakKeyDictionary[Subject, Measured] = WeakKeyDictionary()
+
+    @wraps(measure)
+    def remembered(subject: Subject) -> Measured:
+        if subject not in known:
+            known[subject] = measure(subject)
+        return known[subject]
+
+    return remembered
 
 
 def _error(logs: list[float]) -> float:
