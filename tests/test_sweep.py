@@ -7,6 +7,7 @@ import math
 import pickle
 import random
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import dagscale
 from dagscale.cli.sweep import sweep_app
 from dagscale.errors import SweepError
 from dagscale.sweep import Run, Store, code_version, export, sweep
@@ -113,6 +115,19 @@ def test_nan_survives() -> None:
 def test_code_version_names_package_sources_and_torch() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\+[0-9a-f]{12}\.torch\.\S+", code_version())
     assert Run("mlp:2", 1.0).version == code_version()
+
+
+def test_code_version_without_a_part_outlives_its_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "dagscale"
+    shutil.copytree(Path(dagscale.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(dagscale, "__file__", str(root / "__init__.py"))
+    fresh = code_version.__wrapped__
+    whole, part = fresh(), fresh("laws/*")
+    (root / "laws" / "none.py").write_text("changed")
+    assert fresh() != whole
+    assert fresh("laws/*") == part
+    (root / "train.py").write_text("changed")
+    assert fresh("laws/*") != part
 
 
 # --- sweeping

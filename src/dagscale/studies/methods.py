@@ -104,6 +104,11 @@ def law_methods() -> Iterator[Method]:
 
 KINDS: Registry[Callable[[Run], dict[str, Any]]] = Registry("kind of run")
 
+AFTERWARDS = (
+    "laws/*", "probe.py", "search/*", "check/*", "studies/truth.py", "studies/verdict.py", "studies/verify.py",
+)  # fmt: skip
+"""Parts of the package that training runs do not depend on, so that they outlive a change of a law or of a report."""
+
 DECAY = {"adamw": 0.01}
 """PyTorch's default weight decay, which width rules scale as they do the rate."""
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dagscale.errors import DagscaleError, UnknownNameError
-from dagscale.studies.methods import KINDS, Method, law_method, law_methods
+from dagscale.studies.methods import AFTERWARDS, KINDS, Method, law_method, law_methods
 from dagscale.studies.peers import PEERS
 from dagscale.studies.suites import SUITES, Exponents
 from dagscale.studies.truth import Truth
 from dagscale.studies.verdict import Judge, Truths, Verdict
-from dagscale.sweep import Run, Store, sweep
+from dagscale.sweep import Run, Store, code_version, sweep
 from dagscale.train import OPTIMIZERS
 
 Key = tuple[str, str, float, int]
@@ -90,8 +90,11 @@ def verify(
     common: dict[str, Any] = {
         "optimizer": optimizer, "data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs,
     }  # fmt: skip
+    trained = code_version(*AFTERWARDS)
     trainings = {
-        (m.truth, a, lr, k): Run(a, lr, m.init, seed=seed + k, options=m.training(a, family.base), **common)
+        (m.truth, a, lr, k): Run(
+            a, lr, m.init, seed=seed + k, options=m.training(a, family.base), version=trained, **common
+        )
         for m in {m.truth: m for m in chosen}.values() for a in (family.base, *members) for lr in rates
         for k in range(seeds)
     }  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
 from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -17,15 +18,19 @@ from dagscale.errors import SweepError
 NONFINITE = "$float"
 """JSON has no NaN and no infinity: they are written as ``{"$float": "nan"}``, ``"inf"`` or ``"-inf"``."""
 
-FACES = ("__main__.py", "cli", "draw", "picture.py", "sweep")
+FACES = ("__main__.py", "cli/*", "draw/*", "picture.py", "sweep/*", "studies/*_page.py", "studies/*_report.py")
 """Parts of the package that change no result, left out of `code_version`."""
 
 
 @cache
-def code_version() -> str:
+def code_version(*without: str) -> str:
     """The package's version, a digest of the sources that results depend on, and torch's version.
 
     As ``0.1.0+3f2a9c01b7de.torch.2.13.0``. It is taken once per process, at the first call.
+
+    Args:
+        without: further parts that the results in question do not depend on, as ``laws/*``: paths in the package, or
+            patterns for them.
     """
     import torch
 
@@ -34,9 +39,9 @@ def code_version() -> str:
     root = Path(dagscale.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
-        part = file.relative_to(root)
-        if part.parts[0] not in FACES:
-            digest.update(part.as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+        part = file.relative_to(root).as_posix()
+        if not any(fnmatch(part, pattern) for pattern in FACES + without):
+            digest.update(part.encode() + b"\0" + file.read_bytes() + b"\0")
     return f"{dagscale.__version__}+{digest.hexdigest()[:12]}.torch.{str(torch.__version__).split('+')[0]}"
 
 
