@@ -9,6 +9,7 @@ import dagscale
 from dagscale.errors import GraphError, PlanError, UnknownNameError
 from dagscale.graph import Layer
 from dagscale.laws.released import by_layers
+from dagscale.laws.walk import weighted_cubes
 from dagscale.spaces.targets import load
 
 
@@ -33,6 +34,15 @@ def test_paths_divides_by_the_kernel_size(k: int, ratio: float) -> None:
     plan = planned(f"cnn:2_02_002?kernel={k}", "cnn:2_02_002?kernel=3", "paths")
     assert plan.factors["kernel"] == pytest.approx(ratio)
     assert plan.lr == pytest.approx(0.1 * ratio)
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [("2_02", 27.0), ("2_11", (1 * 1 + 0.5 * 8) / 1.5), ("0_01_111_1001", 1.0)],  # the stem has an activation too
+)
+def test_walk_weighs_each_cubed_depth_by_its_share_of_the_signal(target: str, value: float) -> None:
+    graph = dagscale.trace(*load(f"mlp:{target}?width=8"))
+    assert weighted_cubes(graph) == pytest.approx(value)
 
 
 def test_a_network_is_its_own_base() -> None:

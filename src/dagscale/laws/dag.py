@@ -43,6 +43,7 @@ class MeanField:
         weights: its weight edges.
         identities: pairs ``(u, v)`` with the activations on the way.
         stems: for each vertex, the summed strength of the layers that read a model input directly.
+        begins: for each vertex, the most activations between a model input and it that no other vertex precedes.
         ends: vertices that an output reads, with the activations on the way.
     """
 
@@ -51,6 +52,7 @@ class MeanField:
     weights: tuple[WeightEdge, ...]
     identities: tuple[tuple[int, int, int], ...]
     stems: tuple[float, ...]
+    begins: tuple[int, ...]
     ends: tuple[tuple[int, int], ...]
 
     def kappa(self) -> Matrix:
@@ -93,11 +95,13 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
     weights: list[WeightEdge] = []
     identities: list[tuple[int, int, int]] = []
     stems: list[float] = []
+    begins: list[int] = []
     ends: list[tuple[int, int]] = []
 
     def vertex(d: int) -> int:
         degree.append(max(d, 1))
         stems.append(0.0)
+        begins.append(0)
         return len(degree) - 1
 
     def join(at: int | None, to: int, depth: int, op: Op | None) -> None:
@@ -109,6 +113,7 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
         strength = float(rate * op.layer.kernel_size**kernel_power)
         if at is None:
             stems[to] += strength
+            begins[to] = max(begins[to], depth)
         else:
             weights.append(WeightEdge(at, to, depth, strength))
 
@@ -139,4 +144,6 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
                 join(at, number[v], depth, last)
     if not ends:
         raise GraphError("no output is reached from an input through a hidden layer: this law has no answer")
-    return MeanField(len(degree), tuple(degree), tuple(weights), tuple(identities), tuple(stems), tuple(ends))
+    return MeanField(
+        len(degree), tuple(degree), tuple(weights), tuple(identities), tuple(stems), tuple(begins), tuple(ends)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 
+from dagscale.errors import GraphError
 from dagscale.graph import Graph
 from dagscale.laws.base import LAWS, SGD, Law
 from dagscale.laws.dag import mean_field
@@ -17,6 +18,9 @@ def weighted_cubes(graph: Graph) -> float:
     A vertex's second moment ``m_v`` is the sum of what its summands bring: ``1/d_v`` for a weight edge, ``m_u`` for
     an identity edge from ``u``. Walking back from the output and choosing each summand with the probability
     of its share, ``w_p`` is the probability of path ``p``. Without identity edges ``w_p = Π 1/d_v``.
+
+    Raises:
+        GraphError: if it is zero, so that the law says nothing.
     """
     dag = mean_field(graph)
     incoming: list[list[tuple[int, float, int]]] = [[] for _ in range(dag.size)]
@@ -30,13 +34,15 @@ def weighted_cubes(graph: Graph) -> float:
         stem = 1 / dag.degree[v] if dag.stems[v] else 0.0
         shares = [(u, share if share >= 0 else moment[u], depth) for u, share, depth in incoming[v]]
         moment[v] = stem + sum(share for _, share, _ in shares)
-        total = (stem, 0.0, 0.0, 0.0)
+        total = _shift((stem, 0.0, 0.0, 0.0), dag.begins[v])
         for u, share, depth in shares:
             total = _add(total, _shift(sums[u], depth), share)
         sums[v] = _scaled(total, 1 / moment[v]) if moment[v] else total
     at_end = (0.0, 0.0, 0.0, 0.0)
     for v, depth in dag.ends:
         at_end = _add(at_end, _shift(sums[v], depth), 1 / len(dag.ends))
+    if not at_end[3] > 0:
+        raise GraphError("no path passes an activation: law 'walk' has no rate for this network; use law 'none'")
     return at_end[3]
 
 
