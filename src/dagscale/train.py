@@ -147,13 +147,13 @@ def train(
     losses: list[float] = []
     final, diverged = math.inf, False
     model.train()
-    with _seeded(seed):
+    with seeded(seed):
         for taken, rows in zip(range(total), _batches(len(x), batch_size, seed), strict=False):
             if train_step is None:
                 model.zero_grad(set_to_none=True)
                 value = _loss(model, loss, x[rows], y[rows])
                 losses.append(value.item())
-                diverged = _exploded(losses[-1], losses[0])
+                diverged = exploded(losses[-1], losses[0])
                 if diverged:
                     total = taken
                     break
@@ -165,7 +165,7 @@ def train(
                 batch = to_model(model, x[rows]), to_model(model, y[rows])
                 where = f", at step {taken + 1} of {total}, seed {seed}"
                 losses.append(_of_user("training step", lambda: _number(train_step(model, optimiser, *batch)), where))  # noqa: B023
-                diverged = _exploded(losses[-1], losses[0])
+                diverged = exploded(losses[-1], losses[0])
             diverged = diverged or not _finite(trained)
             if diverged:
                 total = taken + 1
@@ -174,7 +174,7 @@ def train(
                 _of_user("schedule", scheduler.step)
         if not diverged:
             final = _final_loss(model, loss, x, y, batch_size, evaluate)
-            diverged = _exploded(final, losses[0])
+            diverged = exploded(final, losses[0])
     model.zero_grad(set_to_none=True)
     return Run(math.inf if diverged else final, diverged, total, tuple(losses))
 
@@ -282,7 +282,7 @@ def _batches(n: int, batch_size: int, seed: int) -> Iterator[Tensor]:
         yield from torch.split(order[: n - n % size], size)
 
 
-def _exploded(loss: float, first: float) -> bool:
+def exploded(loss: float, first: float) -> bool:
     """The rule of divergence, see `train`."""
     return not math.isfinite(loss) or loss > EXPLODED * max(abs(first), 1.0)
 
@@ -299,7 +299,7 @@ def _finite(parameters: Iterable[Tensor]) -> bool:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Global random generators seeded inside, as they were outside."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):

@@ -1,0 +1,137 @@
+"""The learning rate that lowers the loss best over a short run, measured."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+
+import torch
+
+from dagscale.errors import PlanError
+from dagscale.laws.base import LAWS, Law
+from dagscale.laws.seeds import Measured, once, over_seeds
+from dagscale.probe import Cost, Probe
+from dagscale.search.band import GRIDS, find_band
+from dagscale.subject import Subject
+from dagscale.train import exploded, seeded
+
+STEPS = 24
+"""Length of a run."""
+
+EXAMPLES = 512
+"""Examples that stand for the loss; they are the same at every rate."""
+
+SHARE = 0.15
+"""The band: rates that lower the loss by at least 1 - SHARE of what the best of them does."""
+
+LOWEST, HIGHEST = -40, 24
+"""Exponents of 2 between which rates are tried."""
+
+
+def measure(subject: Subject, seed: int, start: int, cost: Cost) -> float:
+    """The geometric middle of the band, for one seed: the same weights and batches at every rate.
+
+    Rates an octave apart are tried: from ``2**start`` down to below the band, then up to above it. Coming from below
+    finds the valley in which training descends. Beyond the rate at which it breaks there can be another, of networks
+    that had their outputs thrown away.
+    """
+    run = _Runs(Probe(subject, seed, cost))
+    if not math.isfinite(run.before):
+        raise PlanError(
+            f"the loss at initialisation is {run.before}: check the init (init 'moments' keeps signals finite)"
+        )
+    changes = {start: run(2.0**start)}
+
+    def outside(i: int) -> bool:
+        best = min(changes.values())
+        return changes[i] > best + SHARE * abs(best)
+
+    while min(changes) > LOWEST and (min(changes.values()) >= 0 or not outside(min(changes))):
+        changes[min(changes) - 1] = run(2.0 ** (min(changes) - 1))
+    if min(changes.values()) >= 0:
+        raise PlanError(
+            f"no short run of {subject.optimizer} lowers the loss, whatever its rate: check the init (init 'moments' "
+            "keeps signals finite), the labels and the loss"
+        )
+    while max(changes) < HIGHEST and not (outside(max(changes)) and outside(max(changes) - 1)):
+        changes[max(changes) + 1] = run(2.0 ** (max(changes) + 1))
+    tried = sorted(changes)
+    return math.sqrt(math.prod(find_band([2.0**i for i in tried], [changes[i] for i in tried], SHARE)))
+
+
+class _Runs:
+    """Short runs from the same weights on the same batches; a rate → the change of the loss, ``inf`` if it diverged."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        probe.model.train()
+        size = probe.subject.batch_size
+        x, y = probe.batch(EXAMPLES)
+        pieces = math.ceil(len(x) / size)  # of nearly one size: no batch statistics come from a lone last example
+        self.held = [*zip(x.tensor_split(pieces), y.tensor_split(pieces), strict=True)]
+        self.batches = [probe.batch(size) for _ in range(STEPS)]
+        state = (*probe.model.parameters(), *probe.model.buffers())
+        self.start = [(tensor, tensor.detach().clone()) for tensor in state]
+        self.before = self.loss()
+
+    def __call__(self, rate: float) -> float:
+        probe = self.probe
+        self.restore()
+        optimizer = probe.optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] *= rate
+        first = None
+        with seeded(probe.seed):
+            for x, y in self.batches:
+                optimizer.zero_grad()
+                value = probe.loss(probe.output(x), y)
+                first = value.item() if first is None else first
+                probe.cost.forwards += 1
+                if exploded(value.item(), first):
+                    return math.inf
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                probe.cost.forwards += 2
+        change = self.loss() - self.before
+        return change if math.isfinite(change) else math.inf
+
+    def loss(self) -> float:
+        """On the held examples, as training sees it."""
+        self.probe.cost.forwards += len(self.held)
+        with torch.no_grad(), seeded(self.probe.seed):
+            return fmean(self.probe.loss(self.probe.output(x), y).item() for x, y in self.held)
+
+    def restore(self) -> None:
+        """Weights and statistics as they were before any run."""
+        with torch.no_grad():
+            for tensor, before in self.start:
+                tensor.copy_(before)
+
+
+@once
+def known(subject: Subject) -> Measured:
+    """:func:`measure` over seeds; after the first, from two octaves below what that found."""
+    start = round(GRIDS[subject.optimizer][0])
+
+    def one(seed: int, cost: Cost) -> float:
+        nonlocal start
+        rate = measure(subject, seed, start, cost)
+        start = min(max(round(math.log2(rate)) - 2, LOWEST + 1), HIGHEST - 1)
+        return rate
+
+    return over_seeds(one, subject.seed)
+
+
+def factors(base: Subject, target: Subject) -> dict[str, float]:
+    """``η ∝`` the rate at which a run of ``STEPS`` steps lowers the loss best.
+
+    Short runs favour lower rates than long ones do [Wu et al. 2018]; what they favour too low is much the same for base
+    and target, and cancels in the ratio. Unlike a quadratic model at initialisation they see how normalised weights
+    grow, how sharpness changes, and how an optimiser's state builds up.
+    """
+    return {"short-run": known(target).value / known(base).value}
+
+
+LAWS.add("short-run")(
+    Law(factors, cost=lambda subject: known(subject).forwards, absolute=lambda subject: known(subject).value)
+)

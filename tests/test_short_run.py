@@ -1,0 +1,102 @@
+"""The law ``short-run``."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import dagscale
+from dagscale.data import load
+from dagscale.draws import Fill
+from dagscale.errors import PlanError
+from dagscale.inits import INITS
+from dagscale.laws import short_run
+from dagscale.laws.short_run import SHARE, STEPS, known
+from dagscale.spaces import targets
+from dagscale.subject import Subject
+from dagscale.trace import trace
+
+
+def parabola(**more: object) -> Subject:
+    """(2w - 1)² from w = 1: a step at rate η takes the loss to (1 - 8η)² of what it was."""
+    model, x = nn.Linear(1, 1, bias=False), torch.full((64, 1), 2.0)
+    given = {"fills": {"weight": Fill(1.0, 0.0)}, "batch_size": 8, **more}
+    return Subject(trace(model, x), model, x, (x, torch.ones(64, 1)), mse_loss, **given)  # type: ignore[arg-type]
+
+
+def digits(target: str, optimizer: str = "sgd", **more: object) -> Subject:
+    data = load("digits")
+    model, x = targets.load(target, data=data)
+    subject = Subject(trace(model, x), model, x, (data.x, data.y), cross_entropy, optimizer, batch_size=32)
+    return Subject(**{**vars(subject), "fills": INITS["moments"](subject), **more})
+
+
+def expected_middle() -> float:
+    """Log2 of the band's middle on the parabola, its ends interpolated between the rates 2^k as the law does."""
+    change = {k: (1 - 8 * 2.0**k) ** (2 * STEPS) - 1 for k in range(-20, 0)}
+    inside = [k for k in change if change[k] <= -(1 - SHARE)]
+    ends = []
+    for k, beyond in ((min(inside), min(inside) - 1), (max(inside), max(inside) + 1)):
+        share = (-(1 - SHARE) - change[k]) / (change[beyond] - change[k])
+        ends.append(k + share * (beyond - k))
+    return sum(ends) / 2
+
+
+def test_middle_of_the_rates_that_descend_a_parabola() -> None:
+    assert math.log2(known(parabola()).value) == pytest.approx(expected_middle(), abs=1e-3)
+
+
+def test_multipliers_of_the_plan_scale_the_rate() -> None:
+    assert known(parabola(multipliers={"weight": 4.0})).value == pytest.approx(known(parabola()).value / 4, rel=1e-3)
+
+
+def test_where_it_starts_does_not_matter() -> None:
+    subject = digits("mlp:2_02?width=16")
+    low, high = (short_run.measure(subject, 0, start, short_run.Cost()) for start in (-14, -2))
+    assert low == pytest.approx(high, rel=1e-6)
+
+
+def test_the_valley_beyond_the_break_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {-8: -0.5, -7: -0.9, -6: -1.0, -5: -0.9, -4: 0.3, -3: 2.0, -2: -1.2, -1: -1.3}
+
+    def call(runs: object, rate: float) -> float:
+        return changes.get(round(math.log2(rate)), -0.1 if rate < 2**-8 else math.inf)
+
+    monkeypatch.setattr(short_run._Runs, "__call__", call)
+    assert -6.5 < math.log2(known(digits("mlp:2?width=8")).value) < -5.5
+
+
+def test_the_model_and_its_statistics_stay_as_they_were() -> None:
+    subject = digits("mlp:2?width=16&norm=batch")
+    assert subject.model is not None
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    known(subject)
+    assert all(torch.equal(before[name], value) for name, value in subject.model.state_dict().items())
+
+
+def test_sees_that_normalised_networks_bear_a_rate_that_plain_ones_do_not() -> None:
+    plain, normed = (known(digits(f"mlp:2_02_002?width=32{norm}")).value for norm in ("", "&norm=batch"))
+    assert normed > 2 * plain
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+def test_a_plan_without_a_base_is_near_what_a_search_finds(optimizer: str) -> None:
+    data = load("digits")
+    model, x = targets.load("mlp:2_02?width=32", data=data)
+    plan = dagscale.plan(
+        model, x, optimizer=optimizer, law="short-run", data=(data.x, data.y), loss=cross_entropy, batch_size=32
+    )
+    found = dagscale.search(
+        model, data, plan=plan, optimizer=optimizer, batch_size=32, steps=60, seeds=1,
+        grid=[plan.lr * 2.0**k for k in range(-4, 5)],
+    )  # fmt: skip
+    assert abs(math.log2(plan.lr / found.lr)) < 2
+
+
+def test_refusals_name_the_mend() -> None:
+    with pytest.raises(PlanError, match="at initialisation is nan"):
+        known(parabola(fills={"weight": Fill(math.nan, 0.0)}))
+    with pytest.raises(PlanError, match="no short run of sgd lowers the loss"):
+        known(parabola(fills={"weight": Fill(0.5, 0.0)}))  # at the bottom already
