@@ -34,7 +34,7 @@ import dagscale
 from dagscale import data
 from dagscale.inits import INITS
 from dagscale.laws.curvature import measure
-from dagscale.probe import BATCH, Cost, Probe, largest_eigenvalue
+from dagscale.probe import BATCH, Cost, Probe, leading_eigenpair
 from dagscale.subject import Subject
 
 OUT = Path("out/kernels.jsonl")
@@ -118,9 +118,9 @@ def curvature(subject: Subject) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in ("λ", "λ of convolutions", "λ after 32 steps")}
     for seed in range(SEEDS):
         probe = Probe(subject, seed)
-        found["λ"].append(largest_eigenvalue(probe, [1.0] * len(probe.parameters)))
+        found["λ"].append(leading_eigenpair(probe, [1.0] * len(probe.parameters))[0])
         convolutions = [float(name.startswith("convs")) for name in probe.parameters]
-        found["λ of convolutions"].append(largest_eigenvalue(Probe(subject, seed), convolutions))
+        found["λ of convolutions"].append(leading_eigenpair(Probe(subject, seed), convolutions)[0])
         found["λ after 32 steps"].append(measure(subject, seed, 32, Cost()))
     return found
 

@@ -162,26 +162,33 @@ def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tenso
     return product
 
 
-def largest_eigenvalue(
-    probe: Probe, scale: Sequence[Tensor | float], *, tolerance: float = 0.01, most: int = 60
-) -> float:
-    """Largest eigenvalue of ``D^½ G D^½``, ``G`` the Gauss–Newton matrix of the loss on one batch.
+def leading_eigenpair(
+    probe: Probe,
+    scale: Sequence[Tensor | float],
+    *,
+    tolerance: float = 0.01,
+    most: int = 60,
+    start: Sequence[Tensor] = (),
+) -> tuple[float, list[Tensor]]:
+    """Largest eigenvalue of ``D^½ G D^½`` and its vector, ``G`` the Gauss–Newton matrix of the loss on one batch.
 
     Power iteration on :func:`gauss_newton`. Stops when the Rayleigh quotient's growth falls below ``tolerance`` twice
     in a row.
 
     Args:
         scale: ``D``'s diagonal, one tensor or number a parameter: relative learning rates.
+        most: products at most.
+        start: the vector to begin with, one tensor a parameter; by default a random one.
     """
     roots = [d.sqrt() if isinstance(d, Tensor) else math.sqrt(d) for d in scale]
     product = gauss_newton(probe, *probe.batch(BATCH))
     generator = torch.Generator().manual_seed(probe.seed)
-    v = [torch.randn(p.shape, generator=generator).to(p) for p in probe.parameters.values()]
+    v = list(start) or [torch.randn(p.shape, generator=generator).to(p) for p in probe.parameters.values()]
     value, calm = 0.0, 0
     for _ in range(most):
         norm = math.sqrt(dot(v, v))
         if not (math.isfinite(norm) and norm > 0):
-            return norm
+            return norm, v
         v = [t / norm for t in v]
         moved = [r * t for r, t in zip(product([r * t for r, t in zip(roots, v, strict=True)]), roots, strict=True)]
         before, value = value, dot(v, moved)
@@ -189,7 +196,7 @@ def largest_eigenvalue(
         calm = calm + 1 if value - before <= tolerance * value else 0
         if calm == 2:
             break
-    return value
+    return value, v
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dagscale.errors import CheckError, DagscaleError
 from dagscale.graph import Graph
 from dagscale.plan import Plan
-from dagscale.probe import Probe, largest_eigenvalue
+from dagscale.probe import Probe, leading_eigenpair
 from dagscale.subject import Subject
 from dagscale.trace import forward
 from dagscale.trace.recorder import Node, Recorder, tensors_in
@@ -286,7 +286,7 @@ def steepness(network: nn.Module, graph: Graph, plan: Plan, task: Task, seed: in
     )
     probe = Probe(subject, seed)
     scale = [plan.parameters[name].lr for name in probe.parameters]
-    return largest_eigenvalue(probe, scale, tolerance=0.1, most=20)
+    return leading_eigenpair(probe, scale, tolerance=0.1, most=20)[0]
 
 
 STABLE = {"sgd": 2.0, "momentum": 3.8}

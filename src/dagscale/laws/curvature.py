@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
-from dagscale.probe import Cost, Probe, largest_eigenvalue, short_run
+from dagscale.probe import Cost, Probe, leading_eigenpair, short_run
 from dagscale.subject import Subject
 
 STEPS = 32
 """Length of the short run before the curvature is read."""
+
+ROUGHLY = 0.1
+"""Growth of the eigenvalue at which it is good enough for the short run's own rate."""
 
 
 def curvature(subject: Subject, steps: int = STEPS) -> Measured:
@@ -23,8 +28,13 @@ def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
     probe.model.train()
     scale = probe.ratios
 
-    def steepest() -> float:
-        value = largest_eigenvalue(probe, scale)
+    vector: list[Tensor] = []
+
+    def steepest(tolerance: float = 0.01) -> float:
+        nonlocal vector
+        value, vector = leading_eigenpair(
+            probe, scale, start=vector, tolerance=tolerance
+        )  # it turns slowly in a short run
         if not 0 < value < float("inf"):
             raise PlanError(
                 f"the curvature at initialisation is {value}: the output does not depend on the parameters, the loss "
@@ -33,11 +43,9 @@ def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
             )
         return value
 
-    last = steepest()
     if steps:
-        short_run(probe, lambda: 0.5 / steepest(), steps)
-        last = steepest()
-    return last
+        short_run(probe, lambda: 0.5 / steepest(ROUGHLY), steps)
+    return steepest()
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
