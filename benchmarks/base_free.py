@@ -3,8 +3,8 @@
     python benchmarks/base_free.py [--data PATH …] [--networks TARGET …] [--json FILE]
 
 For every data set, network, batch size and optimiser: the middle of the 5 % band that a search finds, against the
-rate of law ``descent`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor the batch sizes,
-were among those that ``descent``'s factor from one step to a whole run was chosen on.
+rates of laws ``short-run`` and ``descent`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor the
+batch sizes, were among those that ``short-run``'s length, or ``descent``'s factor from one step to a whole run, was chosen on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.data import load
 from dagscale.inits import INITS
-from dagscale.laws import curvature, descent
+from dagscale.laws import curvature, descent, short_run
 from dagscale.search import search
 from dagscale.spaces import targets
 from dagscale.subject import Subject
@@ -34,7 +34,7 @@ from dagscale.trace import trace
 NETWORKS = ("mlp:2_22?width=96", "mlp:1_20_202?width=96", "cnn:2_02?width=8")
 BATCHES = (24, 96)
 OPTIMIZERS = ("sgd", "adamw")
-RATES = ("descent", "2/λ")
+RATES = ("short-run", "descent", "2/λ")
 STEPS, LIMIT = 100, 4000
 
 
@@ -46,7 +46,7 @@ def setting(source: str, network: str, batch: int, optimizer: str) -> dict[str, 
     found = search(model, data, optimizer=optimizer, steps=STEPS, batch_size=batch, seeds=2)
     subject = Subject(trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch)
     subject = replace(subject, fills=INITS["moments"](subject))
-    rates = {"descent": descent.absolute(subject)}
+    rates = {"short-run": short_run.known(subject).value, "descent": descent.absolute(subject)}
     if optimizer == "sgd":
         rates["2/λ"] = 2 / curvature.known(subject).value
     finite = [p for p in found.curve if math.isfinite(p.loss)]
@@ -75,7 +75,7 @@ def main() -> None:
     console = Console(stderr=True)
     rows = [setting(*one) for one in track(asked, description="settings", console=console)]
     table = Table(title=f"{STEPS} steps; octaves from the rate found, and loss above the best found")
-    for name in ("data", "network", "batch", "optimiser", "found", RATES[0], "", RATES[1], ""):
+    for name in ("data", "network", "batch", "optimiser", "found", *(part for name in RATES for part in (name, ""))):
         table.add_column(name, justify="left" if name in ("data", "network") else "right")
     for row in rows:
         cells = [
@@ -93,7 +93,7 @@ def main() -> None:
                 octaves, regret = (np.array([row[kind][name] for row in these]) for kind in ("octaves", "regret"))
                 rms = math.sqrt((octaves**2).mean())
                 shown.print(
-                    f"{optimizer:6} {name:8} mean {octaves.mean():+.2f}, rms {rms:.2f} octaves; "
+                    f"{optimizer:6} {name:9} mean {octaves.mean():+.2f}, rms {rms:.2f} octaves; "
                     f"loss above the best found: median {np.median(regret):.1%}, worst {regret.max():.1%}",
                     highlight=False,
                 )
