@@ -3,8 +3,9 @@
     python benchmarks/base_free.py [--data PATH …] [--networks TARGET …] [--json FILE]
 
 For every data set, network, batch size and optimiser: the middle of the 5 % band that a search finds, against the
-rates of laws ``short-run`` and ``descent`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor the
-batch sizes, were among those that ``short-run``'s length, or ``descent``'s factor from one step to a whole run, was chosen on.
+rates of laws ``short-run`` and ``descent`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor
+the batch sizes, were among those that ``short-run``'s length, or ``descent``'s factor from one step to a whole run, was
+chosen on.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def main() -> None:
     console = Console(stderr=True)
     rows = [setting(*one) for one in track(asked, description="settings", console=console)]
     table = Table(title=f"{STEPS} steps; octaves from the rate found, and loss above the best found")
-    for name in ("data", "network", "batch", "optimiser", "found", *(part for name in RATES for part in (name, ""))):
-        table.add_column(name, justify="left" if name in ("data", "network") else "right")
+    for header in ("data", "network", "batch", "optimiser", "found", *(part for name in RATES for part in (name, ""))):
+        table.add_column(header, justify="left" if header in ("data", "network") else "right")
     for row in rows:
         cells = [
             f(row[kind][name]) if name in row["rates"] else ""
