@@ -211,6 +211,8 @@ def test_refusals(tmp_path: Path) -> None:
         verify("mlp-dags", store=tmp_path / "s")
     with pytest.raises(UnknownNameError, match="unknown optimizer"):
         verify("mlp-dag", optimizer="adan", store=tmp_path / "s")
+    with pytest.raises(DagscaleError, match="give the lower exponent first"):
+        verify("mlp-dag", grid=(-2, -8), store=tmp_path / "s")
     with pytest.raises(DagscaleError, match="at least 3 architectures"):
         verify("mlp-dag", architectures=2, store=tmp_path / "s")
     with pytest.raises(DagscaleError, match="diverged; give a grid of lower rates"):

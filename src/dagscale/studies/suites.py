@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from dagscale.errors import DagscaleError
 from dagscale.registry import Registry
 from dagscale.search import GRIDS
 from dagscale.spaces import sample
@@ -32,8 +33,14 @@ class Suite:
     extra: tuple[str, ...] = ()
 
     def rates(self, optimizer: str, grid: Exponents | None = None) -> tuple[float, ...]:
-        """The rates to train at, ascending; ``grid`` in place of the suite's exponents."""
+        """The rates to train at, ascending; ``grid`` in place of the suite's exponents.
+
+        Raises:
+            DagscaleError: if the grid runs downwards.
+        """
         low, high = grid or self.grids.get(optimizer) or GRIDS[optimizer]
+        if not low < high:
+            raise DagscaleError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
         return tuple(2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1))
 
 
