@@ -3,9 +3,8 @@
     python benchmarks/base_free.py [--data PATH …] [--networks TARGET …] [--json FILE]
 
 For every data set, network, batch size and optimiser: the middle of the 5 % band that a search finds, against the
-rates of laws ``short-run`` and ``descent`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor
-the batch sizes, were among those that ``short-run``'s length, or ``descent``'s factor from one step to a whole run, was
-chosen on.
+rate of law ``short-run`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor the batch sizes,
+were among those that the law's length and its factor to a whole run were chosen on.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.data import load
 from dagscale.inits import INITS
-from dagscale.laws import curvature, descent, short_run
+from dagscale.laws import curvature, short_run
 from dagscale.search import search
 from dagscale.spaces import targets
 from dagscale.subject import Subject
@@ -35,7 +34,7 @@ from dagscale.trace import trace
 NETWORKS = ("mlp:2_22?width=96", "mlp:1_20_202?width=96", "cnn:2_02?width=8")
 BATCHES = (24, 96)
 OPTIMIZERS = ("sgd", "adamw")
-RATES = ("short-run", "descent", "2/λ")
+RATES = ("short-run", "2/λ")
 STEPS, LIMIT = 100, 4000
 
 
@@ -47,7 +46,7 @@ def setting(source: str, network: str, batch: int, optimizer: str) -> dict[str, 
     found = search(model, data, optimizer=optimizer, steps=STEPS, batch_size=batch, seeds=2)
     subject = Subject(trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch)
     subject = replace(subject, fills=INITS["moments"](subject))
-    rates = {"short-run": short_run.known(subject).value, "descent": descent.absolute(subject)}
+    rates = {"short-run": short_run.absolute(subject)}
     if optimizer == "sgd":
         rates["2/λ"] = 2 / curvature.known(subject).value
     finite = [p for p in found.curve if math.isfinite(p.loss)]

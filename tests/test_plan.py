@@ -174,7 +174,7 @@ def test_defaults_follow_what_is_at_hand() -> None:
     paper = dagscale.plan(model, inputs, **known)
     assert (paper.law, paper.init) == ("covariance", "in-degree")
     measured = dagscale.plan(model, inputs, data=(x, y), loss=torch.nn.functional.cross_entropy, **known)
-    assert (measured.law, measured.init) == ("curvature", "moments")
+    assert (measured.law, measured.init) == ("short-run", "moments")
     adaptive = dagscale.plan(model, inputs, data=(x, y), optimizer="adamw", **known)
     assert (adaptive.law, adaptive.init, adaptive.lr) == ("none", "moments", 0.1)
 
@@ -189,7 +189,7 @@ def test_curvature_gives_a_network_its_own_rate_and_a_deeper_one_less() -> None:
     assert deeper.lr < same.lr
 
 
-@pytest.mark.parametrize("law", ["curvature", "function-change"])
+@pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])
 def test_measured_laws_need_data_and_a_scalar_loss(law: str) -> None:
     x, y = digits()
     base, target = load("mlp:2?width=16"), load("mlp:2_22?width=16")
@@ -263,7 +263,7 @@ class NoBatches(nn.Module):
 X, Y = examples()
 
 
-@pytest.mark.parametrize("law", ["curvature", "function-change"])
+@pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])
 @pytest.mark.parametrize(
     ("changed", "error", "text"),
     [
@@ -311,8 +311,9 @@ def test_a_forward_that_fails_under_the_init_is_the_users_error() -> None:
 
 @pytest.mark.parametrize("loss", [lambda out, y: out.mean(), lambda out, y: (out - 1).abs().mean()])
 def test_curvature_needs_a_curved_loss(loss) -> None:  # type: ignore[no-untyped-def]
+    known = {"base": (small_net(), X[:2]), "base_lr": 0.1, "data": (X, Y), "loss": loss}
     with pytest.raises(PlanError, match="linear in"):
-        dagscale.plan(small_net(), X[:2], base=(small_net(), X[:2]), base_lr=0.1, data=(X, Y), loss=loss)
+        dagscale.plan(small_net(), X[:2], law="curvature", **known)
 
 
 @pytest.mark.parametrize("width", ["none", "mup"])
@@ -337,7 +338,7 @@ def test_a_base_of_another_shape_or_spelling_is_not() -> None:
     assert dagscale.plan(*load("mlp:2_22"), base=(linear, x), base_lr=0.1, law="none").lr == 0.1
 
 
-@pytest.mark.parametrize("law", ["curvature", "function-change"])
+@pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_measured_in_float32(law: str, dtype: torch.dtype) -> None:
     def planned(dtype: torch.dtype) -> tuple[nn.Module, dagscale.Plan]:

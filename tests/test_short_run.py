@@ -22,8 +22,8 @@ from dagscale.trace import trace
 def parabola(**more: object) -> Subject:
     """(2w - 1)² from w = 1: a step at rate η takes the loss to (1 - 8η)² of what it was."""
     model, x = nn.Linear(1, 1, bias=False), torch.full((64, 1), 2.0)
-    given = {"fills": {"weight": Fill(1.0, 0.0)}, "batch_size": 8, **more}
-    return Subject(trace(model, x), model, x, (x, torch.ones(64, 1)), mse_loss, **given)  # type: ignore[arg-type]
+    given = {"loss": mse_loss, "fills": {"weight": Fill(1.0, 0.0)}, "batch_size": 8, **more}
+    return Subject(trace(model, x), model, x, (x, torch.ones(64, 1)), **given)  # type: ignore[arg-type]
 
 
 def digits(target: str, optimizer: str = "sgd", **more: object) -> Subject:
@@ -85,9 +85,9 @@ def test_sees_that_normalised_networks_bear_a_rate_that_plain_ones_do_not() -> N
 def test_a_plan_without_a_base_is_near_what_a_search_finds(optimizer: str) -> None:
     data = load("digits")
     model, x = targets.load("mlp:2_02?width=32", data=data)
-    plan = dagscale.plan(
-        model, x, optimizer=optimizer, law="short-run", data=(data.x, data.y), loss=cross_entropy, batch_size=32
-    )
+    plan = dagscale.plan(model, x, optimizer=optimizer, data=(data.x, data.y), loss=cross_entropy, batch_size=32)
+    assert (plan.law, plan.factors, plan.lr) == ("short-run", {}, plan.base_lr)
+    assert any("octave" in note for note in plan.notes)
     found = dagscale.search(
         model, data, plan=plan, optimizer=optimizer, batch_size=32, steps=60, seeds=1,
         grid=[plan.lr * 2.0**k for k in range(-4, 5)],
@@ -95,8 +95,23 @@ def test_a_plan_without_a_base_is_near_what_a_search_finds(optimizer: str) -> No
     assert abs(math.log2(plan.lr / found.lr)) < 2
 
 
+def test_noise_lowers_the_rate_as_the_batch_shrinks() -> None:
+    small, large = (known(digits("mlp:2?width=32", batch_size=size)).value for size in (4, 256))
+    assert small < 0.5 * large
+
+
+def test_without_a_base_other_laws_say_what_is_missing() -> None:
+    model, x = targets.load("mlp:2", data=None)
+    with pytest.raises(PlanError, match=r"dagscale\.search, or give data and loss"):
+        dagscale.plan(model, x)
+    with pytest.raises(PlanError, match="base_lr must be"):
+        dagscale.plan(model, x, law="curvature", data=(x, torch.zeros(len(x), dtype=torch.int64)), loss=cross_entropy)
+
+
 def test_refusals_name_the_mend() -> None:
     with pytest.raises(PlanError, match="at initialisation is nan"):
         known(parabola(fills={"weight": Fill(math.nan, 0.0)}))
     with pytest.raises(PlanError, match="no short run of sgd lowers the loss"):
         known(parabola(fills={"weight": Fill(0.5, 0.0)}))  # at the bottom already
+    with pytest.raises(PlanError, match="no minimum to train towards"):
+        known(parabola(loss=lambda out, y: (out - y).mean()))

@@ -258,7 +258,7 @@ def plan(
         model, example_inputs: the target, as for :func:`dagscale.trace`.
         base: a small network of the same kind with its inputs, whose best rate is known.
         base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it. With neither base nor rate, but data
-            and loss, law ``descent`` measures the target's rate on the spot, to about an octave.
+            and loss, law ``short-run`` measures the target's rate on the spot, to about an octave.
         law: the name of a law, see ``dagscale.laws.LAWS``; by default what predicts training best
             (:func:`default_law`).
         init: the name of an init, see ``dagscale.inits.INITS``; by default ``moments`` with data, else
@@ -279,7 +279,7 @@ def plan(
         GraphError: if the law has no answer for a network.
     """
     has_data, has_base = data is not None and loss is not None, base is not None or base_lr is not None
-    law = (default_law(optimizer, has_data) if has_base or not has_data else "descent") if law is None else law
+    law = default_law(optimizer, has_data) if law is None else law
     init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
     absolute = None if has_base else rule.absolute
@@ -341,12 +341,11 @@ def plan(
 def default_law(optimizer: str, has_data: bool) -> str:
     """The law that the evidence is for: ``docs/results.md``.
 
-    With data to measure on: ``curvature`` for SGD, ``function-change`` for adaptive optimisers. Without: ``covariance``
-    for SGD, ``none`` for the others.
+    With data to measure on: ``short-run``. Without: ``covariance`` for SGD, ``none`` for adaptive optimisers.
     """
-    if optimizer in SGD:
-        return "curvature" if has_data else "covariance"
-    return "function-change" if has_data else "none"
+    if has_data:
+        return "short-run"
+    return "covariance" if optimizer in SGD else "none"
 
 
 def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:

@@ -202,19 +202,3 @@ def leading_eigenpair(
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Inner product of two lists of tensors of the same shapes."""
     return sum(float((s.double() * t.double()).sum()) for s, t in zip(a, b, strict=True))
-
-
-def short_run(probe: Probe, step: Callable[[], float], steps: int, every: int = 8) -> None:
-    """Train the probe's copy for ``steps`` steps, the rate asked for again every ``every`` steps."""
-    optimizer, ratios = probe.optimizer(), probe.ratios
-    probe.model.train()
-    for k in range(steps):
-        if k % every == 0:
-            lr = step()
-            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-                group["lr"] = lr * ratio
-        x, y = probe.batch(probe.subject.batch_size)
-        optimizer.zero_grad()
-        probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        probe.cost.forwards += 3

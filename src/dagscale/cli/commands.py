@@ -26,8 +26,8 @@ from dagscale.picture import check_path
 Law = Annotated[
     str | None,
     typer.Option(
-        help="Learning-rate law. With --data: curvature (default), function-change (default for adam), descent "
-        "(default without a base). Without: covariance (default), walk, paths, released, none."
+        help="Learning-rate law. With --data: short-run (default), curvature, function-change. "
+        "Without: covariance (default), walk, paths, released, none."
     ),
 ]
 Init = Annotated[

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
-from dagscale.probe import Cost, Probe, leading_eigenpair, short_run
+from dagscale.probe import Cost, Probe, leading_eigenpair
 from dagscale.subject import Subject
 
 STEPS = 32
@@ -44,8 +46,23 @@ def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
         return value
 
     if steps:
-        short_run(probe, lambda: 0.5 / steepest(ROUGHLY), steps)
+        _descend(probe, lambda: 0.5 / steepest(ROUGHLY), steps)
     return steepest()
+
+
+def _descend(probe: Probe, step: Callable[[], float], steps: int, every: int = 8) -> None:
+    """Train the probe's copy for ``steps`` steps, the rate asked for again every ``every`` steps."""
+    optimizer, ratios = probe.optimizer(), probe.ratios
+    for k in range(steps):
+        if k % every == 0:
+            lr = step()
+            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                group["lr"] = lr * ratio
+        x, y = probe.batch(probe.subject.batch_size)
+        optimizer.zero_grad()
+        probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        probe.cost.forwards += 3
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:

@@ -24,6 +24,11 @@ EXAMPLES = 512
 SHARE = 0.15
 """The band: rates that lower the loss by at least 1 - SHARE of what the best of them does."""
 
+LONG_RUN = 1.25
+"""What the rate of a whole run is, relative to that of a short one: a mean over settings, see ``docs/laws.md``.
+
+Ratios of rates do not depend on it."""
+
 LOWEST, HIGHEST = -40, 24
 """Exponents of 2 between which rates are tried."""
 
@@ -55,6 +60,8 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost) -> float:
         )
     while max(changes) < HIGHEST and not (outside(max(changes)) and outside(max(changes) - 1)):
         changes[max(changes) + 1] = run(2.0 ** (max(changes) + 1))
+    if not outside(max(changes)):
+        raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
     tried = sorted(changes)
     return math.sqrt(math.prod(find_band([2.0**i for i in tried], [changes[i] for i in tried], SHARE)))
 
@@ -132,6 +139,9 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     return {"short-run": known(target).value / known(base).value}
 
 
-LAWS.add("short-run")(
-    Law(factors, cost=lambda subject: known(subject).forwards, absolute=lambda subject: known(subject).value)
-)
+def absolute(subject: Subject) -> float:
+    """The rate without a base: that of a short run times ``LONG_RUN``."""
+    return known(subject).value * LONG_RUN
+
+
+LAWS.add("short-run")(Law(factors, cost=lambda subject: known(subject).forwards, absolute=absolute))

@@ -72,7 +72,7 @@ RECIPES.add("mup")(replace(SEARCHED, width="mup", narrower=2))
 # As the paper's released code: its base has skip connections only.
 RECIPES.add("released")(replace(SEARCHED, init=released.NAME, law=released.NAME, base="1_01_001"))
 # dagscale's own defaults with data.
-RECIPES.add("plan")(replace(SEARCHED, init="moments", law="curvature"))
+RECIPES.add("plan")(replace(SEARCHED, init="moments", law="short-run"))
 
 
 @dataclass(frozen=True)
