@@ -33,14 +33,14 @@ LOWEST, HIGHEST = -40, 24
 """Exponents of 2 between which rates are tried."""
 
 
-def measure(subject: Subject, seed: int, start: int, cost: Cost) -> float:
+def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS, share: float = SHARE) -> float:
     """The geometric middle of the band, for one seed: the same weights and batches at every rate.
 
     Rates an octave apart are tried: from ``2**start`` down to below the band, then up to above it. Coming from below
     finds the valley in which training descends. Beyond the rate at which it breaks there can be another, of networks
     that had their outputs thrown away.
     """
-    run = _Runs(Probe(subject, seed, cost))
+    run = _Runs(Probe(subject, seed, cost), steps)
     if not math.isfinite(run.before):
         raise PlanError(
             f"the loss at initialisation is {run.before}: check the init (init 'moments' keeps signals finite)"
@@ -49,7 +49,7 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost) -> float:
 
     def outside(i: int) -> bool:
         best = min(changes.values())
-        return changes[i] > best + SHARE * abs(best)
+        return changes[i] > best + share * abs(best)
 
     while min(changes) > LOWEST and (min(changes.values()) >= 0 or not outside(min(changes))):
         changes[min(changes) - 1] = run(2.0 ** (min(changes) - 1))
@@ -63,20 +63,20 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost) -> float:
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
     tried = sorted(changes)
-    return math.sqrt(math.prod(find_band([2.0**i for i in tried], [changes[i] for i in tried], SHARE)))
+    return math.sqrt(math.prod(find_band([2.0**i for i in tried], [changes[i] for i in tried], share)))
 
 
 class _Runs:
     """Short runs from the same weights on the same batches; a rate → the change of the loss, ``inf`` if it diverged."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, steps: int) -> None:
         self.probe = probe
         probe.model.train()
         size = probe.subject.batch_size
         x, y = probe.batch(EXAMPLES)
         pieces = math.ceil(len(x) / size)  # of nearly one size: no batch statistics come from a lone last example
         self.held = [*zip(x.tensor_split(pieces), y.tensor_split(pieces), strict=True)]
-        self.batches = [probe.batch(size) for _ in range(STEPS)]
+        self.batches = [probe.batch(size) for _ in range(steps)]
         state = (*probe.model.parameters(), *probe.model.buffers())
         self.start = [(tensor, tensor.detach().clone()) for tensor in state]
         self.before = self.loss()

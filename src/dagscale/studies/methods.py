@@ -139,6 +139,11 @@ def built(run: Run) -> nn.Module:
     return _planned(run).init_(model, seed=run.seed)
 
 
+def subject_of(run: Run) -> Subject:
+    """What a law looks at: the run's network under its init."""
+    return _subject(run.architecture, run.init, run.optimizer, run.data, run.limit, run.batch_size)
+
+
 def trained(
     run: Run, model: nn.Module, params: Groups, optimizer: str | Callable[[Groups], Optimizer] | None = None
 ) -> dict[str, Any]:
