@@ -27,7 +27,7 @@ from dagscale.studies.suites import SUITES
 from dagscale.studies.truth import Truth
 from dagscale.sweep import Run
 
-LENGTHS = (8, 16, 24, 32)
+LENGTHS = (1, 8, 16, 24, 32)
 SHARES = (0.05, 0.15, 0.3)
 GRID = {"mlp-dag": (-8.0, 1.0), "mlp-dag-bn": (-7.0, 2.0)}
 
