@@ -13,7 +13,7 @@ from dagscale.check import CheckError, check
 from dagscale.check.family import layers_of
 from dagscale.cli import main
 from dagscale.data import load as load_data
-from dagscale.plan import plan
+from dagscale.planning import plan
 from dagscale.spaces.targets import load
 from dagscale.trace import trace
 

@@ -6,7 +6,8 @@ from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.laws import LAWS
 from dagscale.paths import PathSums, kernel_size, path_sums
-from dagscale.plan import Plan, plan
+from dagscale.plan import Plan
+from dagscale.planning import plan
 from dagscale.search import Found, search
 from dagscale.trace import trace
 

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dagscale.draws import Fill
-from dagscale.errors import DagscaleError, PlanError
-from dagscale.graph import Graph
-from dagscale.inits import INITS, Init, padding_rows
-from dagscale.laws import LAWS
-from dagscale.laws.base import SGD
-from dagscale.preflight import check_data, check_kin, in_float32, rehearse
-from dagscale.subject import Subject
-from dagscale.trace import forward, trace
-from dagscale.train import OPTIMIZERS
-from dagscale.width import WidthScaling, width_scaling
+from dagscale.errors import PlanError
+from dagscale.inits import padding_rows
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,180 +227,4 @@ def _init_text(p: ParameterPlan) -> str:
     return f"N({p.init_mean:g}, {p.init_std:.4g}²)"
 
 
-def plan(
-    model: nn.Module,
-    example_inputs: Any,
-    *,
-    base: tuple[nn.Module, Any] | None = None,
-    base_lr: float | None = None,
-    law: str | None = None,
-    init: str | None = None,
-    optimizer: str = "sgd",
-    seed: int = 0,
-    data: tuple[Tensor, Tensor] | None = None,
-    loss: Callable[..., Tensor] | None = None,
-    batch_size: int = 128,
-    width: str = "none",
-) -> Plan:
-    """Plan the initialisation and the learning rate of ``model``. The model is not changed.
-
-    Args:
-        model, example_inputs: the target, as for :func:`dagscale.trace`.
-        base: a small network of the same kind with its inputs, whose best rate is known.
-        base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it. With neither base nor rate, but data
-            and loss, law ``short-run`` measures the target's rate on the spot, to about an octave.
-        law: the name of a law, see ``dagscale.laws.LAWS``; by default what predicts training best
-            (:func:`default_law`).
-        init: the name of an init, see ``dagscale.inits.INITS``; by default ``moments`` with data, else
-            ``in-degree``.
-        optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
-        seed: seed of the initialisation.
-        data: examples ``(x, y)``, for measured laws and inits; some hundreds are enough.
-        loss: ``loss(output, y)`` → scalar, likewise.
-        batch_size: examples in a training step, for laws that take a few.
-        width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
-            also scaled by how its dimensions grow from base to target (:func:`dagscale.width.width_scaling`).
-
-    Raises:
-        UnknownNameError: for an unknown law, init or optimiser.
-        PlanError: if the base is missing or shares no layer with the target, a rate is no positive number, the law
-            does not cover the optimiser, or data or loss cannot be measured on.
-        TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
-        GraphError: if the law has no answer for a network.
-    """
-    has_data, has_base = data is not None and loss is not None, base is not None or base_lr is not None
-    law = default_law(optimizer, has_data) if law is None else law
-    init = ("moments" if data is not None else "in-degree") if init is None else init
-    rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
-    absolute = None if has_base else rule.absolute
-    if absolute is None and (base_lr is None or not (math.isfinite(base_lr) and base_lr > 0)):
-        raise PlanError(
-            f"base_lr must be a positive number, not {base_lr}: find the base's rate with dagscale.search, or give "
-            "data and loss and neither base nor base_lr"
-        )
-    if rule.optimizers and optimizer not in rule.optimizers:
-        raise PlanError(
-            f"law {law!r} is derived for {', '.join(sorted(rule.optimizers))}, not {optimizer!r}: "
-            "choose one of these, or law 'none'"
-        )
-    if rule.needs_base and base is None and absolute is None:
-        raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
-    if base is not None and not (isinstance(base, (tuple, list)) and len(base) == 2):
-        raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
-    check_data(data, batch_size)
-    given = Subject(Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size)
-    measured = rule.cost is not None
-    target = _traced("target", model, example_inputs, given, measured or init == "moments")
-    origin = target if base is None else _traced("base", *base, given, measured or init == "moments")
-    check_kin(origin.graph, target.graph)
-    scaling = _width_scaling(origin, target, width, fill.width, base is not None)
-    for name, subject in {"target": target, "base": origin}.items() if measured else ():
-        with _about(name):
-            rehearse(subject)
-    target = _filled("target", target, fill)
-    origin = target if base is None else _filled("base", origin, fill)
-    target = replace(
-        target,
-        fills={
-            n: Fill(f.mean * _scale(scaling, n).init, f.std * _scale(scaling, n).init) for n, f in target.fills.items()
-        },
-        multipliers={name: s.lr for name, s in scaling.items()},
-    )
-    factors = {} if absolute else rule.factors(origin, target)
-    start = absolute(target) if absolute else base_lr
-    assert start is not None
-    lr = start * math.prod(factors.values())
-    if not (math.isfinite(lr) and lr > 0):
-        raise PlanError(f"law {law!r} gives no usable rate here ({lr}): its factors are {factors}; try another law")
-    fills, graph = target.fills, target.graph
-    parameters = {
-        p.name: ParameterPlan(
-            p.shape,
-            fills[p.name].mean if p.name in fills and p.trainable else None,
-            fills[p.name].std if p.name in fills and p.trainable else None,
-            lr * _scale(scaling, p.name).lr,
-            _scale(scaling, p.name).weight_decay,
-        )
-        for p in graph.parameters
-    }
-    free = ("no base: the rate was measured on the network itself, good to about an octave",) if absolute else ()
-    notes = (*free, *_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
-    return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes)
-
-
-def default_law(optimizer: str, has_data: bool) -> str:
-    """The law that the evidence is for: ``docs/results.md``.
-
-    With data to measure on: ``short-run``. Without: ``covariance`` for SGD, ``none`` for adaptive optimisers.
-    """
-    if has_data:
-        return "short-run"
-    return "covariance" if optimizer in SGD else "none"
-
-
-def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:
-    """μP factors of each parameter, or none."""
-    if width == "none":
-        return {}
-    if width != "mup":
-        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
-    if not has_base:
-        raise PlanError("width='mup' scales from a base's shapes: give base=(model, inputs)")
-    scaling = width_scaling(base.graph, target.graph, target.optimizer, mean_field=rule == "mean-field")
-    return {n: replace(s, init=1.0) for n, s in scaling.items()} if rule == "own" else scaling
-
-
-def _scale(scaling: Mapping[str, WidthScaling], name: str) -> WidthScaling:
-    return scaling.get(name) or WidthScaling("vector", 1.0, 1.0, 1.0, 1.0)
-
-
-@contextmanager
-def _about(network: str) -> Iterator[None]:
-    """Errors say which network is meant."""
-    try:
-        yield
-    except DagscaleError as error:
-        error.args = (f"{network}: {error}",)
-        raise
-
-
-def _traced(network: str, model: nn.Module, inputs: Any, given: Subject, measured: bool) -> Subject:
-    """One network, traced; measurements see half precision as float32."""
-    with _about(network):
-        graph = trace(model, inputs)
-    seen, inputs = in_float32(model, inputs) if measured else (model, inputs)
-    return replace(given, graph=graph, model=seen, inputs=inputs)
-
-
-def _filled(network: str, subject: Subject, init: Init) -> Subject:
-    """With its initialisation worked out."""
-    with _about(network):
-        try:
-            return replace(subject, fills=init(subject))
-        except DagscaleError:
-            raise
-        except Exception as error:  # the forward is the user's
-            assert subject.model is not None
-            shown = subject.inputs if subject.data is None else subject.data[0]
-            raise forward.forward_error(subject.model, None, error, shown) from error
-
-
-def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: str) -> tuple[str, ...]:
-    notes = list(graph.notes)
-    unreached = [p.name for p in graph.parameters if not p.reached]
-    if unreached:
-        notes.append(f"not on any input→output path, left as they are: {', '.join(unreached)}")
-    frozen = [p.name for p in graph.parameters if not p.trainable]
-    if frozen:
-        notes.append(f"frozen, left as they are and out of the parameter groups: {', '.join(frozen)}")
-    kept = [
-        p.name
-        for p in graph.parameters
-        if p.reached and p.trainable and parameters[p.name].init_std is None and init != "keep"
-    ]
-    if kept:
-        notes.append(f"init {init!r} does not cover, left as they are: {', '.join(kept)}")
-    return tuple(notes)
-
-
-__all__ = ["ParameterPlan", "Plan", "plan"]
+__all__ = ["ParameterPlan", "Plan"]

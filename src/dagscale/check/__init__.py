@@ -19,7 +19,7 @@ from dagscale.check.verdict import Evidence, Fault, Fit, Level, fits, levels, su
 from dagscale.errors import CheckError, DagscaleError, SearchError
 from dagscale.inits import INITS, Fill
 from dagscale.plan import Plan
-from dagscale.plan import plan as make_plan
+from dagscale.planning import plan as make_plan
 from dagscale.subject import Subject
 from dagscale.train import OPTIMIZERS, Loss, check_examples
 

@@ -89,7 +89,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Plan initialisation and learning rate, carried over from a base network."""
-    from dagscale.plan import plan as make_plan
+    from dagscale.planning import plan as make_plan
 
     images = load_data(data)
     model, inputs = load_target(target, images, input_shape, seed)

@@ -183,7 +183,7 @@ def _default_plan(
     seed: int,
 ) -> Starter:
     """A plan with one learning rate for all parameters."""
-    from dagscale.plan import plan as make_plan
+    from dagscale.planning import plan as make_plan
 
     name = optimizer if isinstance(optimizer, str) else "sgd"  # law "none" does not look at it
     x, y = to_model(model, x), to_model(model, y)

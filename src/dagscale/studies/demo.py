@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.data import Dataset, load
 from dagscale.picture import check_path, save
-from dagscale.plan import plan
+from dagscale.planning import plan
 from dagscale.search import Found, search
 from dagscale.spaces import sample
 from dagscale.spaces import targets as spaces

@@ -17,7 +17,8 @@ from dagscale.data import Dataset, load
 from dagscale.draws import Fill
 from dagscale.inits import INITS
 from dagscale.laws import LAWS
-from dagscale.plan import Plan, plan
+from dagscale.plan import Plan
+from dagscale.planning import plan
 from dagscale.registry import Registry
 from dagscale.spaces import targets
 from dagscale.subject import Subject

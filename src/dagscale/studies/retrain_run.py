@@ -16,7 +16,8 @@ from dagscale.errors import DagscaleError, DataError
 from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.laws import LAWS
-from dagscale.plan import Plan, plan
+from dagscale.plan import Plan
+from dagscale.planning import plan
 from dagscale.spaces import targets
 from dagscale.studies.recipes import SCHEDULES, Augment, Recipe, optimiser, padding
 from dagscale.subject import Subject
