@@ -7,11 +7,11 @@ from statistics import fmean
 
 import torch
 
+from dagscale.band import GRIDS, find_band
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
 from dagscale.probe import Cost, Probe
-from dagscale.search.band import GRIDS, find_band
 from dagscale.subject import Subject
 from dagscale.train import exploded, seeded
 

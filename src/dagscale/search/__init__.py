@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from dagscale.band import GRIDS, check_grid, default_grid, find_band
 from dagscale.errors import SearchError
 from dagscale.search import exhaustive, fast  # noqa: F401  (they register themselves)
-from dagscale.search.band import GRIDS, check_grid, default_grid, find_band
 from dagscale.search.found import Found, Point, read
 from dagscale.search.methods import METHODS, Trials
 from dagscale.train import (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dagscale.band import find_band
 from dagscale.picture import save
-from dagscale.search.band import find_band
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
