@@ -39,6 +39,9 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int =
     Rates an octave apart are tried: from ``2**start`` down to below the band, then up to above it. Coming from below
     finds the valley in which training descends. Beyond the rate at which it breaks there can be another, of networks
     that had their outputs thrown away.
+
+    Raises:
+        PlanError: if the loss at initialisation is not finite, no rate lowers it, or every rate does.
     """
     run = _Runs(Probe(subject, seed, cost), steps)
     if not math.isfinite(run.before):
