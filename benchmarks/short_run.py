@@ -55,9 +55,8 @@ def main() -> None:
             truths[name] = Truth(rates, tuple(tuple(KINDS["train"](run)["loss"] for run in row) for row in runs))
             subject = subject_of(Run(name, 1.0, "moments", **common))
             for steps, share, seed in product(LENGTHS, SHARES, range(100, 100 + given.seeds)):
-                rate[name, steps, share, seed] = measure(
-                    subject, seed, round(GRIDS["sgd"][0]), Cost(), steps=steps, share=share
-                )
+                found = measure(subject, seed, round(GRIDS["sgd"][0]), Cost(), steps=steps, share=share)
+                rate[name, steps, share, seed] = found.rate
         half = given.seeds // 2
         for steps, share, first in product(LENGTHS, SHARES, (100, 100 + half)):
             logs = {

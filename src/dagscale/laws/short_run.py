@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -15,8 +16,12 @@ from dagscale.probe import Cost, Probe
 from dagscale.subject import Subject
 from dagscale.train import exploded, seeded
 
-STEPS = 24
-"""Length of a run."""
+STEPS, LONGEST = 24, 192
+"""Length of a run. It is doubled, up to the longest, until the best rate has LEARNT enough."""
+
+LEARNT = 0.1
+"""By how much less the loss is with the examples' own labels than with each other's. Before a network tells its
+examples apart, a run only shows how fast the outputs shrink to what is best for all of them."""
 
 EXAMPLES = 512
 """Examples that stand for the loss; they are the same at every rate."""
@@ -33,8 +38,16 @@ LOWEST, HIGHEST = -40, 24
 """Exponents of 2 between which rates are tried."""
 
 
-def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS, share: float = SHARE) -> float:
-    """The geometric middle of the band, for one seed: the same weights and batches at every rate.
+@dataclass(frozen=True)
+class Middle:
+    """The geometric middle of the band, and what the best rate has learnt; see ``LEARNT``."""
+
+    rate: float
+    learnt: float
+
+
+def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS, share: float = SHARE) -> Middle:
+    """The middle of the band of runs of one length and seed: the same weights and batches at every rate.
 
     Rates an octave apart are tried: from ``2**start`` down to below the band, then up to above it. Coming from below
     finds the valley in which training descends. Beyond the rate at which it breaks there can be another, of networks
@@ -66,7 +79,8 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int =
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
     tried = sorted(changes)
-    return math.sqrt(math.prod(find_band([2.0**i for i in tried], [changes[i] for i in tried], share)))
+    low, high = find_band([2.0**i for i in tried], [changes[i] for i in tried], share)
+    return Middle(math.sqrt(low * high), run.learnt[2.0 ** min(changes, key=changes.__getitem__)])
 
 
 class _Runs:
@@ -82,7 +96,8 @@ class _Runs:
         self.batches = [probe.batch(size) for _ in range(steps)]
         state = (*probe.model.parameters(), *probe.model.buffers())
         self.start = [(tensor, tensor.detach().clone()) for tensor in state]
-        self.before = self.loss()
+        self.learnt: dict[float, float] = {}
+        self.before, _ = self.losses()
 
     def __call__(self, rate: float) -> float:
         probe = self.probe
@@ -102,14 +117,21 @@ class _Runs:
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 probe.cost.forwards += 2
-        change = self.loss() - self.before
-        return change if math.isfinite(change) else math.inf
+        after, strange = self.losses()
+        self.learnt[rate] = (strange - after) / abs(strange) if strange else 0.0
+        return after - self.before if math.isfinite(after) else math.inf
 
-    def loss(self) -> float:
-        """On the held examples, as training sees it."""
-        self.probe.cost.forwards += len(self.held)
-        with torch.no_grad(), seeded(self.probe.seed):
-            return fmean(self.probe.loss(self.probe.output(x), y).item() for x, y in self.held)
+    def losses(self) -> tuple[float, float]:
+        """On the held examples, as training sees it: with their own labels, and each with its neighbour's."""
+        probe = self.probe
+        probe.cost.forwards += len(self.held)
+        own, strange = [], []
+        with torch.no_grad(), seeded(probe.seed):
+            for x, y in self.held:
+                out = probe.output(x)
+                own.append(probe.loss(out, y).item())
+                strange.append(probe.loss(out, y.roll(1, 0)).item())
+        return fmean(own), fmean(strange)
 
     def restore(self) -> None:
         """Weights and statistics as they were before any run."""
@@ -120,20 +142,23 @@ class _Runs:
 
 @once
 def known(subject: Subject) -> Measured:
-    """:func:`measure` over seeds; after the first, from two octaves below what that found."""
-    start = round(GRIDS[subject.optimizer][0])
+    """:func:`measure` over seeds, each with runs at least as long as those before it; see ``LEARNT``."""
+    start, steps = round(GRIDS[subject.optimizer][0]), STEPS
 
     def one(seed: int, cost: Cost) -> float:
-        nonlocal start
-        rate = measure(subject, seed, start, cost)
-        start = min(max(round(math.log2(rate)) - 2, LOWEST + 1), HIGHEST - 1)
-        return rate
+        nonlocal start, steps
+        while True:
+            found = measure(subject, seed, start, cost, steps=steps)
+            start = min(max(round(math.log2(found.rate)) - 2, LOWEST + 1), HIGHEST - 1)
+            if found.learnt >= LEARNT or steps >= LONGEST:
+                return found.rate
+            steps *= 2
 
     return over_seeds(one, subject.seed)
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
-    """``η ∝`` the rate at which a run of ``STEPS`` steps lowers the loss best.
+    """``η ∝`` the middle of the rates at which a short run lowers the loss.
 
     Short runs favour lower rates than long ones do [Wu et al. 2018]; what they favour too low is much the same for base
     and target, and cancels in the ratio. Unlike a quadratic model at initialisation they see how normalised weights
