@@ -3,12 +3,17 @@
 import math
 
 import pytest
+import torch
+from scipy import stats
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import dagscale
+from dagscale.data import load as load_data
 from dagscale.errors import GraphError, PlanError, UnknownNameError
 from dagscale.graph import Layer
 from dagscale.laws.released import by_layers
+from dagscale.laws.seeds import Measured, half_width
 from dagscale.laws.walk import weighted_cubes
 from dagscale.spaces.targets import load
 
@@ -110,3 +115,36 @@ def test_a_kernel_counts_by_its_taps() -> None:
     square, flat, line, dense = (Layer(1, 1, kernel).kernel_size for kernel in ((3, 3), (1, 7), (7,), ()))
     assert (square, dense) == (3, 1)
     assert flat == line == pytest.approx(math.sqrt(7))
+
+
+# --- measured over seeds -------------------------------------------------------------------------------------------
+
+
+def test_intervals_of_ratios_are_welchs() -> None:
+    """Against scipy's own, on logarithms of made-up measurements."""
+    logs = torch.randn(9, generator=torch.Generator().manual_seed(0)).double()
+    groups = logs[:3] * 0.1, logs[3:] * 0.02 + 1
+    measured = [
+        Measured(math.exp(float(g.mean())), float(g.std()) / math.sqrt(len(g)), len(g), forwards=1) for g in groups
+    ]
+    low, high = stats.ttest_ind(*(g.numpy() for g in groups), equal_var=False).confidence_interval(0.95)
+    assert half_width(measured) == pytest.approx((high - low) / 2, rel=1e-9)
+    assert half_width([Measured(1.0, 0.0, 2, 1)] * 2) == 0
+
+
+def test_plans_of_measured_laws_say_how_sure_they_are_and_what_it_took() -> None:
+    data = load_data("digits", limit=128)
+    plans = {
+        law: dagscale.plan(
+            load("mlp:2_02?width=8", data=data)[0], data.x[:2], law=law, base_lr=0.1, batch_size=32,
+            base=(load("mlp:2?width=8", data=data)[0], data.x[:2]), data=(data.x, data.y), loss=cross_entropy,
+        )
+        for law in ("function-change", "paths")
+    }  # fmt: skip
+    measured = plans["function-change"]
+    assert measured.lr_interval is not None
+    assert measured.lr_interval[0] < measured.lr < measured.lr_interval[1]
+    assert measured.forwards >= 20
+    assert "95 % by chance over seeds" in str(measured)
+    assert dagscale.Plan.from_json(measured.to_json()) == measured
+    assert (plans["paths"].lr_interval, plans["paths"].forwards) == (None, 0)

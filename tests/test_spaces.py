@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
-from dagscale.spaces import CNN, MLP, Dag
+from dagscale.spaces import CNN, MLP, Dag, load
 from dagscale.spaces.dag import ACTIVATIONS
 
 
@@ -185,6 +185,17 @@ def test_mlp_parameters(code: str, depth: int, bias: bool, expected: int) -> Non
 )
 def test_cnn_parameters(code: str, kernel: int, norm: str, expected: int) -> None:
     assert parameters(CNN(Dag.parse(code), in_channels=2, classes=3, width=4, kernel=kernel, norm=norm)) == expected
+
+
+def test_downsampling_averages_squares_before_the_stem() -> None:
+    torch.manual_seed(0)
+    small = CNN(Dag.parse("2"), in_channels=2, classes=3, width=4)
+    large = CNN(Dag.parse("2"), in_channels=2, classes=3, width=4, downsample=2)
+    large.load_state_dict(small.state_dict())
+    x = torch.randn(5, 2, 8, 8)
+    torch.testing.assert_close(large(x), small(x.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))))
+    with pytest.raises(TargetError, match="images are 8 pixels at their smaller side"):
+        load("cnn:2?downsample=9&input=1x8x8")
 
 
 def test_parameter_names() -> None:

@@ -46,6 +46,9 @@ class Plan:
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
         notes: what a reader should know.
+        lr_interval: for measured laws, the 95 % interval of ``lr`` by chance over the measurement's seeds. It holds
+            neither the uncertainty of ``base_lr`` nor what the law itself gets wrong.
+        forwards: what the measurement took on base and target, in forward passes; a backward counts as two.
     """
 
     lr: float
@@ -57,6 +60,8 @@ class Plan:
     factors: Mapping[str, float]
     parameters: Mapping[str, ParameterPlan]
     notes: tuple[str, ...] = ()
+    lr_interval: tuple[float, float] | None = None
+    forwards: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", MappingProxyType(dict(self.factors)))
@@ -160,6 +165,7 @@ class Plan:
         """As plain data that ``json`` can write."""
         return {
             "lr": self.lr,
+            "lr_interval": None if self.lr_interval is None else list(self.lr_interval),
             "base_lr": self.base_lr,
             "law": self.law,
             "init": self.init,
@@ -168,6 +174,7 @@ class Plan:
             "factors": dict(self.factors),
             "parameters": {name: {**asdict(p), "shape": list(p.shape)} for name, p in self.parameters.items()},
             "notes": list(self.notes),
+            "forwards": self.forwards,
         }
 
     def to_json(self) -> str:
@@ -187,6 +194,8 @@ class Plan:
                 name: ParameterPlan(**{**p, "shape": tuple(p["shape"])}) for name, p in raw["parameters"].items()
             }
             raw["notes"] = tuple(raw["notes"])
+            if raw.get("lr_interval") is not None:
+                raw["lr_interval"] = tuple(raw["lr_interval"])
             return cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is no plan ({error}); write one with `dagscale plan TARGET --json`") from None
@@ -207,8 +216,14 @@ class Plan:
         table.add_column("lr", justify="right")
         for name, p in self.parameters.items():
             table.add_row(name, "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}")
-        lines = [f"learning rate {self.lr:.4g} = base {product}", *(f"note: {note}" for note in self.notes)]
+        lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement(), *(f"note: {note}" for note in self.notes)]
         return Group(table, *map(Text, lines))
+
+    def _measurement(self) -> list[str]:
+        if self.lr_interval is None:
+            return []
+        low, high = self.lr_interval
+        return [f"measured in {self.forwards:,.0f} forward passes; 95 % by chance over seeds: {low:.4g} … {high:.4g}"]
 
     def __str__(self) -> str:
         from rich.console import Console

@@ -14,6 +14,7 @@ from dagscale.graph import Graph
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS
 from dagscale.laws.base import SGD
+from dagscale.laws.seeds import half_width
 from dagscale.plan import ParameterPlan, Plan
 from dagscale.preflight import check_data, check_kin, in_float32, rehearse
 from dagscale.subject import Subject
@@ -87,7 +88,7 @@ def plan(
         raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
     check_data(data, batch_size)
     given = Subject(Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size)
-    measured = rule.cost is not None
+    measured = rule.measured is not None
     target = _traced("target", model, example_inputs, given, measured or init == "moments")
     origin = target if base is None else _traced("base", *base, given, measured or init == "moments")
     check_kin(origin.graph, target.graph)
@@ -121,9 +122,14 @@ def plan(
         )
         for p in graph.parameters
     }
+    interval, cost = None, 0.0
+    if rule.measured is not None:
+        seen = [rule.measured(subject) for subject in ([target] if absolute else [target, origin])]
+        width_of_log, cost = half_width(seen), sum(m.forwards for m in seen)
+        interval = (lr * math.exp(-width_of_log), lr * math.exp(width_of_log))
     free = ("no base: the rate was measured on the network itself, good to about an octave",) if absolute else ()
     notes = (*free, *_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
-    return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes)
+    return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes, interval, cost)
 
 
 def default_law(optimizer: str, has_data: bool) -> str:

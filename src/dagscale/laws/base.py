@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, log
+from typing import TYPE_CHECKING
 
 from dagscale.errors import GraphError
 from dagscale.registry import Registry
 from dagscale.subject import Subject
+
+if TYPE_CHECKING:
+    from dagscale.laws.seeds import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +23,14 @@ class Law:
         factors: (base, target) → named factors; the target's rate is the base's times their product.
         optimizers: the optimisers it is derived for; empty means any.
         needs_base: whether the base network is looked at, rather than only its rate.
-        cost: for measured laws, the forward passes that a subject took (a backward counts as two).
+        measured: for measured laws, what was measured on a subject: the rate is proportional to it or to its inverse.
         absolute: for laws that need no base at all, the rate itself, to about an octave.
     """
 
     factors: Callable[[Subject, Subject], dict[str, float]]
     optimizers: frozenset[str] = frozenset()
     needs_base: bool = True
-    cost: Callable[[Subject], float] | None = None
+    measured: Callable[[Subject], Measured] | None = None
     absolute: Callable[[Subject], float] | None = None
 
 

@@ -82,4 +82,4 @@ def known(subject: Subject) -> Measured:
     return curvature(subject)
 
 
-LAWS.add("curvature")(Law(factors, SGD, cost=lambda subject: known(subject).forwards))
+LAWS.add("curvature")(Law(factors, SGD, measured=known))

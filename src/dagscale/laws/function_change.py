@@ -106,4 +106,4 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     return {"function-change": change(base).value / change(target).value}
 
 
-LAWS.add("function-change")(Law(factors, cost=lambda subject: change(subject).forwards))
+LAWS.add("function-change")(Law(factors, measured=change))

@@ -172,4 +172,4 @@ def absolute(subject: Subject) -> float:
     return known(subject).value * LONG_RUN
 
 
-LAWS.add("short-run")(Law(factors, cost=lambda subject: known(subject).forwards, absolute=absolute))
+LAWS.add("short-run")(Law(factors, measured=known, absolute=absolute))

@@ -132,7 +132,7 @@ def law(run: Run) -> dict[str, Any]:
     target = _subject(run.architecture, *common, origin if run.options.get("scaled") else None)
     entry = LAWS[run.options["law"]]
     factor = math.prod(entry.factors(base, target).values())
-    return {"factor": factor, "steps": 0 if entry.cost is None else round(entry.cost(target) / 3)}
+    return {"factor": factor, "steps": 0 if entry.measured is None else round(entry.measured(target).forwards / 3)}
 
 
 def built(run: Run) -> nn.Module:

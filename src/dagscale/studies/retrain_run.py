@@ -69,7 +69,7 @@ def _factor(run: Run) -> dict[str, Any]:
         factor = math.prod(law.factors(base, target).values())
     except DagscaleError as error:
         return {"factor": None, "why": str(error), "forwards": 0}
-    return {"factor": factor, "forwards": law.cost(target) if law.cost is not None else 0}
+    return {"factor": factor, "forwards": 0 if law.measured is None else law.measured(target).forwards}
 
 
 def _recipe(run: Run) -> Recipe:
