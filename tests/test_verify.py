@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dagscale.cli.verify import NAMES
-from dagscale.errors import DagscaleError, UnknownNameError
+from dagscale.errors import DagscaleError, TargetError, UnknownNameError
 from dagscale.spaces import load
 from dagscale.studies.methods import KINDS, Method, by_width, law_methods, narrow
 from dagscale.studies.peers import PEERS, in_mup
@@ -125,6 +125,17 @@ def test_suites_have_distinct_members_that_can_be_built(suite: str) -> None:
     assert len(set(members)) == 7
     for member in members:
         load(member)
+
+
+def test_options_stand_in_place_of_the_suites_own() -> None:
+    family = SUITES["cnn-dag"].adapted("width=8&downsample=2")
+    assert family.base == "cnn:2?width=8&downsample=2"
+    assert [m.partition("?")[2] for m in family.members(3, 0)] == [
+        f"width=8&kernel={k}&downsample=2" for k in (3, 5, 7)
+    ]
+    assert SUITES["cnn-dag"].adapted("") is SUITES["cnn-dag"]
+    with pytest.raises(TargetError, match="unknown option 'widht'"):
+        verify("mlp-dag", options="widht=8", data="digits", store="unused.sqlite", architectures=3)
 
 
 def test_the_help_names_every_suite() -> None:

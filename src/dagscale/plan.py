@@ -216,7 +216,8 @@ class Plan:
         table.add_column("lr", justify="right")
         for name, p in self.parameters.items():
             table.add_row(name, "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}")
-        lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement(), *(f"note: {note}" for note in self.notes)]
+        lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement()]
+        lines += [f"note: {note}" for note in self.notes]
         return Group(table, *map(Text, lines))
 
     def _measurement(self) -> list[str]:

@@ -29,6 +29,7 @@ def verify(
     grid: Annotated[
         tuple[float, float] | None, typer.Option(help="Exponents of 2, lowest and highest rate.", metavar="LOW HIGH")
     ] = None,
+    options: Annotated[str, typer.Option(help="For every architecture, as 'norm=batch&width=128'.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="4 architectures, 128 examples, 3 epochs.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, points.json and two pictures.")] = None,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
@@ -51,8 +52,8 @@ def verify(
         report.check_folder(out)
     done = study.verify(
         suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, seeds=seeds,
-        epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, seed=seed, store=store, jobs=jobs,
-        scheduler=scheduler, progress=True,
+        epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, options=options, seed=seed, store=store,
+        jobs=jobs, scheduler=scheduler, progress=True,
     )  # fmt: skip
     rows = report.rows(done)
     told = Console(stderr=True, soft_wrap=True)

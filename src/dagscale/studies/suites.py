@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dagscale.errors import DagscaleError
 from dagscale.registry import Registry
@@ -42,6 +42,23 @@ class Suite:
         if not low < high:
             raise DagscaleError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
         return tuple(2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1))
+
+    def adapted(self, options: str) -> Suite:
+        """With these options, as ``norm=batch&width=128``, on every TARGET in place of its own of the same names."""
+        if not options:
+            return self
+        return replace(
+            self,
+            base=with_options(self.base, options),
+            members=lambda count, seed: tuple(with_options(m, options) for m in self.members(count, seed)),
+        )
+
+
+def with_options(target: str, options: str) -> str:
+    """A TARGET with options in place of its own of the same names."""
+    code, _, query = target.partition("?")
+    named = {item.partition("=")[0]: item for text in (query, options) for item in text.split("&") if item}
+    return f"{code}?{'&'.join(named.values())}"
 
 
 SUITES: Registry[Suite] = Registry("suite")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dagscale.errors import DagscaleError, UnknownNameError
-from dagscale.studies.methods import AFTERWARDS, KINDS, Method, law_method, law_methods
+from dagscale.spaces import targets
+from dagscale.studies.methods import AFTERWARDS, KINDS, Method, dataset, law_method, law_methods
 from dagscale.studies.peers import PEERS
 from dagscale.studies.suites import SUITES, Exponents
 from dagscale.studies.truth import Truth
@@ -47,6 +48,7 @@ def verify(
     batch_size: int = 32,
     limit: int | None = None,
     grid: Exponents | None = None,
+    options: str = "",
     seed: int = 0,
     store: str | Path,
     jobs: int = -1,
@@ -70,6 +72,7 @@ def verify(
         seeds: runs a rate; at least 2.
         epochs, batch_size: length of each run.
         grid: exponents of 2, lowest and highest, in place of the suite's.
+        options: for every architecture, as ``norm=batch&width=128``, in place of the suite's.
         seed: chooses the architectures, and is the first run's seed.
         store: the sweep's file.
         jobs: processes on this machine, -1 for one a core.
@@ -77,9 +80,10 @@ def verify(
 
     Raises:
         UnknownNameError: for an unknown suite, method or optimiser.
+        DataError, TargetError: if the data, or an architecture with these options, cannot be read.
         DagscaleError: if training runs failed, or too few architectures, rates or seeds are asked for.
     """
-    family = SUITES[suite]
+    family = SUITES[suite].adapted(options)
     OPTIMIZERS[optimizer]
     count = family.count if architectures is None else architectures
     rates = family.rates(optimizer, grid)
@@ -102,6 +106,9 @@ def verify(
         (m.name, a, k): Run(a, 1.0, m.init, seed=seed + k, options={**m.options, "base": family.base}, **common)
         for m in chosen for a in members for k in range(seeds if m.per_seed else 1)
     }  # fmt: skip
+    images = dataset(next(iter(trainings.values())))
+    for a in (family.base, *members):
+        targets.resolve(a, data=images)  # what cannot be read is refused before anything is trained
     asked = [*predictions.values(), *trainings.values()]
     sweep(asked, execute, store, jobs=jobs, scheduler=scheduler, progress=progress)
     with Store(store) as book:
