@@ -1,6 +1,7 @@
 """The law ``short-run``."""
 
 import math
+from statistics import fmean
 
 import pytest
 import torch
@@ -35,11 +36,12 @@ def digits(target: str, optimizer: str = "sgd", **more: object) -> Subject:
 
 def expected_middle() -> float:
     """Log2 of the band's middle on the parabola, its ends interpolated between the rates 2^k as the law does."""
-    change = {k: (1 - 8 * 2.0**k) ** (2 * STEPS) - 1 for k in range(-20, 0)}
-    inside = [k for k in change if change[k] <= -(1 - SHARE)]
+    change = {k: fmean((1 - 8 * 2.0**k) ** (2 * t) for t in range(STEPS)) - 1 for k in range(-20, 0)}
+    limit = (1 - SHARE) * min(change.values())
+    inside = [k for k in change if change[k] <= limit]
     ends = []
     for k, beyond in ((min(inside), min(inside) - 1), (max(inside), max(inside) + 1)):
-        share = (-(1 - SHARE) - change[k]) / (change[beyond] - change[k])
+        share = (limit - change[k]) / (change[beyond] - change[k])
         ends.append(k + share * (beyond - k))
     return sum(ends) / 2
 

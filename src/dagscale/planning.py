@@ -39,6 +39,7 @@ def plan(
     data: tuple[Tensor, Tensor] | None = None,
     loss: Callable[..., Tensor] | None = None,
     batch_size: int = 128,
+    steps: int | None = None,
     width: str = "none",
 ) -> Plan:
     """Plan the initialisation and the learning rate of ``model``. The model is not changed.
@@ -57,6 +58,7 @@ def plan(
         data: examples ``(x, y)``, for measured laws and inits; some hundreds are enough.
         loss: ``loss(output, y)`` → scalar, likewise.
         batch_size: examples in a training step, for laws that take a few.
+        steps: optimiser steps of the run that the rate is for, if it is short: measured laws do not look further.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.width.width_scaling`).
 
@@ -87,7 +89,11 @@ def plan(
     if base is not None and not (isinstance(base, (tuple, list)) and len(base) == 2):
         raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
     check_data(data, batch_size)
-    given = Subject(Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size)
+    if steps is not None and steps < 1:
+        raise PlanError(f"steps must be at least 1, got {steps}")
+    given = Subject(
+        Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size, steps=steps
+    )
     measured = rule.measured is not None
     target = _traced("target", model, example_inputs, given, measured or init == "moments")
     origin = target if base is None else _traced("base", *base, given, measured or init == "moments")

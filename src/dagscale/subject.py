@@ -25,6 +25,7 @@ class Subject:
         optimizer: the optimiser's name, as in ``dagscale.train.OPTIMIZERS``.
         seed: seed of everything random.
         batch_size: examples in a training step.
+        steps: optimiser steps of the run that the rate is for; None if unknown, and long.
         fills: how the init draws each parameter; what it does not name keeps the model's values.
         multipliers: learning rate of each parameter relative to the plan's, where not 1.
     """
@@ -37,5 +38,6 @@ class Subject:
     optimizer: str = "sgd"
     seed: int = 0
     batch_size: int = 128
+    steps: int | None = None
     fills: Mapping[str, Fill] = field(default_factory=dict)
     multipliers: Mapping[str, float] = field(default_factory=dict)

@@ -84,6 +84,7 @@ def plan(
     width: Annotated[str, typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.")] = "none",
     data: Data = None,
     batch_size: Annotated[int, typer.Option(help="Examples a training step, for measured laws.")] = 128,
+    steps: Annotated[int | None, typer.Option(help="Of the run that the rate is for, if short.")] = None,
     input_shape: InputShape = None,
     seed: Seed = 0,
     json: Json = False,
@@ -97,7 +98,7 @@ def plan(
     examples = None if images is None else (images.x, images.y)
     made = make_plan(
         model, inputs, base=origin, base_lr=base_lr, law=law, init=init, optimizer=optimizer, seed=seed,
-        data=examples, loss=torch.nn.functional.cross_entropy, batch_size=batch_size, width=width,
+        data=examples, loss=torch.nn.functional.cross_entropy, batch_size=batch_size, steps=steps, width=width,
     )  # fmt: skip
     if json:
         print_json(made.to_dict())

@@ -29,8 +29,9 @@ def verify(
     grid: Annotated[
         tuple[float, float] | None, typer.Option(help="Exponents of 2, lowest and highest rate.", metavar="LOW HIGH")
     ] = None,
+    spacing: Annotated[float, typer.Option(help="Octaves between rates.")] = 0.5,
     options: Annotated[str, typer.Option(help="For every architecture, as 'norm=batch&width=128'.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="4 architectures, 128 examples, 3 epochs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="3 architectures, 64 examples, an octave apart.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, points.json and two pictures.")] = None,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
@@ -45,15 +46,15 @@ def verify(
     from dagscale.studies import verify_report as report
 
     if quick:
-        architectures, seeds, epochs, limit = 4, 2, 3, 128
+        architectures, seeds, epochs, limit, spacing = 3, 2, 3, 64, 1.0
     make_folder(store.parent)
     if out is not None:
         make_folder(out)
         report.check_folder(out)
     done = study.verify(
         suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, seeds=seeds,
-        epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, options=options, seed=seed, store=store,
-        jobs=jobs, scheduler=scheduler, progress=True,
+        epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, spacing=spacing, options=options, seed=seed,
+        store=store, jobs=jobs, scheduler=scheduler, progress=True,
     )  # fmt: skip
     rows = report.rows(done)
     told = Console(stderr=True, soft_wrap=True)

@@ -21,6 +21,7 @@ ROUGHLY = 0.1
 
 def curvature(subject: Subject, steps: int = STEPS) -> Measured:
     """Largest Gauss–Newton eigenvalue λ after ``steps`` steps at the rate ``1/(2λ)``, λ measured on the way."""
+    steps = steps if subject.steps is None else min(steps, subject.steps)
     return over_seeds(lambda seed, cost: measure(subject, seed, steps, cost), subject.seed)
 
 

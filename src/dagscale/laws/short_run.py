@@ -1,4 +1,4 @@
-"""The learning rate that lowers the loss best over a short run, measured."""
+"""The learning rate at which a short run learns best, measured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from dagscale.band import GRIDS, find_band
 from dagscale.errors import PlanError
@@ -17,17 +18,22 @@ from dagscale.subject import Subject
 from dagscale.train import exploded, seeded
 
 STEPS, LONGEST = 24, 192
-"""Length of a run. It is doubled, up to the longest, until the best rate has LEARNT enough."""
+"""Length of a run. It is doubled, up to the longest, until the best rate has LEARNT enough; never beyond the run that
+the rate is for."""
 
 LEARNT = 0.1
 """By how much less the loss is with the examples' own labels than with each other's. Before a network tells its
 examples apart, a run only shows how fast the outputs shrink to what is best for all of them."""
 
-EXAMPLES = 512
-"""Examples that stand for the loss; they are the same at every rate."""
-
 SHARE = 0.15
-"""The band: rates that lower the loss by at least 1 - SHARE of what the best of them does."""
+"""The band: rates that lower the mean loss over the run by at least 1 - SHARE of what the best of them does."""
+
+FADING = 3 / 4
+"""What is left, in a whole run, of the logarithm of the ratio between two networks' rates in a short one.
+
+A mean over settings, see ``docs/laws.md``: what sets networks apart in the first steps matters less the longer they
+train.
+"""
 
 LONG_RUN = 1.25
 """What the rate of a whole run is, relative to that of a short one: a mean over settings, see ``docs/laws.md``.
@@ -84,87 +90,81 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int =
 
 
 class _Runs:
-    """Short runs from the same weights on the same batches; a rate → the change of the loss, ``inf`` if it diverged."""
+    """Short runs from the same weights on the same batches; a rate → by how much the loss over the run is below that
+    of the weights it starts from (negative: it falls), ``inf`` if it diverged.
+
+    The mean over the run scatters less from seed to seed than the loss after it, which one batch can move.
+    """
 
     def __init__(self, probe: Probe, steps: int) -> None:
         self.probe = probe
         probe.model.train()
-        size = probe.subject.batch_size
-        x, y = probe.batch(EXAMPLES)
-        pieces = math.ceil(len(x) / size)  # of nearly one size: no batch statistics come from a lone last example
-        self.held = [*zip(x.tensor_split(pieces), y.tensor_split(pieces), strict=True)]
-        self.batches = [probe.batch(size) for _ in range(steps)]
+        self.batches = [probe.batch(probe.subject.batch_size) for _ in range(steps)]
         state = (*probe.model.parameters(), *probe.model.buffers())
         self.start = [(tensor, tensor.detach().clone()) for tensor in state]
         self.learnt: dict[float, float] = {}
-        self.before, _ = self.losses()
+        with torch.no_grad(), seeded(probe.seed):
+            self.before = fmean(self._loss(x, y)[0].item() for x, y in self.batches)
 
     def __call__(self, rate: float) -> float:
         probe = self.probe
-        self.restore()
+        with torch.no_grad():
+            for tensor, before in self.start:
+                tensor.copy_(before)
         optimizer = probe.optimizer()
         for group in optimizer.param_groups:
             group["lr"] *= rate
-        first = None
+        own: list[float] = []
+        strange: list[float] = []
         with seeded(probe.seed):
             for x, y in self.batches:
                 optimizer.zero_grad()
-                value = probe.loss(probe.output(x), y)
-                first = value.item() if first is None else first
-                probe.cost.forwards += 1
-                if exploded(value.item(), first):
+                value, other = self._loss(x, y)
+                own.append(value.item())
+                strange.append(other)
+                if exploded(own[-1], own[0]):
                     return math.inf
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 probe.cost.forwards += 2
-        after, strange = self.losses()
-        self.learnt[rate] = (strange - after) / abs(strange) if strange else 0.0
-        return after - self.before if math.isfinite(after) else math.inf
+        late = len(own) // 2
+        against = fmean(strange[late:])
+        self.learnt[rate] = (against - fmean(own[late:])) / abs(against) if against else 0.0
+        return fmean(own) - self.before
 
-    def losses(self) -> tuple[float, float]:
-        """On the held examples, as training sees it: with their own labels, and each with its neighbour's."""
-        probe = self.probe
-        probe.cost.forwards += len(self.held)
-        own, strange = [], []
-        with torch.no_grad(), seeded(probe.seed):
-            for x, y in self.held:
-                out = probe.output(x)
-                own.append(probe.loss(out, y).item())
-                strange.append(probe.loss(out, y.roll(1, 0)).item())
-        return fmean(own), fmean(strange)
-
-    def restore(self) -> None:
-        """Weights and statistics as they were before any run."""
-        with torch.no_grad():
-            for tensor, before in self.start:
-                tensor.copy_(before)
+    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+        """With the examples' own labels, and with each its neighbour's."""
+        self.probe.cost.forwards += 1
+        out = self.probe.output(x)
+        return self.probe.loss(out, y), self.probe.loss(out.detach(), y.roll(1, 0)).item()
 
 
 @once
 def known(subject: Subject) -> Measured:
     """:func:`measure` over seeds, each with runs at least as long as those before it; see ``LEARNT``."""
-    start, steps = round(GRIDS[subject.optimizer][0]), STEPS
+    longest = LONGEST if subject.steps is None else min(LONGEST, subject.steps)
+    start, steps = round(GRIDS[subject.optimizer][0]), min(STEPS, longest)
 
     def one(seed: int, cost: Cost) -> float:
         nonlocal start, steps
         while True:
             found = measure(subject, seed, start, cost, steps=steps)
             start = min(max(round(math.log2(found.rate)) - 2, LOWEST + 1), HIGHEST - 1)
-            if found.learnt >= LEARNT or steps >= LONGEST:
+            if found.learnt >= LEARNT or steps >= longest:
                 return found.rate
-            steps *= 2
+            steps = min(2 * steps, longest)
 
     return over_seeds(one, subject.seed)
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
-    """``η ∝`` the middle of the rates at which a short run lowers the loss.
+    """``η ∝ r^(3/4)``, ``r`` the middle of the rates at which a short run learns best.
 
     Short runs favour lower rates than long ones do [Wu et al. 2018]; what they favour too low is much the same for base
-    and target, and cancels in the ratio. Unlike a quadratic model at initialisation they see how normalised weights
-    grow, how sharpness changes, and how an optimiser's state builds up.
+    and target and cancels in the ratio. Networks also differ more in them, hence the power. Unlike a quadratic model at
+    initialisation they see how normalised weights grow, how sharpness changes, and how an optimiser's state builds up.
     """
-    return {"short-run": known(target).value / known(base).value}
+    return {"short-run": (known(target).value / known(base).value) ** FADING}
 
 
 def absolute(subject: Subject) -> float:

@@ -24,7 +24,7 @@ from dagscale.spaces import targets
 from dagscale.subject import Subject
 from dagscale.sweep import Run
 from dagscale.trace import trace
-from dagscale.train import Groups, train
+from dagscale.train import Groups, count_steps, train
 from dagscale.width import width_scaling
 
 
@@ -127,9 +127,8 @@ def training(run: Run) -> dict[str, Any]:
 def law(run: Run) -> dict[str, Any]:
     """A law's factor from base to target. A measured law's passes count as steps of three passes each."""
     origin = run.options["base"]
-    common = (run.init, run.optimizer, run.data, run.limit, run.batch_size)
-    base = _subject(origin, *common)
-    target = _subject(run.architecture, *common, origin if run.options.get("scaled") else None)
+    base = subject_of(replace(run, architecture=origin))
+    target = subject_of(run, origin if run.options.get("scaled") else None)
     entry = LAWS[run.options["law"]]
     factor = math.prod(entry.factors(base, target).values())
     return {"factor": factor, "steps": 0 if entry.measured is None else round(entry.measured(target).forwards / 3)}
@@ -141,9 +140,10 @@ def built(run: Run) -> nn.Module:
     return _planned(run).init_(model, seed=run.seed)
 
 
-def subject_of(run: Run) -> Subject:
-    """What a law looks at: the run's network under its init."""
-    return _subject(run.architecture, run.init, run.optimizer, run.data, run.limit, run.batch_size)
+def subject_of(run: Run, scaled_from: str | None = None) -> Subject:
+    """What a law looks at: the run's network under its init, as it is or scaled by width from another one."""
+    common = (run.init, run.optimizer, run.data, run.limit, run.batch_size, run.epochs or 1)
+    return _subject(run.architecture, *common, scaled_from)
 
 
 def trained(
@@ -194,17 +194,20 @@ def _subject(
     source: str,
     limit: int | None,
     batch_size: int,
-    scaled_from: str | None = None,
+    epochs: int,
+    scaled_from: str | None,
 ) -> Subject:
     data = _dataset(source, limit)
     model, inputs = targets.load(architecture, data=data)
+    steps = count_steps(len(data), epochs=epochs, steps=None, batch_size=batch_size)
     subject = Subject(
-        trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch_size
-    )
+        trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch_size,
+        steps=steps,
+    )  # fmt: skip
     fills = INITS[init](subject)
     if scaled_from is None:
         return replace(subject, fills=fills)
-    base = _subject(scaled_from, init, optimizer, source, limit, batch_size)
+    base = _subject(scaled_from, init, optimizer, source, limit, batch_size, epochs, None)
     scaling = width_scaling(base.graph, subject.graph, optimizer, mean_field=INITS[init].width == "mean-field")
     return replace(
         subject,

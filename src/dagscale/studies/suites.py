@@ -21,8 +21,8 @@ class Suite:
         base: the base network's TARGET.
         members: (count, seed) → as many TARGETs, none of them the base.
         count: how many by default.
-        grids: optimiser → exponents of 2, lowest and highest, of the grid of rates, half an octave apart; where there
-            is none, that of ``dagscale.search.GRIDS``.
+        grids: optimiser → exponents of 2, lowest and highest, of the grid of rates; where there is none, that of
+            ``dagscale.search.GRIDS``.
         extra: methods that only this suite has by default.
     """
 
@@ -32,8 +32,8 @@ class Suite:
     grids: Mapping[str, Exponents] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
 
-    def rates(self, optimizer: str, grid: Exponents | None = None) -> tuple[float, ...]:
-        """The rates to train at, ascending; ``grid`` in place of the suite's exponents.
+    def rates(self, optimizer: str, grid: Exponents | None = None, spacing: float = 0.5) -> tuple[float, ...]:
+        """The rates to train at, ascending, ``spacing`` octaves apart; ``grid`` in place of the suite's exponents.
 
         Raises:
             DagscaleError: if the grid runs downwards.
@@ -41,7 +41,7 @@ class Suite:
         low, high = grid or self.grids.get(optimizer) or GRIDS[optimizer]
         if not low < high:
             raise DagscaleError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
-        return tuple(2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1))
+        return tuple(2.0 ** (low + k * spacing) for k in range(round((high - low) / spacing) + 1))
 
     def adapted(self, options: str) -> Suite:
         """With these options, as ``norm=batch&width=128``, on every TARGET in place of its own of the same names."""
@@ -102,7 +102,7 @@ for _name, _more in (("", ""), ("-gelu", "&act=gelu")):
 SUITES.add("mlp-dag-bn")(Suite("mlp:2?width=64&norm=batch", dags("mlp", "width=64&norm=batch"), 12, CNN))
 
 _widths = dags("mlp", *(f"width={w}" for w in (32, 64, 128, 256)))
-_scaled = ("none/moments/mup", "curvature/moments/mup")
+_scaled = ("none/moments/mup", "short-run/moments/mup")
 SUITES.add("width")(Suite("mlp:2?width=32", _widths, 12, MLP, _scaled))
 
 for _name, _norm in (("", "none"), ("-bn", "batch")):

@@ -48,6 +48,7 @@ def verify(
     batch_size: int = 32,
     limit: int | None = None,
     grid: Exponents | None = None,
+    spacing: float = 0.5,
     options: str = "",
     seed: int = 0,
     store: str | Path,
@@ -72,6 +73,7 @@ def verify(
         seeds: runs a rate; at least 2.
         epochs, batch_size: length of each run.
         grid: exponents of 2, lowest and highest, in place of the suite's.
+        spacing: octaves between rates.
         options: for every architecture, as ``norm=batch&width=128``, in place of the suite's.
         seed: chooses the architectures, and is the first run's seed.
         store: the sweep's file.
@@ -86,7 +88,9 @@ def verify(
     family = SUITES[suite].adapted(options)
     OPTIMIZERS[optimizer]
     count = family.count if architectures is None else architectures
-    rates = family.rates(optimizer, grid)
+    if not spacing > 0:
+        raise DagscaleError(f"spacing must be positive, got {spacing}")
+    rates = family.rates(optimizer, grid, spacing)
     if count < 3 or seeds < 2 or len(rates) < 3:
         raise DagscaleError("verify needs at least 3 architectures, 3 rates and 2 seeds to correlate anything")
     chosen, notes = choose(methods, optimizer, family.extra)
