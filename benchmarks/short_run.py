@@ -1,81 +1,164 @@
-"""How much the law ``short-run`` depends on its length and on the share that bounds its band.
+"""What a short run says of a long one: the evidence that law ``short-run`` was made by.
 
-    python benchmarks/short_run.py [--data PATH] [--architectures 12] [--seeds 4]
+    python benchmarks/short_run.py --data PATH/cifar10 [--cells NAME …] [--json FILE]
 
-MLP DAGs with and without batch norm, plain SGD, other architectures than those that ``docs/results.md`` reports: their
-sample's seed is 31. For each length and share: root mean square of the octaves between predicted and found, and the
-mean loss above the best of the grid, over two groups of seeds.
+Small families of MLP and CNN DAGs, with and without batch norm, under ``moments`` and under PyTorch's own init; other
+architectures than those that ``docs/results.md`` reports: their sample's seed is 5. Each is trained at rates half an
+octave apart with several seeds, and every batch's loss is kept. A short run of any length is the beginning of a long
+one, so all variants of the law can be read off the same runs, at rates an octave apart as the law tries them: by the
+mean loss over the run or by that of its last quarter, and with any power of the ratio. A variant's rate, from the
+middle of the base's band, is held against the whole runs: correlation and slope of log ratios, scatter of the short run's
+middle between seeds, and the loss above the best of the grid, mean and worst, for several powers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-from itertools import product
-from statistics import fmean
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dagscale.laws.short_run import measure
-from dagscale.probe import Cost
-from dagscale.search import GRIDS
-from dagscale.studies.methods import KINDS, subject_of
-from dagscale.studies.suites import SUITES
-from dagscale.studies.truth import Truth
+from dagscale.band import find_band
+from dagscale.laws.short_run import SHARE
+from dagscale.spaces import sample
+from dagscale.studies.methods import built, dataset, planned
+from dagscale.studies.suites import with_options
+from dagscale.studies.truth import TOLERANCE
 from dagscale.sweep import Run
+from dagscale.train import train
 
-LENGTHS = (1, 8, 16, 24, 32)
-SHARES = (0.05, 0.15, 0.3)
-GRID = {"mlp-dag": (-8.0, 1.0), "mlp-dag-bn": (-7.0, 2.0)}
+Losses = NDArray[np.float64]
+LENGTHS = (12, 24, 48, 96)
+POWERS = (0.5, 2 / 3, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A family, its init, and the grid: exponents of 2, half an octave apart."""
+
+    base: str
+    members: tuple[str, ...]
+    init: str
+    grid: tuple[int, int]
+
+
+def dags(space: str, count: int, *options: str) -> tuple[str, ...]:
+    """Random DAGs; several texts of options are taken in turn."""
+    codes = sample(space, vertices=5, count=count, seed=5)
+    return tuple(with_options(code, options[i % len(options)]) for i, code in enumerate(codes))
+
+
+_small = "width=12&downsample=4"
+CELLS = {
+    "mlp": Cell("mlp:2?width=64", dags("mlp", 8, "width=64"), "moments", (-9, 2)),
+    "mlp, PyTorch's init": Cell("mlp:2?width=64", dags("mlp", 8, "width=64"), "keep", (-7, 4)),
+    "mlp, batch norm": Cell(
+        "mlp:2?width=64&norm=batch", dags("mlp", 8, "width=64&norm=batch"), "moments", (-8, 3)
+    ),
+    "cnn": Cell(f"cnn:2?{_small}", dags("cnn", 6, *(f"{_small}&kernel={k}" for k in (3, 5, 7))), "moments", (-7, 2)),
+}  # fmt: skip
+
+
+def curve(run: Run, steps: int) -> list[float]:
+    """Loss of every batch of a run, then its final training loss; ``inf`` from where it diverged."""
+    torch.set_num_threads(1)
+    data, model = dataset(run), built(run)
+    done = train(
+        model, data.x, data.y, params=planned(run).param_groups(model, lr=run.lr), steps=steps,
+        batch_size=run.batch_size, seed=run.seed,
+    )  # fmt: skip
+    losses = [loss if math.isfinite(loss) else math.inf for loss in done.losses]
+    return [*losses, *[math.inf] * (steps - len(losses)), done.loss]
+
+
+def middle(rates: Sequence[float], losses: Sequence[float], limit: float) -> float:
+    """Log2 of the middle of the rates around the best whose loss is at most ``limit``."""
+    best = min(losses)
+    low, high = find_band(rates, [loss - best + 1 for loss in losses], limit - best)
+    return math.log2(low * high) / 2
+
+
+def examine(name: str, cell: Cell, curves: Losses, rates: Sequence[float]) -> list[dict[str, float | str]]:
+    """A row a variant. ``curves``: (architectures, rates, seeds, steps + 1), the base first."""
+    final = curves[..., -1].mean(2)
+    found = np.array([middle(rates, row, (1 + TOLERANCE) * row.min()) for row in final])
+    logs = np.log2(rates)
+
+    def regret(chosen: Losses) -> Losses:
+        lost = [
+            np.interp(x, logs, np.minimum(row, 1e3)) / row.min() - 1 for x, row in zip(chosen, final[1:], strict=True)
+        ]
+        return np.array(lost)
+
+    rows: list[dict[str, float | str]] = []
+
+    def add(length: int, by: str, ratios: Losses, scatter: float) -> None:
+        true = found[1:] - found[0]
+        told = (
+            {"r": float(np.corrcoef(ratios, true)[0, 1]), "slope": float(np.polyfit(true, ratios, 1)[0])}
+            if length
+            else {}
+        )
+        lost = [regret(found[0] + power * ratios) for power in POWERS]
+        means = {f"power {p:.2g}": f"{v.mean():.2%}, {v.max():.1%}" for p, v in zip(POWERS, lost, strict=True)}
+        rows.append({"cell": name, "length": length, "by": by, "scatter": scatter, **told, **means})
+
+    add(0, "one rate for all", np.zeros(len(found) - 1), 0.0)
+    octaves = slice(None, None, 2)
+    for length in (n for n in LENGTHS if n < curves.shape[3] - 1):
+        for by, part in (("mean", slice(0, length)), ("last quarter", slice(length - length // 4, length))):
+            short = curves[:, octaves, :, part].mean(3)
+            before = curves[:, :1, :, 0]  # the first batch's loss, before any step
+            limits = short.min(1) + SHARE * (before[:, 0] - short.min(1))
+            middles = np.array([
+                [middle(rates[octaves], short[a, :, s], limits[a, s]) for s in range(short.shape[2])]
+                for a in range(len(short))
+            ])  # fmt: skip
+            own = middles.mean(1)
+            add(length, by, own[1:] - own[0], float(middles.std(1, ddof=1).mean()))
+    return rows
 
 
 def main() -> None:
-    """Train, measure and print."""
+    """Train, examine and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--architectures", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=4, help="of the law, in two groups")
+    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--limit", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=192)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the rows there")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    common = {"data": given.data, "limit": 5000, "batch_size": 64}
-    octaves: dict[tuple[str, int, float], list[float]] = {}
-    regrets: dict[tuple[str, int, float], list[float]] = {}
-    for suite, grid in GRID.items():
-        family = SUITES[suite]
-        names = (family.base, *family.members(given.architectures, 31))
-        rates = family.rates("sgd", grid)
-        truths, rate = {}, {}
-        for name in track(names, description=suite, console=Console(stderr=True)):
-            runs = [
-                [Run(name, lr, "moments", seed=k, options={"kind": "train"}, **common) for k in (0, 1)] for lr in rates
-            ]
-            truths[name] = Truth(rates, tuple(tuple(KINDS["train"](run)["loss"] for run in row) for row in runs))
-            subject = subject_of(Run(name, 1.0, "moments", **common))
-            for steps, share, seed in product(LENGTHS, SHARES, range(100, 100 + given.seeds)):
-                found = measure(subject, seed, round(GRIDS["sgd"][0]), Cost(), steps=steps, share=share)
-                rate[name, steps, share, seed] = found.rate
-        half = given.seeds // 2
-        for steps, share, first in product(LENGTHS, SHARES, (100, 100 + half)):
-            logs = {
-                name: fmean(math.log2(rate[name, steps, share, seed]) for seed in range(first, first + half))
-                for name in names
-            }
-            for name in names[1:]:
-                chosen = truths[family.base].middle * 2.0 ** (logs[name] - logs[family.base])
-                octaves.setdefault((suite, steps, share), []).append(math.log2(chosen / truths[name].middle))
-                regret = truths[name].regret(truths[name].at(chosen))
-                regrets.setdefault((suite, steps, share), []).append(regret)
-    table = Table(title="octaves rms, and loss above the best of the grid, mean")
-    for header in ("suite", "steps", *(f"share {share:g}" for share in SHARES)):
+    rows = []
+    for name in given.cells:
+        cell = CELLS[name]
+        rates = [2.0 ** (cell.grid[0] + k / 2) for k in range(2 * (cell.grid[1] - cell.grid[0]) + 1)]
+        runs = [
+            Run(a, lr, cell.init, seed=s, data=given.data, limit=given.limit, batch_size=64, options={"kind": "train"})
+            for a in (cell.base, *cell.members) for lr in rates for s in range(given.seeds)
+        ]  # fmt: skip
+        done = Parallel(-1, return_as="generator")(delayed(curve)(run, given.steps) for run in runs)
+        losses = [*track(done, description=name, total=len(runs), console=Console(stderr=True))]
+        curves = np.array(losses).reshape(1 + len(cell.members), len(rates), given.seeds, given.steps + 1)
+        rows += examine(name, cell, curves, rates)
+    table = Table(title=f"{given.steps} steps; power: loss above the best of the grid, mean and worst")
+    for header in ("cell", "length", "by", "scatter", "r", "slope", *(f"power {p:.2g}" for p in POWERS)):
         table.add_column(header)
-    for suite, steps in product(GRID, LENGTHS):
-        rows = [(octaves[suite, steps, share], regrets[suite, steps, share]) for share in SHARES]
-        cells = [f"{math.sqrt(fmean(o * o for o in off)):.2f}, {fmean(lost):.1%}" for off, lost in rows]
-        table.add_row(suite, str(steps), *cells)
-    Console(width=100).print(table)
+    for row in rows:
+        table.add_row(*(f"{v:.2f}" if isinstance(v := row.get(c.header, ""), float) else str(v) for c in table.columns))
+    Console(width=160).print(table)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

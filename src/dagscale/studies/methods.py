@@ -119,7 +119,7 @@ DECAY = {"adamw": 0.01}
 def training(run: Run) -> dict[str, Any]:
     """Train at the run's rate under its init."""
     model = built(run)
-    groups = _planned(run).param_groups(model, lr=run.lr, weight_decay=DECAY.get(run.optimizer))
+    groups = planned(run).param_groups(model, lr=run.lr, weight_decay=DECAY.get(run.optimizer))
     return trained(run, model, groups)
 
 
@@ -137,7 +137,7 @@ def law(run: Run) -> dict[str, Any]:
 def built(run: Run) -> nn.Module:
     """The run's network, initialised."""
     model, _ = targets.load(run.architecture, data=dataset(run), seed=run.seed)
-    return _planned(run).init_(model, seed=run.seed)
+    return planned(run).init_(model, seed=run.seed)
 
 
 def subject_of(run: Run, scaled_from: str | None = None) -> Subject:
@@ -168,7 +168,8 @@ def _dataset(source: str, limit: int | None) -> Dataset:
     return load(source, limit=limit)
 
 
-def _planned(run: Run) -> Plan:
+def planned(run: Run) -> Plan:
+    """The run's init and relative rates, without a law."""
     scaled_from = run.options.get("scaled_from")
     return _plan(run.architecture, run.init, run.optimizer, run.data, run.limit, scaled_from)
 
