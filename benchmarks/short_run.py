@@ -7,8 +7,8 @@ architectures than those that ``docs/results.md`` reports: their sample's seed i
 octave apart with several seeds, and every batch's loss is kept. A short run of any length is the beginning of a long
 one, so all variants of the law can be read off the same runs, at rates an octave apart as the law tries them: by the
 mean loss over the run or by that of its last quarter, and with any power of the ratio. A variant's rate, from the
-middle of the base's band, is held against the whole runs: correlation and slope of log ratios, scatter of the short run's
-middle between seeds, and the loss above the best of the grid, mean and worst, for several powers.
+middle of the base's band, is held against the whole runs: correlation and slope of log ratios, scatter of the short
+run's middle between seeds, and the loss above the best of the grid, mean and worst, for several powers.
 """
 
 from __future__ import annotations
