@@ -278,6 +278,7 @@ X, Y = examples()
         ({"data": (X, Y.int())}, PlanError, "class labels must be int64"),
         ({"data": (X, Y + 3)}, PlanError, r"out of bounds.*on output \(64, 3\)"),
         ({"batch_size": 0}, PlanError, "batch_size must be at least 1"),
+        ({"steps": 0}, PlanError, "steps must be at least 1"),
         ({"batch_size": 1, "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
         ({"inputs": X[:1], "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
         ({"model": NoBatches()}, ForwardError, "my own words"),

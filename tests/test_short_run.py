@@ -55,6 +55,24 @@ def test_multipliers_of_the_plan_scale_the_rate() -> None:
     assert known(parabola(multipliers={"weight": 4.0})).value == pytest.approx(known(parabola()).value / 4, rel=1e-3)
 
 
+def test_ratios_of_short_runs_fade() -> None:
+    base, target = parabola(), parabola(multipliers={"weight": 4.0})
+    assert short_run.factors(base, target) == {"short-run": pytest.approx(4**-0.75, rel=1e-3)}
+
+
+def test_it_looks_no_further_than_the_run_that_the_rate_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def found(subject: object, seed: int, start: int, cost: object, *, steps: int) -> short_run.Middle:
+        asked.append(steps)
+        return short_run.Middle(0.1, 0.0)
+
+    monkeypatch.setattr(short_run, "measure", found)
+    known(parabola(steps=40))
+    known(parabola(steps=7))
+    assert asked == [24, 40, 40, 7, 7]
+
+
 def test_where_it_starts_does_not_matter() -> None:
     subject = digits("mlp:2_02?width=16")
     low, high = (short_run.measure(subject, 0, start, short_run.Cost()) for start in (-14, -2))
