@@ -150,7 +150,7 @@ def test_methods_are_those_that_cover_the_optimiser() -> None:
     assert [m.name for m in choose(("curvature/keep", "curvature / keep"), "sgd")[0]] == ["curvature / keep"]
     with pytest.raises(UnknownNameError, match="did you mean 'curvature'"):
         named("curvatur/moments")
-    assert "curvature / moments / mup" in {m.name for m in choose((), "sgd", SUITES["width"].extra)[0]}
+    assert "short-run / moments / mup" in {m.name for m in choose((), "sgd", SUITES["width"].extra)[0]}
     with pytest.raises(UnknownNameError, match="write LAW/INIT, LAW/INIT/mup or one of lr-finder"):
         named("none/moments/mu")
     with pytest.raises(UnknownNameError, match="did you mean 'lr-finder'"):

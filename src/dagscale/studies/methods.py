@@ -95,10 +95,12 @@ def law_method(law: str, init: str, width: str = "none") -> Method:
 
 
 def law_methods() -> Iterator[Method]:
-    """Every law under the inits that dagscale offers; of those with an init of their own, the released rule."""
+    """Every law under the inits that dagscale offers, of those with an init of their own the released rule; and what
+    is there for networks that keep their own init."""
     for init in ("moments", "in-degree"):
         yield from (law_method(law, init) for law in LAWS if law not in INITS)
     yield law_method("released", "released")
+    yield law_method("short-run", "keep")
 
 
 # --- kinds of run -------------------------------------------------------------------------------------------
