@@ -23,7 +23,8 @@ class Law:
         factors: (base, target) → named factors; the target's rate is the base's times their product.
         optimizers: the optimisers it is derived for; empty means any.
         needs_base: whether the base network is looked at, rather than only its rate.
-        measured: for measured laws, what was measured on a subject: the rate is proportional to it or to its inverse.
+        measured: for measured laws, what was measured on a subject.
+        power: of the ratio of what was measured, or of its inverse, that is the ratio of rates.
         absolute: for laws that need no base at all, the rate itself, to about an octave.
     """
 
@@ -31,6 +32,7 @@ class Law:
     optimizers: frozenset[str] = frozenset()
     needs_base: bool = True
     measured: Callable[[Subject], Measured] | None = None
+    power: float = 1.0
     absolute: Callable[[Subject], float] | None = None
 
 

@@ -142,7 +142,7 @@ class _Runs:
 @once
 def known(subject: Subject) -> Measured:
     """:func:`measure` over seeds, each with runs at least as long as those before it; see ``LEARNT``."""
-    longest = LONGEST if subject.steps is None else min(LONGEST, subject.steps)
+    longest = LONGEST if subject.steps is None else max(2, min(LONGEST, subject.steps))
     start, steps = round(GRIDS[subject.optimizer][0]), min(STEPS, longest)
 
     def one(seed: int, cost: Cost) -> float:
@@ -172,4 +172,4 @@ def absolute(subject: Subject) -> float:
     return known(subject).value * LONG_RUN
 
 
-LAWS.add("short-run")(Law(factors, measured=known, absolute=absolute))
+LAWS.add("short-run")(Law(factors, measured=known, power=FADING, absolute=absolute))
