@@ -1,6 +1,6 @@
 """The closed-form laws against simulated updates of one SGD step.
 
-    python benchmarks/laws.py [--dags 200] [--seeds 60]
+    python benchmarks/laws.py [--dags 200] [--seeds 240]
 
 Random ReLU DAGs of 4 to 7 vertices, half of them with identity edges, at widths 64, 128 and 256; each is the mean of
 ``--seeds`` draws of the weights. For each law: Pearson r, slope of predicted on simulated and rms error, all of log2
@@ -47,7 +47,7 @@ def sample(count: int, rng: np.random.Generator) -> list[tuple[Dag, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dags", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=240)
     options = parser.parse_args()
     console = Console()
     console.print(f"{platform.machine()}, torch {torch.__version__}, {options.dags} DAGs, {options.seeds} seeds each")
