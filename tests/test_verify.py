@@ -280,5 +280,5 @@ def test_quick_runs_every_method_and_resumes_to_the_same_answer(tmp_path: Path) 
     assert all(wanted <= set(row) for row in rows)
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     points = json.loads((tmp_path / "points.json").read_text())
-    assert len(points) == 4 * len(rows)
+    assert len(points) == 3 * len(rows)
     assert all((tmp_path / name).read_bytes()[1:4] == b"PNG" for name in ("scatter.png", "regret.png"))
