@@ -30,9 +30,8 @@ from rich.table import Table
 
 from dagscale.band import find_band
 from dagscale.laws.short_run import SHARE
-from dagscale.spaces import sample
 from dagscale.studies.methods import built, dataset, planned
-from dagscale.studies.suites import with_options
+from dagscale.studies.suites import dags
 from dagscale.studies.truth import TOLERANCE
 from dagscale.sweep import Run
 from dagscale.train import train
@@ -52,20 +51,17 @@ class Cell:
     grid: tuple[int, int]
 
 
-def dags(space: str, count: int, *options: str) -> tuple[str, ...]:
-    """Random DAGs; several texts of options are taken in turn."""
-    codes = sample(space, vertices=5, count=count, seed=5)
-    return tuple(with_options(code, options[i % len(options)]) for i, code in enumerate(codes))
-
+SEED = 5
+"""Of the sample of architectures."""
 
 _small = "width=12&downsample=4"
 CELLS = {
-    "mlp": Cell("mlp:2?width=64", dags("mlp", 8, "width=64"), "moments", (-9, 2)),
-    "mlp, PyTorch's init": Cell("mlp:2?width=64", dags("mlp", 8, "width=64"), "keep", (-7, 4)),
+    "mlp": Cell("mlp:2?width=64", dags("mlp", "width=64")(8, SEED), "moments", (-9, 2)),
+    "mlp, PyTorch's init": Cell("mlp:2?width=64", dags("mlp", "width=64")(8, SEED), "keep", (-7, 4)),
     "mlp, batch norm": Cell(
-        "mlp:2?width=64&norm=batch", dags("mlp", 8, "width=64&norm=batch"), "moments", (-8, 3)
+        "mlp:2?width=64&norm=batch", dags("mlp", "width=64&norm=batch")(8, SEED), "moments", (-8, 3)
     ),
-    "cnn": Cell(f"cnn:2?{_small}", dags("cnn", 6, *(f"{_small}&kernel={k}" for k in (3, 5, 7))), "moments", (-7, 2)),
+    "cnn": Cell(f"cnn:2?{_small}", dags("cnn", *(f"{_small}&kernel={k}" for k in (3, 5, 7)))(6, SEED), "moments", (-7, 2)),
 }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ class _Runs:
     """Short runs from the same weights on the same batches; a rate → by how much the loss over the run is below that
     of the weights it starts from (negative: it falls), ``inf`` if it diverged.
 
-    The mean over the run scatters less from seed to seed than the loss after it, which one batch can move.
+    In the shortest runs the mean scatters less from seed to seed than the end, which one batch can move.
     """
 
     def __init__(self, probe: Probe, steps: int) -> None:
