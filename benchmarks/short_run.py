@@ -55,13 +55,14 @@ SEED = 5
 """Of the sample of architectures."""
 
 _small = "width=12&downsample=4"
+_kernels = [f"{_small}&kernel={k}" for k in (3, 5, 7)]
 CELLS = {
     "mlp": Cell("mlp:2?width=64", dags("mlp", "width=64")(8, SEED), "moments", (-9, 2)),
     "mlp, PyTorch's init": Cell("mlp:2?width=64", dags("mlp", "width=64")(8, SEED), "keep", (-7, 4)),
     "mlp, batch norm": Cell(
         "mlp:2?width=64&norm=batch", dags("mlp", "width=64&norm=batch")(8, SEED), "moments", (-8, 3)
     ),
-    "cnn": Cell(f"cnn:2?{_small}", dags("cnn", *(f"{_small}&kernel={k}" for k in (3, 5, 7)))(6, SEED), "moments", (-7, 2)),
+    "cnn": Cell(f"cnn:2?{_small}", dags("cnn", *_kernels)(6, SEED), "moments", (-7, 2)),
 }  # fmt: skip
 
 
