@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from dagscale.band import find_band
 from dagscale.laws.short_run import SHARE
@@ -43,39 +45,53 @@ POWERS = (0.5, 2 / 3, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """A family, its init, and the grid: exponents of 2, half an octave apart."""
+    """A family, its init, the grid (exponents of 2, half an octave apart) and the optimiser."""
 
     base: str
     members: tuple[str, ...]
     init: str
     grid: tuple[int, int]
+    optimizer: str = "sgd"
 
 
 SEED = 5
 """Of the sample of architectures."""
 
-_small = "width=12&downsample=4"
-_kernels = [f"{_small}&kernel={k}" for k in (3, 5, 7)]
+_mlp, _normed, _cnn, _vit = "width=64", "width=64&norm=batch", "width=12&downsample=4", "width=24"
+_kernels = [f"{_cnn}&kernel={k}" for k in (3, 5, 7)]
+_mlps, _cnns = dags("mlp", _mlp)(8, SEED), dags("cnn", *_kernels)(6, SEED)
+_vits = tuple(f"vit:{n}?{_vit}" for n in (2, 3, 5, 7))
+_residual = "resnet:{}?width=6&stride=4&norm=none"
 CELLS = {
-    "mlp": Cell("mlp:2?width=64", dags("mlp", "width=64")(8, SEED), "moments", (-9, 2)),
-    "mlp, PyTorch's init": Cell("mlp:2?width=64", dags("mlp", "width=64")(8, SEED), "keep", (-7, 4)),
-    "mlp, batch norm": Cell(
-        "mlp:2?width=64&norm=batch", dags("mlp", "width=64&norm=batch")(8, SEED), "moments", (-8, 3)
-    ),
-    "cnn": Cell(f"cnn:2?{_small}", dags("cnn", *_kernels)(6, SEED), "moments", (-7, 2)),
-}  # fmt: skip
+    "mlp": Cell(f"mlp:2?{_mlp}", _mlps, "moments", (-9, 2)),
+    "mlp, PyTorch's init": Cell(f"mlp:2?{_mlp}", _mlps, "keep", (-7, 4)),
+    "mlp, batch norm": Cell(f"mlp:2?{_normed}", dags("mlp", _normed)(8, SEED), "moments", (-8, 3)),
+    "cnn": Cell(f"cnn:2?{_cnn}", _cnns, "moments", (-7, 2)),
+    "cnn, AdamW": Cell(f"cnn:2?{_cnn}", _cnns, "moments", (-12, -3), "adamw"),
+    "residual cnn": Cell(_residual.format(8), tuple(_residual.format(n) for n in (14, 20, 32, 44)), "moments", (-8, 1)),
+    "transformer": Cell(f"vit:1?{_vit}", _vits, "moments", (-7, 2)),
+    "transformer, AdamW": Cell(f"vit:1?{_vit}", _vits, "moments", (-13, -5), "adamw"),
+}
 
 
-def curve(run: Run, steps: int) -> list[float]:
-    """Loss of every batch of a run, then its final training loss; ``inf`` from where it diverged."""
+def curve(run: Run, steps: int) -> list[list[float]]:
+    """Loss of every batch of a run, then its final training loss; ``inf`` from where it diverged. And the same with
+    each example's neighbour's labels."""
     torch.set_num_threads(1)
     data, model = dataset(run), built(run)
+    strange: list[float] = []
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        strange.append(cross_entropy(out.detach(), y.roll(1, 0)).item())
+        return cross_entropy(out, y)
+
     done = train(
-        model, data.x, data.y, params=planned(run).param_groups(model, lr=run.lr), steps=steps,
-        batch_size=run.batch_size, seed=run.seed,
+        model, data.x, data.y, params=planned(run).param_groups(model, lr=run.lr), optimizer=run.optimizer, loss=loss,
+        steps=steps, batch_size=run.batch_size, seed=run.seed,
     )  # fmt: skip
-    losses = [loss if math.isfinite(loss) else math.inf for loss in done.losses]
-    return [*losses, *[math.inf] * (steps - len(losses)), done.loss]
+    both = done.losses, strange[: len(done.losses)]
+    kept = [[loss if math.isfinite(loss) else math.inf for loss in losses] for losses in both]
+    return [[*losses, *[math.inf] * (steps - len(losses)), done.loss] for losses in kept]
 
 
 def middle(rates: Sequence[float], losses: Sequence[float], limit: float) -> float:
@@ -86,7 +102,8 @@ def middle(rates: Sequence[float], losses: Sequence[float], limit: float) -> flo
 
 
 def examine(name: str, cell: Cell, curves: Losses, rates: Sequence[float]) -> list[dict[str, float | str]]:
-    """A row a variant. ``curves``: (architectures, rates, seeds, steps + 1), the base first."""
+    """A row a variant. ``curves``: (architectures, rates, seeds, own or strange labels, steps + 1), the base first."""
+    curves, strange = curves[:, :, :, 0], curves[:, :, :, 1]
     final = curves[..., -1].mean(2)
     found = np.array([middle(rates, row, (1 + TOLERANCE) * row.min()) for row in final])
     logs = np.log2(rates)
@@ -99,18 +116,15 @@ def examine(name: str, cell: Cell, curves: Losses, rates: Sequence[float]) -> li
 
     rows: list[dict[str, float | str]] = []
 
-    def add(length: int, by: str, ratios: Losses, scatter: float) -> None:
+    def add(length: int, by: str, ratios: Losses, **told: float) -> None:
         true = found[1:] - found[0]
-        told = (
-            {"r": float(np.corrcoef(ratios, true)[0, 1]), "slope": float(np.polyfit(true, ratios, 1)[0])}
-            if length
-            else {}
-        )
+        if length:
+            told["r"], told["slope"] = float(np.corrcoef(ratios, true)[0, 1]), float(np.polyfit(true, ratios, 1)[0])
         lost = [regret(found[0] + power * ratios) for power in POWERS]
         means = {f"power {p:.2g}": f"{v.mean():.2%}, {v.max():.1%}" for p, v in zip(POWERS, lost, strict=True)}
-        rows.append({"cell": name, "length": length, "by": by, "scatter": scatter, **told, **means})
+        rows.append({"cell": name, "length": length, "by": by, **told, **means})
 
-    add(0, "one rate for all", np.zeros(len(found) - 1), 0.0)
+    add(0, "one rate for all", np.zeros(len(found) - 1))
     octaves = slice(None, None, 2)
     for length in (n for n in LENGTHS if n < curves.shape[3] - 1):
         for by, part in (("mean", slice(0, length)), ("last quarter", slice(length - length // 4, length))):
@@ -122,8 +136,27 @@ def examine(name: str, cell: Cell, curves: Losses, rates: Sequence[float]) -> li
                 for a in range(len(short))
             ])  # fmt: skip
             own = middles.mean(1)
-            add(length, by, own[1:] - own[0], float(middles.std(1, ddof=1).mean()))
+            late = slice(length // 2, length)
+            with np.errstate(invalid="ignore"):  # diverged
+                learnt = 1 - curves[:, octaves, :, late].mean(3) / strange[:, octaves, :, late].mean(3)
+            best = np.take_along_axis(learnt, short.argmin(1)[:, None], 1)
+            scatter = float(middles.std(1, ddof=1).mean())
+            add(length, by, own[1:] - own[0], learnt=float(best.mean()), scatter=scatter)
     return rows
+
+
+def trained(name: str, cell: Cell, rates: Sequence[float], given: argparse.Namespace) -> Losses:
+    """A cell's curves, see `examine`."""
+    runs = [
+        Run(
+            a, lr, cell.init, seed=s, optimizer=cell.optimizer, data=given.data, limit=given.limit, batch_size=64,
+            options={"kind": "train"},
+        )
+        for a in (cell.base, *cell.members) for lr in rates for s in range(given.seeds)
+    ]  # fmt: skip
+    done = Parallel(-1, return_as="generator")(delayed(curve)(run, given.steps) for run in runs)
+    losses = [*track(done, description=name, total=len(runs), console=Console(stderr=True))]
+    return np.array(losses).reshape(1 + len(cell.members), len(rates), given.seeds, 2, given.steps + 1)
 
 
 def main() -> None:
@@ -135,21 +168,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=192)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--keep", type=Path, help="folder: what was trained is kept there, and not trained again")
     given = parser.parse_args()
     rows = []
     for name in given.cells:
         cell = CELLS[name]
         rates = [2.0 ** (cell.grid[0] + k / 2) for k in range(2 * (cell.grid[1] - cell.grid[0]) + 1)]
-        runs = [
-            Run(a, lr, cell.init, seed=s, data=given.data, limit=given.limit, batch_size=64, options={"kind": "train"})
-            for a in (cell.base, *cell.members) for lr in rates for s in range(given.seeds)
-        ]  # fmt: skip
-        done = Parallel(-1, return_as="generator")(delayed(curve)(run, given.steps) for run in runs)
-        losses = [*track(done, description=name, total=len(runs), console=Console(stderr=True))]
-        curves = np.array(losses).reshape(1 + len(cell.members), len(rates), given.seeds, given.steps + 1)
-        rows += examine(name, cell, curves, rates)
+        kept = given.keep and given.keep / f"{name}.npy"
+        if not (kept and kept.exists()):
+            curves = trained(name, cell, rates, given)
+            if kept:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                np.save(kept, curves)
+        rows += examine(name, cell, np.load(kept) if kept else curves, rates)
     table = Table(title=f"{given.steps} steps; power: loss above the best of the grid, mean and worst")
-    for header in ("cell", "length", "by", "scatter", "r", "slope", *(f"power {p:.2g}" for p in POWERS)):
+    for header in ("cell", "length", "by", "learnt", "scatter", "r", "slope", *(f"power {p:.2g}" for p in POWERS)):
         table.add_column(header)
     for row in rows:
         table.add_row(*(f"{v:.2f}" if isinstance(v := row.get(c.header, ""), float) else str(v) for c in table.columns))

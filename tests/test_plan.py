@@ -9,8 +9,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
+from dagscale.draws import Fill
 from dagscale.errors import DagscaleError, ForwardError, PlanError, TraceError, UnknownNameError
+from dagscale.laws.curvature import curvature
 from dagscale.spaces.targets import load
+from dagscale.subject import Subject
 
 
 @pytest.fixture
@@ -187,6 +190,19 @@ def test_curvature_gives_a_network_its_own_rate_and_a_deeper_one_less() -> None:
     deeper = dagscale.plan(*load("mlp:2_02_002_0002_00002?width=32"), base=base, **known)
     assert same.lr == pytest.approx(0.1, rel=0.2)
     assert deeper.lr < same.lr
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+def test_curvature_is_preconditioned_as_the_optimiser_steps(optimizer: str, scale: float) -> None:
+    """(2w - 1)² at w = 1 has curvature 8 and gradient 4, by which Adam divides; a multiple of the loss cancels."""
+    model, x = torch.nn.Linear(1, 1, bias=False), torch.full((64, 1), 2.0)
+    subject = Subject(
+        dagscale.trace(model, x), model, x, (x, torch.ones(64, 1)), lambda out, y: scale * (out - y).square().mean(),
+        optimizer, fills={"weight": Fill(1.0, 0.0)}, batch_size=8,
+    )  # fmt: skip
+    wanted = 8 / 4 if optimizer.startswith("adam") else 8 * scale
+    assert curvature(subject, steps=2).value == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])

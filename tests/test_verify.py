@@ -104,7 +104,7 @@ def test_excess_is_over_the_best_init() -> None:
 def test_a_search_is_judged_by_the_seeds_that_it_did_not_see() -> None:
     """Seeds that disagree by two octaves: each half chooses the other's loss two octaves off."""
     curves = {str(k): valley(2.0**k, 0, 2) for k in (-5, -4, -3)}
-    [verdict] = Judge(
+    verdict, middle = Judge(
         {"i": curves, "same": curves}, "-5", tuple(curves), dict.fromkeys((("i", a) for a in curves), 7)
     ).searches()
     found = row("s", verdict)
@@ -113,6 +113,8 @@ def test_a_search_is_judged_by_the_seeds_that_it_did_not_see() -> None:
     assert found.rms_octaves == pytest.approx(2)
     assert found.regret_cv_mean == pytest.approx(0)  # the best by one half is as far off as the middle of its band
     assert found.regret_mean == pytest.approx(1.2 / 1.1 - 1)
+    assert (middle.method, middle.rates) == ("middle / i", None)
+    assert middle.regrets == pytest.approx((0, 0, 0))  # two valleys' sum is flat between them
 
 
 # --- suites and methods --------------------------------------------------------------------------------------------
@@ -155,8 +157,8 @@ def test_methods_are_those_that_cover_the_optimiser() -> None:
         named("none/moments/mu")
     with pytest.raises(UnknownNameError, match="did you mean 'lr-finder'"):
         named("lr-finde")
-    with pytest.raises(DagscaleError, match="curvature / keep left out: it is for momentum, sgd, not adam"):
-        choose(("curvature/keep",), "adam")
+    with pytest.raises(DagscaleError, match="covariance / keep left out: it is for momentum, sgd, not adam"):
+        choose(("covariance/keep",), "adam")
 
 
 def test_a_method_whose_package_is_missing_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +276,7 @@ def test_quick_runs_every_method_and_resumes_to_the_same_answer(tmp_path: Path) 
     assert runs[0].stdout == runs[1].stdout
     rows = json.loads(runs[0].stdout)
     methods = [row["method"] for row in rows]
-    assert set(methods) >= {m.name for m in choose((), "sgd")[0]} | {"grid / moments", "grid / keep"}
+    assert set(methods) >= {m.name for m in choose((), "sgd")[0]} | {"grid / moments", "middle / keep"}
     assert len(set(methods)) == len(methods)
     wanted = {"suite", "method", "pearson_r", "slope", "rms_octaves", "regret_mean", "regret_max", "steps"}
     assert all(wanted <= set(row) for row in rows)

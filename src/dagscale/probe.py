@@ -77,6 +77,22 @@ class Probe:
         groups = [{"params": [p], "lr": r} for p, r in zip(self.parameters.values(), self.ratios, strict=True)]
         return OPTIMIZERS[self.subject.optimizer](groups)
 
+    def scaling(self, optimizer: torch.optim.Optimizer) -> list[Tensor | float]:
+        """What the optimiser multiplies each parameter's gradient by in its next step, at an overall rate of 1.
+
+        For Adam and its like ``1/(√v̂ + ε)`` elementwise [Kingma and Ba 2015, Algorithm 1]; a number where a parameter
+        has no second moment, as under SGD.
+        """
+        scales: list[Tensor | float] = []
+        for parameter, ratio, group in zip(self.parameters.values(), self.ratios, optimizer.param_groups, strict=True):
+            state = optimizer.state.get(parameter, {})
+            if "exp_avg_sq" in state:
+                mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+                scales.append(ratio / (mean.sqrt() + group["eps"]))
+            else:
+                scales.append(ratio)
+        return scales
+
     def output(self, x: Tensor) -> Tensor:
         """The network's output as one tensor.
 

@@ -78,7 +78,8 @@ class Judge:
     def searches(self) -> Iterator[Verdict]:
         """A whole search on each architecture, by one half of the seeds, judged by the other: nobody does better.
 
-        Its correlation and distance, between the two halves' middles, are the noise floor.
+        Its correlation and distance, between the two halves' middles, are the noise floor. Beside it, what the very
+        rate that laws should predict loses: the middle of the band that all the seeds found.
         """
         for i, truth in enumerate(self.truths):
             if self.truths[truth] in list(self.truths.values())[:i]:
@@ -87,6 +88,7 @@ class Judge:
             steps = sum(self.spent[truth, a] for a in self.members)
             rates, right = [t.halves[0].middle for t in own], [t.halves[1] for t in own]
             yield self._verdict(f"grid / {truth}", own, rates, [t.searched() for t in own], steps, right)
+            yield self._verdict(f"middle / {truth}", own, None, [t.at(t.middle) for t in own], steps)
 
     def _own(self, truth: str) -> list[Truth]:
         return [self.truths[truth][a] for a in self.members]

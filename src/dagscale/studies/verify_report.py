@@ -175,7 +175,8 @@ def table(study: Study, found: list[Row]) -> Table:
     made.caption = (
         f"{len(study.architectures)} architectures. regret: excess loss over the best of the grid under the same init "
         "(cv: chosen and read on different seeds); excess: over the best under any init; grid: a whole search on each "
-        "architecture by one half of the seeds, judged by the other: its r and octaves are the noise floor"
+        "architecture by one half of the seeds, judged by the other: its r and octaves are the noise floor; middle: "
+        "the rate that the laws are held against, found with all seeds"
     )
     return made
 
