@@ -15,7 +15,7 @@ from dagscale.subject import Subject
 PRECISION = 0.05
 """Standard error of the logarithm at which no further seed is measured."""
 
-SEEDS = (2, 6)
+SEEDS = (2, 4)
 """Fewest and most seeds."""
 
 

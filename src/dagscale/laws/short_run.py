@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -17,13 +16,8 @@ from dagscale.probe import Cost, Probe
 from dagscale.subject import Subject
 from dagscale.train import exploded, seeded
 
-STEPS, LONGEST = 24, 192
-"""Length of a run. It is doubled, up to the longest, until the best rate has LEARNT enough; never beyond the run that
-the rate is for."""
-
-LEARNT = 0.1
-"""By how much less the loss is with the examples' own labels than with each other's. Before a network tells its
-examples apart, a run only shows how fast the outputs shrink to what is best for all of them."""
+STEPS = 24
+"""Length of a run; never beyond the run that the rate is for."""
 
 SHARE = 0.15
 """The band: rates that lower the mean loss over the run by at least 1 - SHARE of what the best of them does."""
@@ -44,16 +38,8 @@ LOWEST, HIGHEST = -40, 24
 """Exponents of 2 between which rates are tried."""
 
 
-@dataclass(frozen=True)
-class Middle:
-    """The geometric middle of the band, and what the best rate has learnt; see ``LEARNT``."""
-
-    rate: float
-    learnt: float
-
-
-def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS, share: float = SHARE) -> Middle:
-    """The middle of the band of runs of one length and seed: the same weights and batches at every rate.
+def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS) -> float:
+    """The geometric middle of the band of runs of one length and seed: the same weights and batches at every rate.
 
     Rates an octave apart are tried: from ``2**start`` down to below the band, then up to above it. Coming from below
     finds the valley in which training descends. Beyond the rate at which it breaks there can be another, of networks
@@ -71,7 +57,7 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int =
 
     def outside(i: int) -> bool:
         best = min(changes.values())
-        return changes[i] > best + share * abs(best)
+        return changes[i] > best + SHARE * abs(best)
 
     while min(changes) > LOWEST and (min(changes.values()) >= 0 or not outside(min(changes))):
         changes[min(changes) - 1] = run(2.0 ** (min(changes) - 1))
@@ -85,8 +71,8 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int =
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
     tried = sorted(changes)
-    low, high = find_band([2.0**i for i in tried], [changes[i] for i in tried], share)
-    return Middle(math.sqrt(low * high), run.learnt[2.0 ** min(changes, key=changes.__getitem__)])
+    low, high = find_band([2.0**i for i in tried], [changes[i] for i in tried], SHARE)
+    return math.sqrt(low * high)
 
 
 class _Runs:
@@ -102,9 +88,8 @@ class _Runs:
         self.batches = [probe.batch(probe.subject.batch_size) for _ in range(steps)]
         state = (*probe.model.parameters(), *probe.model.buffers())
         self.start = [(tensor, tensor.detach().clone()) for tensor in state]
-        self.learnt: dict[float, float] = {}
         with torch.no_grad(), seeded(probe.seed):
-            self.before = fmean(self._loss(x, y)[0].item() for x, y in self.batches)
+            self.before = fmean(self._loss(x, y).item() for x, y in self.batches)
 
     def __call__(self, rate: float) -> float:
         probe = self.probe
@@ -114,45 +99,35 @@ class _Runs:
         optimizer = probe.optimizer()
         for group in optimizer.param_groups:
             group["lr"] *= rate
-        own: list[float] = []
-        strange: list[float] = []
+        losses: list[float] = []
         with seeded(probe.seed):
             for x, y in self.batches:
                 optimizer.zero_grad()
-                value, other = self._loss(x, y)
-                own.append(value.item())
-                strange.append(other)
-                if exploded(own[-1], own[0]):
+                value = self._loss(x, y)
+                losses.append(value.item())
+                if exploded(losses[-1], losses[0]):
                     return math.inf
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 probe.cost.forwards += 2
-        late = len(own) // 2
-        against = fmean(strange[late:])
-        self.learnt[rate] = (against - fmean(own[late:])) / abs(against) if against else 0.0
-        return fmean(own) - self.before
+        return fmean(losses) - self.before
 
-    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
-        """With the examples' own labels, and with each its neighbour's."""
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         self.probe.cost.forwards += 1
-        out = self.probe.output(x)
-        return self.probe.loss(out, y), self.probe.loss(out.detach(), y.roll(1, 0)).item()
+        return self.probe.loss(self.probe.output(x), y)
 
 
 @once
 def known(subject: Subject) -> Measured:
-    """:func:`measure` over seeds, each with runs at least as long as those before it; see ``LEARNT``."""
-    longest = LONGEST if subject.steps is None else max(2, min(LONGEST, subject.steps))
-    start, steps = round(GRIDS[subject.optimizer][0]), min(STEPS, longest)
+    """:func:`measure` over seeds, each looking first where the one before it found the band."""
+    start = round(GRIDS[subject.optimizer][0])
+    steps = STEPS if subject.steps is None else max(2, min(STEPS, subject.steps))  # one step says nothing of its effect
 
     def one(seed: int, cost: Cost) -> float:
-        nonlocal start, steps
-        while True:
-            found = measure(subject, seed, start, cost, steps=steps)
-            start = min(max(round(math.log2(found.rate)) - 2, LOWEST + 1), HIGHEST - 1)
-            if found.learnt >= LEARNT or steps >= longest:
-                return found.rate
-            steps = min(2 * steps, longest)
+        nonlocal start
+        rate = measure(subject, seed, start, cost, steps=steps)
+        start = min(max(round(math.log2(rate)) - 2, LOWEST + 1), HIGHEST - 1)
+        return rate
 
     return over_seeds(one, subject.seed)
 
