@@ -3,7 +3,7 @@
     python benchmarks/base_free.py [--data PATH …] [--networks TARGET …] [--json FILE]
 
 For every data set, network, batch size and optimiser: the middle of the 5 % band that a search finds, against the
-rate of law ``short-run`` and, for SGD, against 2/λ (law ``curvature``). None of these networks, nor the batch sizes,
+rate of law ``short-run`` and 2/λ (law ``curvature``). None of these networks, nor the batch sizes,
 were among those that the law's length and its factor to a whole run were chosen on.
 """
 
@@ -46,9 +46,7 @@ def setting(source: str, network: str, batch: int, optimizer: str) -> dict[str, 
     found = search(model, data, optimizer=optimizer, steps=STEPS, batch_size=batch, seeds=2)
     subject = Subject(trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch)
     subject = replace(subject, fills=INITS["moments"](subject))
-    rates = {"short-run": short_run.absolute(subject)}
-    if optimizer == "sgd":
-        rates["2/λ"] = 2 / curvature.known(subject).value
+    rates = {"short-run": short_run.absolute(subject), "2/λ": 2 / curvature.known(subject).value}
     finite = [p for p in found.curve if math.isfinite(p.loss)]
     logs, losses = np.log2([p.lr for p in finite]), [p.loss for p in finite]
     beyond = max(p.lr for p in finite)
@@ -79,7 +77,7 @@ def main() -> None:
         table.add_column(header, justify="left" if header in ("data", "network") else "right")
     for row in rows:
         cells = [
-            f(row[kind][name]) if name in row["rates"] else ""
+            f(row[kind][name])
             for name in RATES
             for kind, f in (("octaves", "{:+.2f}".format), ("regret", "{:.1%}".format))
         ]
@@ -88,15 +86,14 @@ def main() -> None:
     shown.print(table)
     for optimizer in OPTIMIZERS:
         for name in RATES:
-            these = [row for row in rows if row["optimizer"] == optimizer and name in row["rates"]]
-            if these:
-                octaves, regret = (np.array([row[kind][name] for row in these]) for kind in ("octaves", "regret"))
-                rms = math.sqrt((octaves**2).mean())
-                shown.print(
-                    f"{optimizer:6} {name:9} mean {octaves.mean():+.2f}, rms {rms:.2f} octaves; "
-                    f"loss above the best found: median {np.median(regret):.1%}, worst {regret.max():.1%}",
-                    highlight=False,
-                )
+            these = [row for row in rows if row["optimizer"] == optimizer]
+            octaves, regret = (np.array([row[kind][name] for row in these]) for kind in ("octaves", "regret"))
+            rms = math.sqrt((octaves**2).mean())
+            shown.print(
+                f"{optimizer:6} {name:9} mean {octaves.mean():+.2f}, rms {rms:.2f} octaves; "
+                f"loss above the best found: median {np.median(regret):.1%}, worst {regret.max():.1%}",
+                highlight=False,
+            )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1, default=str))
 

@@ -205,6 +205,62 @@ def test_curvature_is_preconditioned_as_the_optimiser_steps(optimizer: str, scal
     assert curvature(subject, steps=2).value == pytest.approx(wanted, rel=1e-3)
 
 
+class Square(torch.autograd.Function):
+    """Its backward cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+class Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.readout = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.readout(Square.apply(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_curvature_is_refused_where_a_backward_cannot_be_differentiated() -> None:
+    with pytest.raises(PlanError, match="cannot itself be differentiated .* use law 'short-run'"):
+        dagscale.plan(
+            Squared(), X[:2], base=(Squared(), X[:2]), base_lr=0.1, law="curvature", data=(X, Y), loss=cross_entropy
+        )
+
+
+def test_adams_curvature_does_not_rest_on_parameters_that_few_examples_move() -> None:
+    """Words of which most are rare: in small batches nearly none has a gradient."""
+    words = torch.distributions.Geometric(0.05).sample((512, 4)).long().clamp(max=99)
+    network = nn.Sequential(nn.Embedding(100, 8), nn.Flatten(), nn.Linear(32, 2))
+    subject = Subject(
+        dagscale.trace(network, words[:2]), network, words[:2], (words, words[:, 0] % 2), cross_entropy, "adam",
+        batch_size=4,
+    )  # fmt: skip
+    found = curvature(subject)
+    assert found.error < 0.5
+    assert found.value < 1e4
+
+
+@pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])
+def test_dropout_draws_from_the_plans_seed(law: str) -> None:
+    network, base = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 3)), small_net()
+    rates = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        given = {"data": (X, Y), "loss": cross_entropy, "law": law, "base_lr": 0.1}
+        rates.append(dagscale.plan(network, X[:2], base=(base, X[:2]), **given).lr)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert rates[0] == rates[1]
+
+
 @pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])
 def test_measured_laws_need_data_and_a_scalar_loss(law: str) -> None:
     x, y = digits()

@@ -166,15 +166,30 @@ def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tenso
     used = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]
     probe.cost.forwards += 5
 
-    def product(v: Sequence[Tensor]) -> list[Tensor]:
-        moved = torch.autograd.grad(
-            [g for i in used if (g := pulled[i]) is not None], u, [v[i] for i in used], retain_graph=True
-        )[0]
-        bent = torch.autograd.grad(gradient, top, moved, retain_graph=True)[0]
-        back = torch.autograd.grad(out, parameters, bent, retain_graph=True, allow_unused=True)
-        probe.cost.forwards += 6
-        return [g if g is not None else torch.zeros_like(t) for g, t in zip(back, v, strict=True)]
+    def push(v: Sequence[Tensor]) -> Tensor:
+        """``J v``."""
+        outputs = [g for i in used if (g := pulled[i]) is not None]
+        return torch.autograd.grad(outputs, u, [v[i] for i in used], retain_graph=True)[0]
 
+    def pull(moved: Tensor) -> list[Tensor]:
+        """``Jᵀ`` of a change of the output."""
+        back = torch.autograd.grad(out, parameters, moved, retain_graph=True, allow_unused=True)
+        return [g if g is not None else torch.zeros_like(p) for g, p in zip(back, parameters, strict=True)]
+
+    def product(v: Sequence[Tensor]) -> list[Tensor]:
+        probe.cost.forwards += 6
+        return pull(torch.autograd.grad(gradient, top, push(v), retain_graph=True)[0])
+
+    generator = torch.Generator().manual_seed(probe.seed)
+    some = torch.randn(out.shape, generator=generator).to(out)
+    back = pull(some)
+    pushed, known = float((push(back).double() * some.double()).sum()), dot(back, back)
+    probe.cost.forwards += 6
+    if math.isfinite(known) and abs(pushed - known) > 0.05 * known:
+        raise PlanError(
+            "a backward in this model cannot itself be differentiated (torch.autograd.function.once_differentiable is "
+            "one reason), so its curvature cannot be measured: use law 'short-run'"
+        )
     return product
 
 
@@ -185,6 +200,7 @@ def leading_eigenpair(
     tolerance: float = 0.01,
     most: int = 60,
     start: Sequence[Tensor] = (),
+    batch: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[float, list[Tensor]]:
     """Largest eigenvalue of ``D^½ G D^½`` and its vector, ``G`` the Gauss–Newton matrix of the loss on one batch.
 
@@ -195,9 +211,31 @@ def leading_eigenpair(
         scale: ``D``'s diagonal, one tensor or number a parameter: relative learning rates.
         most: products at most.
         start: the vector to begin with, one tensor a parameter; by default a random one.
+        batch: by default the probe's next ``BATCH`` examples.
+
+    Raises:
+        PlanError: if the model or the loss cannot be differentiated twice.
     """
+    try:
+        return _power_iteration(probe, scale, tolerance, most, start, *(batch or probe.batch(BATCH)))
+    except (RuntimeError, NotImplementedError) as error:
+        text = next(iter(str(error).strip().splitlines()), "")
+        raise PlanError(
+            f"the curvature cannot be measured, {type(error).__name__}: {text}; use law 'short-run'"
+        ) from error
+
+
+def _power_iteration(
+    probe: Probe,
+    scale: Sequence[Tensor | float],
+    tolerance: float,
+    most: int,
+    start: Sequence[Tensor],
+    x: Tensor,
+    y: Tensor,
+) -> tuple[float, list[Tensor]]:
     roots = [d.sqrt() if isinstance(d, Tensor) else math.sqrt(d) for d in scale]
-    product = gauss_newton(probe, *probe.batch(BATCH))
+    product = gauss_newton(probe, x, y)
     generator = torch.Generator().manual_seed(probe.seed)
     v = list(start) or [torch.randn(p.shape, generator=generator).to(p) for p in probe.parameters.values()]
     value, calm = 0.0, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
-from dagscale.probe import Cost, Probe, leading_eigenpair
+from dagscale.probe import BATCH, Cost, Probe, leading_eigenpair
 from dagscale.subject import Subject
+from dagscale.train import seeded
 
 STEPS = 32
 """Length of the short run before the curvature is read."""
@@ -22,8 +23,7 @@ ROUGHLY = 0.1
 WARM_UP = 32
 """Steps at rate 0 that fill the state of an adaptive optimiser.
 
-With fewer, or after a short run, λ is that of parameters whose gradient happens to be small, and differs e-fold
-between seeds.
+After a short run λ is that of parameters whose gradient has become small, and differs e-fold between seeds.
 """
 
 
@@ -40,42 +40,61 @@ def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
     """λ for one seed, preconditioned by the optimiser's own scaling of each step."""
     probe = Probe(subject, seed, cost)
     probe.model.train()
+    with seeded(seed):
+        return _adaptive(probe) if subject.optimizer not in SGD else _after(probe, steps)
+
+
+def _after(probe: Probe, steps: int, every: int = 8) -> float:
+    """λ after some steps at ``1/(2λ)``, measured again every ``every`` of them."""
     optimizer = probe.optimizer()
-    if subject.optimizer not in SGD:
-        _descend(probe, optimizer, lambda: 0.0, WARM_UP)
-
     vector: list[Tensor] = []
-
-    def steepest(tolerance: float = 0.01) -> float:
-        nonlocal vector
-        value, vector = leading_eigenpair(  # it turns slowly in a short run
-            probe, probe.scaling(optimizer), start=vector, tolerance=tolerance
-        )
-        if not 0 < value < float("inf"):
-            raise PlanError(
-                f"the curvature at initialisation is {value}: the output does not depend on the parameters, the loss "
-                "is piecewise linear in it, or it overflows; check the loss and the init (init 'moments' keeps "
-                "signals finite)"
-            )
-        return value
-
-    if steps:
-        _descend(probe, optimizer, lambda: 0.5 / steepest(ROUGHLY), steps)
-    return steepest()
-
-
-def _descend(probe: Probe, optimizer: Optimizer, step: Callable[[], float], steps: int, every: int = 8) -> None:
-    """Train the probe's copy for ``steps`` steps, the rate asked for again every ``every`` steps."""
     for k in range(steps):
         if k % every == 0:
-            lr = step()
+            value, vector = _steepest(probe, probe.ratios, start=vector, tolerance=ROUGHLY)  # it turns slowly
             for group, ratio in zip(optimizer.param_groups, probe.ratios, strict=True):
-                group["lr"] = lr * ratio
-        x, y = probe.batch(probe.subject.batch_size)
-        optimizer.zero_grad()
-        probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        probe.cost.forwards += 3
+                group["lr"] = 0.5 / value * ratio
+        _step(probe, optimizer, probe.batch(probe.subject.batch_size))
+    return _steepest(probe, probe.ratios, start=vector)[0]
+
+
+def _adaptive(probe: Probe) -> float:
+    """λ at initialisation. The optimiser's state has seen the examples that λ is measured on, as it has in training
+    when it steps on them: no parameter that they move is taken for one with next to no gradient."""
+    optimizer = probe.optimizer()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    batch = probe.batch(BATCH)
+    for _ in range(WARM_UP):
+        _step(probe, optimizer, probe.batch(probe.subject.batch_size))
+    _step(probe, optimizer, batch)
+    return _steepest(probe, probe.scaling(optimizer), batch=batch)[0]
+
+
+def _steepest(
+    probe: Probe,
+    scale: Sequence[Tensor | float],
+    *,
+    start: Sequence[Tensor] = (),
+    tolerance: float = 0.01,
+    batch: tuple[Tensor, Tensor] | None = None,
+) -> tuple[float, list[Tensor]]:
+    """`leading_eigenpair`, refusing what is no curvature."""
+    value, vector = leading_eigenpair(probe, scale, start=start, tolerance=tolerance, batch=batch)
+    if not 0 < value < float("inf"):
+        raise PlanError(
+            f"the curvature at initialisation is {value}: the output does not depend on the parameters, the loss "
+            "is piecewise linear in it, or it overflows; check the loss and the init (init 'moments' keeps "
+            "signals finite)"
+        )
+    return value, vector
+
+
+def _step(probe: Probe, optimizer: Optimizer, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    optimizer.zero_grad()
+    probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    probe.cost.forwards += 3
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:

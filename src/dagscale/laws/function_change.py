@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
-from dagscale.probe import BATCH, Probe
+from dagscale.probe import BATCH, Cost, Probe
 from dagscale.subject import Subject
+from dagscale.train import seeded
 
 STEP = 1e-4
 """The probing rate for SGD, relative to 1/‖gradient‖², and for Adam in absolute terms: small enough to be linear."""
@@ -94,7 +95,12 @@ def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
 @once
 def change(subject: Subject) -> Measured:
     """:func:`relative_change` over seeds."""
-    return over_seeds(lambda seed, cost: relative_change(Probe(subject, seed, cost)), subject.seed)
+
+    def one(seed: int, cost: Cost) -> float:
+        with seeded(seed):
+            return relative_change(Probe(subject, seed, cost))
+
+    return over_seeds(one, subject.seed)
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
