@@ -44,6 +44,12 @@ def sample(count: int, rng: np.random.Generator) -> list[tuple[Dag, int]]:
     return list(chosen.values())
 
 
+def network(dag: Dag, width: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Of 64 inputs and one output."""
+    model, _ = targets.load(f"mlp:{dag}?order=pre&width={width}&classes=1&bias=false", input_shape=(1, 8, 8))
+    return model, torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dags", type=int, default=200)
@@ -55,10 +61,11 @@ def main() -> None:
     found: list[float] = []
     identity: list[bool] = []
     for dag, width in track(sample(options.dags, np.random.default_rng(1)), console=Console(stderr=True)):
-        graph = dagscale.trace(*targets.load(f"mlp:{dag}?order=pre&width=8"))
+        model, x = network(dag, width)
+        graph = dagscale.trace(model, x)
         for name, law in LAWS.items():
             predicted[name].append(math.log2(law(graph)))
-        found.append(math.log2(simulation.update_moment(str(dag), width=width, seeds=options.seeds)))
+        found.append(math.log2(simulation.update_moment(model, x, seeds=options.seeds)))
         identity.append(any(op == 1 for *_, op in dag.live_edges))
     table = Table(title="log2 of the update's second moment: predicted against simulated")
     for column in ("law", "DAGs", "r", "slope", "rms octaves"):
@@ -82,7 +89,7 @@ def main() -> None:
 
 def chain(n: int) -> dagscale.Graph:
     code = "_".join("0" * v + "2" for v in range(n))
-    return dagscale.trace(*targets.load(f"mlp:{code}?order=pre&width=8"))
+    return dagscale.trace(*targets.load(f"mlp:{code}?order=pre&width=64"))
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ class Squared(nn.Module):
 
 
 def test_curvature_is_refused_where_a_backward_cannot_be_differentiated() -> None:
-    with pytest.raises(PlanError, match="cannot itself be differentiated .* use law 'short-run'"):
+    with pytest.raises(PlanError, match=r"cannot itself be differentiated .* use law 'short-run'"):
         dagscale.plan(
             Squared(), X[:2], base=(Squared(), X[:2]), base_lr=0.1, law="curvature", data=(X, Y), loss=cross_entropy
         )

@@ -25,12 +25,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightEdge:
-    """A layer from vertex ``src`` to ``dst``, with its activations and its relative learning rate."""
+    """A layer from vertex ``src`` to ``dst``.
+
+    Attributes:
+        depth: activations before it.
+        strength: how far a step moves its output, per unit of its input's second moment: its relative learning rate
+            times the inputs that a unit sums over, and the kernel.
+        fan_in: inputs that a unit sums over, channels only.
+    """
 
     src: int
     dst: int
     depth: int
     strength: float
+    fan_in: float
+
+
+@dataclass(frozen=True)
+class End:
+    """A vertex that an output reads.
+
+    Attributes:
+        depth: activations on the way.
+        readout: the layer on the way, if there is one.
+    """
+
+    vertex: int
+    depth: int
+    readout: Op | None
 
 
 @dataclass(frozen=True)
@@ -42,18 +64,22 @@ class MeanField:
         degree: live summands of each vertex, at least 1.
         weights: its weight edges.
         identities: pairs ``(u, v)`` with the activations on the way.
+        width: units or channels of each vertex.
         stems: for each vertex, the summed strength of the layers that read a model input directly.
+        stem_count: for each vertex, how many they are.
         begins: for each vertex, the most activations between a model input and it that no other vertex precedes.
-        ends: vertices that an output reads, with the activations on the way.
+        ends: what the outputs read.
     """
 
     size: int
     degree: tuple[int, ...]
     weights: tuple[WeightEdge, ...]
     identities: tuple[tuple[int, int, int], ...]
+    width: tuple[int, ...]
     stems: tuple[float, ...]
+    stem_count: tuple[int, ...]
     begins: tuple[int, ...]
-    ends: tuple[tuple[int, int], ...]
+    ends: tuple[End, ...]
 
     def kappa(self) -> Matrix:
         """``κ[v, b]``: number of identity paths b → v, 1 on the diagonal. Shape (size, size)."""
@@ -72,7 +98,7 @@ class MeanField:
         """Second moment that each vertex's own layers contribute: their share of its summands. Shape (size,)."""
         import numpy as np
 
-        own = np.array([float(s > 0) for s in self.stems])  # several stems into one vertex are rare: count one
+        own = np.array(self.stem_count, dtype=float)
         for edge in self.weights:
             own[edge.dst] += 1
         shares: Matrix = own / np.array(self.degree)
@@ -86,6 +112,8 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
         multipliers: relative learning rate of each parameter, where not 1.
         kernel_power: a layer's update strength grows as its kernel size, the root of its taps, to this power.
 
+    A vertex has the width of the widest layer into it, or of what comes by identity.
+
     Raises:
         GraphError: if no output is reached from an input.
     """
@@ -94,13 +122,17 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
     degree: list[int] = []
     weights: list[WeightEdge] = []
     identities: list[tuple[int, int, int]] = []
+    width: list[int] = []
     stems: list[float] = []
+    stem_count: list[int] = []
     begins: list[int] = []
-    ends: list[tuple[int, int]] = []
+    ends: list[End] = []
 
     def vertex(d: int) -> int:
         degree.append(max(d, 1))
+        width.append(1)
         stems.append(0.0)
+        stem_count.append(0)
         begins.append(0)
         return len(degree) - 1
 
@@ -108,14 +140,19 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
         if op is None or op.layer is None:
             if at is not None:
                 identities.append((at, to, depth))
+                width[to] = max(width[to], width[at])
             return
         rate = rates.get(op.params[0].name, 1.0) if op.params else 1.0
-        strength = float(rate * op.layer.kernel_size**kernel_power)
+        taps = op.layer.kernel_size**2
+        fan_in = op.layer.fan_in / taps
+        width[to] = max(width[to], round(op.layer.fan_out / taps))
+        strength = rate * fan_in * op.layer.kernel_size**kernel_power
         if at is None:
             stems[to] += strength
+            stem_count[to] += 1
             begins[to] = max(begins[to], depth)
         else:
-            weights.append(WeightEdge(at, to, depth, strength))
+            weights.append(WeightEdge(at, to, depth, strength, fan_in))
 
     for v, incoming in enumerate(graph.in_edges):
         kind = graph.vertices[v].kind
@@ -137,7 +174,7 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
                     last = op
             entries.append((at, depth, last))
         if kind == "output":
-            ends += [(at, depth) for at, depth, _ in entries if at is not None]
+            ends += [End(at, depth, last) for at, depth, last in entries if at is not None]
         elif any(at is not None or last is not None for at, _, last in entries):
             number[v] = vertex(1 if kind == "fork" else len(live))
             for at, depth, last in entries:
@@ -145,5 +182,6 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
     if not ends:
         raise GraphError("no output is reached from an input through a hidden layer: this law has no answer")
     return MeanField(
-        len(degree), tuple(degree), tuple(weights), tuple(identities), tuple(stems), tuple(begins), tuple(ends)
-    )
+        len(degree), tuple(degree), tuple(weights), tuple(identities), tuple(width), tuple(stems), tuple(stem_count),
+        tuple(begins), tuple(ends),
+    )  # fmt: skip

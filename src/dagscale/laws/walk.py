@@ -31,7 +31,7 @@ def weighted_cubes(graph: Graph) -> float:
     moment = [0.0] * dag.size
     sums = [(0.0, 0.0, 0.0, 0.0)] * dag.size
     for v in range(dag.size):
-        stem = 1 / dag.degree[v] if dag.stems[v] else 0.0
+        stem = dag.stem_count[v] / dag.degree[v]
         shares = [(u, share if share >= 0 else moment[u], depth) for u, share, depth in incoming[v]]
         moment[v] = stem + sum(share for _, share, _ in shares)
         total = _shift((stem, 0.0, 0.0, 0.0), dag.begins[v])
@@ -39,8 +39,8 @@ def weighted_cubes(graph: Graph) -> float:
             total = _add(total, _shift(sums[u], depth), share)
         sums[v] = _scaled(total, 1 / moment[v]) if moment[v] else total
     at_end = (0.0, 0.0, 0.0, 0.0)
-    for v, depth in dag.ends:
-        at_end = _add(at_end, _shift(sums[v], depth), 1 / len(dag.ends))
+    for end in dag.ends:
+        at_end = _add(at_end, _shift(sums[end.vertex], end.depth), 1 / len(dag.ends))
     if not at_end[3] > 0:
         raise GraphError("no path passes an activation: law 'walk' has no rate for this network; use law 'none'")
     return at_end[3]

@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dagscale.spaces import targets
 from dagscale.trace import trace
 
-RATE = 1e-3
-"""Small enough that the step's change is linear in it."""
+STEP = 1e-3
+"""The rate times the largest fan-in: small enough that the step's change is linear in it."""
 
 
-def update_moment(code: str, *, width: int, seeds: int, seed: int = 0) -> float:
-    """Mean over seeds of ``Σ_i Δz_i²`` at the vertex that the readout of an MLP DAG reads, per unit rate.
+def update_moment(model: nn.Module, x: Tensor, *, seeds: int, seed: int = 0) -> float:
+    """Mean over seeds of ``Σ_i Δz_i²`` at what ``model.readout`` takes, per unit rate.
 
-    The network is ``mlp:CODE`` with the derivation's order (activation before the layer), without biases, on one
-    example of mean square 1. Each layer is drawn when the forward first comes to it, with the variance that
-    gives its output the second moment ``1/d_in``. The gradient of the output itself is stepped along (unit
-    error); readout weights have variance 1/n and are not updated. Rates are divided by the fan-in, so that a
-    layer's update is its input's mean square times its output's gradient.
+    Each layer is drawn when the forward first comes to it, with the variance that gives its output the second
+    moment ``1/d_in``. The gradient of the output itself is stepped along (unit error); readout weights have squared
+    norm 1 in the mean and are not updated.
 
     Args:
-        code: the DAG's code.
-        width: units of every vertex.
+        model: linear layers without biases. Its weights are overwritten. ``model.readout`` ends it: an activation, and
+            the layer that gives the one output.
+        x: one example, brought to mean square 1.
         seeds: draws of the weights to average over.
     """
-    text = f"mlp:{code}?order=pre&width={width}&classes=1&bias=false"
-    model, inputs = targets.load(text, input_shape=(1, 8, 8))
-    degree = {use.name: use.in_degree for use in trace(model, inputs).layers}
+    uses = trace(model, x).layers
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, 1, 8, 8, generator=generator)
     x = x / x.square().mean().sqrt()
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n in degree}
-    readout = layers.pop("readout.linear")
+    layers: dict[str, Any] = {use.name: model.get_submodule(use.name) for use in uses}
+    (readout,) = [layers.pop(use.name) for use in uses if use.readout]
+    rate = STEP / max(layer.in_features for layer in layers.values())
     seen: list[Tensor] = []
-    model.get_submodule("readout").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(_draw(layer, degree[name], generator, seen))
+    hooks = [model.get_submodule("readout").register_forward_pre_hook(lambda module, args: seen.append(args[0]))]
+    for use in uses:
+        if not use.readout:
+            hooks.append(layers[use.name].register_forward_pre_hook(_draw(use.in_degree, generator, seen)))
     total = 0.0
     for _ in range(seeds):
         seen.clear()
-        readout.weight.data = torch.randn(1, width, generator=generator) / math.sqrt(width)
+        readout.weight.data = torch.randn(readout.weight.shape, generator=generator) * readout.in_features**-0.5
         model.zero_grad(set_to_none=True)
         model(x).sum().backward()
         with torch.no_grad():
             for layer in layers.values():
                 if layer.weight.grad is not None:
-                    layer.weight -= RATE / layer.in_features * layer.weight.grad
+                    layer.weight -= rate * layer.weight.grad
             model(x)
-        total += float((seen[1] - seen[0]).detach().double().square().sum()) / RATE**2 / seeds
+        total += float((seen[1] - seen[0]).detach().double().square().sum()) / rate**2 / seeds
+    for hook in hooks:
+        hook.remove()
     return total
 
 
-def _draw(layer: nn.Linear, degree: int, generator: torch.Generator, seen: list[Tensor]):  # type: ignore[no-untyped-def]
+def _draw(degree: int, generator: torch.Generator, seen: list[Tensor]) -> Callable[[Any, tuple[Tensor, ...]], None]:
     """A hook that draws the layer's weight for the input it is about to read, in a seed's first forward."""
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
         if not seen:
             std = (degree * args[0].detach().square().sum()).rsqrt()
             layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * std
