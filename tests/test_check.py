@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, nll_loss
 
 import dagscale.cli.check
 from dagscale.check import CheckError, check
@@ -227,6 +227,22 @@ class TestModels:
         }
 
 
+@pytest.mark.parametrize(("log_softmax", "high"), [(True, 2.0), (False, 16.0)])
+def test_a_rate_is_judged_whatever_the_loss_and_however_high(log_softmax, high):
+    """Log-probabilities and their negative mean: linear in the output, so the Gauss–Newton matrix is 0. At 16 a
+    quarter of the rate is too high as well."""
+    last = [nn.LogSoftmax(1)] if log_softmax else []
+
+    def make_one(width):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10), *last)
+
+    loss = nll_loss if log_softmax else cross_entropy
+    given = {"data": DATA, "loss": loss, "init": "moments", "law": "none", "seeds": 4, "centred": False}
+    family = [(make_one(w), X) for w in (16, 32)]
+    assert any("rate too high" in str(fault) for fault in check(family, base_lr=high, **given).faults)
+    assert not any("rate too high" in str(fault) for fault in check(family, base_lr=0.02, **given).faults)
+
+
 class TestReport:
     def test_reads_and_writes(self, tmp_path):
         report = run(WIDTHS, init="keep", law="none", base_lr=0.05, seeds=2)
@@ -278,6 +294,19 @@ BAD = {
     "plans": (lambda: check(make(Functional, 8, 16), data=DATA, plans=[]), "0 plans for 2 members"),
     "steps": (lambda: check(make(Functional, 8, 16), data=DATA, steps=0), "at least 1"),
     "sizes": (lambda: check(make(Functional, 8, 16), data=DATA, sizes=[2, 1]), "increase"),
+    "labels": (lambda: check(make(Functional, 8, 16), data=DATA, labels=["a"]), "1 labels for 2 members"),
+    "only models": (
+        lambda: check(Functional, data=DATA, sizes=[8, 16]),
+        r"must return \(model, inputs\) .* returned Functional",
+    ),
+    "all frozen": (
+        lambda: check([(m.requires_grad_(False), x) for m, x in make(Functional, 8, 16)], data=DATA),
+        "nothing trains",
+    ),
+    "detached loss": (
+        lambda: check(make(Functional, 8, 16), data=DATA, loss=lambda out, y: cross_entropy(out.detach(), y)),
+        "does not depend on any parameter",
+    ),
 }
 
 

@@ -74,6 +74,37 @@ def test_moments_of_a_relu_chain_are_he_initialisation() -> None:
     assert plan.parameters["readout.linear.weight"].init_std == pytest.approx(math.sqrt(2 / 256), rel=0.1)
 
 
+class TiedAround(nn.Module):
+    """The readout is the embedding; between them a layer that reads what the embedding brings."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.layer, self.norm = nn.Embedding(50, width), nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layer(self.embed(x)).relu()).mean(1) @ self.embed.weight.T  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("width", [16, 256])
+def test_a_layer_follows_when_tied_weights_shrink(width: int) -> None:
+    """The readout asks for embeddings of moment near 1/width, and the layer between still gives 1."""
+    model, x = TiedAround(width), torch.randint(0, 50, (256, 6), generator=torch.Generator().manual_seed(0))
+    plan = dagscale.plan(model, x, base_lr=1.0, law="none", init="moments")
+    layer, readout = arriving(model, plan, x)[-2:]
+    assert layer == pytest.approx(1, abs=0.3)
+    assert readout == pytest.approx(1, abs=0.3)
+
+
+def test_a_model_in_evaluation_mode_is_measured_as_it_will_train() -> None:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Dropout(0.5), nn.Linear(32, 4))
+    plans = [
+        dagscale.plan(model, x, base_lr=1.0, law="none", init="moments", data=(x, x)) for model in (net, net.eval())
+    ]
+    assert plans[0].parameters == plans[1].parameters
+    assert not net.training
+
+
 def test_deterministic_and_the_model_is_left_alone() -> None:
     model, x = Odd(), torch.randn(4, 8, 6, 6)
     before = {n: t.clone() for n, t in model.state_dict().items()}

@@ -13,7 +13,17 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.check.causes import find_faults
 from dagscale.check.family import Family, Member, growth, members, wanted
-from dagscale.check.measure import STABLE, Observation, Task, attempt, observe, started, steepness, too_high
+from dagscale.check.measure import (
+    STABLE,
+    Observation,
+    Task,
+    attempt,
+    lower_share,
+    observe,
+    started,
+    steepness,
+    too_high,
+)
 from dagscale.check.report import Report
 from dagscale.check.verdict import Evidence, Fault, Fit, Level, fits, levels, surely_worse, too_sharp
 from dagscale.errors import CheckError, DagscaleError, SearchError
@@ -33,7 +43,7 @@ SHARP = 2
 """Seeds of each member whose curvature is measured; it varies little between seeds."""
 
 CONFIRMED = 4
-"""Seeds at most that are trained at the rate and at a quarter of it."""
+"""Seeds at most that are trained at the rate and at a lower one."""
 
 Plans = Sequence[Plan] | Callable[[nn.Module, Any], Plan]
 
@@ -113,7 +123,8 @@ def check(
         ratio = too_sharp(evidence, i)
         if ratio is not None and all(o.finite for o in seen[i]):
             ratios = [
-                too_high(m.make(seed + k), planner.plan(i, k), task, seed + k) for k in range(min(seeds, CONFIRMED))
+                too_high(m.make(seed + k), planner.plan(i, k), task, seed + k, lower_share(ratio))
+                for k in range(min(seeds, CONFIRMED))
             ]
             if surely_worse(ratios, len(family_)):
                 hot[i] = ratio

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from dagscale.check.family import LayerFacts, Member
-from dagscale.check.measure import CONFIRM, STABLE
+from dagscale.check.measure import CONFIRM, LOWER, STABLE, lower_share
 from dagscale.check.verdict import Evidence, Fault, Fit, Level, decisive
 from dagscale.plan import Plan
 
@@ -109,10 +109,11 @@ def _hot(ratio: float, optimizer: str) -> str:
     stable = STABLE.get(optimizer)
     measured = (
         f"lr·λ = {ratio * stable:.3g}, {ratio:.2g}× the largest that is stable on a quadratic, and "
-        if stable is not None
+        if stable is not None and ratio > 1
         else ""
     )
-    return f"learning rate too high: {measured}a quarter of it reaches a lower loss in {CONFIRM} steps"
+    lower = "a quarter" if lower_share(ratio) == LOWER else f"{lower_share(ratio):.1g}"
+    return f"learning rate too high: {measured}{lower} of it reaches a lower loss in {CONFIRM} steps"
 
 
 def _updates(evidence: Evidence, fits: Sequence[Fit], plans: Sequence[Plan]) -> list[Fault]:

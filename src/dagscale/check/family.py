@@ -96,6 +96,8 @@ def members(
         raise CheckError(f"a family has at least two members, smallest first: {len(pairs)} given")
     if labels is not None:
         names = list(labels)
+        if len(names) != len(pairs):
+            raise CheckError(f"{len(names)} labels for {len(pairs)} members: give one each")
     notes: list[str] = []
     found = []
     for name, make, (model, inputs) in zip(names, makes, pairs, strict=True):
@@ -132,7 +134,10 @@ class _Built:
     def pair(self, seed: int) -> Pair:
         with forward.unchanged_random_state():
             torch.manual_seed(seed)
-            return self.family(self.size)
+            made = self.family(self.size)
+        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+            raise CheckError(f"the family must return (model, inputs) for a size, and returned {type(made).__name__}")
+        return made
 
     def __call__(self, seed: int) -> nn.Module:
         return _full(self.pair(seed)[0])

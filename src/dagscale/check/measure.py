@@ -24,6 +24,9 @@ from dagscale.train import OPTIMIZERS, Loss, logits, to_model, train
 LOOKED_AT = 256
 """Examples on which signals are compared before and after the steps."""
 
+LOWER = 0.25
+"""Of a rate under suspicion: the rate that it is held against, unless that is too high as well."""
+
 CONFIRM = 32
 """Steps of the two runs that confirm a rate to be too high."""
 
@@ -132,10 +135,15 @@ def attempt(model: nn.Module, task: Task) -> None:
     """Run forward and loss once on a copy in train mode, so that what cannot be trained on is said at once.
 
     Raises:
-        CheckError: if forward or loss fail.
+        CheckError: if forward or loss fail, or no parameter gets a gradient.
     """
-    with forward.unchanged_random_state(), torch.no_grad():
-        _loss(_copied(model).train(), task, torch.arange(min(task.batch_size, len(task.x))), None)
+    network = _copied(model).train()
+    if not any(p.requires_grad for p in network.parameters()):
+        raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
+    with forward.unchanged_random_state():
+        value = _loss(network, task, torch.arange(min(task.batch_size, len(task.x))), None)
+    if not value.requires_grad:
+        raise CheckError("the loss does not depend on any parameter: check that nothing is detached on the way to it")
 
 
 def started(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
@@ -154,10 +162,15 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def too_high(model: nn.Module, plan: Plan, task: Task, seed: int) -> float:
-    """``ln`` of a short run's final loss at the plan's rate over that at a quarter of it; ``inf`` if it diverged."""
+def lower_share(ratio: float) -> float:
+    """Of a rate that is ``ratio`` times what curvature calls stable: one to hold it against that is not too high."""
+    return min(LOWER, 0.5 / ratio)
+
+
+def too_high(model: nn.Module, plan: Plan, task: Task, seed: int, lower: float = LOWER) -> float:
+    """``ln`` of a short run's final loss at the plan's rate over that at a ``lower`` share; ``inf`` if it diverged."""
     final = []
-    for share in (1.0, 0.25):
+    for share in (1.0, lower):
         network = started(model, plan, seed)
         run = train(
             network, task.x, task.y, params=plan.param_groups(network, lr=share * plan.lr), optimizer=plan.optimizer,

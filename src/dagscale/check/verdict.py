@@ -292,19 +292,22 @@ def _shared_slope(evidence: Evidence, name: str) -> float:
 def too_sharp(evidence: Evidence, member: int) -> float | None:
     """``lr · λ`` over its largest stable value, geometric mean over seeds, if above 1: a reason to look closer.
 
-    None if it is not; 1 for optimisers whose stable rate curvature alone does not tell.
+    None if it is not; 1 where curvature alone does not tell: for other optimisers, and where the Gauss–Newton matrix is
+    0 because the loss is linear in the output (log-probabilities).
     """
     stable = STABLE.get(evidence.optimizer)
-    if stable is None:
-        return 1.0
     logs = [
-        math.log(o.sharpness / stable) for o in evidence.seen[member] if o.sharpness is not None and o.sharpness > 0
+        math.log(o.sharpness / stable)
+        for o in evidence.seen[member]
+        if stable is not None and o.sharpness is not None and o.sharpness > 0
     ]
-    return math.exp(fmean(logs)) if logs and fmean(logs) > 0 else None
+    if not logs:
+        return 1.0
+    return math.exp(fmean(logs)) if fmean(logs) > 0 else None
 
 
 def surely_worse(ratios: Sequence[float], tests: int) -> bool:
-    """Whether the loss is higher at the rate than at a quarter of it; log ratios count for a factor of 2 at most."""
+    """Whether the loss is higher at the rate than at the lower one; log ratios count for a factor of 2 at most."""
     cap = math.log(2)
     return _above([min(max(r, -cap), cap) for r in ratios], tests)
 

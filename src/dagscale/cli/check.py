@@ -22,7 +22,7 @@ def check(
     base_lr: Annotated[float | None, typer.Option(help="Rate of the first TARGET; by default from curvature.")] = None,
     width: Annotated[str | None, typer.Option(help="none: one rate for all layers; mup: rates by layer.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4,
-    seeds: Annotated[int, typer.Option(help="Runs a member.")] = 4,
+    seeds: Annotated[int, typer.Option(help="Runs a member.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 64,
     limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
     input_shape: InputShape = None,

@@ -64,6 +64,8 @@ def moments(subject: Subject) -> dict[str, Fill]:
         )
     fills = zeros_and_ones(subject.graph)
     model = copy.deepcopy(subject.model)
+    if subject.data is not None:
+        model.train()  # batch norm and dropout as training will have them; a lone example cannot be normalised
     parameters = {n: p for n, p in forward.plain_parameters(model).items() if p.requires_grad}
     with torch.no_grad():
         for name, fill in fills.items():
@@ -108,7 +110,7 @@ def _is_gain(parameter: Tensor) -> bool:
 
 
 def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:
-    """One forward in the model's own mode, random state and buffers not the user's."""
+    """One forward, random state and buffers not the user's."""
     inputs = subject.inputs if subject.data is None else to_model(model, subject.data[0][:BATCH])
     args, kwargs = forward.bind_inputs(model, inputs)
     with forward.unchanged_random_state(), forward.plain_eager(), torch.no_grad(), mode:
@@ -178,8 +180,9 @@ def _one_draw(
         for name in controls.values():
             parameter = parameters[name]
             parameter.copy_(torch.ones_like(parameter) if _is_gain(parameter) else _unit(name, parameter, seed))
+        shared: set[str] = set()
         for _ in range(PASSES):
-            setter = _Setter(model, parameters, wanted, controls, scales, seed)
+            setter = _Setter(model, parameters, wanted, controls, scales, seed, shared)
             _forward(model, subject, setter)
             if not setter.again:
                 break
@@ -192,7 +195,11 @@ def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
 
 
 class _Setter(Uses):  # type: ignore[no-untyped-call]
-    """Scales each weight just before the first operator that uses it runs."""
+    """Scales each weight just before the first operator that uses it runs.
+
+    A weight with several uses gets the least scale that any of them asks for. What was drawn before that is known is
+    drawn again in the next pass, when ``shared`` names such weights: they only shrink, the others follow.
+    """
 
     def __init__(
         self,
@@ -202,10 +209,12 @@ class _Setter(Uses):  # type: ignore[no-untyped-call]
         controls: dict[frozenset[str], str],
         scales: dict[str, float],
         seed: int,
+        shared: set[str],
     ) -> None:
         super().__init__(model)
         self.parameters, self.wanted, self.controls = parameters, wanted, controls
-        self.scales, self.seed = scales, seed
+        self.scales, self.seed, self.shared = scales, seed, shared
+        self.used: set[str] = set()
         self.padding = padding_rows(model)
         self.again = False
 
@@ -217,13 +226,16 @@ class _Setter(Uses):  # type: ignore[no-untyped-call]
         moment = use.moment()
         if not 0 < moment < inf:
             return
+        if name in self.used:
+            self.shared.add(name)
+        self.used.add(name)
         parameter, known = self.parameters[name], self.scales.get(name)
         scale = sqrt(self.wanted[use.names] / moment) * (1.0 if use.own else known or 1.0)
         if known is None and use.own:
             parameter.copy_(_unit(name, parameter, self.seed) * scale)
             if id(parameter) in self.padding:
                 parameter[self.padding[id(parameter)]] = 0
-        elif known is None or scale < 0.99 * known:
+        elif known is None or scale < 0.99 * known or (name not in self.shared and scale > 1.01 * known):
             parameter.mul_(scale / (known or 1.0))
         else:
             return

@@ -108,8 +108,8 @@ def law_methods() -> Iterator[Method]:
 KINDS: Registry[Callable[[Run], dict[str, Any]]] = Registry("kind of run")
 
 AFTERWARDS = (
-    "laws/*", "probe.py", "band.py", "search/*", "check/*", "studies/re[crt]*.py", "studies/suites.py",
-    "studies/truth.py", "studies/verdict.py", "studies/verify.py",
+    "laws/*", "probe.py", "band.py", "search/*", "check/*", "studies/re[crt]*.py", "studies/simulation.py",
+    "studies/suites.py", "studies/truth.py", "studies/verdict.py", "studies/verify.py",
 )  # fmt: skip
 """Parts of the package that training runs do not depend on, so that they outlive a change of a law or of a report."""
 
