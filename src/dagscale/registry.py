@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except KeyError:
-            near = difflib.get_close_matches(str(name), self._entries, n=1)
+            near = difflib.get_close_matches(str(name).lower(), self._entries, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UnknownNameError(
                 f"unknown {self.what} {name!r}{hint} (known: {', '.join(sorted(self._entries))})"
