@@ -34,7 +34,7 @@ def moment(arch: Nb201, cells: int) -> tuple[float, float, float]:
     """``E‖Δz‖²``, and the processor seconds of building and tracing, and of the law."""
     start = time.process_time()
     with torch.device("meta"):
-        model = NB201(arch, channels=1, cells=cells)
+        model = NB201(arch, cells=cells)
     graph = trace(model, torch.zeros(2, 3, 8, 8, device="meta"))
     traced = time.process_time()
     value = update_moment(graph)
