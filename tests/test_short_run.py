@@ -63,7 +63,7 @@ def test_ratios_of_short_runs_fade() -> None:
 def test_it_looks_no_further_than_the_run_that_the_rate_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def found(subject: object, seed: int, start: int, cost: object, *, steps: int) -> float:
+    def found(subject: object, seed: int, start: int, cost: object, *, steps: int, least: float) -> float:
         asked.append(steps)
         return 0.1
 
@@ -78,6 +78,31 @@ def test_where_it_starts_does_not_matter() -> None:
     subject = digits("mlp:2_02?width=16")
     low, high = (short_run.measure(subject, 0, start, short_run.Cost()) for start in (-14, -2))
     assert low == pytest.approx(high, rel=1e-6)
+
+
+def test_runs_are_longer_where_nothing_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def found(subject: object, seed: int, start: int, cost: object, *, steps: int, least: float) -> float | None:
+        asked.append(steps)
+        return 0.1 if steps >= 96 or not least else None
+
+    monkeypatch.setattr(short_run, "measure", found)
+    known(parabola())
+    known(parabola(steps=40))
+    assert asked == [24, 48, 96, 96, 24, 40, 40]  # the second seed goes on with what the first needed
+
+
+def test_vanishing_signals_want_higher_rates_and_not_lower_ones() -> None:
+    """At low rates the loss changes by less than rounding: nothing to come down from."""
+    network = nn.Sequential(
+        nn.Linear(8, 8), *(m for _ in range(8) for m in (nn.ReLU(), nn.Linear(8, 8))), nn.Linear(8, 2)
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 8, generator=generator)
+    y = (x[:, 0] > 1).long()
+    subject = Subject(trace(network, x), network, x, (x, y), cross_entropy, batch_size=32)
+    assert -4 < math.log2(known(subject).value) < 2
 
 
 def test_the_valley_beyond_the_break_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,12 @@ from dagscale.probe import Cost, Probe
 from dagscale.subject import Subject
 from dagscale.train import exploded, seeded
 
-STEPS = 24
-"""Length of a run; never beyond the run that the rate is for."""
+STEPS, LONGEST = 24, 192
+"""Length of a run. It is doubled, up to the longest, while no rate takes LEAST of the loss away; never beyond the run
+that the rate is for."""
+
+LEAST = 0.02
+"""Part of the loss by which the best rate must lower it in the mean over the run: less can be the batches' noise."""
 
 SHARE = 0.15
 """The band: rates that lower the mean loss over the run by at least 1 - SHARE of what the best of them does."""
@@ -34,16 +38,24 @@ LONG_RUN = 1.25
 
 Ratios of rates do not depend on it."""
 
+NOTHING = 1e-5
+"""Change of the loss, relative to it, that rounding alone can make: no reason to try lower rates, but higher ones."""
+
 LOWEST, HIGHEST = -40, 24
 """Exponents of 2 between which rates are tried."""
 
 
-def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS) -> float:
+def measure(
+    subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS, least: float = 0.0
+) -> float | None:
     """The geometric middle of the band of runs of one length and seed: the same weights and batches at every rate.
 
     Rates an octave apart are tried: from ``2**start`` down to below the band, then up to above it. Coming from below
     finds the valley in which training descends. Beyond the rate at which it breaks there can be another, of networks
     that had their outputs thrown away.
+
+    Returns:
+        None if no rate lowers the loss by a part of ``least``, above 0.
 
     Raises:
         PlanError: if the loss at initialisation is not finite, no rate lowers it, or every rate does.
@@ -54,20 +66,26 @@ def measure(subject: Subject, seed: int, start: int, cost: Cost, *, steps: int =
             f"the loss at initialisation is {run.before}: check the init (init 'moments' keeps signals finite)"
         )
     changes = {start: run(2.0**start)}
+    nothing = NOTHING * abs(run.before)
+
+    def descends() -> bool:
+        return min(changes.values()) < -nothing
 
     def outside(i: int) -> bool:
         best = min(changes.values())
-        return changes[i] > best + SHARE * abs(best)
+        return changes[i] > (best + SHARE * abs(best) if descends() else nothing)
 
-    while min(changes) > LOWEST and (min(changes.values()) >= 0 or not outside(min(changes))):
-        changes[min(changes) - 1] = run(2.0 ** (min(changes) - 1))
-    if min(changes.values()) >= 0:
+    while (bottom := min(changes)) > LOWEST and (changes[bottom] > nothing or (descends() and not outside(bottom))):
+        changes[bottom - 1] = run(2.0 ** (bottom - 1))
+    while (top := max(changes)) < HIGHEST and not (outside(top) and outside(top - 1)):
+        changes[top + 1] = run(2.0 ** (top + 1))
+    if least and min(changes.values()) > -least * abs(run.before):
+        return None
+    if not descends():
         raise PlanError(
             f"no short run of {subject.optimizer} lowers the loss, whatever its rate: check the init (init 'moments' "
             "keeps signals finite), the labels and the loss"
         )
-    while max(changes) < HIGHEST and not (outside(max(changes)) and outside(max(changes) - 1)):
-        changes[max(changes) + 1] = run(2.0 ** (max(changes) + 1))
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
     tried = sorted(changes)
@@ -119,15 +137,19 @@ class _Runs:
 
 @once
 def known(subject: Subject) -> Measured:
-    """:func:`measure` over seeds, each looking first where the one before it found the band."""
-    start = round(GRIDS[subject.optimizer][0])
-    steps = STEPS if subject.steps is None else max(2, min(STEPS, subject.steps))  # one step says nothing of its effect
+    """:func:`measure` over seeds, each looking first where the one before it found the band, with runs as long as it
+    needed; see ``LEAST``."""
+    longest = LONGEST if subject.steps is None else max(2, min(LONGEST, subject.steps))  # one step shows no effect
+    start, steps = round(GRIDS[subject.optimizer][0]), min(STEPS, longest)
 
     def one(seed: int, cost: Cost) -> float:
-        nonlocal start
-        rate = measure(subject, seed, start, cost, steps=steps)
-        start = min(max(round(math.log2(rate)) - 2, LOWEST + 1), HIGHEST - 1)
-        return rate
+        nonlocal start, steps
+        while True:
+            rate = measure(subject, seed, start, cost, steps=steps, least=LEAST if steps < longest else 0.0)
+            if rate is not None:
+                start = min(max(round(math.log2(rate)) - 2, LOWEST + 1), HIGHEST - 1)
+                return rate
+            steps = min(2 * steps, longest)
 
     return over_seeds(one, subject.seed)
 
