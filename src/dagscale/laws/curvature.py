@@ -32,7 +32,7 @@ def curvature(subject: Subject, steps: int = STEPS) -> Measured:
 
     For adaptive optimisers at initialisation, preconditioned as their steps are.
     """
-    steps = 0 if subject.optimizer not in SGD else steps if subject.steps is None else min(steps, subject.steps)
+    steps = steps if subject.steps is None else min(steps, subject.steps)
     return over_seeds(lambda seed, cost: measure(subject, seed, steps, cost), subject.seed)
 
 
