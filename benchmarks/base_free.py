@@ -85,8 +85,8 @@ def main() -> None:
     shown = Console(width=120)
     shown.print(table)
     for optimizer in OPTIMIZERS:
+        these = [row for row in rows if row["optimizer"] == optimizer]
         for name in RATES:
-            these = [row for row in rows if row["optimizer"] == optimizer]
             octaves, regret = (np.array([row[kind][name] for row in these]) for kind in ("octaves", "regret"))
             rms = math.sqrt((octaves**2).mean())
             shown.print(

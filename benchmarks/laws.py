@@ -44,12 +44,6 @@ def sample(count: int, rng: np.random.Generator) -> list[tuple[Dag, int]]:
     return list(chosen.values())
 
 
-def network(dag: Dag, width: int) -> tuple[torch.nn.Module, torch.Tensor]:
-    """Of 64 inputs and one output."""
-    model, _ = targets.load(f"mlp:{dag}?order=pre&width={width}&classes=1&bias=false", input_shape=(1, 8, 8))
-    return model, torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dags", type=int, default=200)
@@ -61,7 +55,7 @@ def main() -> None:
     found: list[float] = []
     identity: list[bool] = []
     for dag, width in track(sample(options.dags, np.random.default_rng(1)), console=Console(stderr=True)):
-        model, x = network(dag, width)
+        model, x = simulation.network(dag, width)
         graph = dagscale.trace(model, x)
         for name, law in LAWS.items():
             predicted[name].append(math.log2(law(graph)))

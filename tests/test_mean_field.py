@@ -113,8 +113,7 @@ def test_covariance_predicts_the_simulated_update() -> None:
         dag = Dag.sample(5, int(rng.integers(1 << 30)), ops=ops)
         if not any(op == 2 for _, _, op in dag.live_edges):
             continue
-        model, _ = targets.load(f"mlp:{dag}?order=pre&width=96&classes=1&bias=false", input_shape=(1, 8, 8))
-        x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        model, x = simulation.network(dag, 96)
         predicted.append(math.log2(update_moment(dagscale.trace(model, x))))
         found.append(math.log2(simulation.update_moment(model, x, seeds=24)))
     assert np.corrcoef(predicted, found)[0, 1] > 0.98

@@ -166,30 +166,21 @@ def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tenso
     used = [i for i, g in enumerate(pulled) if g is not None and g.requires_grad]
     probe.cost.forwards += 5
 
-    def push(v: Sequence[Tensor]) -> Tensor:
-        """``J v``."""
-        outputs = [g for i in used if (g := pulled[i]) is not None]
-        return torch.autograd.grad(outputs, u, [v[i] for i in used], retain_graph=True)[0]
-
-    def pull(moved: Tensor) -> list[Tensor]:
-        """``Jᵀ`` of a change of the output."""
-        back = torch.autograd.grad(out, parameters, moved, retain_graph=True, allow_unused=True)
-        return [g if g is not None else torch.zeros_like(p) for g, p in zip(back, parameters, strict=True)]
-
     def product(v: Sequence[Tensor]) -> list[Tensor]:
+        outputs = [g for i in used if (g := pulled[i]) is not None]
+        moved = torch.autograd.grad(outputs, u, [v[i] for i in used], retain_graph=True)[0]
+        bent = torch.autograd.grad(gradient, top, moved, retain_graph=True)[0]
+        back = torch.autograd.grad(out, parameters, bent, retain_graph=True, allow_unused=True)
         probe.cost.forwards += 6
-        return pull(torch.autograd.grad(gradient, top, push(v), retain_graph=True)[0])
+        pulled_back = [g if g is not None else torch.zeros_like(t) for g, t in zip(back, v, strict=True)]
+        energy = float((moved.double() * bent.double()).sum())  # vᵀ Jᵀ H J v, from either side
+        if abs(dot(v, pulled_back) - energy) > 0.05 * abs(energy):
+            raise PlanError(
+                "a backward in this model cannot itself be differentiated (torch.autograd.function.once_differentiable "
+                "is one reason), so its curvature cannot be measured: use law 'short-run'"
+            )
+        return pulled_back
 
-    generator = torch.Generator().manual_seed(probe.seed)
-    some = torch.randn(out.shape, generator=generator).to(out)
-    back = pull(some)
-    pushed, known = float((push(back).double() * some.double()).sum()), dot(back, back)
-    probe.cost.forwards += 6
-    if math.isfinite(known) and abs(pushed - known) > 0.05 * known:
-        raise PlanError(
-            "a backward in this model cannot itself be differentiated (torch.autograd.function.once_differentiable is "
-            "one reason), so its curvature cannot be measured: use law 'short-run'"
-        )
     return product
 
 

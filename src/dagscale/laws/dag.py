@@ -9,6 +9,7 @@ activations after the layer (``Σ σ(W h)``) as before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -143,7 +144,7 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
                 width[to] = max(width[to], width[at])
             return
         rate = rates.get(op.params[0].name, 1.0) if op.params else 1.0
-        taps = op.layer.kernel_size**2
+        taps = math.prod(op.layer.kernel)
         fan_in = op.layer.fan_in / taps
         width[to] = max(width[to], round(op.layer.fan_out / taps))
         strength = rate * fan_in * op.layer.kernel_size**kernel_power

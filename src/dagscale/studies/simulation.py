@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dagscale.spaces import Dag, targets
 from dagscale.trace import trace
 
 STEP = 1e-3
 """The rate times the largest fan-in: small enough that the step's change is linear in it."""
+
+
+def network(dag: Dag, width: int) -> tuple[nn.Module, Tensor]:
+    """An MLP DAG that :func:`update_moment` takes, of 64 inputs and one output, and an example."""
+    model, _ = targets.load(f"mlp:{dag}?order=pre&width={width}&classes=1&bias=false", input_shape=(1, 8, 8))
+    return model, torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def update_moment(model: nn.Module, x: Tensor, *, seeds: int, seed: int = 0) -> float:
