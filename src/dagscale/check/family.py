@@ -135,9 +135,9 @@ class _Built:
         with forward.unchanged_random_state():
             torch.manual_seed(seed)
             made = self.family(self.size)
-        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        if not (isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], nn.Module)):
             raise CheckError(f"the family must return (model, inputs) for a size, and returned {type(made).__name__}")
-        return made
+        return made[0], made[1]
 
     def __call__(self, seed: int) -> nn.Module:
         return _full(self.pair(seed)[0])
