@@ -350,6 +350,22 @@ X, Y = examples()
         ({"data": (X, Y + 3)}, PlanError, r"out of bounds.*on output \(64, 3\)"),
         ({"batch_size": 0}, PlanError, "batch_size must be at least 1"),
         ({"steps": 0}, PlanError, "steps must be at least 1"),
+        ({"steps": "a"}, PlanError, "steps must be a whole number, got 'a'"),
+        ({"batch_size": 2.5}, PlanError, "batch_size must be a whole number, got 2.5"),
+        ({"seed": 1.5}, PlanError, "seed must be a whole number, got 1.5"),
+        ({"base_lr": "0.1"}, PlanError, "base_lr must be a positive number, not '0.1'"),
+        (
+            {
+                "model": nn.Sequential(
+                    nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+                ),
+                "inputs": torch.ones(2, 2, dtype=torch.int64),
+                "data": (torch.ones(64, 2, dtype=torch.int64), Y),
+                "optimizer": "adamw",
+            },
+            PlanError,
+            "a training step with adamw raised RuntimeError: .*sparse gradients",
+        ),
         ({"batch_size": 1, "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
         ({"inputs": X[:1], "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
         ({"model": NoBatches()}, ForwardError, "my own words"),

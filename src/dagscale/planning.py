@@ -16,7 +16,7 @@ from dagscale.laws import LAWS
 from dagscale.laws.base import SGD
 from dagscale.laws.seeds import half_width
 from dagscale.plan import ParameterPlan, Plan
-from dagscale.preflight import check_data, check_kin, in_float32, rehearse
+from dagscale.preflight import check_data, check_kin, check_whole, in_float32, rehearse
 from dagscale.subject import Subject
 from dagscale.trace import forward, trace
 from dagscale.train import OPTIMIZERS
@@ -24,6 +24,8 @@ from dagscale.width import WidthScaling, width_scaling
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from dagscale.examples import Data
 
 
 def plan(
@@ -36,7 +38,7 @@ def plan(
     init: str | None = None,
     optimizer: str = "sgd",
     seed: int = 0,
-    data: tuple[Tensor, Tensor] | None = None,
+    data: Data | None = None,
     loss: Callable[..., Tensor] | None = None,
     batch_size: int = 128,
     steps: int | None = None,
@@ -55,7 +57,8 @@ def plan(
             ``in-degree``.
         optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
         seed: seed of the initialisation.
-        data: examples ``(x, y)``, for measured laws and inits; some hundreds are enough.
+        data: a `dagscale.data.Dataset` or ``(x, y)``, for measured laws and inits; some hundreds of examples do.
+            ``x`` is a tensor, or a tuple or dict of tensors as the model takes them.
         loss: ``loss(output, y)`` → scalar, likewise.
         batch_size: examples in a training step, for laws that take a few.
         steps: optimiser steps of the run that the rate is for, if it is short: measured laws do not look further.
@@ -74,9 +77,9 @@ def plan(
     init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
     absolute = None if has_base else rule.absolute
-    if absolute is None and (base_lr is None or not (math.isfinite(base_lr) and base_lr > 0)):
+    if absolute is None and not _positive(base_lr):
         raise PlanError(
-            f"base_lr must be a positive number, not {base_lr}: find the base's rate with dagscale.search, or give "
+            f"base_lr must be a positive number, not {base_lr!r}: find the base's rate with dagscale.search, or give "
             "data and loss and neither base nor base_lr"
         )
     if rule.optimizers and optimizer not in rule.optimizers:
@@ -88,9 +91,10 @@ def plan(
         raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
     if base is not None and not (isinstance(base, (tuple, list)) and len(base) == 2):
         raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
-    check_data(data, batch_size)
-    if steps is not None and steps < 1:
-        raise PlanError(f"steps must be at least 1, got {steps}")
+    data = check_data(data, batch_size)
+    check_whole("seed", seed, least=0)
+    if steps is not None:
+        check_whole("steps", steps)
     given = Subject(
         Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size, steps=steps
     )
@@ -146,6 +150,14 @@ def default_law(optimizer: str, has_data: bool) -> str:
     if has_data:
         return "short-run"
     return "covariance" if optimizer in SGD else "none"
+
+
+def _positive(number: Any) -> bool:
+    """Whether it is a positive, finite number."""
+    try:
+        return not isinstance(number, str) and math.isfinite(number) and number > 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:

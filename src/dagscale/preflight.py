@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from math import prod
+from operator import index
 from typing import Any
 
 import torch
@@ -11,30 +12,40 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from dagscale.errors import PlanError, SearchError
+from dagscale.examples import Inputs, check_finite, checked
 from dagscale.graph import Graph
 from dagscale.probe import Probe
 from dagscale.subject import Subject
 from dagscale.trace import forward
-from dagscale.train import check_examples
 
 HALF = (torch.float16, torch.bfloat16)
 
 
-def check_data(data: Any, batch_size: int) -> None:
-    """Raise PlanError unless the examples can be measured on."""
-    if batch_size < 1:
-        raise PlanError(f"batch_size must be at least 1, got {batch_size}")
+def check_data(data: Any, batch_size: int) -> tuple[Inputs, Tensor] | None:
+    """``(x, y)``, if there is data.
+
+    Raises:
+        PlanError: if the examples cannot be measured on.
+    """
+    check_whole("batch_size", batch_size)
     if data is None:
-        return
-    if not (isinstance(data, (tuple, list)) and len(data) == 2):
-        raise PlanError(f"data must be two tensors, data=(x, y), got {type(data).__name__}")
+        return None
     try:
-        check_examples(*data)
+        x, y = checked(data)
+        check_finite(x, y)
     except SearchError as error:
         raise PlanError(str(error)) from None
-    for name, values in zip("xy", data, strict=True):
-        if values.is_floating_point() and not bool(values.isfinite().all()):
-            raise PlanError(f"{name} holds NaN or infinite values: clean the data first")
+    return x, y
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise PlanError unless ``value`` is a whole number, and not below ``least``."""
+    try:
+        number = index(value)
+    except TypeError:
+        raise PlanError(f"{name} must be a whole number, got {value!r}") from None
+    if number < least:
+        raise PlanError(f"{name} must be at least {least}, got {value}")
 
 
 def check_kin(base: Graph, target: Graph) -> None:
@@ -81,10 +92,11 @@ def in_float32(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
 
 
 def rehearse(subject: Subject) -> None:
-    """Forward and loss once, as a measured law will have them, so that what cannot be measured is said at once.
+    """One training step, as a measured law will take it, so that what cannot be measured is said at once.
 
     Raises:
-        PlanError: if data or loss are missing or do not fit, or no trainable parameter has a part in the loss.
+        PlanError: if data or loss are missing or do not fit, no trainable parameter has a part in the loss, or the
+            backward or the optimiser's step raises.
         ForwardError: if the forward raises on the data.
     """
     probe = Probe(subject, subject.seed)
@@ -97,3 +109,9 @@ def rehearse(subject: Subject) -> None:
             "the loss does not depend on any trainable parameter: compute it from the model's output, without "
             ".item() or .detach(), and leave some parameters unfrozen"
         )
+    try:
+        value.backward()  # type: ignore[no-untyped-call]
+        probe.optimizer().step()
+    except RuntimeError as error:
+        text = next(iter(str(error).strip().splitlines()), "")
+        raise PlanError(f"a training step with {subject.optimizer} raised {type(error).__name__}: {text}") from error

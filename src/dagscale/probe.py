@@ -6,16 +6,18 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dagscale.draws import Fill
 from dagscale.errors import PlanError
+from dagscale.examples import Inputs, output, shapes, take, to_model, typed
 from dagscale.inits import padding_rows
 from dagscale.subject import Subject
 from dagscale.trace import forward
-from dagscale.train import OPTIMIZERS, logits, to_model
+from dagscale.train import OPTIMIZERS
 
 BATCH = 256
 """Examples a measurement looks at."""
@@ -57,15 +59,15 @@ class Probe:
         apply_fills(self.model, subject.fills, self.seed)
         self.parameters = {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}
         self.x, self.y = (to_model(self.model, t) for t in subject.data)
-        self.order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.seed))
+        self.order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(self.seed))
         self._next = 0
 
-    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int) -> tuple[Inputs, Tensor]:
         """The next ``size`` examples of a fixed shuffled order, around again at the end."""
         rows = [(self._next + i) % len(self.order) for i in range(min(size, len(self.order)))]
         self._next = (rows[-1] + 1) % len(self.order)
-        chosen = self.order[rows].to(self.x.device)
-        return self.x[chosen], self.y[chosen]
+        chosen = self.order[rows]
+        return take(self.x, chosen), take(self.y, chosen)
 
     @property
     def ratios(self) -> list[float]:
@@ -93,27 +95,23 @@ class Probe:
                 scales.append(ratio)
         return scales
 
-    def output(self, x: Tensor) -> Tensor:
-        """The network's output as one tensor.
+    def output(self, x: Inputs) -> Any:
+        """What the loss is given, see `dagscale.examples.output`.
 
         Raises:
             ForwardError: if the forward raises; the original exception is ``__cause__``.
-            PlanError: if the output is no tensor.
         """
         try:
             with forward.eagerly():
-                out = logits(self.model(x))
+                return output(self.model, x)
         except Exception as error:
             failed = forward.forward_error(self.model, None, error, x)
             example = self.subject.inputs
-            shown = f"; its example inputs are {tuple(example.shape)}" if isinstance(example, Tensor) else ""
-            failed.args = (f"{failed}, on data of shape {tuple(x.shape)}{shown}",)
+            shown = f"; its example inputs are {shapes(example)}" if isinstance(example, Tensor) else ""
+            failed.args = (f"{failed}, on data of shape {shapes(x)}{shown}",)
             raise failed from error
-        if not isinstance(out, Tensor):
-            raise PlanError(f"the model returns {type(out).__name__}: measured laws need a tensor, or .logits")
-        return out
 
-    def loss(self, out: Tensor, y: Tensor) -> Tensor:
+    def loss(self, out: Any, y: Tensor) -> Tensor:
         """The loss on an output.
 
         Raises:
@@ -126,8 +124,7 @@ class Probe:
             text = next(iter(str(error).strip().splitlines()), "")
             mend = ": class labels must be int64, y.long()" if "Long" in text else ""
             raise PlanError(
-                f"the loss raised {type(error).__name__}: {text}, on output {tuple(out.shape)} {out.dtype} and "
-                f"y {tuple(y.shape)} {y.dtype}{mend}"
+                f"the loss raised {type(error).__name__}: {text}, on output {typed(out)} and y {typed(y)}{mend}"
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -157,6 +154,11 @@ def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tenso
     parameters = list(probe.parameters.values())
     with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
         out = probe.output(x)
+    if not isinstance(out, Tensor):
+        raise PlanError(
+            f"the model returns {type(out).__name__}: curvature needs a tensor, or "
+            ".logits; law 'short-run' takes whatever the loss does"
+        )
     top = out.detach().requires_grad_()
     gradient = torch.autograd.grad(probe.loss(top, y), top, create_graph=True)[0]
     if not gradient.requires_grad:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dagscale.draws import Fill
+from dagscale.examples import Inputs
 from dagscale.graph import Graph
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Subject:
     Attributes:
         graph: its traced graph.
         model, inputs: the module and its example inputs, for what must be measured; never modified.
-        data: a batch ``(x, y)``, if the user gave one.
+        data: examples ``(x, y)``, if the user gave any.
         loss: ``loss(output, y)`` → scalar.
         optimizer: the optimiser's name, as in ``dagscale.train.OPTIMIZERS``.
         seed: seed of everything random.
@@ -33,7 +34,7 @@ class Subject:
     graph: Graph
     model: nn.Module | None = None
     inputs: Any = None
-    data: tuple[Tensor, Tensor] | None = None
+    data: tuple[Inputs, Tensor] | None = None
     loss: Callable[..., Tensor] | None = None
     optimizer: str = "sgd"
     seed: int = 0

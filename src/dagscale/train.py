@@ -14,12 +14,13 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from dagscale.errors import ForwardError, SearchError
+from dagscale.examples import Inputs, checked, output, shapes, take, to_model, typed
 from dagscale.registry import Registry
 
 T = TypeVar("T")
 Groups = list[dict[str, Any]]
 Loss = Callable[[Any, Tensor], Tensor]
-TrainStep = Callable[[nn.Module, Optimizer, Tensor, Tensor], "float | Tensor"]
+TrainStep = Callable[[nn.Module, Optimizer, Inputs, Tensor], "float | Tensor"]
 """``train_step(model, optimizer, x, y)`` takes one optimiser step on a batch and returns the batch's loss before it."""
 
 
@@ -83,7 +84,7 @@ class Run:
 
 def train(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     *,
     params: Groups,
@@ -112,7 +113,8 @@ def train(
 
     Args:
         model: on any device and of any floating type; its output is a tensor, or has ``.logits`` or ``["logits"]``.
-        x: inputs, (n, …); moved to the model's device by batches and, if floating, to its type.
+        x: inputs, (n, …), or a tuple or dict of them as the model takes them; moved to the model's device by batches
+            and, if floating, to its type.
         y: labels or targets, (n, …), treated likewise.
         params: parameter groups, each with its own ``lr``.
         optimizer: a name in ``OPTIMIZERS``, or a function of the groups.
@@ -132,7 +134,7 @@ def train(
         ForwardError: if the model's forward raises.
         UnknownNameError: if the optimiser's name is unknown.
     """
-    check_examples(x, y)
+    x, y = checked((x, y))
     check_budget(epochs=epochs, steps=steps, batch_size=batch_size)
     if evaluate < 1:
         raise SearchError(f"evaluate must be at least 1 example, got {evaluate}")
@@ -142,16 +144,16 @@ def train(
     if not any(parameter.requires_grad for parameter in trained):
         raise SearchError("nothing to train: the parameter groups hold no parameter that requires a gradient")
     optimiser = make(groups)
-    total = count_steps(len(x), epochs=epochs, steps=steps, batch_size=batch_size)
+    total = count_steps(len(y), epochs=epochs, steps=steps, batch_size=batch_size)
     scheduler = None if schedule is None else _of_user("schedule", lambda: schedule(optimiser, total))
     losses: list[float] = []
     final, diverged = math.inf, False
     model.train()
     with seeded(seed):
-        for taken, rows in zip(range(total), _batches(len(x), batch_size, seed), strict=False):
+        for taken, rows in zip(range(total), _batches(len(y), batch_size, seed), strict=False):
             if train_step is None:
                 model.zero_grad(set_to_none=True)
-                value = _loss(model, loss, x[rows], y[rows])
+                value = _loss(model, loss, take(x, rows), take(y, rows))
                 losses.append(value.item())
                 diverged = exploded(losses[-1], losses[0])
                 if diverged:
@@ -162,7 +164,7 @@ def train(
                 value.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
             else:
-                batch = to_model(model, x[rows]), to_model(model, y[rows])
+                batch = to_model(model, take(x, rows)), to_model(model, take(y, rows))
                 where = f", at step {taken + 1} of {total}, seed {seed}"
                 losses.append(_of_user("training step", lambda: _number(train_step(model, optimiser, *batch)), where))  # noqa: B023
                 diverged = exploded(losses[-1], losses[0])
@@ -179,18 +181,6 @@ def train(
     return Run(math.inf if diverged else final, diverged, total, tuple(losses))
 
 
-def check_examples(x: Tensor, y: Tensor) -> None:
-    """Raise SearchError unless ``x`` and ``y`` can be trained on."""
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        raise SearchError(f"data must be two tensors, x and y, got {type(x).__name__} and {type(y).__name__}")
-    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        raise SearchError(f"x and y must have one length, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
-    if len(x) < 2:
-        raise SearchError(f"at least 2 examples are needed, got {len(x)}")
-    if not x.is_floating_point() and (x.ndim > 2 or x.dtype in (torch.uint8, torch.bool)):
-        raise SearchError(f"x of shape {tuple(x.shape)} holds {x.dtype}: make images floating, as in x.float() / 255")
-
-
 def check_budget(*, epochs: int, steps: int | None, batch_size: int) -> None:
     """Raise SearchError unless each is at least 1."""
     for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
@@ -203,37 +193,17 @@ def count_steps(examples: int, *, epochs: int, steps: int | None, batch_size: in
     return epochs * max(1, examples // batch_size) if steps is None else steps
 
 
-def to_model(model: nn.Module, values: Tensor) -> Tensor:
-    """``values`` on the model's device and, if floating, in its floating type."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if like is None:
-        return values
-    return values.to(like.device, like.dtype if values.is_floating_point() else values.dtype)
-
-
-def logits(output: Any) -> Any:
-    """The tensor in a model's output: itself, ``output.logits``, ``output["logits"]``; else the output as it is."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, dict) and "logits" in output:
-        return output["logits"]
-    return getattr(output, "logits", output)
-
-
-def _loss(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
+def _loss(model: nn.Module, loss: Loss, x: Inputs, y: Tensor) -> Tensor:
     """The loss on one batch."""
     x, y = to_model(model, x), to_model(model, y)
     try:
-        output = logits(model(x))
+        out = output(model, x)
     except Exception as error:
-        raise ForwardError(
-            f"the model's forward raised {_line(error)}, on inputs {tuple(x.shape)} {x.dtype}"
-        ) from error
+        raise ForwardError(f"the model's forward raised {_line(error)}, on inputs {typed(x)}") from error
     try:
-        value = loss(output, y)
+        value = loss(out, y)
     except Exception as error:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise SearchError(f"the loss raised {_line(error)}, on output {shape} and y {tuple(y.shape)}") from error
+        raise SearchError(f"the loss raised {_line(error)}, on output {shapes(out)} and y {shapes(y)}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise SearchError(f"the loss must return one number, got {shape}: take its mean")
@@ -260,14 +230,14 @@ def _number(value: float | Tensor) -> float:
     return float(value)
 
 
-def _final_loss(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, batch_size: int, evaluate: int) -> float:
+def _final_loss(model: nn.Module, loss: Loss, x: Inputs, y: Tensor, batch_size: int, evaluate: int) -> float:
     """See `train`. Batch sizes differ by at most one: no batch statistics come from a lone last example."""
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:evaluate]
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:evaluate]
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     total = 0.0
     with torch.no_grad():
         for batch in rows.tensor_split(math.ceil(len(rows) / batch_size)):
-            total += _loss(model, loss, x[batch], y[batch]).item() * len(batch)
+            total += _loss(model, loss, take(x, batch), take(y, batch)).item() * len(batch)
         for buffer, before in kept:
             buffer.copy_(before)
     return total / len(rows)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -27,14 +27,12 @@ from dagscale.check.measure import (
 from dagscale.check.report import Report
 from dagscale.check.verdict import Evidence, Fault, Fit, Level, fits, levels, surely_worse, too_sharp
 from dagscale.errors import CheckError, DagscaleError, SearchError
+from dagscale.examples import Data, Inputs, check_finite, checked
 from dagscale.inits import INITS, Fill
 from dagscale.plan import Plan
 from dagscale.planning import plan as make_plan
 from dagscale.subject import Subject
-from dagscale.train import OPTIMIZERS, Loss, check_examples
-
-if TYPE_CHECKING:
-    from dagscale.search import Examples
+from dagscale.train import OPTIMIZERS, Loss
 
 ADAPTIVE_LR = 2.0**-9
 """Base rate where none is given and curvature does not tell one."""
@@ -51,7 +49,7 @@ Plans = Sequence[Plan] | Callable[[nn.Module, Any], Plan]
 def check(
     family: Family,
     *,
-    data: Examples | tuple[Tensor, Tensor] | None = None,
+    data: Data | None = None,
     loss: Loss = cross_entropy,
     plans: Plans | None = None,
     init: str | None = None,
@@ -145,7 +143,7 @@ class _Planner:
         family: Sequence[Member],
         plans: Plans | None,
         options: dict[str, Any],
-        examples: tuple[Tensor, Tensor],
+        examples: tuple[Inputs, Tensor],
         task: Task,
         base_lr: float | None,
         seed: int,
@@ -216,23 +214,21 @@ class _Planner:
 
 
 def _task(
-    data: Examples | tuple[Tensor, Tensor] | None,
+    data: Data | None,
     loss: Loss,
     optimizer: str,
     steps: int,
     batch_size: int,
     seeds: int,
     centred: bool,
-) -> tuple[Task, tuple[Tensor, Tensor]]:
+) -> tuple[Task, tuple[Inputs, Tensor]]:
     if data is None:
         raise CheckError("a check trains for a few steps and needs data=(x, y), or --data: 'digits' is built in")
-    x, y = data if isinstance(data, tuple) else (data.x, data.y)
     try:
-        check_examples(x, y)
+        x, y = checked(data)
+        check_finite(x, y)
     except SearchError as error:
         raise CheckError(str(error)) from None
-    if x.is_floating_point() and not bool(x.isfinite().all()):
-        raise CheckError("x holds NaN or infinite values: clean the data first")
     for name, value in (("steps", steps), ("seeds", seeds), ("batch_size", batch_size)):
         if value < 1:
             raise CheckError(f"{name} must be at least 1, got {value}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import CheckError, DagscaleError
+from dagscale.examples import Inputs, output, shapes, take, to_model
 from dagscale.graph import Graph
 from dagscale.plan import Plan
 from dagscale.probe import Probe, leading_eigenpair
@@ -19,7 +20,7 @@ from dagscale.subject import Subject
 from dagscale.trace import forward
 from dagscale.trace.recorder import Node, Recorder, tensors_in
 from dagscale.trace.reduction import _parameters_of
-from dagscale.train import OPTIMIZERS, Loss, logits, to_model, train
+from dagscale.train import OPTIMIZERS, Loss, train
 
 LOOKED_AT = 256
 """Examples on which signals are compared before and after the steps."""
@@ -41,7 +42,7 @@ class Task:
             gradient with it; that is no matter of the plan [Yang et al. 2022, App. D.2; Chizat et al. 2019].
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     loss: Loss
     optimizer: str
@@ -102,8 +103,8 @@ def observe(
         CheckError: if forward or loss fail.
     """
     network = started(model, plan, seed)
-    order = torch.randperm(len(task.x), generator=torch.Generator().manual_seed(seed))
-    looked = to_model(network, task.x[order[:LOOKED_AT]])
+    order = torch.randperm(len(task.y), generator=torch.Generator().manual_seed(seed))
+    looked = to_model(network, take(task.x, order[:LOOKED_AT]))
     wanted = {use.name for use in graph.layers}
     before = _watch(network, looked, seed, wanted)
     sharp = steepness(network, graph, plan, task, seed) if sharpness and plan.optimizer in STABLE else None
@@ -141,7 +142,7 @@ def attempt(model: nn.Module, task: Task) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
     with forward.unchanged_random_state():
-        value = _loss(network, task, torch.arange(min(task.batch_size, len(task.x))), None)
+        value = _loss(network, task, torch.arange(min(task.batch_size, len(task.y))), None)
     if not value.requires_grad:
         raise CheckError("the loss does not depend on any parameter: check that nothing is detached on the way to it")
 
@@ -240,7 +241,7 @@ class _Watch(Recorder):  # type: ignore[no-untyped-call]
         return _Use(z, _square(data[0]) if data else 1.0, units, again)
 
 
-def _watch(network: nn.Module, x: Tensor, seed: int, wanted: set[str], again: bool = True) -> dict[str, list[_Use]]:
+def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bool = True) -> dict[str, list[_Use]]:
     """One forward without gradients under fixed randomness: layer name → its uses."""
     watch = _Watch()
     watch.wanted, watch.rerun = wanted, again
@@ -258,7 +259,7 @@ def _watch(network: nn.Module, x: Tensor, seed: int, wanted: set[str], again: bo
     except DagscaleError:
         raise
     except Exception as error:
-        raise CheckError(f"the forward raised {_line(error)}, on inputs {tuple(x.shape)} in train mode") from error
+        raise CheckError(f"the forward raised {_line(error)}, on inputs {shapes(x)} in train mode") from error
     return watch.uses
 
 
@@ -316,16 +317,16 @@ def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def _loss(network: nn.Module, task: Task, rows: Tensor, start: nn.Module | None) -> Tensor:
-    x, y = to_model(network, task.x[rows]), to_model(network, task.y[rows])
+    x, y = to_model(network, take(task.x, rows)), to_model(network, take(task.y, rows))
     try:
-        out = logits(network(x))
+        out = output(network, x)
         if start is not None and isinstance(out, Tensor):
             with torch.no_grad():
-                first = logits(start(x))
+                first = output(start, x)
             out = out - first
         value = task.loss(out, y)
     except Exception as error:
-        raise CheckError(f"forward or loss raised {_line(error)}, on inputs {tuple(x.shape)} in train mode") from error
+        raise CheckError(f"forward or loss raised {_line(error)}, on inputs {shapes(x)} in train mode") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise CheckError(f"the loss must be one number and is {shape}: take its mean")

@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.draws import Fill, standard_normal
 from dagscale.errors import PlanError
+from dagscale.examples import take, to_model
 from dagscale.graph import Graph
 from dagscale.inits.base import init, padding_rows, zeros_and_ones
 from dagscale.inits.uses import Use, Uses
 from dagscale.subject import Subject
 from dagscale.trace import forward
-from dagscale.train import to_model
 
 BATCH = 256
 """Examples of ``data`` that the forward runs on."""
@@ -111,7 +111,7 @@ def _is_gain(parameter: Tensor) -> bool:
 
 def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:
     """One forward, random state and buffers not the user's."""
-    inputs = subject.inputs if subject.data is None else to_model(model, subject.data[0][:BATCH])
+    inputs = subject.inputs if subject.data is None else to_model(model, take(subject.data[0], slice(BATCH)))
     args, kwargs = forward.bind_inputs(model, inputs)
     with forward.unchanged_random_state(), forward.plain_eager(), torch.no_grad(), mode:
         torch.manual_seed(subject.seed)

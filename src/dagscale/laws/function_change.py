@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, Law
@@ -89,7 +90,7 @@ def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(), taps:
         torch.manual_seed(probe.seed)
         out = probe.output(x)
-    return [*taps.values, out]
+    return [*taps.values, *(t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())]
 
 
 @once

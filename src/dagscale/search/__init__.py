@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from dagscale.band import GRIDS, check_grid, default_grid, find_band
 from dagscale.errors import SearchError
+from dagscale.examples import Data, Examples, Inputs, check_finite, checked, take, to_model
 from dagscale.search import exhaustive, fast  # noqa: F401  (they register themselves)
 from dagscale.search.found import Found, Point, read
 from dagscale.search.methods import METHODS, Trials
@@ -23,9 +24,7 @@ from dagscale.train import (
     Schedule,
     TrainStep,
     check_budget,
-    check_examples,
     count_steps,
-    to_model,
     train,
 )
 
@@ -34,24 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["GRIDS", "METHODS", "Examples", "Found", "Point", "Starter", "default_grid", "find_band", "search"]
 
-
 GLANCE = 0.2
 """Share of a run's steps after which the fast method looks along the grid for where to begin."""
 
 EVALUATE = 4096
 """Most examples in a final training loss; a glance is content with an eighth."""
-
-
-class Examples(Protocol):
-    """Anything with inputs and labels, such as `dagscale.data.Dataset`."""
-
-    @property
-    def x(self) -> Tensor:
-        """Inputs, (n, …)."""
-
-    @property
-    def y(self) -> Tensor:
-        """Labels, (n, …)."""
 
 
 class Starter(Protocol):
@@ -66,7 +52,7 @@ class Starter(Protocol):
 
 def search(
     model: nn.Module,
-    data: Examples | tuple[Tensor, Tensor],
+    data: Data,
     *,
     plan: Starter | None = None,
     init: str = "moments",
@@ -96,7 +82,8 @@ def search(
 
     Args:
         model: on any device; see `dagscale.train.train` for the outputs it may have.
-        data: a `dagscale.data.Dataset`, or ``(x, y)``.
+        data: a `dagscale.data.Dataset`, or ``(x, y)``; ``x`` is a tensor, or a tuple or dict of tensors as the model
+            takes them.
         plan: initialises, and makes parameter groups; by default one with ``init`` and a single learning rate.
         init: name of the init of the default plan.
         loss: ``loss(output, y)``, a scalar that is a mean over the batch.
@@ -118,10 +105,8 @@ def search(
             ``schedule`` raises.
         DagscaleError: as the plan and `dagscale.train.train` raise.
     """
-    x, y = data if isinstance(data, tuple) else (data.x, data.y)
-    check_examples(x, y)
-    if x.is_floating_point() and not bool(x.isfinite().all()):
-        raise SearchError("x holds NaN or infinite values: clean the data first")
+    x, y = checked(data)
+    check_finite(x, y)
     check_budget(epochs=epochs, steps=steps, batch_size=batch_size)
     rates = check_grid(default_grid(optimizer) if grid is None else grid)
     if seeds < 1:
@@ -134,8 +119,8 @@ def search(
         OPTIMIZERS[optimizer]  # unknown names raise before anything is trained
     follow = METHODS[method]
     if plan is None:
-        plan = _default_plan(model, x[:batch_size], y[:batch_size], init, loss, optimizer, seed)
-    whole = count_steps(len(x), epochs=epochs, steps=steps, batch_size=batch_size)
+        plan = _default_plan(model, take(x, slice(batch_size)), y[:batch_size], init, loss, optimizer, seed)
+    whole = count_steps(len(y), epochs=epochs, steps=steps, batch_size=batch_size)
     spent = asked = 0
     with _progress(progress) as bar:
         task = bar.add_task("searching", total=None)
@@ -175,7 +160,7 @@ def search(
 
 def _default_plan(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     init: str,
     loss: Loss,
