@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, nll_loss
+from torch.nn.functional import binary_cross_entropy, cross_entropy, nll_loss, one_hot
 
 import dagscale.cli.check
 from dagscale.check import CheckError, check
@@ -241,6 +241,20 @@ def test_a_rate_is_judged_whatever_the_loss_and_however_high(log_softmax, high):
     family = [(make_one(w), X) for w in (16, 32)]
     assert any("rate too high" in str(fault) for fault in check(family, base_lr=high, **given).faults)
     assert not any("rate too high" in str(fault) for fault in check(family, base_lr=0.02, **given).faults)
+
+
+def test_a_loss_of_probabilities_is_told_the_mend():
+    def make_one(width):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10), nn.Sigmoid())
+
+    def loss(out, y):
+        return binary_cross_entropy(out, one_hot(y, 10).float())
+
+    given = {"data": DATA, "loss": loss, "init": "moments", "law": "none", "seeds": 2, "optimizer": "adam"}
+    family = [(make_one(w), X) for w in (16, 32)]
+    with pytest.raises(CheckError, match="needs centred=False"):
+        check(family, base_lr=1e-3, **given)
+    assert check(family, base_lr=1e-3, centred=False, **given).seeds == 2
 
 
 class TestReport:

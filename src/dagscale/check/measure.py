@@ -326,7 +326,8 @@ def _loss(network: nn.Module, task: Task, rows: Tensor, start: nn.Module | None)
             out = out - first
         value = task.loss(out, y)
     except Exception as error:
-        raise CheckError(f"forward or loss raised {_line(error)}, on inputs {shapes(x)} in train mode") from error
+        mend = "" if start is None else "; a loss that takes no outputs around 0 needs centred=False"
+        raise CheckError(f"forward or loss raised {_line(error)}, on inputs {shapes(x)} in train mode{mend}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise CheckError(f"the loss must be one number and is {shape}: take its mean")
