@@ -148,3 +148,57 @@ def test_plans_of_measured_laws_say_how_sure_they_are_and_what_it_took() -> None
     assert "95 % by chance over seeds" in str(measured)
     assert dagscale.Plan.from_json(measured.to_json()) == measured
     assert (plans["paths"].lr_interval, plans["paths"].forwards) == (None, 0)
+
+
+# --- combined ------------------------------------------------------------------------------------------------------
+
+
+def measured(target: str, law: str, **more: object) -> dagscale.Plan:
+    data = load_data("digits")
+    base = load("cnn:1?width=4" if target.startswith("cnn") else "mlp:1?width=16", data=data)
+    given = {"data": data, "loss": cross_entropy, "batch_size": 32, "base_lr": 0.1, "steps": 60, **more}
+    return dagscale.plan(*load(target, data=data), base=base, law=law, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["mlp:2_02_002?width=32", "cnn:2_12?width=4&kernel=5"])
+def test_combined_is_the_geometric_mean_of_both(target: str) -> None:
+    both, short, closed = (measured(target, law) for law in ("combined", "short-run", "covariance"))
+    assert both.lr == pytest.approx(math.sqrt(short.lr * closed.lr))
+    assert set(both.factors) == {"short-run", "covariance"}
+    assert both.lr == pytest.approx(0.1 * math.prod(both.factors.values()))
+    assert both.forwards == short.forwards
+    assert both.lr_interval is not None
+    assert short.lr_interval is not None
+    ratio = both.lr_interval[1] / both.lr_interval[0]
+    assert ratio == pytest.approx(math.sqrt(short.lr_interval[1] / short.lr_interval[0]))
+
+
+@pytest.mark.parametrize(
+    ("target", "more"),
+    [
+        ("mlp:2_02?width=32&norm=batch", {}),
+        ("mlp:2_02?width=32", {"optimizer": "adamw"}),
+        ("mlp:2_02?width=32", {"init": "keep"}),  # the covariance law knows inits by their second moments
+    ],
+)
+def test_combined_is_the_short_run_alone_where_covariance_says_nothing(target: str, more: dict[str, object]) -> None:
+    both, short = (measured(target, law, **more) for law in ("combined", "short-run"))
+    assert dict(both.factors) == dict(short.factors)
+    assert both.lr_interval == pytest.approx(short.lr_interval)
+
+
+def test_attention_and_gates_are_left_to_the_short_run() -> None:
+    class Gated(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(64, width), nn.Linear(64, width), nn.Linear(width, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.flatten(1)
+            return self.out(self.a(x) * self.b(x).sigmoid())  # type: ignore[no-any-return]
+
+    data = load_data("digits")
+    given = {"base": (Gated(8), data.x[:2]), "base_lr": 0.1, "data": data, "loss": cross_entropy, "batch_size": 32}
+    plan = dagscale.plan(Gated(32), data.x[:2], steps=30, **given)  # type: ignore[arg-type]
+    assert plan.law == "combined"
+    assert set(plan.factors) == {"short-run"}

@@ -177,7 +177,7 @@ def test_defaults_follow_what_is_at_hand() -> None:
     paper = dagscale.plan(model, inputs, **known)
     assert (paper.law, paper.init) == ("covariance", "in-degree")
     measured = dagscale.plan(model, inputs, data=(x, y), loss=torch.nn.functional.cross_entropy, **known)
-    assert (measured.law, measured.init) == ("short-run", "moments")
+    assert (measured.law, measured.init) == ("combined", "moments")
     adaptive = dagscale.plan(model, inputs, data=(x, y), optimizer="adamw", **known)
     assert (adaptive.law, adaptive.init, adaptive.lr) == ("none", "moments", 0.1)
 

@@ -73,7 +73,7 @@ def plan(
         GraphError: if the law has no answer for a network.
     """
     has_data, has_base = data is not None and loss is not None, base is not None or base_lr is not None
-    law = default_law(optimizer, has_data) if law is None else law
+    law = default_law(optimizer, has_data, has_base) if law is None else law
     init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
     absolute = None if has_base else rule.absolute
@@ -135,20 +135,21 @@ def plan(
     interval, cost = None, 0.0
     if rule.measured is not None:
         seen = [rule.measured(subject) for subject in ([target] if absolute else [target, origin])]
-        spread = math.exp(half_width(seen) * (1.0 if absolute else rule.power))
+        spread = math.exp(half_width(seen) * (1.0 if absolute else rule.power(target)))
         interval, cost = (lr / spread, lr * spread), sum(m.forwards for m in seen)
     free = ("no base: the rate was measured on the network itself, good to about an octave",) if absolute else ()
     notes = (*free, *_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
     return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes, interval, cost)
 
 
-def default_law(optimizer: str, has_data: bool) -> str:
+def default_law(optimizer: str, has_data: bool, has_base: bool = True) -> str:
     """The law that the evidence is for: ``docs/results.md``.
 
-    With data to measure on: ``short-run``. Without: ``covariance`` for SGD, ``none`` for adaptive optimisers.
+    With data to measure on: ``combined`` for SGD, ``short-run`` for adaptive optimisers and without a base. Without:
+    ``covariance`` and ``none``.
     """
     if has_data:
-        return "short-run"
+        return "combined" if optimizer in SGD and has_base else "short-run"
     return "covariance" if optimizer in SGD else "none"
 
 

@@ -1,9 +1,9 @@
 """Laws: base and target → the factors that carry a learning rate from one to the other. One file each."""
 
-from dagscale.laws import covariance, curvature, function_change, none, paths, released, short_run, walk
+from dagscale.laws import combined, covariance, curvature, function_change, none, paths, released, short_run, walk
 from dagscale.laws.base import LAWS, Law
 
 __all__ = [
-    "LAWS", "Law", "covariance", "curvature", "function_change", "none", "paths", "released", "short_run",
+    "LAWS", "Law", "combined", "covariance", "curvature", "function_change", "none", "paths", "released", "short_run",
     "walk",
 ]  # fmt: skip

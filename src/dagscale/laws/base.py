@@ -24,7 +24,7 @@ class Law:
         optimizers: the optimisers it is derived for; empty means any.
         needs_base: whether the base network is looked at, rather than only its rate.
         measured: for measured laws, what was measured on a subject.
-        power: of the ratio of what was measured, or of its inverse, that is the ratio of rates.
+        power: (target) → of the ratio of what was measured, or of its inverse, that is the ratio of rates.
         absolute: for laws that need no base at all, the rate itself, to about an octave.
     """
 
@@ -32,8 +32,22 @@ class Law:
     optimizers: frozenset[str] = frozenset()
     needs_base: bool = True
     measured: Callable[[Subject], Measured] | None = None
-    power: float = 1.0
+    power: Callable[[Subject], float] = lambda target: 1.0
     absolute: Callable[[Subject], float] | None = None
+
+
+FADING = 3 / 4
+
+
+def fading(steps: int | None) -> float:
+    """What is left, in a whole run, of the logarithm of the ratio between two networks' rates in its first steps.
+
+    What sets networks apart there matters less the longer they train: a mean over settings, see ``docs/laws.md``.
+
+    Args:
+        steps: of the run; None if unknown, and long.
+    """
+    return FADING
 
 
 LAWS: Registry[Law] = Registry("law")

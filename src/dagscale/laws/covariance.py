@@ -7,7 +7,7 @@ from math import sqrt
 
 from dagscale.errors import GraphError
 from dagscale.graph import Graph
-from dagscale.laws.base import LAWS, SGD, Law
+from dagscale.laws.base import LAWS, SGD, Law, fading
 from dagscale.laws.dag import MeanField, mean_field
 from dagscale.subject import Subject
 
@@ -96,13 +96,15 @@ def hidden_change(subject: Subject, by_unit: bool = False) -> float:
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
-    """``η ∝ (E‖Δz‖²)^(-1/2)``: the paper's principle, without its path-by-path approximation.
+    """``η ∝ (E‖Δz‖²)^(-p/2)``: the paper's principle, without its path-by-path approximation, for the first step;
+    for a whole run, what is left of it, ``p`` by :func:`fading`.
 
     With rates by layer (μP) it is each unit that moves by Θ(1) at any width; under one rate for all layers, with
     readouts of norm Θ(1), all units of a vertex together.
     """
     by_unit = bool(target.multipliers)
-    return {"covariance": sqrt(hidden_change(base, by_unit) / hidden_change(target, by_unit))}
+    ratio = sqrt(hidden_change(base, by_unit) / hidden_change(target, by_unit))
+    return {"covariance": ratio ** fading(target.steps)}
 
 
 LAWS.add("covariance")(Law(factors, SGD))
