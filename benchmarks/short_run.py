@@ -1,14 +1,17 @@
-"""What a short run says of a long one: the evidence that law ``short-run`` was made by.
+"""What the first steps say of a whole run: the evidence that laws ``short-run`` and ``combined`` were made by.
 
-    python benchmarks/short_run.py --data PATH/cifar10 [--cells NAME …] [--json FILE]
+    python benchmarks/short_run.py --data PATH/cifar10 [--cells NAME …] [--horizons N …] [--json FILE]
 
-Small families of MLP and CNN DAGs, with and without batch norm, under ``moments`` and under PyTorch's own init; other
-architectures than those that ``docs/results.md`` reports: their sample's seed is 5. Each is trained at rates half an
-octave apart with several seeds, and every batch's loss is kept. A short run of any length is the beginning of a long
+Small families of MLPs, CNNs and transformers, with and without norms, under ``moments`` and under PyTorch's own init;
+other architectures than those that ``docs/results.md`` reports: their sample's seed is 5. Each is trained at rates half
+an octave apart with several seeds, and every batch's loss is kept. A short run of any length is the beginning of a long
 one, so all variants of the law can be read off the same runs, at rates an octave apart as the law tries them: by the
 mean loss over the run or by that of its last quarter, and with any power of the ratio. A variant's rate, from the
 middle of the base's band, is held against the whole runs: correlation and slope of log ratios, scatter of the short
 run's middle between seeds, and the loss above the best of the grid, mean and worst, for several powers.
+
+Of length 1 is what ``covariance`` derives for the first step. Where it speaks of a family, so does the geometric mean
+of it and a short run's ratio.
 """
 
 from __future__ import annotations
@@ -31,8 +34,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dagscale.band import find_band
+from dagscale.laws.combined import described
+from dagscale.laws.covariance import hidden_change
 from dagscale.laws.short_run import SHARE
-from dagscale.studies.methods import built, dataset, planned
+from dagscale.studies.methods import built, dataset, planned, subject_of
 from dagscale.studies.suites import dags
 from dagscale.studies.truth import TOLERANCE
 from dagscale.sweep import Run
@@ -40,7 +45,9 @@ from dagscale.train import train
 
 Losses = NDArray[np.float64]
 LENGTHS = (12, 24, 48, 96)
-POWERS = (0.5, 2 / 3, 0.75, 1.0)
+POWERS = (1 / 3, 0.5, 2 / 3, 0.75, 1.0)
+LAST = 16
+"""Batches whose mean loss stands for the final one, where a run is taken to end earlier."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,30 @@ _mlp, _normed, _cnn, _vit = "width=64", "width=64&norm=batch", "width=12&downsam
 _kernels = [f"{_cnn}&kernel={k}" for k in (3, 5, 7)]
 _mlps, _cnns = dags("mlp", _mlp)(8, SEED), dags("cnn", *_kernels)(6, SEED)
 _vits = tuple(f"vit:{n}?{_vit}" for n in (2, 3, 5, 7))
-_residual = "resnet:{}?width=6&stride=4&norm=none"
+
+
+def residual(width: str) -> Cell:
+    """Residual CNNs of growing depth, without norms."""
+    base, *members = (f"resnet:{depth}?{width}&stride=4&norm=none" for depth in (8, 14, 20, 32, 44))
+    return Cell(base, tuple(members), "moments", (-8, 1))
+
+
+def chain(blocks: int) -> str:
+    """The code of a chain of residual blocks of two layers each."""
+    return "_".join(f"{'0' * (2 * b)}2_{'0' * (2 * b)}12" for b in range(blocks))
+
+
 CELLS = {
     "mlp": Cell(f"mlp:2?{_mlp}", _mlps, "moments", (-9, 2)),
     "mlp, PyTorch's init": Cell(f"mlp:2?{_mlp}", _mlps, "keep", (-7, 4)),
     "mlp, batch norm": Cell(f"mlp:2?{_normed}", dags("mlp", _normed)(8, SEED), "moments", (-8, 3)),
     "cnn": Cell(f"cnn:2?{_cnn}", _cnns, "moments", (-7, 2)),
     "cnn, AdamW": Cell(f"cnn:2?{_cnn}", _cnns, "moments", (-12, -3), "adamw"),
-    "residual cnn": Cell(_residual.format(8), tuple(_residual.format(n) for n in (14, 20, 32, 44)), "moments", (-8, 1)),
+    "residual cnn": residual("width=6"),
+    "residual cnn, wide": residual("width=12"),
+    "cnn, residual chains": Cell(
+        f"cnn:{chain(2)}?{_cnn}", tuple(f"cnn:{chain(n)}?{_cnn}" for n in (4, 6, 8, 11, 14)), "moments", (-9, 1)
+    ),
     "transformer": Cell(f"vit:1?{_vit}", _vits, "moments", (-7, 2)),
     "transformer, AdamW": Cell(f"vit:1?{_vit}", _vits, "moments", (-13, -5), "adamw"),
 }
@@ -101,8 +124,9 @@ def middle(rates: Sequence[float], losses: Sequence[float], limit: float) -> flo
     return math.log2(low * high) / 2
 
 
-def examine(name: str, cell: Cell, curves: Losses, rates: Sequence[float]) -> list[dict[str, float | str]]:
-    """A row a variant. ``curves``: (architectures, rates, seeds, own or strange labels, steps + 1), the base first."""
+def examine(name: str, curves: Losses, rates: Sequence[float], closed: Losses | None) -> list[dict[str, float | str]]:
+    """A row a variant. ``curves``: (architectures, rates, seeds, own or strange labels, steps + 1), the base first;
+    ``closed``: see `derived`."""
     curves, strange = curves[:, :, :, 0], curves[:, :, :, 1]
     final = curves[..., -1].mean(2)
     found = np.array([middle(rates, row, (1 + TOLERANCE) * row.min()) for row in final])
@@ -125,8 +149,10 @@ def examine(name: str, cell: Cell, curves: Losses, rates: Sequence[float]) -> li
         rows.append({"cell": name, "length": length, "by": by, **told, **means})
 
     add(0, "one rate for all", np.zeros(len(found) - 1))
+    if closed is not None:
+        add(1, "covariance", closed)
     octaves = slice(None, None, 2)
-    for length in (n for n in LENGTHS if n < curves.shape[3] - 1):
+    for length in (n for n in LENGTHS if 2 * n <= curves.shape[3] - 1):
         for by, part in (("mean", slice(0, length)), ("last quarter", slice(length - length // 4, length))):
             short = curves[:, octaves, :, part].mean(3)
             before = curves[:, :1, :, 0]  # the first batch's loss, before any step
@@ -142,7 +168,25 @@ def examine(name: str, cell: Cell, curves: Losses, rates: Sequence[float]) -> li
             best = np.take_along_axis(learnt, short.argmin(1)[:, None], 1)
             scatter = float(middles.std(1, ddof=1).mean())
             add(length, by, own[1:] - own[0], learnt=float(best.mean()), scatter=scatter)
+            if closed is not None and by == "mean":
+                add(length, "mean × covariance", (own[1:] - own[0] + closed) / 2)
     return rows
+
+
+def derived(cell: Cell, data: str, limit: int) -> Losses | None:
+    """Log2 of what the first step's update says that the members' rates are relative to the base's, if it can say."""
+    common = {"optimizer": cell.optimizer, "data": data, "limit": limit, "options": {"kind": "law"}}
+    subjects = [subject_of(Run(a, 1.0, cell.init, **common)) for a in (cell.base, *cell.members)]
+    if not all(described(subject) for subject in subjects):
+        return None
+    changes = np.log2([hidden_change(subject) for subject in subjects])
+    return (changes[0] - changes[1:]) / 2
+
+
+def ended(curves: Losses, horizon: int) -> Losses:
+    """As if runs had ended after so many steps, the final loss the mean of the last batches'."""
+    cut = curves[..., :horizon]
+    return np.concatenate([cut, cut[..., -LAST:].mean(-1, keepdims=True)], -1)
 
 
 def trained(name: str, cell: Cell, rates: Sequence[float], given: argparse.Namespace) -> Losses:
@@ -167,6 +211,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10000)
     parser.add_argument("--steps", type=int, default=192)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--horizons", nargs="*", type=int, default=[], help="as if runs had ended after so many steps")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--keep", type=Path, help="folder: what was trained is kept there, and not trained again")
     given = parser.parse_args()
@@ -180,9 +225,23 @@ def main() -> None:
             if kept:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 np.save(kept, curves)
-        rows += examine(name, cell, np.load(kept) if kept else curves, rates)
-    table = Table(title=f"{given.steps} steps; power: loss above the best of the grid, mean and worst")
-    for header in ("cell", "length", "by", "learnt", "scatter", "r", "slope", *(f"power {p:.2g}" for p in POWERS)):
+        curves = np.load(kept) if kept else curves
+        closed = derived(cell, given.data, given.limit)
+        for horizon in (*given.horizons, given.steps):
+            seen = curves if horizon == given.steps else ended(curves, horizon)
+            rows += [{"horizon": str(horizon), **row} for row in examine(name, seen, rates, closed)]
+    table = Table(title="power: loss above the best of the grid, mean and worst")
+    for header in (
+        "cell",
+        "horizon",
+        "length",
+        "by",
+        "learnt",
+        "scatter",
+        "r",
+        "slope",
+        *(f"power {p:.2g}" for p in POWERS),
+    ):
         table.add_column(header)
     for row in rows:
         table.add_row(*(f"{v:.2f}" if isinstance(v := row.get(c.header, ""), float) else str(v) for c in table.columns))
