@@ -7,8 +7,9 @@ other architectures than those that ``docs/results.md`` reports: their sample's 
 an octave apart with several seeds, and every batch's loss is kept. A short run of any length is the beginning of a long
 one, so all variants of the law can be read off the same runs, at rates an octave apart as the law tries them: by the
 mean loss over the run or by that of its last quarter, and with any power of the ratio. A variant's rate, from the
-middle of the base's band, is held against the whole runs: correlation and slope of log ratios, scatter of the short
-run's middle between seeds, and the loss above the best of the grid, mean and worst, for several powers.
+middle of the base's band, is held against the whole runs: correlation and slope of log ratios, rms distance
+in octaves at the power that laws take, scatter of the short run's middle between seeds, and the loss above the best of
+the grid, mean and worst, for several powers.
 
 Of length 1 is what ``covariance`` derives for the first step. Where it speaks of a family, so does the geometric mean
 of it and a short run's ratio.
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dagscale.band import find_band
+from dagscale.laws.base import FADING
 from dagscale.laws.combined import described
 from dagscale.laws.covariance import hidden_change
 from dagscale.laws.short_run import SHARE
@@ -144,6 +146,7 @@ def examine(name: str, curves: Losses, rates: Sequence[float], closed: Losses | 
         true = found[1:] - found[0]
         if length:
             told["r"], told["slope"] = float(np.corrcoef(ratios, true)[0, 1]), float(np.polyfit(true, ratios, 1)[0])
+        told["octaves"] = float(np.sqrt(np.mean((FADING * ratios - true) ** 2)))
         lost = [regret(found[0] + power * ratios) for power in POWERS]
         means = {f"power {p:.2g}": f"{v.mean():.2%}, {v.max():.1%}" for p, v in zip(POWERS, lost, strict=True)}
         rows.append({"cell": name, "length": length, "by": by, **told, **means})
@@ -231,17 +234,8 @@ def main() -> None:
             seen = curves if horizon == given.steps else ended(curves, horizon)
             rows += [{"horizon": str(horizon), **row} for row in examine(name, seen, rates, closed)]
     table = Table(title="power: loss above the best of the grid, mean and worst")
-    for header in (
-        "cell",
-        "horizon",
-        "length",
-        "by",
-        "learnt",
-        "scatter",
-        "r",
-        "slope",
-        *(f"power {p:.2g}" for p in POWERS),
-    ):
+    told = ("cell", "horizon", "length", "by", "learnt", "scatter", "r", "slope", "octaves")
+    for header in (*told, *(f"power {p:.2g}" for p in POWERS)):
         table.add_column(header)
     for row in rows:
         table.add_row(*(f"{v:.2f}" if isinstance(v := row.get(c.header, ""), float) else str(v) for c in table.columns))
