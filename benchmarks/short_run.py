@@ -7,9 +7,9 @@ other architectures than those that ``docs/results.md`` reports: their sample's 
 an octave apart with several seeds, and every batch's loss is kept. A short run of any length is the beginning of a long
 one, so all variants of the law can be read off the same runs, at rates an octave apart as the law tries them: by the
 mean loss over the run or by that of its last quarter, and with any power of the ratio. A variant's rate, from the
-middle of the base's band, is held against the whole runs: correlation and slope of log ratios, rms distance
-in octaves at the power that laws take, scatter of the short run's middle between seeds, and the loss above the best of
-the grid, mean and worst, for several powers.
+middle of the base's band, is held against the whole runs: correlation and slope of log ratios, rms distance in octaves
+at the power that laws take, scatter of the short run's middle between seeds, by how many octaves the whole run's lies
+above it, and the loss above the best of the grid, mean and worst, for several powers.
 
 Of length 1 is what ``covariance`` derives for the first step. Where it speaks of a family, so does the geometric mean
 of it and a short run's ratio.
@@ -169,8 +169,8 @@ def examine(name: str, curves: Losses, rates: Sequence[float], closed: Losses | 
             with np.errstate(invalid="ignore"):  # diverged
                 learnt = 1 - curves[:, octaves, :, late].mean(3) / strange[:, octaves, :, late].mean(3)
             best = np.take_along_axis(learnt, short.argmin(1)[:, None], 1)
-            scatter = float(middles.std(1, ddof=1).mean())
-            add(length, by, own[1:] - own[0], learnt=float(best.mean()), scatter=scatter)
+            scatter, above = float(middles.std(1, ddof=1).mean()), float((found - own).mean())
+            add(length, by, own[1:] - own[0], learnt=float(best.mean()), scatter=scatter, above=above)
             if closed is not None and by == "mean":
                 add(length, "mean × covariance", (own[1:] - own[0] + closed) / 2)
     return rows
@@ -234,7 +234,7 @@ def main() -> None:
             seen = curves if horizon == given.steps else ended(curves, horizon)
             rows += [{"horizon": str(horizon), **row} for row in examine(name, seen, rates, closed)]
     table = Table(title="power: loss above the best of the grid, mean and worst")
-    told = ("cell", "horizon", "length", "by", "learnt", "scatter", "r", "slope", "octaves")
+    told = ("cell", "horizon", "length", "by", "learnt", "scatter", "above", "r", "slope", "octaves")
     for header in (*told, *(f"power {p:.2g}" for p in POWERS)):
         table.add_column(header)
     for row in rows:

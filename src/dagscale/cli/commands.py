@@ -26,7 +26,8 @@ from dagscale.picture import check_path
 Law = Annotated[
     str | None,
     typer.Option(
-        help="Learning-rate law. With --data: short-run (default), curvature, function-change. "
+        help="Learning-rate law. With --data: combined (default for sgd, momentum), short-run (default), "
+        "curvature, function-change. "
         "Without: covariance (default), walk, paths, released, none."
     ),
 ]

@@ -37,17 +37,10 @@ class Law:
 
 
 FADING = 3 / 4
+"""What is left, in a whole run, of the logarithm of the ratio between two networks' rates in its first steps.
 
-
-def fading(steps: int | None) -> float:
-    """What is left, in a whole run, of the logarithm of the ratio between two networks' rates in its first steps.
-
-    What sets networks apart there matters less the longer they train: a mean over settings, see ``docs/laws.md``.
-
-    Args:
-        steps: of the run; None if unknown, and long.
-    """
-    return FADING
+What sets networks apart there matters less later on: a mean over settings and lengths of runs, see ``docs/laws.md``.
+"""
 
 
 LAWS: Registry[Law] = Registry("law")

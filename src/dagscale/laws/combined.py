@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dagscale.laws import covariance, short_run
-from dagscale.laws.base import LAWS, SGD, Law, fading
+from dagscale.laws.base import FADING, LAWS, SGD, Law
 from dagscale.subject import Subject
 
 OUTSIDE = frozenset({"norm", "unknown"})
@@ -39,7 +39,7 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
 
 def power(target: Subject) -> float:
     """Of the ratio of the short runs' rates in the ratio of rates."""
-    return fading(target.steps) * (0.5 if described(target) else 1.0)
+    return FADING * (0.5 if described(target) else 1.0)
 
 
 LAWS.add("combined")(Law(factors, measured=short_run.known, power=power, absolute=short_run.absolute))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dagscale.band import GRIDS, find_band
 from dagscale.errors import PlanError
-from dagscale.laws.base import LAWS, Law, fading
+from dagscale.laws.base import FADING, LAWS, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
 from dagscale.probe import Cost, Probe
 from dagscale.subject import Subject
@@ -148,13 +148,13 @@ def known(subject: Subject) -> Measured:
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
-    """``η ∝ r^p``, ``p`` by :func:`fading`, ``r`` the middle of the rates at which a short run learns best.
+    """``η ∝ r^p``, ``p = 3/4`` (``FADING``), ``r`` the middle of the rates at which a short run learns best.
 
     Short runs favour lower rates than long ones do [Wu et al. 2018]; what they favour too low is much the same for base
     and target and cancels in the ratio. Networks also differ more in them, hence the power. Unlike a quadratic model at
     initialisation they see how normalised weights grow, how sharpness changes, and how an optimiser's state builds up.
     """
-    return {"short-run": (known(target).value / known(base).value) ** fading(target.steps)}
+    return {"short-run": (known(target).value / known(base).value) ** FADING}
 
 
 def absolute(subject: Subject) -> float:
@@ -162,4 +162,4 @@ def absolute(subject: Subject) -> float:
     return known(subject).value * LONG_RUN
 
 
-LAWS.add("short-run")(Law(factors, measured=known, power=lambda target: fading(target.steps), absolute=absolute))
+LAWS.add("short-run")(Law(factors, measured=known, power=lambda target: FADING, absolute=absolute))

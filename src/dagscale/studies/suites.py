@@ -102,7 +102,7 @@ for _name, _more in (("", ""), ("-gelu", "&act=gelu")):
 SUITES.add("mlp-dag-bn")(Suite("mlp:2?width=64&norm=batch", dags("mlp", "width=64&norm=batch"), 12, CNN))
 
 _widths = dags("mlp", *(f"width={w}" for w in (32, 64, 128, 256)))
-_scaled = ("none/moments/mup", "short-run/moments/mup")
+_scaled = ("none/moments/mup", "short-run/moments/mup", "combined/moments/mup")
 SUITES.add("width")(Suite("mlp:2?width=32", _widths, 12, MLP, _scaled))
 
 for _name, _norm in (("", "none"), ("-bn", "batch")):
