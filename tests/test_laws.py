@@ -202,3 +202,25 @@ def test_attention_and_gates_are_left_to_the_short_run() -> None:
     plan = dagscale.plan(Gated(32), data.x[:2], steps=30, **given)  # type: ignore[arg-type]
     assert plan.law == "combined"
     assert set(plan.factors) == {"short-run"}
+
+
+def test_a_network_without_hidden_layers_is_left_to_the_short_run() -> None:
+    data = load_data("digits")
+    x, linear = data.x[:2], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    base = load("mlp:1?width=16", data=data)
+    plan = dagscale.plan(linear, x, base=base, base_lr=0.1, data=data, loss=cross_entropy, batch_size=32)
+    assert set(plan.factors) == {"short-run"}
+
+
+def test_covariance_knows_frozen_layers() -> None:
+    def network(frozen: int) -> tuple[nn.Module, torch.Tensor]:
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        model[:frozen].requires_grad_(False)
+        return model, torch.ones(2, 4)
+
+    def rate(frozen: int) -> float:
+        return dagscale.plan(*network(frozen), base=network(0), base_lr=0.1, law="covariance").lr
+
+    assert 0.1 < rate(1) < math.inf
+    with pytest.raises(GraphError, match="the target trains no hidden layer"):
+        rate(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dagscale.errors import GraphError
 from dagscale.laws import covariance, short_run
 from dagscale.laws.base import FADING, LAWS, SGD, Law
 from dagscale.subject import Subject
@@ -11,16 +12,20 @@ OUTSIDE = frozenset({"norm", "unknown"})
 
 
 def described(subject: Subject) -> bool:
-    """Whether the covariance law speaks of this network: SGD, layers drawn by the init, sums of them, no norms, no
-    products (gates, attention), and not too large."""
+    """Whether the covariance law speaks of this network: SGD, hidden layers drawn by the init, sums of them, no norms
+    and no products (gates, attention)."""
     graph = subject.graph
-    return (
-        subject.optimizer in SGD
-        and any(use.op.params[0].name in subject.fills for use in graph.layers)
-        and not any(op.kind in OUTSIDE for edge in graph.edges for op in edge.ops)
-        and not any(vertex.kind == "product" for vertex in graph.vertices)
-        and len(graph.vertices) <= covariance.LARGEST
-    )
+    if (
+        subject.optimizer not in SGD
+        or not any(use.op.params[0].name in subject.fills for use in graph.layers)
+        or any(op.kind in OUTSIDE for edge in graph.edges for op in edge.ops)
+        or any(vertex.kind == "product" for vertex in graph.vertices)
+    ):
+        return False
+    try:
+        return covariance.hidden_change(subject) > 0
+    except GraphError:  # no hidden layer, or too many vertices
+        return False
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:

@@ -103,8 +103,11 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     readouts of norm Θ(1), all units of a vertex together.
     """
     by_unit = bool(target.multipliers)
-    ratio = sqrt(hidden_change(base, by_unit) / hidden_change(target, by_unit))
-    return {"covariance": ratio**FADING}
+    changes = {"base": hidden_change(base, by_unit), "target": hidden_change(target, by_unit)}
+    for network, change in changes.items():
+        if not change > 0:
+            raise GraphError(f"the {network} trains no hidden layer, so law 'covariance' has no answer: use law 'none'")
+    return {"covariance": sqrt(changes["base"] / changes["target"]) ** FADING}
 
 
 LAWS.add("covariance")(Law(factors, SGD))

@@ -110,7 +110,7 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
     """Reduce a traced graph.
 
     Args:
-        multipliers: relative learning rate of each parameter, where not 1.
+        multipliers: relative learning rate of each parameter, where not 1 (frozen: 0).
         kernel_power: a layer's update strength grows as its kernel size, the root of its taps, to this power.
 
     A vertex has the width of the widest layer into it, or of what comes by identity.
@@ -118,7 +118,7 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
     Raises:
         GraphError: if no output is reached from an input.
     """
-    rates = multipliers or {}
+    rates = dict(multipliers or {}) | {p.name: 0.0 for p in graph.parameters if not p.trainable}
     number: dict[int, int] = {}
     degree: list[int] = []
     weights: list[WeightEdge] = []
