@@ -39,7 +39,7 @@ FAMILIES = {
     "cnn": Family("cnn:2?width=12", {"width": 12}, epochs=3),
 }
 PER_FAMILY = 6
-BATCH, SEEDS = 32, 2
+BATCH, SEEDS = 32, 4
 GRID = tuple(2.0 ** (k / 2) for k in range(-12, 3))
 WAYS = ("default", "released", "plan", "grid")
 
