@@ -115,6 +115,7 @@ def test_refusals_show_every_input() -> None:
         ((IDS, MASK[:5]), r"one length, got shapes \(\(96, 6\), \(5, 6\)\) and \(96,\)"),
         ({"ids": IDS, "mask": 1}, "a tuple or a dict of tensors, as the model takes them"),
         ((), "data must be two tensors"),
+        (torch.tensor(1.0), "must have one length"),
         ((IDS, torch.ones(N, 3, 4, 4, dtype=torch.uint8)), "make images floating"),
     ):
         with pytest.raises(SearchError, match=text):

@@ -50,13 +50,15 @@ def checked(data: Data) -> tuple[Inputs, Tensor]:
             f"data must be two tensors, x and y, got {type(x).__name__} and {type(y).__name__}; x may also be a tuple "
             "or a dict of tensors, as the model takes them"
         )
-    if any(leaf.ndim == 0 or len(leaf) != len(leaves[0]) for leaf in (*leaves, y[None] if y.ndim == 0 else y)):
+    if any(t.ndim == 0 for t in (*leaves, y)) or any(len(leaf) != len(y) for leaf in leaves):
         raise SearchError(f"x and y must have one length, got shapes {shapes(x)} and {tuple(y.shape)}")
     if len(y) < 2:
         raise SearchError(f"at least 2 examples are needed, got {len(y)}")
-    for leaf in leaves:  # among several inputs one may be a mask
-        whole = not leaf.is_floating_point() and (leaf.ndim > 2 or leaf.dtype == torch.bool)
-        if leaf.dtype == torch.uint8 or (isinstance(x, Tensor) and whole):
+    for leaf in leaves:
+        alone = isinstance(x, Tensor) and not leaf.is_floating_point()  # among several, one may be a mask
+        if (leaf.dtype == torch.uint8 and leaf.ndim > 2) or (
+            alone and (leaf.ndim > 2 or leaf.dtype in (torch.uint8, torch.bool))
+        ):
             raise SearchError(
                 f"x of shape {tuple(leaf.shape)} holds {leaf.dtype}: make images floating, as in x.float() / 255"
             )
