@@ -12,6 +12,7 @@ import dagscale
 from dagscale.draws import Fill
 from dagscale.errors import DagscaleError, ForwardError, PlanError, TraceError, UnknownNameError
 from dagscale.laws.curvature import curvature
+from dagscale.planning import default_law
 from dagscale.spaces.targets import load
 from dagscale.subject import Subject
 
@@ -178,6 +179,8 @@ def test_defaults_follow_what_is_at_hand() -> None:
     assert (paper.law, paper.init) == ("covariance", "in-degree")
     measured = dagscale.plan(model, inputs, data=(x, y), loss=torch.nn.functional.cross_entropy, **known)
     assert (measured.law, measured.init) == ("combined", "moments")
+    assert default_law("momentum", has_data=True) == default_law("adamw", has_data=True) == "short-run"
+    assert default_law("sgd", has_data=True, has_base=False) == "short-run"
     adaptive = dagscale.plan(model, inputs, data=(x, y), optimizer="adamw", **known)
     assert (adaptive.law, adaptive.init, adaptive.lr) == ("none", "moments", 0.1)
 

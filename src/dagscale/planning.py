@@ -145,11 +145,11 @@ def plan(
 def default_law(optimizer: str, has_data: bool, has_base: bool = True) -> str:
     """The law that the evidence is for: ``docs/results.md``.
 
-    With data to measure on: ``combined`` for SGD, ``short-run`` for adaptive optimisers and without a base. Without:
-    ``covariance`` and ``none``.
+    With data to measure on: ``combined`` for plain SGD, ``short-run`` for other optimisers and without a base. Without
+    data: ``covariance`` for SGD with and without momentum, ``none`` for adaptive optimisers.
     """
     if has_data:
-        return "combined" if optimizer in SGD and has_base else "short-run"
+        return "combined" if optimizer == "sgd" and has_base else "short-run"
     return "covariance" if optimizer in SGD else "none"
 
 

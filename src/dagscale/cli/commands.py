@@ -26,7 +26,7 @@ from dagscale.picture import check_path
 Law = Annotated[
     str | None,
     typer.Option(
-        help="Learning-rate law. With --data: combined (default for sgd, momentum), short-run (default), "
+        help="Learning-rate law. With --data: combined (default for sgd), short-run (default), "
         "curvature, function-change. "
         "Without: covariance (default), walk, paths, released, none."
     ),
