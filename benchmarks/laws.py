@@ -32,6 +32,8 @@ LAWS: dict[str, Callable[[dagscale.Graph], float]] = {
     "covariance": update_moment,
 }
 
+WIDTHS = [64, 128, 256]
+
 
 def sample(count: int, rng: np.random.Generator) -> list[tuple[Dag, int]]:
     """Distinct DAGs with at least one live layer, and a width each."""
@@ -40,7 +42,7 @@ def sample(count: int, rng: np.random.Generator) -> list[tuple[Dag, int]]:
         ops = (0, 2) if len(chosen) % 2 else (0, 1, 2)
         dag = Dag.sample(int(rng.integers(4, 8)), int(rng.integers(1 << 30)), ops=ops)
         if any(op == 2 for *_, op in dag.live_edges):
-            chosen.setdefault(str(dag), (dag, int(rng.choice([64, 128, 256]))))
+            chosen.setdefault(str(dag), (dag, int(rng.choice(WIDTHS))))
     return list(chosen.values())
 
 
@@ -54,6 +56,7 @@ def main() -> None:
     predicted: dict[str, list[float]] = {name: [] for name in LAWS}
     found: list[float] = []
     identity: list[bool] = []
+    widths: list[int] = []
     for dag, width in track(sample(options.dags, np.random.default_rng(1)), console=Console(stderr=True)):
         model, x = simulation.network(dag, width)
         graph = dagscale.trace(model, x)
@@ -61,12 +64,15 @@ def main() -> None:
             predicted[name].append(math.log2(law(graph)))
         found.append(math.log2(simulation.update_moment(model, x, seeds=options.seeds)))
         identity.append(any(op == 1 for *_, op in dag.live_edges))
+        widths.append(width)
     table = Table(title="log2 of the update's second moment: predicted against simulated")
     for column in ("law", "DAGs", "r", "slope", "rms octaves"):
         table.add_column(column, justify="right")
-    with_identity = np.array(identity)
+    with_identity, width_of = np.array(identity), np.array(widths)
+    by_width = [(f"width {width}", width_of == width) for width in WIDTHS]
     for name, values in predicted.items():
-        for label, rows in (("all", with_identity | True), ("identity", with_identity), ("none", ~with_identity)):
+        kinds = [("all", with_identity | True), ("identity", with_identity), ("none", ~with_identity)]
+        for label, rows in [*kinds, *by_width]:
             p, f = np.array(values)[rows], np.array(found)[rows]
             rms = float(np.std(p - f))
             r = float(np.corrcoef(p, f)[0, 1])
