@@ -441,3 +441,12 @@ def test_half_precision_is_measured_in_float32(law: str, dtype: torch.dtype) -> 
     assert plan == planned(torch.float32)[1]
     before = small_net(norm=True).to(dtype).state_dict()
     assert all(torch.equal(before[n], v) and v.dtype == before[n].dtype for n, v in model.state_dict().items())
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    import numpy as np
+
+    given = {"base": (small_net(), X[:2]), "data": (X, Y), "loss": cross_entropy, "law": "function-change"}
+    plain = dagscale.plan(small_net(), X[:2], base_lr=0.125, seed=3, steps=9, **given)
+    other = dagscale.plan(small_net(), X[:2], base_lr=torch.tensor(0.125), seed=np.int64(3), steps=np.int32(9), **given)
+    assert other.to_json() == plain.to_json()

@@ -91,10 +91,10 @@ def plan(
         raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
     if base is not None and not (isinstance(base, (tuple, list)) and len(base) == 2):
         raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
-    data = check_data(data, batch_size)
-    check_whole("seed", seed, least=0)
-    if steps is not None:
-        check_whole("steps", steps)
+    base_lr = None if base_lr is None else float(base_lr)
+    batch_size, seed = check_whole("batch_size", batch_size), check_whole("seed", seed, least=0)
+    steps = None if steps is None else check_whole("steps", steps)
+    data = check_data(data)
     given = Subject(
         Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size, steps=steps
     )

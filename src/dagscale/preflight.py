@@ -21,13 +21,12 @@ from dagscale.trace import forward
 HALF = (torch.float16, torch.bfloat16)
 
 
-def check_data(data: Any, batch_size: int) -> tuple[Inputs, Tensor] | None:
+def check_data(data: Any) -> tuple[Inputs, Tensor] | None:
     """``(x, y)``, if there is data.
 
     Raises:
         PlanError: if the examples cannot be measured on.
     """
-    check_whole("batch_size", batch_size)
     if data is None:
         return None
     try:
@@ -38,14 +37,19 @@ def check_data(data: Any, batch_size: int) -> tuple[Inputs, Tensor] | None:
     return x, y
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise PlanError unless ``value`` is a whole number, and not below ``least``."""
+def check_whole(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int.
+
+    Raises:
+        PlanError: if it is no whole number, or below ``least``.
+    """
     try:
         number = index(value)
     except TypeError:
         raise PlanError(f"{name} must be a whole number, got {value!r}") from None
     if number < least:
         raise PlanError(f"{name} must be at least {least}, got {value}")
+    return number
 
 
 def check_kin(base: Graph, target: Graph) -> None:

@@ -499,4 +499,11 @@ def _place(recorder: Recorder | None, error: Exception) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-_NOT_THE_USERS = ("/torch/", "/dagscale/trace/", "/dagscale/inits/", "/dagscale/probe.py", "/contextlib.py")
+_NOT_THE_USERS = (
+    "/torch/",
+    "/dagscale/trace/",
+    "/dagscale/inits/",
+    "/dagscale/probe.py",
+    "/dagscale/examples.py",
+    "/contextlib.py",
+)
