@@ -224,3 +224,15 @@ def test_covariance_knows_frozen_layers() -> None:
     assert 0.1 < rate(1) < math.inf
     with pytest.raises(GraphError, match="the target trains no hidden layer"):
         rate(3)
+
+
+def test_the_interval_is_that_of_the_short_run_where_only_the_base_has_norms() -> None:
+    data = load_data("digits")
+    base = load("mlp:1?width=16&norm=batch", data=data)
+    given = {"base": base, "base_lr": 0.1, "data": data, "loss": cross_entropy, "batch_size": 32, "steps": 60}
+    both, short = (
+        dagscale.plan(*load("mlp:2_02?width=32", data=data), law=law, **given)  # type: ignore[arg-type]
+        for law in ("combined", "short-run")
+    )
+    assert dict(both.factors) == dict(short.factors)
+    assert both.lr_interval == pytest.approx(short.lr_interval)

@@ -135,7 +135,7 @@ def plan(
     interval, cost = None, 0.0
     if rule.measured is not None:
         seen = [rule.measured(subject) for subject in ([target] if absolute else [target, origin])]
-        spread = math.exp(half_width(seen) * (1.0 if absolute else rule.power(target)))
+        spread = math.exp(half_width(seen) * (1.0 if absolute else rule.power(factors)))
         interval, cost = (lr / spread, lr * spread), sum(m.forwards for m in seen)
     free = ("no base: the rate was measured on the network itself, good to about an octave",) if absolute else ()
     notes = (*free, *_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))

@@ -144,7 +144,7 @@ def apply_fills(model: nn.Module, fills: Mapping[str, Fill], seed: int) -> None:
                     parameter[padding[id(parameter)]] = 0
 
 
-def gauss_newton(probe: Probe, x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+def gauss_newton(probe: Probe, x: Inputs, y: Tensor) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """``v ↦ G v``, ``G`` the Gauss–Newton matrix of the loss on the batch ``x``, ``y``; a tensor a parameter.
 
     ``G = Jᵀ H J`` with ``J`` the output's Jacobian in the parameters and ``H`` the loss's Hessian in the output
@@ -193,7 +193,7 @@ def leading_eigenpair(
     tolerance: float = 0.01,
     most: int = 60,
     start: Sequence[Tensor] = (),
-    batch: tuple[Tensor, Tensor] | None = None,
+    batch: tuple[Inputs, Tensor] | None = None,
 ) -> tuple[float, list[Tensor]]:
     """Largest eigenvalue of ``D^½ G D^½`` and its vector, ``G`` the Gauss–Newton matrix of the loss on one batch.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, log
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ class Law:
         optimizers: the optimisers it is derived for; empty means any.
         needs_base: whether the base network is looked at, rather than only its rate.
         measured: for measured laws, what was measured on a subject.
-        power: (target) → of the ratio of what was measured, or of its inverse, that is the ratio of rates.
+        power: (factors) → of the ratio of what was measured, or of its inverse, in their product.
         absolute: for laws that need no base at all, the rate itself, to about an octave.
     """
 
@@ -32,7 +32,7 @@ class Law:
     optimizers: frozenset[str] = frozenset()
     needs_base: bool = True
     measured: Callable[[Subject], Measured] | None = None
-    power: Callable[[Subject], float] = lambda target: 1.0
+    power: Callable[[Mapping[str, float]], float] = lambda factors: 1.0
     absolute: Callable[[Subject], float] | None = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dagscale.errors import GraphError
 from dagscale.laws import covariance, short_run
 from dagscale.laws.base import FADING, LAWS, SGD, Law
@@ -12,25 +14,20 @@ OUTSIDE = frozenset({"norm", "unknown"})
 
 
 def described(subject: Subject) -> bool:
-    """Whether the covariance law speaks of this network: SGD, hidden layers drawn by the init, sums of them, no norms
-    and no products (gates, attention)."""
+    """Whether the covariance law is for this network: SGD, layers drawn by the init, sums of them, no norms and no
+    products (gates, attention)."""
     graph = subject.graph
-    if (
-        subject.optimizer not in SGD
-        or not any(use.op.params[0].name in subject.fills for use in graph.layers)
-        or any(op.kind in OUTSIDE for edge in graph.edges for op in edge.ops)
-        or any(vertex.kind == "product" for vertex in graph.vertices)
-    ):
-        return False
-    try:
-        return covariance.hidden_change(subject) > 0
-    except GraphError:  # no hidden layer, or too many vertices
-        return False
+    return (
+        subject.optimizer in SGD
+        and any(use.op.params[0].name in subject.fills for use in graph.layers)
+        and not any(op.kind in OUTSIDE for edge in graph.edges for op in edge.ops)
+        and not any(vertex.kind == "product" for vertex in graph.vertices)
+    )
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:
-    """The geometric mean of what laws ``short-run`` and ``covariance`` say, where the second speaks of both networks;
-    else the first alone.
+    """The geometric mean of what laws ``short-run`` and ``covariance`` say, where the second is for both networks and
+    has an answer; else the first alone.
 
     One sees noise, saturation and how sharpness changes, in a few steps of a few seeds; the other the graph, exactly,
     at the first step. Their errors have little in common, so the mean has less of them than either [Bates and Granger
@@ -39,12 +36,16 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     measured = short_run.factors(base, target)
     if not (described(base) and described(target)):
         return measured
-    return {name: factor**0.5 for name, factor in (measured | covariance.factors(base, target)).items()}
+    try:
+        both = measured | covariance.factors(base, target)
+    except GraphError:  # no hidden layer that trains, or too many vertices
+        return measured
+    return {name: factor**0.5 for name, factor in both.items()}
 
 
-def power(target: Subject) -> float:
-    """Of the ratio of the short runs' rates in the ratio of rates."""
-    return FADING * (0.5 if described(target) else 1.0)
+def power(factors: Mapping[str, float]) -> float:
+    """Of the ratio of the short runs' rates."""
+    return FADING / len(factors)
 
 
 LAWS.add("combined")(Law(factors, measured=short_run.known, power=power, absolute=short_run.absolute))

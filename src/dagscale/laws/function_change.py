@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import PlanError
+from dagscale.examples import Inputs
 from dagscale.laws.base import LAWS, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
 from dagscale.probe import BATCH, Cost, Probe
@@ -85,7 +86,7 @@ def relative_change(probe: Probe) -> float:
     return sqrt(fmean(changes)) / rate
 
 
-def _forward(probe: Probe, x: Tensor) -> list[Tensor]:
+def _forward(probe: Probe, x: Inputs) -> list[Tensor]:
     taps = Taps(probe.model)
     with torch.no_grad(), torch.random.fork_rng(), taps:
         torch.manual_seed(probe.seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dagscale.band import GRIDS, find_band
 from dagscale.errors import PlanError
+from dagscale.examples import Inputs
 from dagscale.laws.base import FADING, LAWS, Law
 from dagscale.laws.seeds import Measured, once, over_seeds
 from dagscale.probe import Cost, Probe
@@ -123,7 +124,7 @@ class _Runs:
                 probe.cost.forwards += 2
         return fmean(losses) - self.before
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, x: Inputs, y: Tensor) -> Tensor:
         self.probe.cost.forwards += 1
         return self.probe.loss(self.probe.output(x), y)
 
@@ -162,4 +163,4 @@ def absolute(subject: Subject) -> float:
     return known(subject).value * LONG_RUN
 
 
-LAWS.add("short-run")(Law(factors, measured=known, power=lambda target: FADING, absolute=absolute))
+LAWS.add("short-run")(Law(factors, measured=known, power=lambda factors: FADING, absolute=absolute))
