@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -450,3 +451,55 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
     plain = dagscale.plan(small_net(), X[:2], base_lr=0.125, seed=3, steps=9, **given)
     other = dagscale.plan(small_net(), X[:2], base_lr=torch.tensor(0.125), seed=np.int64(3), steps=np.int32(9), **given)
     assert other.to_json() == plain.to_json()
+
+
+@pytest.mark.parametrize("law", ["combined", "paths", "none"])
+def test_several_bases_give_the_mean_of_what_each_gives(law: str) -> None:
+    known = {"law": law, "data": (X, (X[:, 0] > 0).long()), "loss": cross_entropy, "batch_size": 16}
+    target = load("mlp:2_22?width=16&classes=3", input_shape=(8,))
+    bases = [load(f"mlp:{code}?width=16&classes=3", input_shape=(8,)) for code in ("2", "2_02_002")]
+    alone = [dagscale.plan(*target, base=b, base_lr=lr, **known) for b, lr in zip(bases, (0.1, 0.4), strict=True)]
+    both = dagscale.plan(*target, base=bases, base_lr=[0.1, 0.4], **known)
+    assert both.lr == pytest.approx((alone[0].lr * alone[1].lr) ** 0.5)
+    assert both.base_lr == pytest.approx(0.2)
+    assert both.lr == pytest.approx(both.base_lr * math.prod(both.factors.values()))
+    assert both.parameters.keys() == alone[0].parameters.keys()
+    apart = abs(math.log2(alone[0].lr / alone[1].lr))
+    assert f"each base alone gives {alone[0].lr:.4g}, {alone[1].lr:.4g}: {apart:.1f} octaves apart" in both.notes[0]
+    if both.lr_interval:
+        assert both.forwards > max(one.forwards for one in alone)
+        assert both.lr_interval[0] < both.lr < both.lr_interval[1]
+    one = dagscale.plan(*target, base=bases[:1], base_lr=[0.1], **known)
+    assert one == alone[0]
+
+
+def test_factors_that_one_base_alone_has_count_by_its_share() -> None:
+    """`covariance` says nothing of the base with norms."""
+    known = {"data": (X, (X[:, 0] > 0).long()), "loss": cross_entropy, "batch_size": 16}
+    options = "width=16&classes=3"
+    target = load(f"mlp:2_22?{options}", input_shape=(8,))
+    bases = [load(f"mlp:2?{options}{norm}", input_shape=(8,)) for norm in ("", "&norm=batch")]
+    plain, normed = (dagscale.plan(*target, base=b, base_lr=0.1, **known) for b in bases)
+    both = dagscale.plan(*target, base=bases, base_lr=(0.1, 0.1), **known)
+    assert "covariance" in plain.factors
+    assert "covariance" not in normed.factors
+    assert both.factors["covariance"] == pytest.approx(plain.factors["covariance"] ** 0.5)
+    assert both.lr == pytest.approx((plain.lr * normed.lr) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"base_lr": 0.1}, "bases: 2, rates: 1; give each base its own base_lr"),
+        ({"base_lr": [0.1, 0.2, 0.3]}, "bases: 2, rates: 3"),
+        ({"base_lr": [0.1, -0.2]}, "base_lr must be a positive number, not"),
+        ({"base_lr": [0.1, 0.2], "width": "mup"}, "from one base's shapes: give one, not 2"),
+        ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), "mlp:2"]}, "base must be two things"),
+        ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), load("cnn:2")]}, "share no layer"),
+        ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), (nn.ReLU(), "x")]}, "base 2: "),
+    ],
+)
+def test_several_bases_are_refused_in_one_line(given: dict[str, object], text: str) -> None:
+    with pytest.raises(DagscaleError, match=text) as caught:
+        dagscale.plan(*load("mlp:2_02"), **{"base": [load("mlp:2"), load("mlp:2_22")], "law": "none", **given})
+    assert "\n" not in str(caught.value)

@@ -41,7 +41,8 @@ class Plan:
 
     Attributes:
         lr: the target's learning rate.
-        base_lr: the base's, from which it is carried over; without a base, the target's own as measured.
+        base_lr: the base's, from which it is carried over, of several bases the geometric mean; without a base, the
+            target's own as measured.
         law, init, optimizer, seed: what made it.
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from dagscale.draws import Fill
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 
     from dagscale.examples import Data
 
+    Base = tuple[nn.Module, Any]
+
 
 def plan(
     model: nn.Module,
     example_inputs: Any,
     *,
-    base: tuple[nn.Module, Any] | None = None,
-    base_lr: float | None = None,
+    base: Base | Sequence[Base] | None = None,
+    base_lr: float | Sequence[float] | None = None,
     law: str | None = None,
     init: str | None = None,
     optimizer: str = "sgd",
@@ -48,9 +51,12 @@ def plan(
 
     Args:
         model, example_inputs: the target, as for :func:`dagscale.trace`.
-        base: a small network of the same kind with its inputs, whose best rate is known.
-        base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it. With neither base nor rate, but data
-            and loss, law ``short-run`` measures the target's rate on the spot, to about an octave.
+        base: a small network of the same kind with its inputs, whose best rate is known; or several, ``[(model,
+            inputs), …]``. The rate is then the geometric mean of those that each alone would give, and a note says how
+            far these are apart: what law and searches get wrong between the bases.
+        base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it. Several bases have one each. With
+            neither base nor rate, but data and loss, law ``short-run`` measures the target's rate on the spot, to about
+            an octave.
         law: the name of a law, see ``dagscale.laws.LAWS``; by default what predicts training best
             (:func:`default_law`).
         init: the name of an init, see ``dagscale.inits.INITS``; by default ``moments`` with data, else
@@ -67,31 +73,34 @@ def plan(
 
     Raises:
         UnknownNameError: for an unknown law, init or optimiser.
-        PlanError: if the base is missing or shares no layer with the target, a rate is no positive number, the law
-            does not cover the optimiser, or data or loss cannot be measured on.
+        PlanError: if a base or its rate is missing, a base shares no layer with the target, a rate is no positive
+            number, the law does not cover the optimiser, or data or loss cannot be measured on.
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
+    bases = _bases(base)
+    rates: list[Any] = list(base_lr) if isinstance(base_lr, (tuple, list)) else [base_lr]
     has_data, has_base = data is not None and loss is not None, base is not None or base_lr is not None
     law = default_law(optimizer, has_data, has_base) if law is None else law
     init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
     absolute = None if has_base else rule.absolute
-    if absolute is None and not _positive(base_lr):
+    if absolute is None and not all(map(_positive, rates)):
         raise PlanError(
             f"base_lr must be a positive number, not {base_lr!r}: find the base's rate with dagscale.search, or give "
             "data and loss and neither base nor base_lr"
         )
+    if len(rates) != max(len(bases), 1):
+        raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")
     if rule.optimizers and optimizer not in rule.optimizers:
         raise PlanError(
             f"law {law!r} is derived for {', '.join(sorted(rule.optimizers))}, not {optimizer!r}: "
             "choose one of these, or law 'none'"
         )
-    if rule.needs_base and base is None and absolute is None:
+    if rule.needs_base and not bases and absolute is None:
         raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
-    if base is not None and not (isinstance(base, (tuple, list)) and len(base) == 2):
-        raise PlanError(f"base must be two things, base=(model, inputs), got {type(base).__name__}")
-    base_lr = None if base_lr is None else float(base_lr)
+    if width != "none" and len(bases) > 1:
+        raise PlanError(f"width={width!r} scales each layer from one base's shapes: give one, not {len(bases)}")
     batch_size, seed = check_whole("batch_size", batch_size), check_whole("seed", seed, least=0)
     steps = None if steps is None else check_whole("steps", steps)
     data = check_data(data)
@@ -100,14 +109,18 @@ def plan(
     )
     measured = rule.measured is not None
     target = _traced("target", model, example_inputs, given, measured or init == "moments")
-    origin = target if base is None else _traced("base", *base, given, measured or init == "moments")
-    check_kin(origin.graph, target.graph)
-    scaling = _width_scaling(origin, target, width, fill.width, base is not None)
-    for name, subject in {"target": target, "base": origin}.items() if measured else ():
+    names = ["base"] if len(bases) == 1 else [f"base {i + 1}" for i in range(len(bases))]
+    origins = [
+        _traced(name, *one, given, measured or init == "moments") for name, one in zip(names, bases, strict=True)
+    ]
+    for origin in origins:
+        check_kin(origin.graph, target.graph)
+    scaling = _width_scaling(origins, target, width, fill.width)
+    for name, subject in zip(["target", *names], [target, *origins], strict=True) if measured else ():
         with _about(name):
             rehearse(subject)
     target = _filled("target", target, fill)
-    origin = target if base is None else _filled("base", origin, fill)
+    origins = [_filled(name, origin, fill) for name, origin in zip(names, origins, strict=True)]
     target = replace(
         target,
         fills={
@@ -115,9 +128,11 @@ def plan(
         },
         multipliers={name: s.lr for name, s in scaling.items()},
     )
-    factors = {} if absolute else rule.factors(origin, target)
-    start = absolute(target) if absolute else base_lr
-    assert start is not None
+    each = [] if absolute else [rule.factors(origin, target) for origin in origins or [target]]
+    start = absolute(target) if absolute else math.prod(map(float, rates)) ** (1 / len(rates))
+    factors = {
+        name: math.prod(own.get(name, 1.0) for own in each) ** (1 / len(each)) for name in dict.fromkeys(chain(*each))
+    }
     lr = start * math.prod(factors.values())
     if not (math.isfinite(lr) and lr > 0):
         raise PlanError(f"law {law!r} gives no usable rate here ({lr}): its factors are {factors}; try another law")
@@ -134,11 +149,13 @@ def plan(
     }
     interval, cost = None, 0.0
     if rule.measured is not None:
-        seen = [rule.measured(subject) for subject in ([target] if absolute else [target, origin])]
-        spread = math.exp(half_width(seen) * (1.0 if absolute else rule.power(factors)))
-        interval, cost = (lr / spread, lr * spread), sum(m.forwards for m in seen)
-    free = ("no base: the rate was measured on the network itself, good to about an octave",) if absolute else ()
-    notes = (*free, *_notes(graph, parameters, init), *dict.fromkeys(s.note for s in scaling.values() if s.note))
+        own, others = rule.measured(target), [] if absolute else [rule.measured(origin) for origin in origins]
+        power = 1.0 if absolute else max(map(rule.power, each))
+        spread = math.exp(power * half_width([own, *(replace(m, error=m.error / len(others)) for m in others)]))
+        interval, cost = (lr / spread, lr * spread), sum(m.forwards for m in (own, *others))
+    alone = [float(rate) * math.prod(factor.values()) for rate, factor in zip(rates, each, strict=not absolute)]
+    widths = dict.fromkeys(s.note for s in scaling.values() if s.note)
+    notes = (*_origin(alone), *_notes(graph, parameters, init), *widths)
     return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes, interval, cost)
 
 
@@ -153,6 +170,22 @@ def default_law(optimizer: str, has_data: bool, has_base: bool = True) -> str:
     return "covariance" if optimizer in SGD else "none"
 
 
+def _bases(base: Any) -> list[Base]:
+    """One base or several, as a list.
+
+    Raises:
+        PlanError: if one is no model with its inputs.
+    """
+    if base is None:
+        return []
+    several = isinstance(base, (tuple, list)) and base and isinstance(base[0], (tuple, list))
+    bases = list(base) if several else [base]
+    for one in bases:
+        if not (isinstance(one, (tuple, list)) and len(one) == 2):
+            raise PlanError(f"base must be two things, base=(model, inputs), got {type(one).__name__}")
+    return bases
+
+
 def _positive(number: Any) -> bool:
     """Whether it is a positive, finite number."""
     try:
@@ -161,15 +194,15 @@ def _positive(number: Any) -> bool:
         return False
 
 
-def _width_scaling(base: Subject, target: Subject, width: str, rule: str, has_base: bool) -> dict[str, WidthScaling]:
+def _width_scaling(bases: Sequence[Subject], target: Subject, width: str, rule: str) -> dict[str, WidthScaling]:
     """μP factors of each parameter, or none."""
     if width == "none":
         return {}
     if width != "mup":
         raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
-    if not has_base:
+    if not bases:
         raise PlanError("width='mup' scales from a base's shapes: give base=(model, inputs)")
-    scaling = width_scaling(base.graph, target.graph, target.optimizer, mean_field=rule == "mean-field")
+    scaling = width_scaling(bases[0].graph, target.graph, target.optimizer, mean_field=rule == "mean-field")
     return {n: replace(s, init=1.0) for n, s in scaling.items()} if rule == "own" else scaling
 
 
@@ -206,6 +239,15 @@ def _filled(network: str, subject: Subject, init: Init) -> Subject:
             assert subject.model is not None
             shown = subject.inputs if subject.data is None else subject.data[0]
             raise forward.forward_error(subject.model, None, error, shown) from error
+
+
+def _origin(alone: Sequence[float]) -> Iterator[str]:
+    """Where the rate is from: what each base alone would give."""
+    if not alone:
+        yield "no base: the rate was measured on the network itself, good to about an octave"
+    if len(alone) > 1:
+        rates, apart = ", ".join(f"{rate:.4g}" for rate in alone), math.log2(max(alone) / min(alone))
+        yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
 
 
 def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: str) -> tuple[str, ...]:

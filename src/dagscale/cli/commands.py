@@ -77,8 +77,12 @@ def inspect(
 @app.command()
 def plan(
     target: Target,
-    base: Annotated[str | None, typer.Option(help="The small network whose rate is known, a TARGET.")] = None,
-    base_lr: Annotated[float | None, typer.Option(help="Its best rate, per optimiser step. Neither: measured.")] = None,
+    base: Annotated[
+        list[str] | None, typer.Option(help="The small network whose rate is known, a TARGET; or several.")
+    ] = None,
+    base_lr: Annotated[
+        list[float] | None, typer.Option(help="Its best rate, per optimiser step, one a base. Neither: measured.")
+    ] = None,
     law: Law = None,
     init: Init = None,
     optimizer: Optimizer = "sgd",
@@ -95,11 +99,12 @@ def plan(
 
     images = load_data(data)
     model, inputs = load_target(target, images, input_shape, seed)
-    origin = None if base is None else load_target(base, images, input_shape, seed)
+    origins = [load_target(one, images, input_shape, seed) for one in base or ()]
     examples = None if images is None else (images.x, images.y)
     made = make_plan(
-        model, inputs, base=origin, base_lr=base_lr, law=law, init=init, optimizer=optimizer, seed=seed,
-        data=examples, loss=torch.nn.functional.cross_entropy, batch_size=batch_size, steps=steps, width=width,
+        model, inputs, base=origins or None, base_lr=base_lr or None, law=law, init=init, optimizer=optimizer,
+        seed=seed, data=examples, loss=torch.nn.functional.cross_entropy, batch_size=batch_size, steps=steps,
+        width=width,
     )  # fmt: skip
     if json:
         print_json(made.to_dict())
