@@ -32,8 +32,9 @@ def valley(best: float, *shifts: float) -> Truth:
 
 def judged(truths: Sequence[Truth], rates: Sequence[float]) -> Verdict:
     names = tuple(map(str, range(len(truths))))
-    judge = Judge({"i": dict(zip(names, truths, strict=True))}, "0", names, {})
-    return judge.method(Method("m", "i", {}), [[{"lr": lr, "steps": 7}] for lr in rates])
+    judge = Judge({"i": dict(zip(names, truths, strict=True))}, ("0",), names, {})
+    answers = {name: [{"lr": lr, "steps": 7}] for name, lr in zip(names, rates, strict=True)}
+    return judge.method(Method("m", "i", {}), answers)
 
 
 # --- truth and statistics ------------------------------------------------------------------------------------------
@@ -93,19 +94,34 @@ def test_cross_validated_regret_is_not_biased_by_the_choice() -> None:
 
 def test_excess_is_over_the_best_init() -> None:
     good, bad = valley(2.0**-3), Truth(GRID, tuple(tuple(2 * loss for loss in row) for row in valley(2.0**-3).losses))
-    judge = Judge({"good": {"a": good}, "bad": {"a": bad}}, "a", ("a",), {("bad", "a"): 70})
-    verdict = judge.method(Method("m", "bad", {}), [[{"factor": 1.0, "steps": 7}]])
+    judge = Judge({"good": {"a": good}, "bad": {"a": bad}}, ("a",), ("a",), {("bad", "a"): 70})
+    verdict = judge.method(Method("m", "bad", {}), {"a": [{"factor": 1.0, "steps": 7}]})
     assert verdict.rates == (pytest.approx(2.0**-3),)
     assert verdict.steps == 77
     assert verdict.regrets == (pytest.approx(0),)
     assert verdict.excesses == (pytest.approx(1),)
 
 
+def test_several_bases_give_the_mean_and_are_not_reported_on() -> None:
+    """The law says that rates fall by an octave from a to b and by two to c; they fall by two and two."""
+    curves = {"a": valley(2.0**-1), "b": valley(2.0**-3), "c": valley(2.0**-3)}
+    spent = {("i", "a"): 70, ("i", "b"): 80, ("i", "c"): 90}
+    answers = {"b": [{"factor": 0.5, "steps": 3}], "c": [{"factor": 0.25, "steps": 4}]}
+    alone = Judge({"i": curves}, ("a",), ("b", "c"), spent).method(Method("m", "i", {}), answers)
+    both = Judge({"i": curves}, ("a", "b"), ("c",), spent).method(Method("m", "i", {}), answers)
+    assert alone.rates == (pytest.approx(2.0**-2), pytest.approx(2.0**-3))
+    assert both.rates == (pytest.approx(2.0**-3.5),)  # between 2⁻³ from a and 2⁻⁴ from b
+    assert both.found == (pytest.approx(2.0**-3),)
+    assert (alone.steps, both.steps) == (77, 157)
+    finder = {"b": [{"lr": 0.5, "steps": 3}], "c": [{"lr": 0.25, "steps": 4}]}
+    assert Judge({"i": curves}, ("a", "b"), ("c",), spent).method(Method("f", "i", {}), finder).steps == 4
+
+
 def test_a_search_is_judged_by_the_seeds_that_it_did_not_see() -> None:
     """Seeds that disagree by two octaves: each half chooses the other's loss two octaves off."""
     curves = {str(k): valley(2.0**k, 0, 2) for k in (-5, -4, -3)}
     verdict, middle = Judge(
-        {"i": curves, "same": curves}, "-5", tuple(curves), dict.fromkeys((("i", a) for a in curves), 7)
+        {"i": curves, "same": curves}, ("-5",), tuple(curves), dict.fromkeys((("i", a) for a in curves), 7)
     ).searches()
     found = row("s", verdict)
     assert (verdict.method, verdict.steps) == ("grid / i", 21)
@@ -228,6 +244,10 @@ def test_refusals(tmp_path: Path) -> None:
         verify("mlp-dag", grid=(-2, -8), store=tmp_path / "s")
     with pytest.raises(DagscaleError, match="at least 3 architectures"):
         verify("mlp-dag", architectures=2, store=tmp_path / "s")
+    with pytest.raises(DagscaleError, match="3 architectures beside further bases"):
+        verify("mlp-dag", architectures=3, bases=2, store=tmp_path / "s")
+    with pytest.raises(DagscaleError, match="bases must be at least 1"):
+        verify("mlp-dag", bases=0, store=tmp_path / "s")
     with pytest.raises(DagscaleError, match="diverged; give a grid of lower rates"):
         verify("mlp-dag", methods=["one-rate"], architectures=3, limit=64, grid=(20, 22), jobs=1, store=tmp_path / "s")
 

@@ -22,6 +22,7 @@ def verify(
     optimizer: Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")] = "sgd",
     data: Annotated[str, typer.Option(help="'digits' or a path to images.")] = "digits",
     architectures: Annotated[int | None, typer.Option(help="Members of the suite; its own number by default.")] = None,
+    bases: Annotated[int, typer.Option(help="Networks of known rate: the base, and the first members.")] = 1,
     seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 2,
     epochs: Annotated[int, typer.Option(help="Epochs a run.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
@@ -52,9 +53,9 @@ def verify(
         make_folder(out)
         report.check_folder(out)
     done = study.verify(
-        suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, seeds=seeds,
-        epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, spacing=spacing, options=options, seed=seed,
-        store=store, jobs=jobs, scheduler=scheduler, progress=True,
+        suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, bases=bases,
+        seeds=seeds, epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, spacing=spacing, options=options,
+        seed=seed, store=store, jobs=jobs, scheduler=scheduler, progress=True,
     )  # fmt: skip
     rows = report.rows(done)
     told = Console(stderr=True, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from dagscale.studies.methods import Method
@@ -46,32 +46,41 @@ class Judge:
     """Holds losses against the truth.
 
     Attributes:
-        base, members: the suite's architectures.
+        bases: whose best rates are known; factors are relative to the first.
+        members: the other architectures.
         spent: (truth, architecture) → optimiser steps of the whole grid.
     """
 
     truths: Truths
-    base: str
+    bases: tuple[str, ...]
     members: tuple[str, ...]
     spent: Mapping[tuple[str, str], int]
 
-    def method(self, method: Method, answers: Sequence[Sequence[Mapping[str, Any]]]) -> Verdict:
+    def method(self, method: Method, answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Verdict:
         """The verdict on a method.
 
         Args:
-            answers: for each architecture, what its prediction runs answered, see `Method`.
+            answers: for each architecture but the first base, what its prediction runs answered, see `Method`.
         """
-        own = self._own(method.truth)
-        steps = sum(round(fmean(answer["steps"] for answer in row)) for row in answers)
-        first = answers[0][0]
+        own, rows = self._own(method.truth), [answers[a] for a in self.members]
+        first = rows[0][0]
+        factors = "factor" in first
+        steps = sum(
+            round(fmean(answer["steps"] for answer in row))
+            for a, row in answers.items()
+            if factors or a in self.members
+        )
         if "loss" in first:
-            return self._verdict(method.name, own, None, [[answer["loss"] for answer in row] for row in answers], steps)
-        if "factor" in first:
-            lr = self.truths[method.truth][self.base].middle
-            rates = [lr * row[0]["factor"] for row in answers]
-            steps += self.spent[method.truth, self.base]
+            return self._verdict(method.name, own, None, [[answer["loss"] for answer in row] for row in rows], steps)
+        if factors:
+            known = [
+                self.truths[method.truth][base].middle / (answers[base][0]["factor"] if base in answers else 1.0)
+                for base in self.bases
+            ]
+            rates = [geometric_mean(known) * row[0]["factor"] for row in rows]
+            steps += sum(self.spent[method.truth, base] for base in self.bases)
         else:
-            rates = [row[0]["lr"] for row in answers]
+            rates = [row[0]["lr"] for row in rows]
         losses = [t.at(rate) for t, rate in zip(own, rates, strict=True)]
         return self._verdict(method.name, own, rates, losses, steps)
 

@@ -43,6 +43,7 @@ def verify(
     optimizer: str = "sgd",
     data: str = "digits",
     architectures: int | None = None,
+    bases: int = 1,
     seeds: int = 2,
     epochs: int = 1,
     batch_size: int = 32,
@@ -70,6 +71,8 @@ def verify(
         optimizer: a name in ``dagscale.train.OPTIMIZERS``.
         data, limit: the data set and how much of it.
         architectures: how many members of the suite; by default its own number.
+        bases: how many networks laws carry rates over from: the suite's own base, and the first of the members, which
+            are not reported on then. The mean is that of ``dagscale.plan`` with several bases.
         seeds: runs a rate; at least 2.
         epochs, batch_size: length of each run.
         grid: exponents of 2, lowest and highest, in place of the suite's.
@@ -91,8 +94,12 @@ def verify(
     if not spacing > 0:
         raise DagscaleError(f"spacing must be positive, got {spacing}")
     rates = family.rates(optimizer, grid, spacing)
-    if count < 3 or seeds < 2 or len(rates) < 3:
-        raise DagscaleError("verify needs at least 3 architectures, 3 rates and 2 seeds to correlate anything")
+    if bases < 1:
+        raise DagscaleError(f"bases must be at least 1, got {bases}")
+    if count < bases + 2 or seeds < 2 or len(rates) < 3:
+        raise DagscaleError(
+            "verify needs at least 3 architectures beside further bases, 3 rates and 2 seeds to correlate anything"
+        )
     chosen, notes = choose(methods, optimizer, family.extra)
     members = family.members(count, seed)
     common: dict[str, Any] = {
@@ -126,12 +133,14 @@ def verify(
     spent: Counter[tuple[str, str]] = Counter()
     for (truth, a, _, _), result in curves.items():
         spent[truth, a] += result["steps"]
-    judge = Judge(truths, family.base, members, spent)
+    judge = Judge(truths, (family.base, *members[: bases - 1]), members[bases - 1 :], spent)
     verdicts = []
     for m in chosen:
-        answers = [[results.get(run.key) for (name, of, _), run in predictions.items() if (name, of) == (m.name, a)]
-                   for a in members]  # fmt: skip
-        complete = [[one for one in row if one is not None] for row in answers if None not in row]
+        answers = {
+            a: [results.get(run.key) for (name, of, _), run in predictions.items() if (name, of) == (m.name, a)]
+            for a in members
+        }
+        complete = {a: [one for one in row if one is not None] for a, row in answers.items() if None not in row}
         if len(complete) == len(members):
             verdicts.append(judge.method(m, complete))
         else:
@@ -139,7 +148,7 @@ def verify(
             notes.append(
                 f"{m.name} left out: no answer for {lacking} architectures, see `dagscale sweep status {store}`"
             )
-    return Study(suite, optimizer, members, truths, (*verdicts, *judge.searches()), (*notes, *_ends(truths)))
+    return Study(suite, optimizer, judge.members, truths, (*verdicts, *judge.searches()), (*notes, *_ends(truths)))
 
 
 def execute(run: Run) -> dict[str, Any]:
