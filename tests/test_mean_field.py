@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -34,6 +36,109 @@ def test_walk_on_chains_is_the_path_sum(n: int) -> None:
 def test_walk_weighs_paths_by_the_share_of_signal_they_carry() -> None:
     """2_22: vertex 2 reads 0 and 1: depths 2 and 3 with weight ½ each."""
     assert weighted_cubes(graph_of("2_22")) == pytest.approx((2**3 + 3**3) / 2)
+
+
+def small_dags() -> st.SearchStrategy[Dag]:
+    """Those with a layer on some path; half of them without identity edges."""
+    drawn = st.builds(
+        lambda n, seed, ops: Dag.sample(n, seed, ops=ops),
+        st.integers(2, 6), st.integers(0, 2**30), st.sampled_from([(0, 2), (0, 1, 2)]),
+    )  # fmt: skip
+    return drawn.filter(lambda dag: any(op == 2 for *_, op in dag.live_edges))
+
+
+class Enumerated:
+    """A DAG's mean-field picture by enumeration of paths: no recursion over vertices, no matrix.
+
+    Edge −1 → 0 is the stem. What only an identity edge reads melts into the sum that it leads to.
+    """
+
+    def __init__(self, dag: Dag, inputs: int, width: int) -> None:
+        edges = [(-1, 0, 2), *dag.live_edges]
+        for v in range(dag.vertices):
+            out = [edge for edge in edges if edge[0] == v]
+            if len(out) == 1 and out[0][2] == 1:
+                edges.remove(out[0])
+                edges = [(src, out[0][1] if dst == v else dst, op) for src, dst, op in edges]
+        self.edges, self.inputs, self.width = edges, inputs, width
+        self.vertices = sorted({dst for _, dst, _ in edges})
+        self.last = self.vertices[-1]
+        self.degree = {v: sum(dst == v for _, dst, _ in edges) for v in self.vertices}
+
+    def paths(self, start: int, end: int, ops: tuple[int, ...]) -> list[list[tuple[int, int, int]]]:
+        """All paths, as lists of edges of these kinds."""
+        if start == end:
+            return [[]]
+        edges = [edge for edge in self.edges if edge[0] == start and edge[2] in ops]
+        return [[edge, *rest] for edge in edges for rest in self.paths(edge[1], end, ops)]
+
+    def kappa(self, v: int, b: int) -> int:
+        return len(self.paths(b, v, (1,)))
+
+    def own(self, b: int) -> float:
+        return sum(dst == b and op == 2 for _, dst, op in self.edges) / self.degree[b]
+
+    def moment(self, v: int, w: int) -> float:
+        """Both read the same own layers through identity paths: from each ``b`` what its layers bring."""
+        return sum(self.kappa(v, b) * self.kappa(w, b) * self.own(b) for b in self.vertices)
+
+    def walk(self) -> float:
+        """``Σ_p w_p L_p³``: a path's weight is the product of its summands' shares, taken as uncorrelated."""
+        moment = {v: sum(self.kappa(v, b) * self.own(b) for b in self.vertices) for v in self.vertices}
+        total = 0.0
+        for path in self.paths(-1, self.last, (1, 2)):
+            weight, layers = 1.0, sum(op == 2 for *_, op in path)
+            for u, v, op in path:
+                weight *= (1 / self.degree[v] if op == 2 else moment[u]) / moment[v]
+            total += weight * layers**3
+        return total
+
+    def ladders(self, b: int) -> list[tuple[int, float]]:
+        """From ``b`` upwards, any number of layers, each entered through an identity path on both of its sides."""
+        found = [(b, 1.0)]
+        for v, c, op in self.edges:
+            if op == 2 and v >= 0:
+                carried = self.kappa(v, b) ** 2 * self.omega(v, c) / 2
+                found += [(end, carried * more) for end, more in self.ladders(c)] if carried else []
+        return found
+
+    def omega(self, v: int, c: int) -> float:
+        return 2 / (self.degree[c] * self.moment(v, v))
+
+    def update(self) -> float:
+        """``Σ_bb' t_b t_b' E⟨F_b, F_b'⟩``, the docstring's sums term by term."""
+        u, layers = self.last, [(v, c) for v, c, op in self.edges if op == 2 and v >= 0]
+        strength = {b: float(self.inputs * ((-1, b, 2) in self.edges)) for b in self.vertices}
+        for v, c in layers:
+            strength[c] += self.width * self.moment(v, v) / 2
+        up = {b: self.ladders(b) for b in self.vertices}
+        t = {b: sum(w * strength[a] for a in self.vertices for end, w in up[a] if end == b) for b in self.vertices}
+        j = {b: sum(w * self.kappa(u, end) ** 2 for end, w in up[b]) for b in self.vertices}
+        a = {v: sum(self.omega(w, c) * j[c] for w, c in layers if w == v) for v in self.vertices}
+        g = {v: sum(self.omega(w, c) * j[c] / 2 for w, c in layers if w == v) for v in self.vertices}
+
+        def fluctuation(v: int, w: int) -> float:
+            cosine = self.moment(v, w) / math.sqrt(self.moment(v, v) * self.moment(w, w))
+            theta = (math.pi - math.acos(max(-1.0, min(1.0, cosine)))) / (2 * math.pi)
+            ends = (w == u) * theta * a[v] + (v == u) * g[w] / 2 + (v == w == u) / 2
+            return theta * a[v] * g[w] + ends
+
+        return sum(
+            t[b] * t[d] * self.kappa(v, b) * self.kappa(w, b) * self.kappa(v, d) * self.kappa(w, d) * fluctuation(v, w)
+            for b, d, v, w in itertools.product(self.vertices, repeat=4)
+        )
+
+
+@settings(deadline=None)
+@given(small_dags())
+def test_walk_equals_enumeration(dag: Dag) -> None:
+    assert weighted_cubes(graph_of(str(dag))) == pytest.approx(Enumerated(dag, 64, 8).walk())
+
+
+@settings(deadline=None)
+@given(small_dags())
+def test_covariance_equals_enumeration(dag: Dag) -> None:
+    assert update_moment(graph_of(str(dag))) == pytest.approx(Enumerated(dag, 64, 8).update())
 
 
 @pytest.mark.parametrize("width", [8, 64, 256])
