@@ -246,7 +246,7 @@ def _origin(alone: Sequence[float]) -> Iterator[str]:
     if not alone:
         yield "no base: the rate was measured on the network itself, good to about an octave"
     if len(alone) > 1:
-        rates, apart = ", ".join(f"{rate:.4g}" for rate in alone), math.log2(max(alone) / min(alone))
+        rates, apart = ", ".join(f"{rate:.4g}" for rate in alone), math.log2(max(alone)) - math.log2(min(alone))
         yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
 
 
