@@ -79,18 +79,18 @@ def plan(
         GraphError: if the law has no answer for a network.
     """
     bases = _bases(base)
-    rates: list[Any] = list(base_lr) if isinstance(base_lr, (tuple, list)) else [base_lr]
+    rates: list[Any] = list(base_lr) if isinstance(base_lr, (tuple, list)) else [] if base_lr is None else [base_lr]
     has_data, has_base = data is not None and loss is not None, base is not None or base_lr is not None
     law = default_law(optimizer, has_data, has_base) if law is None else law
     init = ("moments" if data is not None else "in-degree") if init is None else init
     rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
     absolute = None if has_base else rule.absolute
-    if absolute is None and not all(map(_positive, rates)):
+    if absolute is None and not (rates and all(map(_positive, rates))):
         raise PlanError(
             f"base_lr must be a positive number, not {base_lr!r}: find the base's rate with dagscale.search, or give "
             "data and loss and neither base nor base_lr"
         )
-    if len(rates) != max(len(bases), 1):
+    if absolute is None and len(rates) != max(len(bases), 1):
         raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")
     if rule.optimizers and optimizer not in rule.optimizers:
         raise PlanError(
@@ -101,6 +101,7 @@ def plan(
         raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
     if width != "none" and len(bases) > 1:
         raise PlanError(f"width={width!r} scales each layer from one base's shapes: give one, not {len(bases)}")
+    rates = [float(rate) for rate in rates]
     batch_size, seed = check_whole("batch_size", batch_size), check_whole("seed", seed, least=0)
     steps = None if steps is None else check_whole("steps", steps)
     data = check_data(data)
@@ -109,18 +110,16 @@ def plan(
     )
     measured = rule.measured is not None
     target = _traced("target", model, example_inputs, given, measured or init == "moments")
-    names = ["base"] if len(bases) == 1 else [f"base {i + 1}" for i in range(len(bases))]
-    origins = [
-        _traced(name, *one, given, measured or init == "moments") for name, one in zip(names, bases, strict=True)
-    ]
-    for origin in origins:
+    named = {"base" if len(bases) == 1 else f"base {i}": one for i, one in enumerate(bases, 1)}
+    traced = {name: _traced(name, *one, given, measured or init == "moments") for name, one in named.items()}
+    for origin in traced.values():
         check_kin(origin.graph, target.graph)
-    scaling = _width_scaling(origins, target, width, fill.width)
-    for name, subject in zip(["target", *names], [target, *origins], strict=True) if measured else ():
+    scaling = _width_scaling([*traced.values()], target, width, fill.width)
+    for name, subject in {"target": target, **traced}.items() if measured else ():
         with _about(name):
             rehearse(subject)
     target = _filled("target", target, fill)
-    origins = [_filled(name, origin, fill) for name, origin in zip(names, origins, strict=True)]
+    origins = [_filled(name, origin, fill) for name, origin in traced.items()]
     target = replace(
         target,
         fills={
@@ -129,7 +128,7 @@ def plan(
         multipliers={name: s.lr for name, s in scaling.items()},
     )
     each = [] if absolute else [rule.factors(origin, target) for origin in origins or [target]]
-    start = absolute(target) if absolute else math.prod(map(float, rates)) ** (1 / len(rates))
+    start = absolute(target) if absolute else math.prod(rates) ** (1 / len(rates))
     factors = {
         name: math.prod(own.get(name, 1.0) for own in each) ** (1 / len(each)) for name in dict.fromkeys(chain(*each))
     }
@@ -149,11 +148,12 @@ def plan(
     }
     interval, cost = None, 0.0
     if rule.measured is not None:
-        own, others = rule.measured(target), [] if absolute else [rule.measured(origin) for origin in origins]
+        own, *others = (rule.measured(subject) for subject in (target, *origins))
+        shared = [replace(m, error=m.error / len(others)) for m in others]  # in the mean over the bases
         power = 1.0 if absolute else max(map(rule.power, each))
-        spread = math.exp(power * half_width([own, *(replace(m, error=m.error / len(others)) for m in others)]))
+        spread = math.exp(power * half_width([own, *shared]))
         interval, cost = (lr / spread, lr * spread), sum(m.forwards for m in (own, *others))
-    alone = [float(rate) * math.prod(factor.values()) for rate, factor in zip(rates, each, strict=not absolute)]
+    alone = [rate * math.prod(factor.values()) for rate, factor in zip(rates, each, strict=True)]
     widths = dict.fromkeys(s.note for s in scaling.values() if s.note)
     notes = (*_origin(alone), *_notes(graph, parameters, init), *widths)
     return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes, interval, cost)

@@ -64,20 +64,14 @@ class Judge:
         """
         own, rows = self._own(method.truth), [answers[a] for a in self.members]
         first = rows[0][0]
-        factors = "factor" in first
-        steps = sum(
-            round(fmean(answer["steps"] for answer in row))
-            for a, row in answers.items()
-            if factors or a in self.members
-        )
+        carried = "factor" in first  # only such a method looks at the bases
+        steps = sum(round(fmean(answer["steps"] for answer in row)) for row in (answers.values() if carried else rows))
         if "loss" in first:
             return self._verdict(method.name, own, None, [[answer["loss"] for answer in row] for row in rows], steps)
-        if factors:
-            known = [
-                self.truths[method.truth][base].middle / (answers[base][0]["factor"] if base in answers else 1.0)
-                for base in self.bases
-            ]
-            rates = [geometric_mean(known) * row[0]["factor"] for row in rows]
+        if carried:
+            factor = {self.bases[0]: 1.0} | {a: row[0]["factor"] for a, row in answers.items()}
+            lr = geometric_mean(self.truths[method.truth][base].middle / factor[base] for base in self.bases)
+            rates = [lr * factor[a] for a in self.members]
             steps += sum(self.spent[method.truth, base] for base in self.bases)
         else:
             rates = [row[0]["lr"] for row in rows]

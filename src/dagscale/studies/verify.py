@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dagscale.errors import DagscaleError, UnknownNameError
+from dagscale.preflight import check_whole
 from dagscale.spaces import targets
 from dagscale.studies.methods import AFTERWARDS, KINDS, Method, dataset, law_method, law_methods
 from dagscale.studies.peers import PEERS
@@ -94,8 +95,7 @@ def verify(
     if not spacing > 0:
         raise DagscaleError(f"spacing must be positive, got {spacing}")
     rates = family.rates(optimizer, grid, spacing)
-    if bases < 1:
-        raise DagscaleError(f"bases must be at least 1, got {bases}")
+    check_whole("bases", bases)
     if count < bases + 2 or seeds < 2 or len(rates) < 3:
         raise DagscaleError(
             "verify needs at least 3 architectures beside further bases, 3 rates and 2 seeds to correlate anything"
