@@ -1,10 +1,11 @@
 """The closed-form laws against simulated updates of one SGD step.
 
-    python benchmarks/laws.py [--dags 200] [--seeds 240]
+    python benchmarks/laws.py [--dags 200] [--seeds 240] [--sample 1]
 
-Random ReLU DAGs of 4 to 7 vertices, half of them with identity edges, at widths 64, 128 and 256; each is the mean of
-``--seeds`` draws of the weights. For each law: Pearson r, slope of predicted on simulated and rms error, all of log2
-of the update's second moment, the mean difference taken out (laws are ratios).
+Random ReLU DAGs of 4 to 7 vertices, half of them with identity edges, at widths 64, 128 and 256, ``--seeds`` draws of
+the weights each. Simulated are the mean over draws, and what one draw typically gives, the geometric mean. For each
+law: Pearson r, slope of predicted on simulated and rms error, all of log2 of the update's second moment, the mean
+difference taken out (laws are ratios) and given.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import math
 import platform
 from collections.abc import Callable
+from functools import partial
+from statistics import fmean, geometric_mean
 
 import numpy as np
 import torch
@@ -30,7 +33,9 @@ LAWS: dict[str, Callable[[dagscale.Graph], float]] = {
     "paths (Σ L³)": lambda graph: float(dagscale.path_sums(graph).depth_cubed),
     "walk (Σ w L³)": weighted_cubes,
     "covariance": update_moment,
+    "covariance, finite width": partial(update_moment, finite_width=True),
 }
+SIMULATED = {"mean": fmean, "typical": geometric_mean}
 
 WIDTHS = [64, 128, 256]
 
@@ -50,34 +55,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dags", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=240)
+    parser.add_argument("--sample", type=int, default=1, help="seed of the DAGs")
     options = parser.parse_args()
     console = Console()
     console.print(f"{platform.machine()}, torch {torch.__version__}, {options.dags} DAGs, {options.seeds} seeds each")
     predicted: dict[str, list[float]] = {name: [] for name in LAWS}
-    found: list[float] = []
-    identity: list[bool] = []
-    widths: list[int] = []
-    for dag, width in track(sample(options.dags, np.random.default_rng(1)), console=Console(stderr=True)):
+    found: dict[str, list[float]] = {kind: [] for kind in SIMULATED}
+    chosen = sample(options.dags, np.random.default_rng(options.sample))
+    for dag, width in track(chosen, console=Console(stderr=True)):
         model, x = simulation.network(dag, width)
         graph = dagscale.trace(model, x)
         for name, law in LAWS.items():
             predicted[name].append(math.log2(law(graph)))
-        found.append(math.log2(simulation.update_moment(model, x, seeds=options.seeds)))
-        identity.append(any(op == 1 for *_, op in dag.live_edges))
-        widths.append(width)
-    table = Table(title="log2 of the update's second moment: predicted against simulated")
-    for column in ("law", "DAGs", "r", "slope", "rms octaves"):
-        table.add_column(column, justify="right")
-    with_identity, width_of = np.array(identity), np.array(widths)
-    by_width = [(f"width {width}", width_of == width) for width in WIDTHS]
-    for name, values in predicted.items():
-        kinds = [("all", with_identity | True), ("identity", with_identity), ("none", ~with_identity)]
-        for label, rows in [*kinds, *by_width]:
-            p, f = np.array(values)[rows], np.array(found)[rows]
-            rms = float(np.std(p - f))
-            r = float(np.corrcoef(p, f)[0, 1])
-            table.add_row(name, f"{label} ({rows.sum()})", f"{r:.4f}", f"{np.polyfit(f, p, 1)[0]:.3f}", f"{rms:.3f}")
-    console.print(table)
+        updates = simulation.updates(model, x, seeds=options.seeds)
+        for kind, mean in SIMULATED.items():
+            found[kind].append(math.log2(mean(updates)))
+    identity = np.array([any(op == 1 for *_, op in dag.live_edges) for dag, _ in chosen])
+    widths = np.array([width for _, width in chosen])
+    rows = {"all": identity | True, "with identity edges": identity, "without": ~identity}
+    rows |= {f"width {width}": widths == width for width in WIDTHS}
+    for kind, values in found.items():
+        table = Table(title=f"log2 of the update's second moment: predicted against simulated, {kind} of the draws")
+        for column in ("law", "DAGs", "r", "slope", "rms octaves", "mean octaves"):
+            table.add_column(column, justify="right")
+        for name in LAWS:
+            for label, these in rows.items():
+                p, f = np.array(predicted[name])[these], np.array(values)[these]
+                r, slope = np.corrcoef(p, f)[0, 1], np.polyfit(f, p, 1)[0]
+                cells = (f"{r:.4f}", f"{slope:.3f}", f"{np.std(p - f):.3f}", f"{np.mean(p - f):+.3f}")
+                table.add_row(name, f"{label} ({these.sum()})", *cells)
+        console.print(table)
     chains = Table(title="chains of n layers: exponent of the update's rms in n+1, between n and 2n")
     chains.add_column("n")
     chains.add_column("covariance")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from statistics import fmean, geometric_mean
 
 import numpy as np
 import pytest
@@ -149,6 +150,48 @@ def test_covariance_on_a_chain_by_hand(width: int) -> None:
     assert update_moment(graph_of("2", width=width)) == pytest.approx(64**2 + (64 + width / 2) ** 2 / 2)
 
 
+def exact_on_a_chain(n: int, layers: int) -> float:
+    """``E‖Δz‖²`` after a stem with 64 inputs and ``layers`` layers of ``n`` units, exact at any width.
+
+    ``T_l = c I + W D T_(l-1) D Wᵀ`` takes the error at layer ``l`` to the update there, ``W`` Gaussian of variance
+    ``1/c``, ``c`` chi-squared of ``k`` degrees of freedom, ``k`` of ``n`` units active. With ``B = D T D``, the means
+    of ``tr B``, ``tr B/c``, ``(tr B)²/c²`` and ``tr B²/c²`` close: ``E W B Wᵀ W B Wᵀ = ((tr B)² + (n+1) tr B²)/c²``.
+    """
+    k = np.arange(5, n + 1)
+    share = np.array([math.comb(n, int(i)) for i in k]) / 2.0**n
+    over, over_square = 1 / (k - 2), 1 / ((k - 2) * (k - 4))  # E 1/c, E 1/c²
+    trace, trace_c, square, of_square = (
+        float(share @ v) for v in (64 * k, 64 * k * over, 64**2 * k**2 * over_square, 64**2 * k * over_square)
+    )
+    for _ in range(layers - 1):
+        whole = n * (n + 5) / 4 + 2 * trace + square
+        trace, trace_c, square, of_square = (
+            float(share @ k) * (n / 2 + trace_c),
+            float(share @ (k * over)) * (n / 2 + trace_c),
+            float(share @ (k**2 * over_square)) * whole + 2 * float(share @ (k * over_square)) * of_square,
+            float(share @ (k * over_square)) * whole + float(share @ (k * (k + 1) * over_square)) * of_square,
+        )
+    return (n * (n + 5) / 4 + 2 * trace + square + (n + 1) * of_square) / 2
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_covariance_at_finite_width_on_chains(width: int, layers: int) -> None:
+    """Leading order is up to 2 octaves below the mean there."""
+    graph = graph_of(chain(layers), width=width)
+    exact = exact_on_a_chain(width, layers)
+    assert math.log2(update_moment(graph, finite_width=True) / exact) == pytest.approx(0, abs=0.11)
+    assert update_moment(graph) < exact
+
+
+@pytest.mark.slow
+def test_the_typical_update_is_of_leading_order_and_the_mean_of_finite_width() -> None:
+    graph = graph_of(chain(5), width=64)
+    found = simulation.updates(*simulation.network(Dag.parse(chain(5)), 64), seeds=400)
+    assert math.log2(exact_on_a_chain(64, 5) / fmean(found)) == pytest.approx(0, abs=0.5)
+    assert math.log2(update_moment(graph) / geometric_mean(found)) == pytest.approx(0, abs=0.3)
+
+
 class Stems(nn.Module):
     """``stems`` layers from the input into one sum, and layers of the given widths after it."""
 
@@ -182,7 +225,7 @@ def test_covariance_knows_widths_and_several_stems() -> None:
     for widths, stems in shapes:
         model = Stems(widths, stems)
         errors.append(
-            math.log2(update_moment(dagscale.trace(model, x)) / simulation.update_moment(model, x, seeds=100))
+            math.log2(update_moment(dagscale.trace(model, x)) / fmean(simulation.updates(model, x, seeds=100)))
         )
     assert np.std(errors) < 0.2
     assert -0.5 < np.mean(errors) < 0.1
@@ -220,7 +263,7 @@ def test_covariance_predicts_the_simulated_update() -> None:
             continue
         model, x = simulation.network(dag, 96)
         predicted.append(math.log2(update_moment(dagscale.trace(model, x))))
-        found.append(math.log2(simulation.update_moment(model, x, seeds=24)))
+        found.append(math.log2(fmean(simulation.updates(model, x, seeds=24))))
     assert np.corrcoef(predicted, found)[0, 1] > 0.98
     assert np.polyfit(found, predicted, 1)[0] == pytest.approx(1, abs=0.1)
 

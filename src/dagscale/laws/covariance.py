@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from dagscale.errors import GraphError
 from dagscale.graph import Graph
@@ -11,11 +12,17 @@ from dagscale.laws.base import FADING, LAWS, SGD, Law
 from dagscale.laws.dag import MeanField, mean_field
 from dagscale.subject import Subject
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[np.float64]
+
 LARGEST = 4000
 """Vertices beyond which the cubic cost is refused."""
 
 
-def update_moment(graph: Graph, multipliers: Mapping[str, float] | None = None) -> float:
+def update_moment(graph: Graph, multipliers: Mapping[str, float] | None = None, *, finite_width: bool = False) -> float:
     """``E‖Δz‖²`` after one SGD step with unit rate and unit error, at the vertices that outputs read.
 
     Write ``y_v`` for what the layers into ``v`` add up to, so that ``z_v = Σ_b κ_vb y_b`` with ``κ`` the number of
@@ -38,46 +45,79 @@ def update_moment(graph: Graph, multipliers: Mapping[str, float] | None = None) 
     The readout has squared norm 1, and inputs have second moment 1. Cost: cubic in the number of vertices. Several
     outputs' vertices are averaged.
 
+    ``finite_width`` gives the mean over draws of a network of linear layers as narrow as it is, to first order in 1/n.
+    With ``k`` of ``n`` units active and ``c = Σ σ(z)²``, drawn weights have variance ``1/(d c)``: a layer on both sides
+    brings ``k/c``, and each factor that a term takes of it brings the root of
+
+    * ``E (k/c)² = (1 + 12/n) (k/c)²`` in ``t``; ``E k(k+1)/c² = (1 + 14/n) (k/c)²`` in ``j`` and ``γ``, where the sides
+      share the weights too; ``E c² = (1 + 5/n) (E c)²`` in ``s``;
+    * ``E |v ∩ v'|/(c_v c_v')`` where the sides part: ``Θ_vv'`` grows by ``(5 - B)(1/n_v + 1/n_v') + C/√(n_v n_v')``,
+      with ``C`` the covariance of ``σ(z_v)²`` and ``σ(z_v')²`` and ``B`` that of either with both being active,
+      relative to their means (``C`` from the arc-cosine kernel of degree 2 [Cho & Saul 2009]); ``W Wᵀ`` makes
+      ``n_u + 1`` of ``n_u``.
+
+    The mean is that of heavy tails. What one draw typically does, the geometric mean, stays near the leading order
+    (``benchmarks/laws.py``), so this is what laws use.
+
     Raises:
         GraphError: if there are more than ``LARGEST`` vertices.
     """
-    moments = _update_moments(mean_field(graph, multipliers))
+    moments = _update_moments(mean_field(graph, multipliers), finite_width)
     return sum(moments.values()) / len(moments)
 
 
-def _update_moments(dag: MeanField) -> dict[int, float]:
+def _update_moments(dag: MeanField, finite_width: bool = False) -> dict[int, float]:
     """Of each vertex that an output reads."""
     import numpy as np
 
     n = dag.size
+    order = float(finite_width)  # of the corrections
     if n > LARGEST:
         raise GraphError(f"law 'covariance' is cubic in the {n} vertices of this graph: use law 'walk' or 'curvature'")
     kappa = dag.kappa()
     moments = (kappa * dag.own_moment()) @ kappa.T
     scale = np.sqrt(np.maximum(np.diag(moments), 1e-300))
-    theta = 0.5 - np.arccos(np.clip(moments / np.outer(scale, scale), -1, 1)) / (2 * np.pi)
-    omega, spread = np.zeros((n, n)), np.zeros((n, n))
+    angle = np.arccos(np.clip(moments / np.outer(scale, scale), -1, 1))
+    theta = (np.pi - angle) / (2 * np.pi)
+    parted = theta * np.exp(order * _parting(angle, np.array(dag.width, float)))
+    omega, spread, through, along = (np.zeros((n, n)) for _ in range(4))
     strength = np.array(dag.stems)
     for edge in dag.weights:
         # Var W is set so that the edge brings 1/d: n Var W = 1 / (d E σ(z)²), E σ(z)² = ½ E z².
-        variance = 2 / (dag.degree[edge.dst] * moments[edge.src, edge.src])
-        omega[edge.src, edge.dst] += variance
-        spread[edge.src, edge.dst] += variance / edge.fan_in
-        strength[edge.dst] += edge.strength * moments[edge.src, edge.src] / 2
-    carried = (kappa**2).T @ omega / 2  # A
-    t = np.linalg.solve(np.eye(n) - carried.T, strength)
+        e, variance = (edge.src, edge.dst), 2 / (dag.degree[edge.dst] * moments[edge.src, edge.src])
+        omega[e] += variance
+        spread[e] += variance / edge.fan_in
+        through[e] += variance * np.exp(order * 6 / edge.fan_in)
+        along[e] += variance * np.exp(order * 7 / edge.fan_in)
+        strength[edge.dst] += edge.strength * moments[edge.src, edge.src] / 2 * np.exp(order * 2.5 / edge.fan_in)
+    t = np.linalg.solve(np.eye(n) - through.T @ kappa**2 / 2, strength)  # A, transposed
     overlap = (kappa * t) @ kappa.T  # Σ_b t_b κ_vb κ_v'b
     found = {}
     for u in sorted({end.vertex for end in dag.ends}):
-        j = np.linalg.solve(np.eye(n) - carried, kappa[u] ** 2)
-        gamma = np.linalg.solve(np.eye(n) - carried, kappa[u] ** 2 / 2)
-        a, g = dag.width[u] * spread @ j, omega @ gamma
-        fluctuation = theta * np.outer(a, g)
+        j = np.linalg.solve(np.eye(n) - (kappa**2).T @ along / 2, kappa[u] ** 2)
+        a, g = (dag.width[u] + order) * spread @ j, omega @ j / 2  # γ = j/2
+        fluctuation = parted * np.outer(a, g)
         fluctuation[:, u] += theta[:, u] * a
         fluctuation[u] += g / 2
         fluctuation[u, u] += 0.5
         found[u] = float((fluctuation * overlap**2).sum())
     return found
+
+
+def _parting(angle: Matrix, width: Matrix) -> Matrix:
+    """Relative excess of ``E |v ∩ v'|/(c_v c_v')`` over its leading order, first order in 1/width. Shape (size, size).
+
+    Args:
+        angle: between two vertices' pre-activations. Shape (size, size).
+    """
+    import numpy as np
+
+    rest, cosine = np.pi - angle, np.cos(angle)
+    bend = np.sin(angle) * cosine
+    squares = 2 / np.pi * (3 * bend + rest * (1 + 2 * cosine**2)) - 1  # C
+    active = 1 + 2 * bend / np.maximum(rest, 1e-9)  # B
+    excess: Matrix = (5 - active) * np.add.outer(1 / width, 1 / width) + squares / np.sqrt(np.outer(width, width))
+    return excess
 
 
 def hidden_change(subject: Subject, by_unit: bool = False) -> float:

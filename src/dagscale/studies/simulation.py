@@ -16,13 +16,13 @@ STEP = 1e-3
 
 
 def network(dag: Dag, width: int) -> tuple[nn.Module, Tensor]:
-    """An MLP DAG that :func:`update_moment` takes, of 64 inputs and one output, and an example."""
+    """An MLP DAG that :func:`updates` takes, of 64 inputs and one output, and an example."""
     model, _ = targets.load(f"mlp:{dag}?order=pre&width={width}&classes=1&bias=false", input_shape=(1, 8, 8))
     return model, torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def update_moment(model: nn.Module, x: Tensor, *, seeds: int, seed: int = 0) -> float:
-    """Mean over seeds of ``Σ_i Δz_i²`` at what ``model.readout`` takes, per unit rate.
+def updates(model: nn.Module, x: Tensor, *, seeds: int, seed: int = 0) -> list[float]:
+    """``Σ_i Δz_i²`` at what ``model.readout`` takes, per unit rate, for each of many draws of the weights.
 
     Each layer is drawn when the forward first comes to it, with the variance that gives its output the second
     moment ``1/d_in``. The gradient of the output itself is stepped along (unit error); readout weights have squared
@@ -32,7 +32,7 @@ def update_moment(model: nn.Module, x: Tensor, *, seeds: int, seed: int = 0) -> 
         model: linear layers without biases. Its weights are overwritten. ``model.readout`` ends it: an activation, and
             the layer that gives the one output.
         x: one example, brought to mean square 1.
-        seeds: draws of the weights to average over.
+        seeds: draws of the weights.
     """
     uses = trace(model, x).layers
     generator = torch.Generator().manual_seed(seed)
@@ -45,7 +45,7 @@ def update_moment(model: nn.Module, x: Tensor, *, seeds: int, seed: int = 0) -> 
     for use in uses:
         if not use.readout:
             hooks.append(layers[use.name].register_forward_pre_hook(_draw(use.in_degree, generator, seen)))
-    total = 0.0
+    found: list[float] = []
     for _ in range(seeds):
         seen.clear()
         readout.weight.data = torch.randn(readout.weight.shape, generator=generator) * readout.in_features**-0.5
@@ -56,10 +56,10 @@ def update_moment(model: nn.Module, x: Tensor, *, seeds: int, seed: int = 0) -> 
                 if layer.weight.grad is not None:
                     layer.weight -= rate * layer.weight.grad
             model(x)
-        total += float((seen[1] - seen[0]).detach().double().square().sum()) / rate**2 / seeds
+        found.append(float((seen[1] - seen[0]).detach().double().square().sum()) / rate**2)
     for hook in hooks:
         hook.remove()
-    return total
+    return found
 
 
 def _draw(degree: int, generator: torch.Generator, seen: list[Tensor]) -> Callable[[Any, tuple[Tensor, ...]], None]:
