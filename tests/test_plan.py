@@ -13,7 +13,9 @@ import dagscale
 from dagscale.draws import Fill
 from dagscale.errors import DagscaleError, ForwardError, PlanError, TraceError, UnknownNameError
 from dagscale.laws.curvature import curvature
+from dagscale.laws.seeds import BATCHES, settled
 from dagscale.planning import default_law
+from dagscale.probe import Probe, leading_eigenpair
 from dagscale.spaces.targets import load
 from dagscale.subject import Subject
 
@@ -207,6 +209,23 @@ def test_curvature_is_preconditioned_as_the_optimiser_steps(optimizer: str, scal
     )  # fmt: skip
     wanted = 8 / 4 if optimizer.startswith("adam") else 8 * scale
     assert curvature(subject, steps=2).value == pytest.approx(wanted, rel=1e-3)
+
+
+def test_examples_are_doubled_until_the_measurement_settles() -> None:
+    values = {1: 8.0, 2: 4.0, 4: 4.1, 8: 9.0}
+    assert [settled(values.__getitem__, most) for most in (0, 1, 2, 3, 4, 100)] == [8.0, 8.0, 4.0, 4.0, 4.1, 4.1]
+    seen: list[int] = []
+    assert settled(lambda count: seen.append(count) or 2.0**count, 1000) == 2.0**BATCHES  # type: ignore[func-returns-value]
+    assert seen == [1, 2, 4, 8, 16]
+
+
+def test_curvature_of_batches_is_that_of_their_examples_together() -> None:
+    network = small_net()
+    probe = Probe(Subject(dagscale.trace(network, X[:2]), network, X[:2], (X, Y), cross_entropy), 0)
+    parts = [probe.batch(16) for _ in range(3)]
+    whole = [tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))]
+    one, three = (leading_eigenpair(probe, probe.ratios, batches=batches)[0] for batches in (whole, parts))
+    assert three == pytest.approx(one, rel=1e-3)
 
 
 class Square(torch.autograd.Function):

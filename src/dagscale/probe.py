@@ -17,15 +17,17 @@ from dagscale.examples import Inputs, output, shapes, take, to_model, typed
 from dagscale.inits import padding_rows
 from dagscale.subject import Subject
 from dagscale.trace import forward
-from dagscale.train import OPTIMIZERS
+from dagscale.train import OPTIMIZERS, seeded
 
 BATCH = 256
-"""Examples a measurement looks at."""
+"""Examples a measurement begins with, and passes through the network at once."""
+
+Batch = tuple[Inputs, Tensor]
 
 
 @dataclass
 class Cost:
-    """Passes through the network so far; a backward counts as two forwards."""
+    """Passes of up to ``BATCH`` examples through the network so far; a backward counts as two forwards."""
 
     forwards: float = 0.0
 
@@ -62,7 +64,7 @@ class Probe:
         self.order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(self.seed))
         self._next = 0
 
-    def batch(self, size: int) -> tuple[Inputs, Tensor]:
+    def batch(self, size: int) -> Batch:
         """The next ``size`` examples of a fixed shuffled order, around again at the end."""
         rows = [(self._next + i) % len(self.order) for i in range(min(size, len(self.order)))]
         self._next = (rows[-1] + 1) % len(self.order)
@@ -193,24 +195,24 @@ def leading_eigenpair(
     tolerance: float = 0.01,
     most: int = 60,
     start: Sequence[Tensor] = (),
-    batch: tuple[Inputs, Tensor] | None = None,
+    batches: Sequence[Batch] = (),
 ) -> tuple[float, list[Tensor]]:
-    """Largest eigenvalue of ``D^½ G D^½`` and its vector, ``G`` the Gauss–Newton matrix of the loss on one batch.
+    """Largest eigenvalue of ``D^½ G D^½`` and its vector, ``G`` the mean Gauss–Newton matrix of the loss on batches.
 
-    Power iteration on :func:`gauss_newton`. Stops when the Rayleigh quotient's growth falls below ``tolerance`` twice
-    in a row.
+    Power iteration on :func:`gauss_newton`; one batch's graph is held at a time. Stops when the Rayleigh quotient's
+    growth falls below ``tolerance`` twice in a row.
 
     Args:
         scale: ``D``'s diagonal, one tensor or number a parameter: relative learning rates.
         most: products at most.
         start: the vector to begin with, one tensor a parameter; by default a random one.
-        batch: by default the probe's next ``BATCH`` examples.
+        batches: by default the probe's next ``BATCH`` examples.
 
     Raises:
         PlanError: if the model or the loss cannot be differentiated twice.
     """
     try:
-        return _power_iteration(probe, scale, tolerance, most, start, *(batch or probe.batch(BATCH)))
+        return _power_iteration(probe, scale, tolerance, most, start, batches or [probe.batch(BATCH)])
     except (RuntimeError, NotImplementedError) as error:
         text = next(iter(str(error).strip().splitlines()), "")
         raise PlanError(
@@ -224,11 +226,10 @@ def _power_iteration(
     tolerance: float,
     most: int,
     start: Sequence[Tensor],
-    x: Tensor,
-    y: Tensor,
+    batches: Sequence[Batch],
 ) -> tuple[float, list[Tensor]]:
     roots = [d.sqrt() if isinstance(d, Tensor) else math.sqrt(d) for d in scale]
-    product = gauss_newton(probe, x, y)
+    product = gauss_newton(probe, *batches[0]) if len(batches) == 1 else _mean_product(probe, batches)
     generator = torch.Generator().manual_seed(probe.seed)
     v = list(start) or [torch.randn(p.shape, generator=generator).to(p) for p in probe.parameters.values()]
     value, calm = 0.0, 0
@@ -244,6 +245,20 @@ def _power_iteration(
         if calm == 2:
             break
     return value, v
+
+
+def _mean_product(probe: Probe, batches: Sequence[Batch]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """`gauss_newton` of the mean over batches, each run again for each product, with the same random numbers."""
+
+    def product(v: Sequence[Tensor]) -> list[Tensor]:
+        total = [torch.zeros_like(t) for t in v]
+        for i, batch in enumerate(batches):
+            with seeded(probe.seed + i):
+                for t, part in zip(total, gauss_newton(probe, *batch)(v), strict=True):
+                    t += part / len(batches)
+        return total
+
+    return product
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
-from dagscale.laws.seeds import Measured, once, over_seeds
-from dagscale.probe import BATCH, Cost, Probe, leading_eigenpair
+from dagscale.laws.seeds import Measured, once, over_seeds, settled
+from dagscale.probe import BATCH, Batch, Cost, Probe, leading_eigenpair
 from dagscale.subject import Subject
 from dagscale.train import seeded
 
@@ -54,7 +54,7 @@ def _after(probe: Probe, steps: int, every: int = 8) -> float:
             for group, ratio in zip(optimizer.param_groups, probe.ratios, strict=True):
                 group["lr"] = 0.5 / value * ratio
         _step(probe, optimizer, probe.batch(probe.subject.batch_size))
-    return _steepest(probe, probe.ratios, start=vector)[0]
+    return _settled(probe, lambda: probe.ratios, start=vector)
 
 
 def _adaptive(probe: Probe) -> float:
@@ -63,11 +63,31 @@ def _adaptive(probe: Probe) -> float:
     optimizer = probe.optimizer()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    batch = probe.batch(BATCH)
     for _ in range(WARM_UP):
         _step(probe, optimizer, probe.batch(probe.subject.batch_size))
-    _step(probe, optimizer, batch)
-    return _steepest(probe, probe.scaling(optimizer), batch=batch)[0]
+    return _settled(probe, lambda: probe.scaling(optimizer), see=lambda batch: _step(probe, optimizer, batch))
+
+
+def _settled(
+    probe: Probe,
+    scale: Callable[[], Sequence[Tensor | float]],
+    *,
+    start: Sequence[Tensor] = (),
+    see: Callable[[Batch], None] = lambda batch: None,
+) -> float:
+    """λ of the mean over as many batches as it needs; ``see`` is called with each before."""
+    batches: list[Batch] = []
+    vector = list(start)
+
+    def value(count: int) -> float:
+        nonlocal vector
+        while len(batches) < count:
+            batches.append(probe.batch(BATCH))
+            see(batches[-1])
+        found, vector = _steepest(probe, scale(), start=vector, batches=batches)
+        return found
+
+    return settled(value, len(probe.order) // BATCH)
 
 
 def _steepest(
@@ -76,10 +96,10 @@ def _steepest(
     *,
     start: Sequence[Tensor] = (),
     tolerance: float = 0.01,
-    batch: tuple[Tensor, Tensor] | None = None,
+    batches: Sequence[Batch] = (),
 ) -> tuple[float, list[Tensor]]:
     """`leading_eigenpair`, refusing what is no curvature."""
-    value, vector = leading_eigenpair(probe, scale, start=start, tolerance=tolerance, batch=batch)
+    value, vector = leading_eigenpair(probe, scale, start=start, tolerance=tolerance, batches=batches)
     if not 0 < value < float("inf"):
         raise PlanError(
             f"the curvature at initialisation is {value}: the output does not depend on the parameters, the loss "
@@ -89,7 +109,7 @@ def _steepest(
     return value, vector
 
 
-def _step(probe: Probe, optimizer: Optimizer, batch: tuple[Tensor, Tensor]) -> None:
+def _step(probe: Probe, optimizer: Optimizer, batch: Batch) -> None:
     x, y = batch
     optimizer.zero_grad()
     probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from dagscale.errors import PlanError
 from dagscale.examples import Inputs
 from dagscale.laws.base import LAWS, Law
-from dagscale.laws.seeds import Measured, once, over_seeds
+from dagscale.laws.seeds import Measured, once, over_seeds, settled
 from dagscale.probe import BATCH, Cost, Probe
 from dagscale.subject import Subject
 from dagscale.train import seeded
@@ -54,16 +54,19 @@ class Taps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(t.untyped_storage()._cdata in self.weights for t in held)
 
 
-def relative_change(probe: Probe) -> float:
+def relative_change(probe: Probe, batches: int = 1) -> float:
     """Root mean square over layers of ``rms(Δz) / rms(z)``, per unit of learning rate, for one optimiser step.
 
-    Pre-activations of all layers, readouts included, on the batch that the step is taken on.
+    The step is along the mean gradient of that many batches; pre-activations of all layers, readouts included, are
+    looked at on the first.
     """
     probe.model.train()
-    x, y = probe.batch(BATCH)
+    taken = [probe.batch(BATCH) for _ in range(batches)]
+    x, _ = taken[0]
     before = _forward(probe, x)
     optimizer = probe.optimizer()
-    probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
+    for inputs, y in taken:
+        (probe.loss(probe.output(inputs), y) / batches).backward()  # type: ignore[no-untyped-call]
     squared = sum(
         float(p.grad.double().square().sum()) * ratio
         for p, ratio in zip(probe.parameters.values(), probe.ratios, strict=True)
@@ -77,7 +80,7 @@ def relative_change(probe: Probe) -> float:
         group["lr"] *= rate
     optimizer.step()
     after = _forward(probe, x)
-    probe.cost.forwards += 5
+    probe.cost.forwards += 2 + 3 * batches
     changes = []
     for a, b in zip(before, after, strict=True):
         size = float(a.double().square().mean())
@@ -99,8 +102,11 @@ def change(subject: Subject) -> Measured:
     """:func:`relative_change` over seeds."""
 
     def one(seed: int, cost: Cost) -> float:
-        with seeded(seed):
-            return relative_change(Probe(subject, seed, cost))
+        def over(batches: int) -> float:
+            with seeded(seed):
+                return relative_change(Probe(subject, seed, cost), batches)
+
+        return settled(over, len(subject.data[1]) // BATCH if subject.data is not None else 1)
 
     return over_seeds(one, subject.seed)
 

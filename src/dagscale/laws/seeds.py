@@ -1,4 +1,4 @@
-"""A measured quantity over seeds, as many as its precision needs."""
+"""A measured quantity over seeds and examples, as many of each as its precision needs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ PRECISION = 0.05
 
 SEEDS = (2, 4)
 """Fewest and most seeds."""
+
+SETTLED = 0.1
+"""Change of the logarithm by twice the examples at which one seed has seen enough."""
+
+BATCHES = 16
+"""Most batches of examples for one seed."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,20 @@ def over_seeds(measure: Callable[[int, Cost], float], seed: int) -> Measured:
         if len(logs) >= SEEDS[0] and _error(logs) < PRECISION:
             break
     return Measured(exp(fmean(logs)), _error(logs), len(logs), cost.forwards)
+
+
+def settled(measure: Callable[[int], float], most: int) -> float:
+    """``measure(batches)``, a positive number, for 1, 2, 4, … batches until twice as many change it little.
+
+    Args:
+        most: batches there are; no more than ``BATCHES`` are taken.
+    """
+    count, value = 1, measure(1)
+    while 2 * count <= min(most, BATCHES):
+        count, before, value = 2 * count, value, measure(2 * count)
+        if abs(log(value / before)) < SETTLED:
+            break
+    return value
 
 
 def once(measure: Callable[[Subject], Measured]) -> Callable[[Subject], Measured]:
