@@ -130,7 +130,7 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
         (["demo", "--out", "mymodel.py"], "cannot make the folder mymodel.py"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--law", "curvature"], "needs data"),
         (["sweep", "status", "mymodel.py"], "mymodel.py"),
-        (["plan", "cnn:2", "--base", "mlp:2", "--base-lr", "0.1"], "share no layer"),
+        (["plan", "cnn:2", "--base", "mlp:2", "--base-lr", "0.1"], "shares no layer with the target"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--optimizer", "sdg"], "did you mean 'sgd'"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "x"], "'--base-lr'"),
         (["check", "mlp:2", "mlp:2_02", "--data", "digits", "--plot", "x.xyz"], ".svg"),

@@ -398,7 +398,7 @@ X, Y = examples()
         ({"model": small_net().to("meta"), "inputs": X[:2].to("meta")}, PlanError, "on meta: materialise it"),
         ({"optimizer": "sdg"}, UnknownNameError, "unknown optimizer 'sdg'; did you mean 'sgd'"),
         ({"base": small_net()}, PlanError, r"base=\(model, inputs\)"),
-        ({"base": load("cnn:2")}, PlanError, "share no layer: the base has convolution layers, the target dense"),
+        ({"base": load("cnn:2")}, PlanError, "base: shares no layer with the target: it has convolution layers, the target dense"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_init_runs(
@@ -429,7 +429,7 @@ def test_curvature_needs_a_curved_loss(loss) -> None:  # type: ignore[no-untyped
 
 @pytest.mark.parametrize("width", ["none", "mup"])
 def test_a_base_of_another_kind_is_refused(width: str) -> None:
-    with pytest.raises(PlanError, match="a base and a target that share no layer"):
+    with pytest.raises(PlanError, match="base: shares no layer with the target"):
         dagscale.plan(*load("cnn:2"), base=load("mlp:2"), base_lr=0.1, law="none", width=width)
 
 
@@ -514,7 +514,7 @@ def test_factors_that_one_base_alone_has_count_by_its_share() -> None:
         ({"base_lr": [0.1, -0.2]}, "base_lr must be a positive number, not"),
         ({"base_lr": [0.1, 0.2], "width": "mup"}, "from one base's shapes: give one, not 2"),
         ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), "mlp:2"]}, "base must be two things"),
-        ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), load("cnn:2")]}, "share no layer"),
+        ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), load("cnn:2")]}, "base 2: shares no layer with the target"),
         ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), (nn.ReLU(), "x")]}, "base 2: "),
     ],
 )

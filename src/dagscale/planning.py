@@ -112,8 +112,9 @@ def plan(
     target = _traced("target", model, example_inputs, given, measured or init == "moments")
     named = {"base" if len(bases) == 1 else f"base {i}": one for i, one in enumerate(bases, 1)}
     traced = {name: _traced(name, *one, given, measured or init == "moments") for name, one in named.items()}
-    for origin in traced.values():
-        check_kin(origin.graph, target.graph)
+    for name, origin in traced.items():
+        with _about(name):
+            check_kin(origin.graph, target.graph)
     scaling = _width_scaling([*traced.values()], target, width, fill.width)
     for name, subject in {"target": target, **traced}.items() if measured else ():
         with _about(name):

@@ -61,7 +61,7 @@ def check_kin(base: Graph, target: Graph) -> None:
     kinds, others = _kinds(base), _kinds(target)
     if kinds and others and not kinds & others:
         raise PlanError(
-            f"a base and a target that share no layer: the base has {' and '.join(sorted(kinds))} layers, the target "
+            f"shares no layer with the target: it has {' and '.join(sorted(kinds))} layers, the target "
             f"{' and '.join(sorted(others))} ones; give a base of the same kind, narrower or shallower"
         )
 
