@@ -23,7 +23,7 @@ import dagscale
 from dagscale.data import Dataset, load
 from dagscale.inits import INITS
 from dagscale.laws import curvature
-from dagscale.laws.seeds import BATCHES
+from dagscale.laws.measured import BATCHES
 from dagscale.probe import BATCH, Cost
 from dagscale.spaces import targets
 from dagscale.subject import Subject

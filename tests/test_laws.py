@@ -12,8 +12,8 @@ import dagscale
 from dagscale.data import load as load_data
 from dagscale.errors import GraphError, PlanError, UnknownNameError
 from dagscale.graph import Layer
+from dagscale.laws.measured import Measured, half_width
 from dagscale.laws.released import by_layers
-from dagscale.laws.seeds import Measured, half_width
 from dagscale.laws.walk import weighted_cubes
 from dagscale.spaces.targets import load
 

@@ -13,7 +13,7 @@ import dagscale
 from dagscale.draws import Fill
 from dagscale.errors import DagscaleError, ForwardError, PlanError, TraceError, UnknownNameError
 from dagscale.laws.curvature import curvature
-from dagscale.laws.seeds import BATCHES, settled
+from dagscale.laws.measured import BATCHES, settled
 from dagscale.planning import default_law
 from dagscale.probe import Probe, leading_eigenpair
 from dagscale.spaces.targets import load

@@ -15,7 +15,7 @@ from dagscale.graph import Graph
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS
 from dagscale.laws.base import SGD
-from dagscale.laws.seeds import half_width
+from dagscale.laws.measured import half_width
 from dagscale.plan import ParameterPlan, Plan
 from dagscale.preflight import check_data, check_kin, check_whole, in_float32, rehearse
 from dagscale.subject import Subject

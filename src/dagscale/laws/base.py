@@ -12,7 +12,7 @@ from dagscale.registry import Registry
 from dagscale.subject import Subject
 
 if TYPE_CHECKING:
-    from dagscale.laws.seeds import Measured
+    from dagscale.laws.measured import Measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
-from dagscale.laws.seeds import Measured, once, over_seeds, settled
+from dagscale.laws.measured import Measured, once, over_seeds, settled
 from dagscale.probe import BATCH, Batch, Cost, Probe, leading_eigenpair
 from dagscale.subject import Subject
 from dagscale.train import seeded

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from dagscale.errors import PlanError
 from dagscale.examples import Inputs
 from dagscale.laws.base import LAWS, Law
-from dagscale.laws.seeds import Measured, once, over_seeds, settled
+from dagscale.laws.measured import Measured, once, over_seeds, settled
 from dagscale.probe import BATCH, Cost, Probe
 from dagscale.subject import Subject
 from dagscale.train import seeded

@@ -12,7 +12,7 @@ from dagscale.band import GRIDS, find_band
 from dagscale.errors import PlanError
 from dagscale.examples import Inputs
 from dagscale.laws.base import FADING, LAWS, Law
-from dagscale.laws.seeds import Measured, once, over_seeds
+from dagscale.laws.measured import Measured, once, over_seeds
 from dagscale.probe import Cost, Probe
 from dagscale.subject import Subject
 from dagscale.train import exploded, seeded
