@@ -10,38 +10,32 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.nn.functional import cross_entropy
 
-import dagscale
-from dagscale.data import Dataset, load
-from dagscale.inits import INITS
 from dagscale.laws import curvature
 from dagscale.laws.measured import BATCHES
 from dagscale.probe import BATCH, Cost
-from dagscale.spaces import targets
-from dagscale.subject import Subject
+from dagscale.studies.methods import subject_of
+from dagscale.sweep import Run
 
 NETWORKS = (
     "mlp:2?width=64", "mlp:2_02_002_0002?width=64", "mlp:2_22_202_2222?width=64", "mlp:2_02_002?width=64&norm=batch",
     "cnn:2?width=12&downsample=4", "cnn:2_22_022?width=12&kernel=5&downsample=4", "vit:1?width=32", "vit:4?width=32",
 )  # fmt: skip
+EXAMPLES = BATCHES * BATCH + 1000
 COUNTS = [2**k for k in range(int(math.log2(BATCHES)) + 1)]
 
 
-def by_batches(target: str, optimizer: str, data: Dataset, seed: int) -> list[float]:
+def by_batches(target: str, optimizer: str, data: str, seed: int) -> list[float]:
     """λ for each of ``COUNTS``, where the law would stop at the first that settles."""
-    model, inputs = targets.load(target, data=data)
-    subject = Subject(
-        dagscale.trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=64
+    run = Run(
+        target, 1.0, "moments", optimizer=optimizer, data=data, limit=EXAMPLES, batch_size=64, options={"kind": "law"}
     )
-    subject = replace(subject, fills=INITS["moments"](subject))
     found: list[float] = []
 
     def all_of_them(measure: Callable[[int], float], most: int) -> float:
@@ -49,7 +43,7 @@ def by_batches(target: str, optimizer: str, data: Dataset, seed: int) -> list[fl
         return found[-1]
 
     with mock.patch.object(curvature, "settled", all_of_them):
-        curvature.measure(subject, seed, curvature.STEPS, Cost())
+        curvature.measure(subject_of(run), seed, curvature.STEPS, Cost())
     return found
 
 
@@ -57,13 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     options = parser.parse_args()
-    data = load(options.data, limit=BATCHES * BATCH + 1000)
     table = Table(title=f"octaves of λ above that on {BATCHES * BATCH} examples, two seeds")
     for column in ("network", "optimiser", *(str(BATCH * count) for count in COUNTS[:-1])):
         table.add_column(column, justify="right")
     cells = [(network, optimizer) for optimizer in ("sgd", "adamw") for network in NETWORKS]
     for network, optimizer in track(cells, console=Console(stderr=True)):
-        both = [by_batches(network, optimizer, data, seed) for seed in (0, 1)]
+        both = [by_batches(network, optimizer, options.data, seed) for seed in (0, 1)]
         above = [[f"{math.log2(value / values[-1]):+.2f}" for value in values[:-1]] for values in both]
         table.add_row(network, optimizer, *(" ".join(pair) for pair in zip(*above, strict=True)))
     Console(width=120).print(table)

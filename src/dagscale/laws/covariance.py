@@ -13,10 +13,7 @@ from dagscale.laws.dag import MeanField, mean_field
 from dagscale.subject import Subject
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Matrix = NDArray[np.float64]
+    from dagscale.laws.dag import Matrix
 
 LARGEST = 4000
 """Vertices beyond which the cubic cost is refused."""
@@ -71,31 +68,41 @@ def _update_moments(dag: MeanField, finite_width: bool = False) -> dict[int, flo
     import numpy as np
 
     n = dag.size
-    order = float(finite_width)  # of the corrections
     if n > LARGEST:
         raise GraphError(f"law 'covariance' is cubic in the {n} vertices of this graph: use law 'walk' or 'curvature'")
     kappa = dag.kappa()
+    squares = kappa**2
     moments = (kappa * dag.own_moment()) @ kappa.T
     scale = np.sqrt(np.maximum(np.diag(moments), 1e-300))
     angle = np.arccos(np.clip(moments / np.outer(scale, scale), -1, 1))
     theta = (np.pi - angle) / (2 * np.pi)
-    parted = theta * np.exp(order * _parting(angle, np.array(dag.width, float)))
-    omega, spread, through, along = (np.zeros((n, n)) for _ in range(4))
+    src, dst = (np.array([getattr(edge, end) for edge in dag.weights], int) for end in ("src", "dst"))
+    fan_in = np.array([edge.fan_in for edge in dag.weights])
+    # Var W is set so that the edge brings 1/d: n Var W = 1 / (d E σ(z)²), E σ(z)² = ½ E z².
+    variance = 2 / (np.array(dag.degree)[dst] * moments[src, src])
+    strengths = np.array([edge.strength for edge in dag.weights]) * moments[src, src] / 2
+
+    def summed(values: Matrix) -> Matrix:
+        """Of all edges from one vertex to another."""
+        total = np.zeros((n, n))
+        np.add.at(total, (src, dst), values)
+        return total
+
+    omega, spread = summed(variance), summed(variance / fan_in)
+    carried = climbed = squares.T @ omega / 2  # A, as it stands in t, and in j and γ
+    parted, units = theta, np.array(dag.width, float)
+    if finite_width:
+        carried, climbed = (squares.T @ summed(variance * np.exp(excess / fan_in)) / 2 for excess in (6, 7))
+        parted = theta * np.exp(_parting(angle, units))
+        strengths, units = strengths * np.exp(2.5 / fan_in), units + 1
     strength = np.array(dag.stems)
-    for edge in dag.weights:
-        # Var W is set so that the edge brings 1/d: n Var W = 1 / (d E σ(z)²), E σ(z)² = ½ E z².
-        e, variance = (edge.src, edge.dst), 2 / (dag.degree[edge.dst] * moments[edge.src, edge.src])
-        omega[e] += variance
-        spread[e] += variance / edge.fan_in
-        through[e] += variance * np.exp(order * 6 / edge.fan_in)
-        along[e] += variance * np.exp(order * 7 / edge.fan_in)
-        strength[edge.dst] += edge.strength * moments[edge.src, edge.src] / 2 * np.exp(order * 2.5 / edge.fan_in)
-    t = np.linalg.solve(np.eye(n) - through.T @ kappa**2 / 2, strength)  # A, transposed
+    np.add.at(strength, dst, strengths)
+    t = np.linalg.solve(np.eye(n) - carried.T, strength)
     overlap = (kappa * t) @ kappa.T  # Σ_b t_b κ_vb κ_v'b
     found = {}
     for u in sorted({end.vertex for end in dag.ends}):
-        j = np.linalg.solve(np.eye(n) - (kappa**2).T @ along / 2, kappa[u] ** 2)
-        a, g = (dag.width[u] + order) * spread @ j, omega @ j / 2  # γ = j/2
+        j = np.linalg.solve(np.eye(n) - climbed, squares[u])
+        a, g = units[u] * spread @ j, omega @ j / 2  # γ = j/2
         fluctuation = parted * np.outer(a, g)
         fluctuation[:, u] += theta[:, u] * a
         fluctuation[u] += g / 2
