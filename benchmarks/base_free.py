@@ -23,13 +23,13 @@ from rich.progress import track
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from dagscale.data import load
+from dagscale.bench.data import load
 from dagscale.inits import INITS
 from dagscale.laws import curvature, short_run
-from dagscale.search import search
-from dagscale.spaces import targets
-from dagscale.subject import Subject
-from dagscale.trace import trace
+from dagscale.models import targets
+from dagscale.network import Subject
+from dagscale.searching import search
+from dagscale.tracing import trace
 
 NETWORKS = ("mlp:2_22?width=96", "mlp:1_20_202?width=96", "cnn:2_02?width=8")
 BATCHES = (24, 96)

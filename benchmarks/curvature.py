@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dagscale.bench.sweep import Run
+from dagscale.bench.verify.methods import subject_of
 from dagscale.laws import curvature
-from dagscale.laws.measured import BATCHES
-from dagscale.probe import BATCH, Cost
-from dagscale.studies.methods import subject_of
-from dagscale.sweep import Run
+from dagscale.laws.over_seeds import BATCHES
+from dagscale.training.probe import BATCH, Cost
 
 NETWORKS = (
     "mlp:2?width=64", "mlp:2_02_002_0002?width=64", "mlp:2_22_202_2222?width=64", "mlp:2_02_002?width=64&norm=batch",

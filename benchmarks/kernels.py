@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 import dagscale
-from dagscale import data
+from dagscale.bench import data
 from dagscale.inits import INITS
 from dagscale.laws.curvature import measure
-from dagscale.probe import BATCH, Cost, Probe, leading_eigenpair
-from dagscale.subject import Subject
+from dagscale.network import Subject
+from dagscale.training.probe import BATCH, Cost, Probe, leading_eigenpair
 
 OUT = Path("out/kernels.jsonl")
 KERNELS = (1, 3, 5, 7)

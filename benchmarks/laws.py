@@ -24,10 +24,10 @@ from rich.progress import track
 from rich.table import Table
 
 import dagscale
+from dagscale.bench import simulation
 from dagscale.laws.covariance import update_moment
 from dagscale.laws.walk import weighted_cubes
-from dagscale.spaces import Dag, targets
-from dagscale.studies import simulation
+from dagscale.models import Dag, targets
 
 LAWS: dict[str, Callable[[dagscale.Graph], float]] = {
     "paths (Σ L³)": lambda graph: float(dagscale.path_sums(graph).depth_cubed),

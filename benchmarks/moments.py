@@ -34,10 +34,10 @@ from torch import nn
 
 from dagscale.inits import INITS
 from dagscale.inits.base import zeros_and_ones
-from dagscale.inits.uses import Use
-from dagscale.probe import apply_fills
-from dagscale.subject import Subject
-from dagscale.trace import forward, recorder, reduction, trace
+from dagscale.network import Subject
+from dagscale.tracing import forward, recorder, reduction, trace
+from dagscale.tracing.calls import Use
+from dagscale.training.probe import apply_fills
 
 sys.path.insert(0, str(Path(__file__).parent))
 OUT = Path("out/moments.jsonl")
@@ -96,7 +96,7 @@ def build(library: str, name: str) -> tuple[nn.Module, Any]:
     """
     torch.manual_seed(0)
     if library == "spaces":
-        from dagscale.spaces import targets
+        from dagscale.models import targets
 
         model, example = targets.load(name)
         return model.train(), torch.randn(32, *example.shape[1:])
@@ -104,7 +104,7 @@ def build(library: str, name: str) -> tuple[nn.Module, Any]:
         import zoo_transformers
 
         return zoo_transformers.build(name, "cpu")
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     return images(_timm_model if library == "timm" else _torchvision_model, name)

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from dagscale import trace
 from dagscale.laws.covariance import update_moment
-from dagscale.spaces.nb201 import NB201, Nb201, path_facts
+from dagscale.models.nb201 import NB201, Nb201, path_facts
 
 BASE = ("0_00_300", 1)
 

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dagscale import path_sums, trace
-from dagscale.paths import kernel_size
-from dagscale.spaces.isomorphism import RULES, groups
-from dagscale.spaces.nb201 import COUNT, NB201, Nb201, _macro, path_facts
+from dagscale.bench.nas.isomorphism import RULES, groups
+from dagscale.graph.paths import kernel_size
+from dagscale.models.nb201 import COUNT, NB201, Nb201, _macro, path_facts
 
 BASE = ("0_00_300", 1)
 CELLS = (1, 5)

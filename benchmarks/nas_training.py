@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from dagscale.spaces.cells import CELL_OPS
-from dagscale.spaces.nb201 import NB201, Nb201
-from dagscale.studies.recipes import RECIPES, optimiser
-from dagscale.studies.samples import distinct, draw
+from dagscale.bench.nas.recipes import RECIPES, optimiser
+from dagscale.bench.nas.samples import distinct, draw
+from dagscale.models.cells import CELL_OPS
+from dagscale.models.nb201 import NB201, Nb201
 
 EPOCHS, IMAGES = 200, 50_000
 EDGE = 15 * 16 * 16 * 32 * 32

@@ -41,9 +41,9 @@ def module(*names: str) -> Any:
     raise ModuleNotFoundError(names[0])
 
 
-SUITES = module("dagscale.bench.verify.suites", "dagscale.studies.suites").SUITES
-TARGETS = module("dagscale.models.targets", "dagscale.spaces.targets")
-DATA = module("dagscale.bench.data", "dagscale.data")
+SUITES = module("dagscale.bench.verify.suites", "dagscale.bench.verify.suites").SUITES
+TARGETS = module("dagscale.models.targets", "dagscale.models.targets")
+DATA = module("dagscale.bench.data", "dagscale.bench.data")
 
 
 def requests() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -36,10 +36,10 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.data import Dataset, load
-from dagscale.search import Found
-from dagscale.spaces import sample, targets
-from dagscale.train import train
+from dagscale.bench.data import Dataset, load
+from dagscale.models import sample, targets
+from dagscale.searching import Found
+from dagscale.training.engine import train
 
 
 class Residual(nn.Module):

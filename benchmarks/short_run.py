@@ -34,16 +34,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dagscale.band import find_band
+from dagscale.bench.sweep import Run
+from dagscale.bench.verify.methods import built, dataset, planned, subject_of
+from dagscale.bench.verify.suites import dags
+from dagscale.bench.verify.truth import TOLERANCE
 from dagscale.laws.base import FADING
 from dagscale.laws.combined import described
 from dagscale.laws.covariance import hidden_change
 from dagscale.laws.short_run import SHARE
-from dagscale.studies.methods import built, dataset, planned, subject_of
-from dagscale.studies.suites import dags
-from dagscale.studies.truth import TOLERANCE
-from dagscale.sweep import Run
-from dagscale.train import train
+from dagscale.rates import find_band
+from dagscale.training.engine import train
 
 Losses = NDArray[np.float64]
 LENGTHS = (12, 24, 48, 96)

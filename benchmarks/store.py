@@ -34,7 +34,7 @@ STEPS = ("ask", "record singly", "record", "resume", "status", "export csv", "ex
 
 def made_up(count: int) -> Iterator[Any]:
     """Runs like those of a study: many architectures, rates and seeds."""
-    from dagscale.sweep import Run
+    from dagscale.bench.sweep import Run
 
     for k in range(count):
         yield Run(f"mlp:{k // 60:06d}", 2.0 ** (-(k % 20) / 2), seed=k % 3, options={"width": 128}, version="made-up")
@@ -52,9 +52,9 @@ def step(name: str, file: str, count: int) -> None:
     import pyarrow.parquet  # noqa: F401  not the store's
     import rich.progress  # noqa: F401
 
-    from dagscale.sweep import Store, export, sweep
-    from dagscale.sweep.run import encode
-    from dagscale.sweep.store import Outcome
+    from dagscale.bench.sweep import Store, export, sweep
+    from dagscale.bench.sweep.run import encode
+    from dagscale.bench.sweep.store import Outcome
 
     result = encode({"loss": 1.2345678, "curve": [1.0 / (k + 1) for k in range(10)], "steps": 156, "diverged": False})
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -162,7 +162,7 @@ def timed(file: Path, count: int, how: dict[str, Any]) -> float:
     """Seconds of one sweep, the start of its processes included."""
     import store as importable  # this file, as the workers know it
 
-    from dagscale.sweep import Run, sweep
+    from dagscale.bench.sweep import Run, sweep
 
     runs = [Run("mlp:2", 1.0, seed=k, version="made-up") for k in range(count)]
     start = time.perf_counter()

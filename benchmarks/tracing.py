@@ -48,7 +48,7 @@ def bare(model: Any, inputs: Any) -> Callable[[], Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._pytree import tree_map
 
-    from dagscale.trace.forward import bind_inputs, plain_eager, unchanged_modules, unchanged_random_state
+    from dagscale.tracing.forward import bind_inputs, plain_eager, unchanged_modules, unchanged_random_state
 
     args, kwargs = bind_inputs(model, inputs)
 
@@ -67,7 +67,7 @@ def bare(model: Any, inputs: Any) -> Callable[[], Any]:
 
 
 def exported(model: Any, inputs: Any) -> Callable[[], Any]:
-    from dagscale.trace.forward import bind_inputs
+    from dagscale.tracing.forward import bind_inputs
 
     args, kwargs = bind_inputs(model, inputs)
     return lambda: torch.export.export(model, args, kwargs, strict=False)
@@ -75,7 +75,7 @@ def exported(model: Any, inputs: Any) -> Callable[[], Any]:
 
 def cases() -> list[tuple[str, Any, Any]]:
     """Name, model and inputs, all on the CPU with real weights."""
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     import timm
@@ -121,7 +121,7 @@ def peak_memory() -> float:
 
 def large(name: str) -> None:
     """One large shape on meta: building, tracing, peak memory of the process."""
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     import transformers

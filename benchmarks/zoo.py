@@ -36,7 +36,7 @@ def gradient_reached(model: Any, inputs: Any) -> set[str]:
     """Names of the parameters with a gradient of the sum of all output tensors."""
     import torch
 
-    from dagscale.trace.forward import bind_inputs, output_tensors, plain_eager
+    from dagscale.tracing.forward import bind_inputs, output_tensors, plain_eager
 
     args, kwargs = bind_inputs(model, inputs)
     with plain_eager():
@@ -72,7 +72,7 @@ def snapshot(model: Any) -> dict[str, Any]:
 def check(model: Any, inputs: Any) -> dict[str, Any]:
     """Trace ``model`` and say what is right and wrong."""
     import dagscale
-    from dagscale.paths import path_sums
+    from dagscale.graph.paths import path_sums
 
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     try:
@@ -142,7 +142,7 @@ def cases(library: str) -> list[str]:
 
 
 def import_timm() -> Any:
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     import timm

@@ -33,7 +33,7 @@ LENGTH = 16
 
 def families() -> list[str]:
     """Every model type with a base model class."""
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES

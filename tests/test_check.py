@@ -9,13 +9,14 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy, cross_entropy, nll_loss, one_hot
 
 import dagscale.cli.check
-from dagscale.check import CheckError, check
-from dagscale.check.family import layers_of
+from dagscale.bench.data import load as load_data
+from dagscale.checking import check
+from dagscale.checking.family import layers_of
 from dagscale.cli import main
-from dagscale.data import load as load_data
-from dagscale.planning import plan
-from dagscale.spaces.targets import load
-from dagscale.trace import trace
+from dagscale.errors import CheckError
+from dagscale.models.targets import load
+from dagscale.planning.make import plan
+from dagscale.tracing import trace
 
 DATA = load_data("digits", limit=600)
 WIDTHS = [f"mlp:2_22_222?width={w}" for w in (32, 128)]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from dagscale.data import Dataset, load
-from dagscale.data.dataset import shuffled
+from dagscale.bench.data import Dataset, load
+from dagscale.bench.data.dataset import shuffled
 from dagscale.errors import DataError
 
 SIDE = 6

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagscale.draw import draw, layout
 from dagscale.errors import DagscaleError
 from dagscale.graph import Edge, Graph, Layer, Op, ParamUse, Vertex
+from dagscale.pictures import draw, layout
 
 pytest.importorskip("matplotlib")
 
@@ -200,7 +200,7 @@ def test_hundreds_of_vertices_make_a_picture(tmp_path: Path) -> None:
 
 
 def test_without_room_long_edges_run_direct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dagscale.draw.places.MAX_BENDS", 20)
+    monkeypatch.setattr("dagscale.pictures.places.MAX_BENDS", 20)
     graph = Graph.from_edges([(u, v) for v in range(9) for u in range(v)])
     assert "Σ7" in texts(draw(graph, tmp_path / "a.svg"))
     assert len({x for x, _ in layout(graph).values()}) == 9
@@ -262,7 +262,7 @@ def test_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.
 
 def test_import_is_light_and_pyplot_stays_out(tmp_path: Path) -> None:
     code = (
-        "import sys; from dagscale.draw import draw; from dagscale.graph import Graph\n"
+        "import sys; from dagscale.pictures import draw; from dagscale.graph import Graph\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"draw(Graph.from_edges([(0, 1)]), {str(tmp_path / 'a.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 import dagscale
 from dagscale.errors import DagscaleError, SearchError
-from dagscale.examples import checked, output, shapes, take
-from dagscale.train import train
+from dagscale.training.batches import checked, output, shapes, take
+from dagscale.training.engine import train
 
 N = 96
 IDS = torch.randint(20, (N, 6), generator=torch.Generator().manual_seed(0))

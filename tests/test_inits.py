@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import dagscale
-from dagscale.spaces.targets import load
+from dagscale.models.targets import load
 
 WIDTH, SEEDS = 512, 24
 CODES = ["2_22_222", "2_02_022_0222", "2_22_022_2202"]

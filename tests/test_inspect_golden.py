@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from dagscale.folding import fold, fold_rows
 from dagscale.graph import Graph
-from dagscale.inspection import tables
-from dagscale.paths import path_sums
-from dagscale.spaces import load
-from dagscale.trace import trace
+from dagscale.graph.facts import tables
+from dagscale.graph.paths import path_sums
+from dagscale.graph.repeats import fold, fold_rows
+from dagscale.models import load
+from dagscale.tracing import trace
 
 GOLDEN = Path(__file__).parent / "golden"
 TARGETS = (
@@ -49,7 +49,7 @@ def table(graph: Graph, title: str, full: bool = False) -> str:
 def traced(target: str) -> Graph:
     library = {"timm": "timm", "hf": "transformers"}.get(target.split(":")[0])
     if library is not None:
-        from dagscale.spaces.timm import declare_torchvision_ops
+        from dagscale.models.timm import declare_torchvision_ops
 
         declare_torchvision_ops()
         pytest.importorskip(library)

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.data import load as load_data
+from dagscale.bench.data import load as load_data
 from dagscale.errors import GraphError, PlanError, UnknownNameError
 from dagscale.graph import Layer
-from dagscale.laws.measured import Measured, half_width
+from dagscale.laws.over_seeds import Measured, half_width
 from dagscale.laws.released import by_layers
 from dagscale.laws.walk import weighted_cubes
-from dagscale.spaces.targets import load
+from dagscale.models.targets import load
 
 
 def planned(target: str, base: str, law: str, lr: float = 0.1) -> dagscale.Plan:

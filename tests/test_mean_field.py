@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.data import load as load_data
+from dagscale.bench import simulation
+from dagscale.bench.data import load as load_data
 from dagscale.laws.covariance import update_moment
 from dagscale.laws.walk import weighted_cubes
-from dagscale.spaces import Dag, targets
-from dagscale.studies import simulation
+from dagscale.models import Dag, targets
 
 
 def graph_of(code: str, **options: object) -> dagscale.Graph:

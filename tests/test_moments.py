@@ -9,8 +9,8 @@ from torch import nn
 import dagscale
 from dagscale.errors import PlanError
 from dagscale.laws.function_change import Taps
-from dagscale.spaces import targets
-from dagscale.trace import forward
+from dagscale.models import targets
+from dagscale.tracing import forward
 
 
 def arriving(model: nn.Module, plan: dagscale.Plan, x: torch.Tensor, seeds: int = 8) -> list[float]:

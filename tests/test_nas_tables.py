@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dagscale.bench.nas.tables import PUBLISHED_MAXIMA, from_api, from_columns, read_table
 from dagscale.errors import DataError
-from dagscale.spaces.nb201 import Nb201, published_order
-from dagscale.studies.tables import PUBLISHED_MAXIMA, from_api, from_columns, read_table
+from dagscale.models.nb201 import Nb201, published_order
 
 ALL = published_order()
 Columns = dict[str, list[Any]]

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from dagscale import path_sums, trace
+from dagscale.bench.nas.isomorphism import RULES, groups
 from dagscale.errors import TargetError, TraceError
-from dagscale.paths import kernel_size
-from dagscale.spaces import load, resolve, sample
-from dagscale.spaces.cells import CELL_OPS, CellGraph, Moments, cell_moments
-from dagscale.spaces.darts import PUBLISHED
-from dagscale.spaces.isomorphism import RULES, groups
-from dagscale.spaces.nb101 import Nb101
-from dagscale.spaces.nb201 import COUNT, NB201, Nb201, path_facts, published_order
+from dagscale.graph.paths import kernel_size
+from dagscale.models import load, resolve, sample
+from dagscale.models.cells import CELL_OPS, CellGraph, Moments, cell_moments
+from dagscale.models.darts import PUBLISHED
+from dagscale.models.nb101 import Nb101
+from dagscale.models.nb201 import COUNT, NB201, Nb201, path_facts, published_order
 
 ALL = tuple(Nb201.enumerate())
 

@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.draws import Fill
 from dagscale.errors import DagscaleError, ForwardError, PlanError, TraceError, UnknownNameError
 from dagscale.laws.curvature import curvature
-from dagscale.laws.measured import BATCHES, settled
-from dagscale.planning import default_law
-from dagscale.probe import Probe, leading_eigenpair
-from dagscale.spaces.targets import load
-from dagscale.subject import Subject
+from dagscale.laws.over_seeds import BATCHES, settled
+from dagscale.models.targets import load
+from dagscale.network import Subject
+from dagscale.planning.make import default_law
+from dagscale.training.draws import Fill
+from dagscale.training.probe import Probe, leading_eigenpair
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_errors_say_which_network_is_meant() -> None:
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    from dagscale.data import load as load_data
+    from dagscale.bench.data import load as load_data
 
     data = load_data("digits", limit=300)
     return data.x, data.y

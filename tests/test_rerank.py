@@ -13,13 +13,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import dagscale.cli.rerank  # noqa: F401  puts the command on the application
+from dagscale.bench.nas import rerank_page
+from dagscale.bench.nas.agreement import GAPS, kendall, top
+from dagscale.bench.nas.rerank import Report, read_picks, rerank
+from dagscale.bench.nas.tables import Table, from_columns
 from dagscale.cli.app import app
 from dagscale.errors import DataError
-from dagscale.spaces.nb201 import Nb201, published_order
-from dagscale.studies import rerank_page
-from dagscale.studies.agreement import GAPS, kendall, top
-from dagscale.studies.rerank import Report, read_picks, rerank
-from dagscale.studies.tables import Table, from_columns
+from dagscale.models.nb201 import Nb201, published_order
 
 SOME = tuple(a for a in published_order() if a.graph.has_path)[:400]
 NOISE = 0.4

@@ -13,21 +13,21 @@ from torch import nn
 from typer.testing import CliRunner
 
 import dagscale.cli.rerank  # noqa: F401  puts the command on the application
+from dagscale.bench.nas import retrain, retrain_run, samples
+from dagscale.bench.nas.comparison import compare, table
+from dagscale.bench.nas.isomorphism import canonical
+from dagscale.bench.nas.paper_code import NAME, depth_sum
+from dagscale.bench.nas.recipes import PRESETS, RECIPES, SCHEDULES, Augment, differences, optimiser
+from dagscale.bench.nas.tables import read_table
+from dagscale.bench.sweep import Run, Store
 from dagscale.cli.app import app
 from dagscale.errors import DagscaleError, DataError, GraphError
 from dagscale.inits import INITS
 from dagscale.laws import LAWS
 from dagscale.laws.base import Law
-from dagscale.spaces.isomorphism import canonical
-from dagscale.spaces.nb201 import EDGES, NB201, Nb201
-from dagscale.studies import retrain, retrain_run, samples
-from dagscale.studies.comparison import compare, table
-from dagscale.studies.recipes import PRESETS, RECIPES, SCHEDULES, Augment, differences, optimiser
-from dagscale.studies.released import NAME, depth_sum
-from dagscale.studies.tables import read_table
-from dagscale.subject import Subject
-from dagscale.sweep import Run, Store
-from dagscale.trace import trace
+from dagscale.models.nb201 import EDGES, NB201, Nb201
+from dagscale.network import Subject
+from dagscale.tracing import trace
 
 SOME = [a for a in Nb201.enumerate() if a.kind == "convolutional"][::110]
 

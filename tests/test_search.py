@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dagscale.data import Dataset
+from dagscale.bench.data import Dataset
 from dagscale.errors import DagscaleError, SearchError, UnknownNameError
-from dagscale.search import Found, default_grid, find_band, search
-from dagscale.search.fast import estimates, next_rate
-from dagscale.train import Run
+from dagscale.rates import default_grid, find_band
+from dagscale.searching import Found, search
+from dagscale.searching.fast import estimates, next_rate
+from dagscale.training.engine import Run
 
 INF = math.inf
 
@@ -65,7 +66,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, curve: Callable[[float, int], float
         loss = curve(rate, seed)
         return Run(loss, math.isinf(loss), 10, (loss,))
 
-    monkeypatch.setattr(sys.modules["dagscale.search"], "train", train)
+    monkeypatch.setattr(sys.modules["dagscale.searching.make"], "train", train)
     return ran
 
 

@@ -9,15 +9,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import dagscale
-from dagscale.data import load
-from dagscale.draws import Fill
+from dagscale.bench.data import load
 from dagscale.errors import PlanError
 from dagscale.inits import INITS
 from dagscale.laws import short_run
 from dagscale.laws.short_run import SHARE, STEPS, known
-from dagscale.spaces import targets
-from dagscale.subject import Subject
-from dagscale.trace import trace
+from dagscale.models import targets
+from dagscale.network import Subject
+from dagscale.tracing import trace
+from dagscale.training.draws import Fill
 
 
 def parabola(**more: object) -> Subject:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
-from dagscale.spaces import CNN, MLP, Dag, load
-from dagscale.spaces.dag import ACTIVATIONS
+from dagscale.models import CNN, MLP, Dag, load
+from dagscale.models.dag import ACTIVATIONS
 
 
 @st.composite

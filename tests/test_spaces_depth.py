@@ -8,9 +8,9 @@ from torch import nn
 
 import dagscale
 from dagscale.errors import TargetError
-from dagscale.paths import path_sums
-from dagscale.spaces import load
-from dagscale.spaces.vit import default_patch
+from dagscale.graph.paths import path_sums
+from dagscale.models import load
+from dagscale.models.vit import default_patch
 
 
 def convolutions(model: nn.Module, kernel: int) -> list[nn.Conv2d]:

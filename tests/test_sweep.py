@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import dagscale
+from dagscale.bench.sweep import Run, Store, code_version, export, sweep
+from dagscale.bench.sweep import store as store_module
+from dagscale.bench.sweep import workers as workers_module
+from dagscale.bench.sweep.run import decode, encode
 from dagscale.cli.sweep import sweep_app
 from dagscale.errors import SweepError
-from dagscale.sweep import Run, Store, code_version, export, sweep
-from dagscale.sweep import store as store_module
-from dagscale.sweep import workers as workers_module
-from dagscale.sweep.run import decode, encode
 
 EXECUTED: list[str] = []
 
@@ -122,12 +122,12 @@ def test_code_version_without_a_part_outlives_its_changes(tmp_path: Path, monkey
     shutil.copytree(Path(dagscale.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(dagscale, "__file__", str(root / "__init__.py"))
     fresh = code_version.__wrapped__
-    whole, part = fresh(), fresh("laws/*")
+    whole, part = fresh(), fresh("AFFECTS_TRAINING")
     (root / "laws" / "none.py").write_text("changed")
     assert fresh() != whole
-    assert fresh("laws/*") == part
-    (root / "train.py").write_text("changed")
-    assert fresh("laws/*") != part
+    assert fresh("AFFECTS_TRAINING") == part
+    (root / "training" / "engine.py").write_text("changed")
+    assert fresh("AFFECTS_TRAINING") != part
 
 
 # --- sweeping
@@ -445,7 +445,7 @@ def test_a_disk_that_fills_while_a_table_is_written(file: Path, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(importlib.import_module("dagscale.sweep.export"), "_value", full)
+    monkeypatch.setattr(importlib.import_module("dagscale.bench.sweep.exporting"), "_value", full)
     with pytest.raises(SweepError, match=r"cannot write .*No space left"):
         export(file, file.with_suffix(".csv"))
     assert file.with_suffix(".csv").read_bytes() == before
@@ -517,7 +517,7 @@ def test_workers_that_cannot_import_the_function(tmp_path: Path) -> None:
     (tmp_path / "sweep_hidden.py").write_text(MODULE)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import sweep_hidden; sys.path.pop(0)\n"
-        "from dagscale.sweep import Run, sweep\n"
+        "from dagscale.bench.sweep import Run, sweep\n"
         f"sweep([Run('mlp:2', 1.0)], sweep_hidden.execute, {str(tmp_path / 'sweep.db')!r}, jobs=2)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

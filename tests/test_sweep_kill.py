@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from dagscale.bench.sweep import Store, export, sweep
 from dagscale.errors import SweepError
-from dagscale.sweep import Store, export, sweep
 
 Start = Callable[..., Callable[[], int]]
 """Starts a driver; what it returns kills it."""
@@ -26,7 +26,7 @@ DRIVER = """
 import os
 import sys
 import time
-from dagscale.sweep import Run, sweep
+from dagscale.bench.sweep import Run, sweep
 
 def runs(log, count, nap):
     return [Run("mlp:2", 2.0**-(k % 9), seed=k, options={"log": log, "nap": nap}, version="v") for k in range(count)]
@@ -81,7 +81,7 @@ def table(store: Path) -> bytes:
 def forked(module: Any, *arguments: Any) -> Callable[[], int]:
     """Start a driver as a fork of a process that has imported everything: there in milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dagscale.sweep", "dagscale.sweep.engine", "torch"])
+    context.set_forkserver_preload(["dagscale.bench.sweep", "dagscale.bench.sweep.engine", "torch"])
     process = context.Process(target=module.drive, args=arguments)
     process.start()
     assert process.pid is not None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError, UnknownNameError
-from dagscale.spaces import CNN, MLP, SPACES, Dag, Option, Setting, Space, load, resolve, sample
+from dagscale.models import CNN, MLP, SPACES, Dag, Option, Setting, Space, load, resolve, sample
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dagscale.graph import Graph
-from dagscale.paths import path_sums
-from dagscale.trace import trace
+from dagscale.graph.paths import path_sums
+from dagscale.tracing import trace
 
 
 class Net(nn.Module):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dagscale.paths import path_sums
-from dagscale.trace import Meaning, rule, spelling, trace
-from dagscale.trace.forward import bind_inputs, output_tensors, plain_name
+from dagscale.graph.paths import path_sums
+from dagscale.tracing import Meaning, rule, spelling, trace
+from dagscale.tracing.forward import bind_inputs, output_tensors, plain_name
 
 
 def load_models() -> Any:
@@ -141,7 +141,7 @@ def test_unknown_operator_is_a_plain_dependency_and_reported_once(operators: Any
     (note,) = graph.notes
     assert note == (
         "unknown operator dagscale_test.odd in the model: taken as a plain dependency; "
-        "tell its meaning with rule or spelling of dagscale.trace"
+        "tell its meaning with rule or spelling of dagscale.tracing"
     )
 
 
@@ -168,7 +168,7 @@ def test_a_known_operator_keeps_its_meaning() -> None:
 
 def test_the_registry_names_arguments_that_operators_have() -> None:
     """A misspelt argument would let a signal pass unseen."""
-    from dagscale.trace.meaning import OPS
+    from dagscale.tracing.meaning import OPS
 
     wrong = []
     for name in OPS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import ForwardError, TraceError
-from dagscale.trace import trace
+from dagscale.tracing import trace
 
 X = torch.randn(2, 4)
 

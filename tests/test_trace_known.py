@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from dagscale.graph import Graph
-from dagscale.paths import PathSums, path_sums
-from dagscale.trace import trace
+from dagscale.graph.paths import PathSums, path_sums
+from dagscale.tracing import trace
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def from_timm(name: str) -> tuple[Graph, PathSums]:
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     timm = pytest.importorskip("timm")
@@ -117,7 +117,7 @@ IDS = torch.randint(3, 50, (2, 8))
 
 
 def from_transformers(kind: str, layers: int, inputs: Any = IDS, **config: Any) -> tuple[Graph, PathSums]:
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()  # transformers imports torchvision where it is installed
     transformers = pytest.importorskip("transformers")

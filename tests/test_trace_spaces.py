@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagscale.paths import path_sums
-from dagscale.spaces import CNN, MLP, Dag
-from dagscale.spaces.dag import SKIP, WEIGHT
-from dagscale.trace import trace
+from dagscale.graph.paths import path_sums
+from dagscale.models import CNN, MLP, Dag
+from dagscale.models.dag import SKIP, WEIGHT
+from dagscale.tracing import trace
 
 
 def depths_by_enumeration(dag: Dag) -> Counter[int]:

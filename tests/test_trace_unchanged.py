@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import TraceError
-from dagscale.trace import trace
+from dagscale.tracing import trace
 
 
 class Busy(nn.Module):

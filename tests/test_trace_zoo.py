@@ -45,7 +45,7 @@ def check(library: str, name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     timm = pytest.importorskip("timm")
@@ -58,7 +58,7 @@ def test_timm(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers(name: str) -> None:
-    from dagscale.spaces.timm import declare_torchvision_ops
+    from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
     auto = pytest.importorskip("transformers.models.auto.modeling_auto")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dagscale.errors import ForwardError, SearchError, UnknownNameError
-from dagscale.train import OPTIMIZERS, Run, train
+from dagscale.training.engine import OPTIMIZERS, Run, train
 
 
 def blobs(n: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:

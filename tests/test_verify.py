@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from dagscale.bench.sweep import Run
+from dagscale.bench.verify.methods import KINDS, Method, by_width, law_methods, narrow
+from dagscale.bench.verify.peers import PEERS, in_mup
+from dagscale.bench.verify.report import row
+from dagscale.bench.verify.study import choose, execute, named, verify
+from dagscale.bench.verify.suites import SUITES
+from dagscale.bench.verify.truth import Truth
+from dagscale.bench.verify.verdict import Judge, Verdict
 from dagscale.cli.verify import NAMES
 from dagscale.errors import DagscaleError, TargetError, UnknownNameError
-from dagscale.spaces import load
-from dagscale.studies.methods import KINDS, Method, by_width, law_methods, narrow
-from dagscale.studies.peers import PEERS, in_mup
-from dagscale.studies.suites import SUITES
-from dagscale.studies.truth import Truth
-from dagscale.studies.verdict import Judge, Verdict
-from dagscale.studies.verify import choose, execute, named, verify
-from dagscale.studies.verify_report import row
-from dagscale.sweep import Run
+from dagscale.models import load
 
 GRID = tuple(2.0**k for k in range(-6, 1))
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import dagscale
 from dagscale.errors import PlanError, UnknownNameError
 from dagscale.graph import Graph
-from dagscale.width import WidthScaling, width_scaling
+from dagscale.scaling.width import WidthScaling, width_scaling
 
 OPTIMIZERS = ["sgd", "momentum", "adam", "adamw"]
 VOCABULARY = 11
@@ -424,8 +424,8 @@ def test_other_names_are_matched_by_position() -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_dags_of_any_topology(optimizer: str) -> None:
-    from dagscale.spaces.dag import Dag
-    from dagscale.spaces.mlp import MLP
+    from dagscale.models.dag import Dag
+    from dagscale.models.mlp import MLP
 
     base = MLP(Dag.parse("2"), in_features=16, classes=10, width=8)
     target = MLP(Dag.parse("2_22_222"), in_features=16, classes=10, width=32, norm="layer", depth=2)

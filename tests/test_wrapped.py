@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import dagscale
-from dagscale.trace import trace
+from dagscale.tracing import trace
 
 
 def build() -> nn.Module:

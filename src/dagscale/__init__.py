@@ -1,15 +1,13 @@
 """Architecture-aware initialisation and learning rates for any unmodified PyTorch model."""
 
-from dagscale.check import Report, check
+from dagscale.checking import Report, check
 from dagscale.errors import DagscaleError
-from dagscale.graph import Graph
+from dagscale.graph import Graph, PathSums, kernel_size, path_sums
 from dagscale.inits import INITS
 from dagscale.laws import LAWS
-from dagscale.paths import PathSums, kernel_size, path_sums
-from dagscale.plan import Plan
-from dagscale.planning import plan
-from dagscale.search import Found, search
-from dagscale.trace import trace
+from dagscale.planning import Plan, plan
+from dagscale.searching import Found, search
+from dagscale.tracing import trace
 
 __version__ = "0.1.0"
 

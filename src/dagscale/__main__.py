@@ -2,5 +2,7 @@
 
 from dagscale.cli import main
 
+AFFECTS_RESULTS = False
+
 if __name__ == "__main__":
     main()

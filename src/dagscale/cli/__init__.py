@@ -8,17 +8,13 @@ from typing import Any
 
 import typer
 
-from dagscale.cli.app import app, json_alone
-from dagscale.cli.check import check
-from dagscale.cli.commands import demo, inspect, plan, search
-from dagscale.cli.rerank import rerank
-from dagscale.cli.sweep import sweep_app
-from dagscale.cli.verify import verify
+from dagscale.cli import app as application
+from dagscale.cli import check, commands, rerank, sweep, verify  # noqa: F401  each puts its commands on the application
 from dagscale.errors import DagscaleError
 
-app.add_typer(sweep_app, name="sweep")
+AFFECTS_RESULTS = False
 
-__all__ = ["app", "check", "demo", "inspect", "main", "plan", "rerank", "search", "verify"]
+__all__ = ["main"]
 
 
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -28,8 +24,8 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served."""
     try:
-        with json_alone() if "--json" in sys.argv else nullcontext():
-            status = app(standalone_mode=False)
+        with application.json_alone() if "--json" in sys.argv else nullcontext():
+            status = application.app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from dagscale.data import Dataset
+    from dagscale.bench.data import Dataset
 
 app = typer.Typer(
     name="dagscale",
@@ -38,14 +38,14 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 def load_data(source: str | None, limit: int | None = None) -> Dataset | None:
     """The data set that ``--data`` names."""
-    from dagscale.data import load
+    from dagscale.bench.data import load
 
     return None if source is None else load(source, limit=limit)
 
 
 def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:
     """The module and its example inputs."""
-    from dagscale.spaces.targets import load, read_shape
+    from dagscale.models.targets import load, read_shape
 
     shape = None if input_shape is None else read_shape(input_shape)
     if input_shape is not None and shape is None:

@@ -33,8 +33,8 @@ def check(
     """Check that signals and updates stay as a family of networks grows. Exit status 1 if they do not."""
     from rich.console import Console
 
-    from dagscale.check import check as run
-    from dagscale.picture import check_path
+    from dagscale.checking import check as run
+    from dagscale.pictures.files import check_path
 
     if plot is not None:
         check_path(plot)

@@ -21,7 +21,7 @@ from dagscale.cli.app import (
     print_json,
     screen,
 )
-from dagscale.picture import check_path
+from dagscale.pictures.files import check_path
 
 Law = Annotated[
     str | None,
@@ -51,16 +51,16 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Trace a network and print its paths, depths, kernels and in-degrees."""
-    from dagscale.inspection import inspect as facts
-    from dagscale.inspection import tables
-    from dagscale.trace import trace
+    from dagscale.graph.facts import inspect as facts
+    from dagscale.graph.facts import tables
+    from dagscale.tracing import trace
 
     if picture is not None:
         check_path(picture)
     graph = trace(*load_target(target, load_data(data), input_shape, seed))
     if picture is not None:
-        from dagscale.draw import draw
-        from dagscale.folding import fold
+        from dagscale.graph.repeats import fold
+        from dagscale.pictures import draw
 
         draw(graph if full else fold(graph), picture, title=target)
     if json:
@@ -95,7 +95,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Plan initialisation and learning rate, carried over from a base network."""
-    from dagscale.planning import plan as make_plan
+    from dagscale.planning.make import plan as make_plan
 
     images = load_data(data)
     model, inputs = load_target(target, images, input_shape, seed)
@@ -129,7 +129,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the maximal learning rate of a (base) network on a logarithmic grid."""
-    from dagscale.search import search as find
+    from dagscale.searching import search as find
 
     if plot is not None:
         check_path(plot)
@@ -155,7 +155,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """The main job on embedded data: search a base, plan for other architectures, train and compare."""
-    from dagscale.studies import demo as study
+    from dagscale.bench import demo as study
 
     make_folder(out)
     outcomes, picture = study.run(out, seed=seed, progress=True)

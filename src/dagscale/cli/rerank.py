@@ -13,8 +13,8 @@ from dagscale.cli.app import Json, Seed, app, make_folder, print_json, screen
 from dagscale.errors import DataError
 
 if TYPE_CHECKING:
-    from dagscale.studies.rerank_page import Rows
-    from dagscale.studies.tables import Column
+    from dagscale.bench.nas.rerank_page import Rows
+    from dagscale.bench.nas.tables import Column
 
 TWO, NEW = "Two tables", "With --retrain"
 
@@ -76,14 +76,14 @@ def rerank(
     """Compare two rankings of NAS-Bench-201, or retrain it: Kendall τ by top K %, gains, noise floors."""
     from rich.console import Console
 
-    from dagscale.studies import rerank as study
-    from dagscale.studies import rerank_page, tables
+    from dagscale.bench.nas import rerank as study
+    from dagscale.bench.nas import rerank_page, tables
 
     if retrain:
-        from dagscale.studies import recipes as known
-        from dagscale.studies import retrain as retraining
-        from dagscale.studies import retrain_page, samples
-        from dagscale.studies.comparison import compare, published_values
+        from dagscale.bench.nas import recipes as known
+        from dagscale.bench.nas import retrain as retraining
+        from dagscale.bench.nas import retrain_page, samples
+        from dagscale.bench.nas.comparison import compare, published_values
 
         if data is None:
             raise DataError("--retrain trains on images: name them with --data, as --data digits")
@@ -140,7 +140,7 @@ def _show(
     document: dict[str, Any], rows: Iterable[Rows], legend: Iterable[str], written: dict[str, Path], json: bool
 ) -> None:
     """The answer on stdout, as JSON or as tables."""
-    from dagscale.studies.rerank_page import printable
+    from dagscale.bench.nas.rerank_page import printable
 
     if json:
         print_json(document | {"files": {name: str(path) for name, path in written.items()}})
@@ -158,7 +158,7 @@ def _published(
     source: str, dataset: str | None, data: str, column: str | None, seed: str | None, partial: bool, unpublished: bool
 ) -> Column:
     """The column of published accuracies that a retraining on ``data`` is held against."""
-    from dagscale.studies.tables import read_table
+    from dagscale.bench.nas.tables import read_table
 
     table = read_table(source)
     if not unpublished:

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagscale.cli.app import Json, print_json, screen
+from dagscale.cli.app import Json, app, print_json, screen
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dagscale.sweep import Counts
+    from dagscale.bench.sweep import Counts
 
 SHOWN = 40
 """Architectures and kinds of error in the readable tables; ``--json`` has all."""
 
 sweep_app = typer.Typer(help="Look into the store of a sweep.", no_args_is_help=True)
+app.add_typer(sweep_app, name="sweep")
 File = Annotated[Path, typer.Argument(help="The sweep's file.", metavar="FILE")]
 
 
 @sweep_app.command()
 def status(file: File, json: Json = False) -> None:
     """Count its runs: in all, by code version, by architecture, and what failures were of."""
-    from dagscale.sweep import Store
+    from dagscale.bench.sweep import Store
 
     with Store(file) as store:
         found = store.status()
@@ -48,7 +49,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write its finished and failed runs as one table, sorted by key."""
-    from dagscale.sweep import export as write
+    from dagscale.bench.sweep import export as write
 
     rows = write(file, out, version=version, timing=timing)
     if json:

@@ -43,8 +43,7 @@ def verify(
     """Predicted against found: every law under every init, and methods of others, by training a suite."""
     from rich.console import Console
 
-    from dagscale.studies import verify as study
-    from dagscale.studies import verify_report as report
+    from dagscale.bench.verify import report, study
 
     if quick:
         architectures, seeds, epochs, limit, spacing = 3, 2, 3, 64, 1.0

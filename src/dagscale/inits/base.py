@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dagscale.draws import Fill
 from dagscale.graph import Graph, LayerUse
+from dagscale.network import Subject
 from dagscale.registry import Registry
-from dagscale.subject import Subject
+from dagscale.training.draws import Fill
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,8 +1,8 @@
 """No initialisation."""
 
-from dagscale.draws import Fill
 from dagscale.inits.base import init
-from dagscale.subject import Subject
+from dagscale.network import Subject
+from dagscale.training.draws import Fill
 
 
 @init("keep", width="own")

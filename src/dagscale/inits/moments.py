@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dagscale.draws import Fill, standard_normal
 from dagscale.errors import PlanError
-from dagscale.examples import take, to_model
 from dagscale.graph import Graph
 from dagscale.inits.base import init, padding_rows, zeros_and_ones
-from dagscale.inits.uses import Use, Uses
-from dagscale.subject import Subject
-from dagscale.trace import forward
+from dagscale.network import Subject
+from dagscale.tracing import forward
+from dagscale.tracing.calls import Use, Uses
+from dagscale.training.batches import take, to_model
+from dagscale.training.draws import Fill, standard_normal
 
 BATCH = 256
 """Examples of ``data`` that the forward runs on."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import sqrt
 
-from dagscale.draws import Fill
 from dagscale.graph import LayerUse
 from dagscale.inits.base import fill_weights, init
-from dagscale.subject import Subject
+from dagscale.network import Subject
+from dagscale.training.draws import Fill
 
 
 @init("released", width="own")

@@ -3,6 +3,8 @@
 from dagscale.laws import combined, covariance, curvature, function_change, none, paths, released, short_run, walk
 from dagscale.laws.base import LAWS, Law
 
+AFFECTS_TRAINING = False
+
 __all__ = [
     "LAWS", "Law", "combined", "covariance", "curvature", "function_change", "none", "paths", "released", "short_run",
     "walk",

@@ -8,11 +8,11 @@ from math import exp, log
 from typing import TYPE_CHECKING
 
 from dagscale.errors import GraphError
+from dagscale.network import Subject
 from dagscale.registry import Registry
-from dagscale.subject import Subject
 
 if TYPE_CHECKING:
-    from dagscale.laws.measured import Measured
+    from dagscale.laws.over_seeds import Measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dagscale.errors import GraphError
 from dagscale.laws import covariance, short_run
 from dagscale.laws.base import FADING, LAWS, SGD, Law
-from dagscale.subject import Subject
+from dagscale.network import Subject
 
 OUTSIDE = frozenset({"norm", "unknown"})
 """Kinds of operations that the covariance law has no picture of."""

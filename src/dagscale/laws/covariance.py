@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from dagscale.errors import GraphError
 from dagscale.graph import Graph
 from dagscale.laws.base import FADING, LAWS, SGD, Law
-from dagscale.laws.dag import MeanField, mean_field
-from dagscale.subject import Subject
+from dagscale.laws.mean_field import MeanField, mean_field
+from dagscale.network import Subject
 
 if TYPE_CHECKING:
-    from dagscale.laws.dag import Matrix
+    from dagscale.laws.mean_field import Matrix
 
 LARGEST = 4000
 """Vertices beyond which the cubic cost is refused."""

@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 from dagscale.errors import PlanError
 from dagscale.laws.base import LAWS, SGD, Law
-from dagscale.laws.measured import Measured, once, over_seeds, settled
-from dagscale.probe import BATCH, Batch, Cost, Probe, leading_eigenpair
-from dagscale.subject import Subject
-from dagscale.train import seeded
+from dagscale.laws.over_seeds import Measured, once, over_seeds, settled
+from dagscale.network import Subject
+from dagscale.training.engine import seeded
+from dagscale.training.probe import BATCH, Batch, Cost, Probe, leading_eigenpair
 
 STEPS = 32
 """Length of the short run before the curvature is read."""

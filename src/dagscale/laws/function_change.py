@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import PlanError
-from dagscale.examples import Inputs
 from dagscale.laws.base import LAWS, Law
-from dagscale.laws.measured import Measured, once, over_seeds, settled
-from dagscale.probe import BATCH, Cost, Probe
-from dagscale.subject import Subject
-from dagscale.train import seeded
+from dagscale.laws.over_seeds import Measured, once, over_seeds, settled
+from dagscale.network import Subject
+from dagscale.training.batches import Inputs
+from dagscale.training.engine import seeded
+from dagscale.training.probe import BATCH, Cost, Probe
 
 STEP = 1e-4
 """The probing rate for SGD, relative to 1/‖gradient‖², and for Adam in absolute terms: small enough to be linear."""
@@ -28,7 +28,7 @@ class Taps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        from dagscale.trace.recorder import Operator, describe
+        from dagscale.tracing.recorder import Operator, describe
 
         self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
         self.values: list[Tensor] = []

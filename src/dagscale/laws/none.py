@@ -1,7 +1,7 @@
 """No transfer: the base's rate for every architecture."""
 
 from dagscale.laws.base import LAWS, Law
-from dagscale.subject import Subject
+from dagscale.network import Subject
 
 
 def factors(base: Subject, target: Subject) -> dict[str, float]:

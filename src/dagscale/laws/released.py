@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from dagscale.graph import Edge, Graph, Op
+from dagscale.graph.paths import kernel_size, path_sums
 from dagscale.laws.base import LAWS, SGD, Law, root_ratio
-from dagscale.paths import kernel_size, path_sums
-from dagscale.subject import Subject
+from dagscale.network import Subject
 
 
 def by_layers(graph: Graph, extra: int) -> int:

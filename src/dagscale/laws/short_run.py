@@ -8,14 +8,14 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from dagscale.band import GRIDS, find_band
 from dagscale.errors import PlanError
-from dagscale.examples import Inputs
 from dagscale.laws.base import FADING, LAWS, Law
-from dagscale.laws.measured import Measured, once, over_seeds
-from dagscale.probe import Cost, Probe
-from dagscale.subject import Subject
-from dagscale.train import exploded, seeded
+from dagscale.laws.over_seeds import Measured, once, over_seeds
+from dagscale.network import Subject
+from dagscale.rates import GRIDS, find_band
+from dagscale.training.batches import Inputs
+from dagscale.training.engine import exploded, seeded
+from dagscale.training.probe import Cost, Probe
 
 STEPS, LONGEST = 24, 192
 """Length of a run. It is doubled, up to the longest, while no rate takes LEAST of the loss away; never beyond the run

@@ -6,10 +6,10 @@ from math import sqrt
 
 from dagscale.errors import GraphError
 from dagscale.graph import Graph
+from dagscale.graph.paths import kernel_size
 from dagscale.laws.base import LAWS, SGD, Law
-from dagscale.laws.dag import mean_field
-from dagscale.paths import kernel_size
-from dagscale.subject import Subject
+from dagscale.laws.mean_field import mean_field
+from dagscale.network import Subject
 
 
 def weighted_cubes(graph: Graph) -> float:

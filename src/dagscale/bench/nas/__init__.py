@@ -1,0 +1,3 @@
+"""Neural architecture search: rankings of a benchmark, and its architectures trained under several recipes."""
+
+AFFECTS_TRAINING = False

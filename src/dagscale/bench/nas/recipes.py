@@ -1,0 +1,196 @@
+"""How networks of a NAS benchmark are trained: recipes, which differ in each network's start and rate, and presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dagscale.bench.nas import paper_code as released
+from dagscale.registry import Registry
+from dagscale.training.engine import Groups, Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How networks are trained.
+
+    Attributes:
+        lr: learning rate at the start, per optimiser step; None where it is found on the base and carried over.
+        init, law, width: as `dagscale.plan` takes them.
+        base: code of the cell, one a stage, of the network whose rate is searched, under this very recipe.
+        narrower: the base has the target's channels divided by this.
+    """
+
+    optimizer: str
+    lr: float | None
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    schedule: str
+    augment: tuple[str, ...]
+    init: str = "keep"
+    law: str = "none"
+    width: str = "none"
+    base: str | None = None
+    narrower: int = 1
+
+    def describe(self) -> str:
+        """Start and rate, in words."""
+        start = "PyTorch's init" if self.init == "keep" else f"init {self.init}"
+        if self.base is None:
+            return f"{start}, rate {self.lr:g} for all"
+        carried = "for all" if self.law == "none" else f"times law {self.law}"
+        if self.width != "none":
+            carried = f"times {self.width}'s factor of each layer"
+        width = "" if self.narrower == 1 else f", with 1/{self.narrower} of the channels"
+        return f"{start}, rate found on {self.base} (one cell a stage{width}) {carried}"
+
+    def trained(self) -> str:
+        """What all recipes share, in words."""
+        return (
+            f"{self.optimizer.upper()}, {'Nesterov ' if self.nesterov else ''}momentum {self.momentum}, weight decay "
+            f"{self.weight_decay}, batch {self.batch_size}, {self.schedule} over {self.epochs} epochs, "
+            f"{' and '.join(self.augment)}"
+        )
+
+
+RECIPES: Registry[Recipe] = Registry("recipe")
+# As published [Dong & Yang 2020, Table 1].
+BENCHMARK = Recipe("sgd", 0.1, 0.9, True, 5e-4, 256, 200, "cosine", ("flip", "crop"))
+SEARCHED = replace(BENCHMARK, lr=None, base="0_00_300")
+RECIPES.add("benchmark")(BENCHMARK)
+# What a searched rate gains without any look at the architecture.
+RECIPES.add("one-rate")(SEARCHED)
+# μP: a narrower base's rate; at equal width this would be ``one-rate``.
+RECIPES.add("mup")(replace(SEARCHED, width="mup", narrower=2))
+# As the paper's released code: its base has skip connections only.
+RECIPES.add("released")(replace(SEARCHED, init=released.NAME, law=released.NAME, base="1_01_001"))
+# dagscale's own defaults with data.
+RECIPES.add("plan")(replace(SEARCHED, init="moments", law="short-run"))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is trained.
+
+    Attributes:
+        channels, cells: of the networks; the benchmark has 16 and 5.
+        images: at most so many of each split; None for all.
+        side: images are averaged down to this side; None leaves them as they are.
+        rates: exponents of 2, lowest and highest, an octave apart, that a base's rate is searched among.
+    """
+
+    epochs: int
+    batch_size: int
+    channels: int
+    cells: int
+    images: int | None = None
+    side: int | None = None
+    rates: tuple[int, int] = (-8, 2)
+
+    def target(self, code: str, *, cells: int | None = None, narrower: int = 1) -> str:
+        """The TARGET of a cell at this size."""
+        channels = max(1, self.channels // narrower)
+        return f"nb201:{code}?channels={channels}&cells={self.cells if cells is None else cells}"
+
+    def shorten(self, recipe: Recipe) -> Recipe:
+        """The recipe at this length."""
+        return replace(recipe, epochs=self.epochs, batch_size=self.batch_size)
+
+    def describe(self) -> str:
+        """All of it, in words."""
+        images = "all images" if self.images is None else f"{self.images:,} images"
+        side = "" if self.side is None else f" averaged down to {self.side}×{self.side}"
+        return (
+            f"{self.epochs} epoch{'s' * (self.epochs != 1)} on {images}{side}, batch {self.batch_size}, "
+            f"C={self.channels}, N={self.cells}"
+        )
+
+
+PRESETS: Registry[Preset] = Registry("preset")
+PRESETS.add("full")(Preset(200, 256, 16, 5))
+PRESETS.add("short-12")(Preset(12, 256, 16, 5))
+PRESETS.add("small-6")(Preset(6, 64, 4, 1, images=3000, side=16))
+PRESETS.add("tiny-1")(Preset(1, 32, 4, 1, images=200, rates=(-4, 0)))
+
+
+def differences(preset: Preset, side: int) -> list[str]:
+    """Where a retraining at this preset departs from the published recipe, a phrase each.
+
+    Args:
+        side: of the images as they are trained on.
+    """
+    full = PRESETS["full"]
+    found = [
+        f"{what} {ours}, published {published}"
+        for what, ours, published in (
+            ("epochs", preset.epochs, full.epochs),
+            ("batch", preset.batch_size, full.batch_size),
+            ("C", preset.channels, full.channels),
+            ("N", preset.cells, full.cells),
+            ("side of the images", side, 32),
+            ("padding of the crop", padding(side), 4),
+        )
+        if ours != published
+    ]
+    if preset.images is not None:
+        found.append(f"at most {preset.images:,} images a split, published all")
+    return [
+        *found,
+        "cosine lowered at every step, in the published code once an epoch",
+        "operations that read a vertex without signal are not run",
+    ]
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def padding(side: int) -> int:
+    """Of the random crop: 4 for the benchmark's 32, in proportion for others."""
+    return max(1, side // 8)
+
+
+class Augment(nn.Module):
+    """In train mode a random horizontal flip and a random crop of each zero-padded image; else nothing.
+
+    ``(batch, channels, H, W)`` → the same shape. It draws from torch's global generator.
+    """
+
+    def __init__(self, kinds: tuple[str, ...], pad: int) -> None:
+        super().__init__()
+        self.kinds, self.pad = kinds, pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        n, _, height, width = x.shape
+        if "flip" in self.kinds:
+            flipped = (torch.rand(n) < 0.5).to(x.device)[:, None, None, None]
+            x = torch.where(flipped, x.flip(3), x)
+        if "crop" in self.kinds:
+            padded = nn.functional.pad(x, (self.pad,) * 4)
+            down, right = (torch.randint(2 * self.pad + 1, (n, 1), device="cpu").to(x.device) for _ in range(2))
+            rows = (down + torch.arange(height, device=x.device))[:, None, :, None]
+            columns = (right + torch.arange(width, device=x.device))[:, None, None, :]
+            images = torch.arange(n, device=x.device)[:, None, None, None]
+            channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
+            x = padded[images, channels, rows, columns]
+        return x
+
+
+def optimiser(recipe: Recipe) -> Callable[[Groups], Optimizer]:
+    """What `dagscale.training.train` takes: SGD with the recipe's momentum; weight decay comes with the groups."""
+    return lambda groups: torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+SCHEDULES.add("cosine")(lambda made, steps: torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=steps))
+
+
+__all__ = ["PRESETS", "RECIPES", "SCHEDULES", "Augment", "Preset", "Recipe", "differences", "optimiser", "padding"]

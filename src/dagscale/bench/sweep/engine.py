@@ -1,0 +1,135 @@
+"""The sweep: every run once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dagscale.bench.sweep.run import Run
+from dagscale.bench.sweep.store import Outcome, Store
+from dagscale.bench.sweep.workers import Execute, attempts, open_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import ProgressColumn, Task
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep came to.
+
+    Args:
+        total: different runs asked for.
+        finished: of these, with a result in the store.
+        failed: of these, with an error in the store.
+        executed: runs executed by this call; the others were in the store already.
+        duplicates: runs that were given more than once.
+    """
+
+    total: int
+    finished: int
+    failed: int
+    executed: int
+    duplicates: int
+
+    @property
+    def ok(self) -> bool:
+        """Every run has its result."""
+        return self.finished == self.total
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        twice = f", {self.duplicates:,} given twice" if self.duplicates else ""
+        return (
+            f"{self.finished:,} of {self.total:,} runs finished, {self.failed:,} failed "
+            f"({self.executed:,} executed now{twice})"
+        )
+
+
+def sweep(
+    runs: Iterable[Run],
+    execute: Execute,
+    store: str | Path,
+    *,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+    progress: bool = False,
+) -> Summary:
+    """Execute every run that has no result in the store yet, and write its result there.
+
+    It may be killed at any moment and called again: what was finished is kept and not executed again, and in the end
+    the store holds what an undisturbed sweep would have written. A run that raises is recorded as failed with
+    its error, and the others go on.
+
+    Args:
+        runs: what to execute; read once, and never held in memory all together.
+        execute: ``execute(run)`` → a mapping of names to plain data (numbers, strings, lists, mappings; NaN and
+            infinity too); a function of a module's top level. Same run, same result: torch has one thread in it,
+            and the global random states are seeded by the run.
+        store: the SQLite file; made if it does not exist, added to if it does. On a local disk.
+        jobs: processes on this machine; -1 for one a core, 1 to execute in this process.
+        scheduler: address of a Dask scheduler, as ``tcp://host:8786``, to execute there instead.
+        retry_failed: execute the runs again that failed in an earlier call.
+        progress: show a progress bar on stderr: rate, time left, failures.
+
+    Raises:
+        SweepError: if the store, the scheduler or the workers cannot be used. What is finished is kept.
+    """
+    with Store(store, write=True) as book:
+        given = book.ask(runs)
+        before = book.asked()
+        todo = before.pending + (before.failed if retry_failed else 0)
+        executed = 0
+        if todo:
+            pool = open_pool(jobs, scheduler)
+            batches = attempts(pool, book.waiting(failed=retry_failed), execute)
+            with closing(pool), closing(batches), _progress(progress, todo) as report:
+                for outcomes in batches:
+                    book.record(outcomes)
+                    executed += len(outcomes)
+                    report(outcomes)
+        after = book.asked()
+    return Summary(after.total, after.finished, after.failed, executed, given - after.total)
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Iterator[Callable[[list[Outcome]], None]]:
+    """A progress bar on stderr, fed with outcomes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Runs a second, or a minute where they are slow."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            if not speed:
+                return Text("")
+            return Text(f"{speed:.1f} runs/s" if speed >= 1 else f"{60 * speed:.1f} runs/min")
+
+    columns: tuple[ProgressColumn, ...] = (
+        TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, speed_estimate_period=600) as bar:
+        task = bar.add_task("", total=total, failed=0)
+        failed = 0
+
+        def report(outcomes: list[Outcome]) -> None:
+            nonlocal failed
+            failed += sum(outcome.state == "failed" for outcome in outcomes)
+            bar.update(task, advance=len(outcomes), failed=failed)
+
+        yield report
+
+
+__all__ = ["Summary", "sweep"]

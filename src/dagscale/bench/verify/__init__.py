@@ -1,0 +1,1 @@
+"""``dagscale verify``: predicted rates against those that training finds."""

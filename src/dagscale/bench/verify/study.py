@@ -1,0 +1,237 @@
+"""``dagscale verify``: learning rates predicted by each method against those found by training."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dagscale.bench.sweep import Run, Store, code_version, sweep
+from dagscale.bench.verify.methods import KINDS, Method, dataset, law_method, law_methods
+from dagscale.bench.verify.peers import PEERS
+from dagscale.bench.verify.suites import SUITES, Exponents
+from dagscale.bench.verify.truth import Truth
+from dagscale.bench.verify.verdict import Judge, Truths, Verdict
+from dagscale.errors import DagscaleError, UnknownNameError
+from dagscale.models import targets
+from dagscale.planning.validate import check_whole
+from dagscale.training.engine import OPTIMIZERS
+
+AFFECTS_TRAINING = False
+
+Key = tuple[str, str, float, int]
+"""Of a training run: a method's ``truth``, architecture, rate, seed."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All of it: what was asked, what training found, what each method came to, what a reader should know."""
+
+    suite: str
+    optimizer: str
+    architectures: tuple[str, ...]
+    truths: Truths
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
+
+
+def verify(
+    suite: str,
+    *,
+    methods: Sequence[str] = (),
+    optimizer: str = "sgd",
+    data: str = "digits",
+    architectures: int | None = None,
+    bases: int = 1,
+    seeds: int = 2,
+    epochs: int = 1,
+    batch_size: int = 32,
+    limit: int | None = None,
+    grid: Exponents | None = None,
+    spacing: float = 0.5,
+    options: str = "",
+    seed: int = 0,
+    store: str | Path,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> Study:
+    """Compare methods on a suite.
+
+    The base and every architecture are trained over the whole grid under each init, which gives the truth; a law's
+    rate is the middle of the base's band times its factors. All of it goes through a sweep: killed and called
+    again, it goes on where it was.
+
+    Args:
+        suite: a name in ``SUITES``.
+        methods: names, as ``curvature/moments`` (any law and init), ``none/moments/mup`` (layers scaled by width) or
+            ``lr-finder``; by default every law under the inits offered, and every peer. Those that do not cover the
+            optimiser, or lack their package, are left out.
+        optimizer: a name in ``dagscale.training.OPTIMIZERS``.
+        data, limit: the data set and how much of it.
+        architectures: how many members of the suite; by default its own number.
+        bases: how many networks laws carry rates over from: the suite's own base, and the first of the members, which
+            are not reported on then. The mean is that of ``dagscale.plan`` with several bases.
+        seeds: runs a rate; at least 2.
+        epochs, batch_size: length of each run.
+        grid: exponents of 2, lowest and highest, in place of the suite's.
+        spacing: octaves between rates.
+        options: for every architecture, as ``norm=batch&width=128``, in place of the suite's.
+        seed: chooses the architectures, and is the first run's seed.
+        store: the sweep's file.
+        jobs: processes on this machine, -1 for one a core.
+        scheduler: a Dask scheduler's address, in place of processes.
+
+    Raises:
+        UnknownNameError: for an unknown suite, method or optimiser.
+        DataError, TargetError: if the data, or an architecture with these options, cannot be read.
+        DagscaleError: if training runs failed, or too few architectures, rates or seeds are asked for.
+    """
+    family = SUITES[suite].adapted(options)
+    OPTIMIZERS[optimizer]
+    count = family.count if architectures is None else architectures
+    if not spacing > 0:
+        raise DagscaleError(f"spacing must be positive, got {spacing}")
+    rates = family.rates(optimizer, grid, spacing)
+    check_whole("bases", bases)
+    if count < bases + 2 or seeds < 2 or len(rates) < 3:
+        raise DagscaleError(
+            "verify needs at least 3 architectures beside further bases, 3 rates and 2 seeds to correlate anything"
+        )
+    chosen, notes = choose(methods, optimizer, family.extra)
+    members = family.members(count, seed)
+    common: dict[str, Any] = {
+        "optimizer": optimizer, "data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs,
+    }  # fmt: skip
+    trained = code_version("AFFECTS_TRAINING")
+    trainings = {
+        (m.truth, a, lr, k): Run(
+            a, lr, m.init, seed=seed + k, options=m.training(a, family.base), version=trained, **common
+        )
+        for m in {m.truth: m for m in chosen}.values() for a in (family.base, *members) for lr in rates
+        for k in range(seeds)
+    }  # fmt: skip
+    predictions = {
+        (m.name, a, k): Run(a, 1.0, m.init, seed=seed + k, options={**m.options, "base": family.base}, **common)
+        for m in chosen for a in members for k in range(seeds if m.per_seed else 1)
+    }  # fmt: skip
+    images = dataset(next(iter(trainings.values())))
+    for a in (family.base, *members):
+        targets.resolve(a, data=images)  # what cannot be read is refused before anything is trained
+    asked = [*predictions.values(), *trainings.values()]
+    sweep(asked, execute, store, jobs=jobs, scheduler=scheduler, progress=progress)
+    with Store(store) as book:
+        results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
+    curves = _complete(trainings, results, store)
+    truths: dict[str, dict[str, Truth]] = {m.truth: {} for m in chosen}
+    for truth, known in truths.items():
+        for a in (family.base, *members):
+            known[a] = Truth(rates, tuple(tuple(curves[truth, a, lr, k]["loss"] for k in range(seeds)) for lr in rates))
+    _require_finite(truths)
+    spent: Counter[tuple[str, str]] = Counter()
+    for (truth, a, _, _), result in curves.items():
+        spent[truth, a] += result["steps"]
+    judge = Judge(truths, (family.base, *members[: bases - 1]), members[bases - 1 :], spent)
+    verdicts = []
+    for m in chosen:
+        answers = {
+            a: [results.get(run.key) for (name, of, _), run in predictions.items() if (name, of) == (m.name, a)]
+            for a in members
+        }
+        complete = {a: [one for one in row if one is not None] for a, row in answers.items() if None not in row}
+        if len(complete) == len(members):
+            verdicts.append(judge.method(m, complete))
+        else:
+            lacking = len(members) - len(complete)
+            notes.append(
+                f"{m.name} left out: no answer for {lacking} architectures, see `dagscale sweep status {store}`"
+            )
+    return Study(suite, optimizer, judge.members, truths, (*verdicts, *judge.searches()), (*notes, *_ends(truths)))
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """What one run of the study comes to, by its kind."""
+    return KINDS[run.options["kind"]](run)
+
+
+def choose(names: Sequence[str], optimizer: str, extra: Sequence[str] = ()) -> tuple[list[Method], list[str]]:
+    """The methods of these names that can be had, by default all and the extra ones; and a note for each other.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        DagscaleError: if none is left.
+    """
+    chosen, notes = [], []
+    default = [*law_methods(), *map(named, extra), *(PEERS[name] for name in PEERS)]
+    for method in [named(name) for name in names] or default:
+        if not method.covers(optimizer):
+            notes.append(f"{method.name} left out: it is for {', '.join(sorted(method.optimizers))}, not {optimizer}")
+        elif method.package is not None and (problem := _missing(*method.package)):
+            notes.append(f"{method.name} left out: {problem}")
+        elif method not in chosen:
+            chosen.append(method)
+    if not chosen:
+        raise DagscaleError("; ".join(notes))
+    return chosen, notes
+
+
+def named(name: str) -> Method:
+    """A method by name: ``LAW/INIT`` or ``LAW/INIT/mup``, spaces as you like, or a peer's.
+
+    Raises:
+        UnknownNameError: for an unknown one.
+    """
+    law, *rest = (part.strip() for part in name.split("/"))
+    if rest[1:] not in ([], ["mup"]):
+        raise UnknownNameError(f"unknown method {name!r}: write LAW/INIT, LAW/INIT/mup or one of {', '.join(PEERS)}")
+    return law_method(law, *rest) if rest else PEERS[law]
+
+
+def _missing(package: str, module: str) -> str:
+    try:
+        import_module(module)
+    except ImportError as error:
+        return f"{module} cannot be imported ({error}); pip install --no-deps {package}"
+    return ""
+
+
+def _complete(trainings: Mapping[Key, Run], results: Mapping[str, Any], store: str | Path) -> dict[Key, Any]:
+    """Every training run's result.
+
+    Raises:
+        DagscaleError: if one has none.
+    """
+    failed = [run for run in trainings.values() if run.key not in results]
+    if failed:
+        raise DagscaleError(
+            f"{len(failed)} runs failed, the first {failed[0].architecture} (lr {failed[0].lr:.3g}, init "
+            f"{failed[0].init}): see `dagscale sweep status {store}`"
+        )
+    return {key: results[run.key] for key, run in trainings.items()}
+
+
+def _require_finite(truths: Truths) -> None:
+    for truth, curves in truths.items():
+        for a, t in curves.items():
+            if not all(math.isfinite(half.best) for half in t.halves):
+                raise DagscaleError(
+                    f"{a} under {truth}: every rate from {t.rates[0]:.3g} to {t.rates[-1]:.3g} diverged; give a grid "
+                    "of lower rates"
+                )
+
+
+def _ends(truths: Truths) -> list[str]:
+    """A note for each truth whose bands reach an end of the grid."""
+    at_end = {truth: sum(t.at_end for t in curves.values()) for truth, curves in truths.items()}
+    return [
+        f"{truth}: {count} of {len(truths[truth])} bands reach an end of the grid; give a wider one"
+        for truth, count in at_end.items()
+        if count
+    ]
+
+
+__all__ = ["Study", "choose", "execute", "named", "verify"]

@@ -1,0 +1,115 @@
+"""Suites: families of architectures, each with one base, that ``dagscale verify`` trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from dagscale.errors import DagscaleError
+from dagscale.models import sample
+from dagscale.rates import GRIDS
+from dagscale.registry import Registry
+
+AFFECTS_TRAINING = False
+
+Exponents = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A family of architectures with one base.
+
+    Attributes:
+        base: the base network's TARGET.
+        members: (count, seed) → as many TARGETs, none of them the base.
+        count: how many by default.
+        grids: optimiser → exponents of 2, lowest and highest, of the grid of rates; where there is none, that of
+            ``dagscale.rates.GRIDS``.
+        extra: methods that only this suite has by default.
+    """
+
+    base: str
+    members: Callable[[int, int], tuple[str, ...]]
+    count: int = 12
+    grids: Mapping[str, Exponents] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+
+    def rates(self, optimizer: str, grid: Exponents | None = None, spacing: float = 0.5) -> tuple[float, ...]:
+        """The rates to train at, ascending, ``spacing`` octaves apart; ``grid`` in place of the suite's exponents.
+
+        Raises:
+            DagscaleError: if the grid runs downwards.
+        """
+        low, high = grid or self.grids.get(optimizer) or GRIDS[optimizer]
+        if not low < high:
+            raise DagscaleError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
+        return tuple(2.0 ** (low + k * spacing) for k in range(round((high - low) / spacing) + 1))
+
+    def adapted(self, options: str) -> Suite:
+        """With these options, as ``norm=batch&width=128``, on every TARGET in place of its own of the same names."""
+        if not options:
+            return self
+        return replace(
+            self,
+            base=with_options(self.base, options),
+            members=lambda count, seed: tuple(with_options(m, options) for m in self.members(count, seed)),
+        )
+
+
+def with_options(target: str, options: str) -> str:
+    """A TARGET with options in place of its own of the same names."""
+    code, _, query = target.partition("?")
+    named = {item.partition("=")[0]: item for text in (query, options) for item in text.split("&") if item}
+    return f"{code}?{'&'.join(named.values())}"
+
+
+SUITES: Registry[Suite] = Registry("suite")
+
+
+def chains(options: str) -> Callable[[int, int], tuple[str, ...]]:
+    """MLPs with 3, 4, … hidden layers, the stem included; the base has 2."""
+
+    def members(count: int, seed: int) -> tuple[str, ...]:
+        codes = ("_".join("0" * v + "2" for v in range(n)) for n in range(2, count + 2))
+        return tuple(f"mlp:{code}?{options}" for code in codes)
+
+    return members
+
+
+def dags(space: str, *options: str) -> Callable[[int, int], tuple[str, ...]]:
+    """Random DAGs of five vertices; several texts of options are taken in turn."""
+
+    def members(count: int, seed: int) -> tuple[str, ...]:
+        codes = sample(space, vertices=5, count=count, seed=seed)
+        return tuple(f"{code}?{options[i % len(options)]}" for i, code in enumerate(codes))
+
+    return members
+
+
+def depths(text: str, first: int, step: int) -> Callable[[int, int], tuple[str, ...]]:
+    """``text`` with ``{}`` replaced by ``first``, ``first + step``, …"""
+    return lambda count, seed: tuple(text.format(first + step * k) for k in range(count))
+
+
+MLP = {"sgd": (-9.0, 2.0), "momentum": (-12.0, -1.0), "adam": (-15.0, -4.0), "adamw": (-15.0, -4.0)}
+CNN = {"sgd": (-8.0, 3.0), "momentum": (-11.0, 0.0), "adam": (-13.0, -2.0), "adamw": (-13.0, -2.0)}
+
+for _name, _more in (("", ""), ("-gelu", "&act=gelu")):
+    _options = f"width=64{_more}"
+    SUITES.add(f"mlp-depth{_name}")(Suite(f"mlp:2?{_options}", chains(_options), 8, MLP))
+    SUITES.add(f"mlp-dag{_name}")(Suite(f"mlp:2?{_options}", dags("mlp", _options), 12, MLP))
+    _kernels = (f"width=12&kernel={k}{_more}" for k in (3, 5, 7))
+    SUITES.add(f"cnn-dag{_name}")(Suite(f"cnn:2?width=12{_more}", dags("cnn", *_kernels), 12, CNN))
+
+SUITES.add("mlp-dag-bn")(Suite("mlp:2?width=64&norm=batch", dags("mlp", "width=64&norm=batch"), 12, CNN))
+
+_widths = dags("mlp", *(f"width={w}" for w in (32, 64, 128, 256)))
+_scaled = ("none/moments/mup", "short-run/moments/mup", "combined/moments/mup")
+SUITES.add("width")(Suite("mlp:2?width=32", _widths, 12, MLP, _scaled))
+
+for _name, _norm in (("", "none"), ("-bn", "batch")):
+    _text = "resnet:{}?width=8&stride=2&norm=" + _norm
+    SUITES.add(f"resnet-depth{_name}")(Suite(_text.format(8), depths(_text, 14, 6), 8, CNN))
+
+_grids = {**CNN, "adam": (-15.0, -4.0), "adamw": (-15.0, -4.0)}
+SUITES.add("vit-depth")(Suite("vit:1?width=32", depths("vit:{}?width=32", 2, 1), 8, _grids))

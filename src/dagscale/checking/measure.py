@@ -1,0 +1,347 @@
+"""What a few optimiser steps do at every weight layer of one network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dagscale.errors import CheckError, DagscaleError
+from dagscale.graph import Graph
+from dagscale.network import Subject
+from dagscale.planning.plans import Plan
+from dagscale.tracing import forward
+from dagscale.tracing.recorder import Node, Recorder, tensors_in
+from dagscale.tracing.reduction import _parameters_of
+from dagscale.training.batches import Inputs, output, shapes, take, to_model
+from dagscale.training.engine import OPTIMIZERS, Loss, train
+from dagscale.training.probe import Probe, leading_eigenpair
+
+LOOKED_AT = 256
+"""Examples on which signals are compared before and after the steps."""
+
+LOWER = 0.25
+"""Of a rate under suspicion: the rate that it is held against, unless that is too high as well."""
+
+CONFIRM = 32
+"""Steps of the two runs that confirm a rate to be too high."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all members of a family are trained on, and how.
+
+    Args:
+        centred: train on ``f(x) - f_0(x)``, ``f_0`` the network as it was initialised, so that every member starts
+            from the output 0. A finite width starts from a random output that fades as width grows, and its
+            gradient with it; that is no matter of the plan [Yang et al. 2022, App. D.2; Chizat et al. 2019].
+    """
+
+    x: Inputs
+    y: Tensor
+    loss: Loss
+    optimizer: str
+    steps: int
+    batch_size: int
+    centred: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One layer's output ``z``, means over examples, positions, units and uses.
+
+    Args:
+        moment: ``E z²`` at initialisation.
+        spread: standard error of ``ln E z²`` from the finite number of units, the layer's input given.
+        entering: ``E x²`` of what enters the layer.
+        own: mean square of ``(W' - W) x``, by the layer's own change alone, after the first step and after the last;
+            None where the weight is computed from parameters, so that the layer cannot be run again by itself.
+        change: mean square of ``z' - z`` after each step.
+        uses: how often the layer was applied.
+    """
+
+    moment: float
+    spread: float
+    entering: float
+    own: tuple[float, float] | None
+    change: tuple[float, ...]
+    uses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One network under one seed.
+
+    Args:
+        signals: layer name → what was seen.
+        losses: of the batch, before each step.
+        sharpness: learning rate × largest curvature at initialisation; None if it was not measured.
+    """
+
+    signals: Mapping[str, Signal]
+    losses: tuple[float, ...]
+    sharpness: float | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether everything stayed finite."""
+        seen = [v for s in self.signals.values() for v in (s.moment, *s.change)]
+        return all(map(math.isfinite, (*self.losses, *seen)))
+
+
+def observe(
+    model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int, *, sharpness: bool = True
+) -> Observation:
+    """Initialise a copy of ``model``, take ``task.steps`` optimiser steps, and look at every layer in between.
+
+    Raises:
+        CheckError: if forward or loss fail.
+    """
+    network = started(model, plan, seed)
+    order = torch.randperm(len(task.y), generator=torch.Generator().manual_seed(seed))
+    looked = to_model(network, take(task.x, order[:LOOKED_AT]))
+    wanted = {use.name for use in graph.layers}
+    before = _watch(network, looked, seed, wanted)
+    sharp = steepness(network, graph, plan, task, seed) if sharpness and plan.optimizer in STABLE else None
+    start = copy.deepcopy(network) if task.centred else None
+    optimizer = OPTIMIZERS[plan.optimizer](plan.param_groups(network))
+    losses: list[float] = []
+    changes: dict[str, list[float]] = {name: [] for name in before}
+    own: dict[str, tuple[float, ...]] = dict.fromkeys(before, ())
+    with forward.unchanged_random_state():
+        torch.manual_seed(seed)
+        for rows, _ in zip(_batches(order, task.batch_size), range(task.steps), strict=False):
+            optimizer.zero_grad()
+            value = _loss(network, task, rows, start)
+            losses.append(value.item())
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if len(losses) in (1, task.steps):
+                own = {name: (*own[name], *_own(uses)) for name, uses in before.items()}
+            after = _watch(network, looked, seed, wanted, again=False)
+            for name, uses in before.items():
+                pairs = zip(uses, after.get(name, ()), strict=False)
+                changes[name].append(_mean([_square(new.z - old.z) for old, new in pairs]))
+    return Observation(
+        {name: _signal(uses, own[name], tuple(changes[name])) for name, uses in before.items()}, tuple(losses), sharp
+    )
+
+
+def attempt(model: nn.Module, task: Task) -> None:
+    """Run forward and loss once on a copy in train mode, so that what cannot be trained on is said at once.
+
+    Raises:
+        CheckError: if forward or loss fail, or no parameter gets a gradient.
+    """
+    network = _copied(model).train()
+    if not any(p.requires_grad for p in network.parameters()):
+        raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
+    with forward.unchanged_random_state():
+        value = _loss(network, task, torch.arange(min(task.batch_size, len(task.y))), None)
+    if not value.requires_grad:
+        raise CheckError("the loss does not depend on any parameter: check that nothing is detached on the way to it")
+
+
+def started(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
+    """A copy in train mode, initialised as ``plan`` says."""
+    network = _copied(model)
+    plan.init_(network, seed=seed)
+    return network.train()
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise CheckError(
+            f"the model cannot be copied ({type(error).__name__}): give one that copy.deepcopy can"
+        ) from error
+
+
+def lower_share(ratio: float) -> float:
+    """Of a rate that is ``ratio`` times what curvature calls stable: one to hold it against that is not too high."""
+    return min(LOWER, 0.5 / ratio)
+
+
+def too_high(model: nn.Module, plan: Plan, task: Task, seed: int, lower: float = LOWER) -> float:
+    """``ln`` of a short run's final loss at the plan's rate over that at a ``lower`` share; ``inf`` if it diverged."""
+    final = []
+    for share in (1.0, lower):
+        network = started(model, plan, seed)
+        run = train(
+            network, task.x, task.y, params=plan.param_groups(network, lr=share * plan.lr), optimizer=plan.optimizer,
+            loss=task.loss, steps=CONFIRM, batch_size=task.batch_size, seed=seed, evaluate=512,
+        )  # fmt: skip
+        final.append(run.loss)
+    if not math.isfinite(final[0]):
+        return math.inf
+    return math.log(final[0] / final[1]) if 0 < final[1] < math.inf and final[0] > 0 else final[0] - final[1]
+
+
+@dataclass(slots=True)
+class _Use:
+    """One application of a layer: its output, its input's second moment, and how to run it again."""
+
+    z: Tensor
+    entering: float
+    units: int
+    again: Callable[[], Tensor] | None
+
+
+class _Watch(Recorder):  # type: ignore[no-untyped-call]
+    """The trace's own recorder, run on real values, keeping what every weight layer puts out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.uses: dict[str, list[_Use]] = {}
+        self.wanted: set[str] = set()
+        self.owned: set[int] = set()
+        self.rerun = True
+        self._function: Any = None
+        self._names: dict[int, tuple[str, ...]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._function = func
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _record(
+        self,
+        operator: Any,
+        meaning: Any,
+        named: dict[str, Any],
+        known: dict[str, list[tuple[int, Tensor]]],
+        out: Any,
+    ) -> None:
+        first = len(self.nodes)
+        super()._record(operator, meaning, named, known, out)
+        for node in self.nodes[first:]:
+            if node.kind == "weight" and node.layer is not None and node.signal and node.params:
+                names = _parameters_of(self.nodes, node.params[0], self._names)
+                name = names[0].removesuffix(".weight") if names else ""
+                if name in self.wanted:
+                    self.uses.setdefault(name, []).append(self._use(node, meaning, named, out))
+
+    def _use(self, node: Node, meaning: Any, named: dict[str, Any], out: Any) -> _Use:
+        z = next(tensors_in(out)).detach().clone()
+        held = {a for a, v in named.items() if isinstance(v, Tensor) and v.untyped_storage()._cdata in self.owned}
+        places = (meaning.weight, *meaning.data)
+        data = [v for a in places if a not in held and isinstance(v := named.get(a), Tensor) and v.is_floating_point()]
+        kernel = node.layer.kernel if node.layer is not None else ()
+        units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
+        again = None
+        if self.rerun and held & set(places):
+            fixed = {a: v.detach().clone() if isinstance(v, Tensor) and a not in held else v for a, v in named.items()}
+            function = self._function
+            again = lambda: next(tensors_in(function(**fixed)))  # noqa: E731
+        return _Use(z, _square(data[0]) if data else 1.0, units, again)
+
+
+def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bool = True) -> dict[str, list[_Use]]:
+    """One forward without gradients under fixed randomness: layer name → its uses."""
+    watch = _Watch()
+    watch.wanted, watch.rerun = wanted, again
+    watch.owned = {p.untyped_storage()._cdata for p in network.parameters()}
+    args, kwargs = forward.bind_inputs(network, x)
+    for name, parameter in network.named_parameters():
+        watch.add_parameter(name, parameter)
+    for name, leaf in forward.named_leaves(network, args, kwargs):
+        watch.add_input(leaf, name)
+    try:
+        with forward.undisturbed(watch, network), torch.no_grad():
+            torch.manual_seed(seed)
+            with watch:
+                network(*args, **kwargs)
+    except DagscaleError:
+        raise
+    except Exception as error:
+        raise CheckError(f"the forward raised {_line(error)}, on inputs {shapes(x)} in train mode") from error
+    return watch.uses
+
+
+def _own(uses: list[_Use]) -> tuple[float, ...]:
+    """Mean square of what the layer, run again on what entered it then, now puts out less what it did."""
+    with torch.no_grad():
+        squares = [_square(use.again() - use.z) for use in uses if use.again is not None]
+    return (_mean(squares),) if len(squares) == len(uses) else ()
+
+
+def _signal(uses: list[_Use], own: tuple[float, ...], change: tuple[float, ...]) -> Signal:
+    spreads = []
+    for use in uses:
+        by_unit = (
+            use.z.double().square().reshape(-1, use.units)
+            if use.z.shape[-1] == use.units
+            else (use.z.double().square().flatten(2).transpose(1, 2).reshape(-1, use.units))
+        )
+        energy = by_unit.mean(0)
+        mean = float(energy.mean())
+        spreads.append(
+            float(energy.std()) / mean / math.sqrt(use.units) if use.units > 1 and mean > 0 else math.sqrt(2)
+        )
+    return Signal(
+        _mean([_square(use.z) for use in uses]),
+        max(spreads),
+        _mean([use.entering for use in uses]),
+        (own[0], own[-1]) if own else None,
+        change,
+        len(uses),
+    )
+
+
+def steepness(network: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int) -> float:
+    """``lr · λ``: largest Gauss–Newton eigenvalue, each parameter's rate in it as the plan has it."""
+    subject = Subject(
+        graph, network, data=(task.x, task.y), loss=task.loss, optimizer=plan.optimizer, batch_size=task.batch_size
+    )
+    probe = Probe(subject, seed)
+    scale = [plan.parameters[name].lr for name in probe.parameters]
+    return leading_eigenpair(probe, scale, tolerance=0.1, most=20)[0]
+
+
+STABLE = {"sgd": 2.0, "momentum": 3.8}
+"""Largest stable lr · λ on a quadratic: 2 for gradient descent, 2 (1 + β) with heavy-ball momentum β [Polyak 1964]."""
+
+
+def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
+    """Rows of one batch after another, around again at the end."""
+    size, at = min(size, len(order)), 0
+    while True:
+        rows = torch.arange(at, at + size) % len(order)
+        at = (at + size) % len(order)
+        yield order[rows]
+
+
+def _loss(network: nn.Module, task: Task, rows: Tensor, start: nn.Module | None) -> Tensor:
+    x, y = to_model(network, take(task.x, rows)), to_model(network, take(task.y, rows))
+    try:
+        out = output(network, x)
+        if start is not None and isinstance(out, Tensor):
+            with torch.no_grad():
+                first = output(start, x)
+            out = out - first
+        value = task.loss(out, y)
+    except Exception as error:
+        mend = "" if start is None else "; a loss that takes no outputs around 0 needs centred=False"
+        raise CheckError(f"forward or loss raised {_line(error)}, on inputs {shapes(x)} in train mode{mend}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise CheckError(f"the loss must be one number and is {shape}: take its mean")
+    return value
+
+
+def _square(t: Tensor) -> float:
+    return float(t.detach().double().square().mean()) if t.numel() else 0.0
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,173 @@
+"""The verdict as a value that prints, draws and writes itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dagscale.checking.verdict import LEVEL, Fault, Fit, Level
+from dagscale.pictures.files import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+NAMES = {"moment": "second moment / wanted", "change": "Δz rms", "own": "own Δz rms"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Args:
+        axis: what the family grows in.
+        labels, sizes, lrs: of its members, smallest first.
+        levels: the second moment at every layer of every member.
+        fits: slopes by class of layers, in families of growing width by layer too.
+        faults: the first one first; empty if the family passes.
+        sharpness: per member, ``lr · λ`` at initialisation; None where the optimiser has none.
+        notes: what a reader should know.
+    """
+
+    axis: str
+    labels: tuple[str, ...]
+    sizes: tuple[float, ...]
+    lrs: tuple[float, ...]
+    levels: tuple[Level, ...]
+    fits: tuple[Fit, ...]
+    faults: tuple[Fault, ...]
+    sharpness: tuple[float | None, ...]
+    optimizer: str
+    init: str
+    law: str
+    steps: int
+    seeds: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is at fault."""
+        return not self.faults
+
+    @property
+    def first(self) -> Fault | None:
+        """The first fault: later ones may follow from it."""
+        return self.faults[0] if self.faults else None
+
+    @property
+    def table(self) -> Table:
+        """A row a class of layers and quantity, and a row a layer at fault."""
+        from rich.table import Table
+
+        how = f"init {self.init} · law {self.law} · {self.optimizer}"
+        title = f"{self.axis} · {how} · {self.steps} steps · {self.seeds} seeds"
+        table = Table(title=title, caption=self.verdict)
+        table.add_column("layers", overflow="fold")
+        table.add_column("quantity")
+        for label, size in zip(self.labels, self.sizes, strict=True):
+            table.add_column(f"{label}\n{self.axis} {size:.4g}", justify="right", overflow="fold")
+        table.add_column("slope", justify="right")
+        table.add_column("interval", justify="right")
+        table.add_column("allowed", justify="right")
+        table.add_column("")
+        classes = [f for f in self.fits if f.name in ("input", "hidden", "sum", "output", "inner")]
+        for fit in [*classes, *(f for f in self.fits if f not in classes and f.off)]:
+            low = "" if fit.growing else f"−{fit.tolerance:.2f} … "
+            mark = {1: "grows", -1: "shrinks", 0: "open" if fit.open else "ok" if fit.judged else ""}[fit.off]
+            table.add_row(
+                fit.name, NAMES[fit.quantity], *(f"{v:.3g}" for v in fit.values), f"{fit.slope:+.2f}",
+                f"{fit.low:+.2f} … {fit.high:+.2f}", f"{low}{fit.tolerance:.2f}", mark,
+                style="bold red" if fit.off else "",
+            )  # fmt: skip
+        rates = [f"{lr:.3g}" for lr in self.lrs]
+        table.add_row("all", "learning rate", *rates, "", "", "", "")
+        if any(s is not None for s in self.sharpness):
+            table.add_row("all", "lr·λ", *("" if s is None else f"{s:.3g}" for s in self.sharpness), "", "", "", "")
+        return table
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        if not self.faults:
+            undecided = sum(f.open for f in self.fits)
+            remark = f"; {undecided} of {len(self.fits)} intervals reach over their tolerance, more seeds narrow them"
+            return f"pass: second moments and updates hold over {self.axis}" + (remark if undecided else "")
+        more = len(self.faults) - 1
+        return f"fail: {self.faults[0]}" + (f" (and {more} more, which may follow from it)" if more else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        levels = [asdict(level) | {"member": self.labels[level.member], "off": level.off} for level in self.levels]
+        document: dict[str, Any] = _plain(
+            {
+                "ok": self.ok,
+                "verdict": self.verdict,
+                "axis": self.axis,
+                "members": [
+                    {"label": label, "size": size, "lr": lr, "sharpness": sharp}
+                    for label, size, lr, sharp in zip(self.labels, self.sizes, self.lrs, self.sharpness, strict=True)
+                ],
+                "faults": [asdict(fault) for fault in self.faults],
+                "fits": [asdict(fit) | {"off": fit.off, "open": fit.open} for fit in self.fits],
+                "levels": levels,
+                "optimizer": self.optimizer,
+                "init": self.init,
+                "law": self.law,
+                "steps": self.steps,
+                "seeds": self.seeds,
+                "notes": list(self.notes),
+            }
+        )
+        return document
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=130, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table)
+            for fault in self.faults:
+                console.print(f"fault: {fault}", markup=False, highlight=False, soft_wrap=True)
+            for note in self.notes:
+                console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        return capture.get().rstrip()
+
+    def plot(self, path: str | Path) -> None:
+        """Draw moments and updates against size into a ``.png``, ``.svg`` or ``.pdf`` file.
+
+        Raises: DagscaleError if matplotlib is missing, the suffix is another, or the file cannot be written.
+        """
+        save(self._figure, path)
+
+    def _figure(self) -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.axhspan(2**-LEVEL, 2**LEVEL, alpha=0.12, label="tolerance")
+        left.axhline(1, linestyle="--", color="black", linewidth=0.8)
+        for axes, quantity in ((left, "moment"), (right, "change")):
+            for fit in self.fits:
+                if fit.quantity == quantity and (fit.name in CLASS_NAMES or fit.off):
+                    mark = " ✗" if fit.off else ""
+                    axes.plot(self.sizes, fit.values, marker="o", label=f"{fit.name}, slope {fit.slope:+.2f}{mark}")
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log", base=2)
+            axes.set(xlabel=self.axis, ylabel=NAMES[quantity])
+            axes.legend(fontsize="small")
+        figure.suptitle("pass" if self.ok else f"fail: {self.faults[0]}"[:110], fontsize="medium")
+        return figure
+
+
+CLASS_NAMES = ("input", "hidden", "sum", "output", "inner")
+
+
+def _plain(value: Any) -> Any:
+    """Without numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

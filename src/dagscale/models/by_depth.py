@@ -1,0 +1,33 @@
+"""What spaces of image networks whose code is a depth have in common."""
+
+from __future__ import annotations
+
+from dagscale.errors import TargetError
+from dagscale.models.targets import Setting
+
+
+def read_depth(code: str, example: str) -> int:
+    """The depth that a code spells.
+
+    Args:
+        example: a TARGET of the space, for the message.
+
+    Raises:
+        TargetError: if it is no integer from 1 on.
+    """
+    if not (code.isascii() and code.isdigit() and int(code) > 0):
+        raise TargetError(f"{code!r} is no depth; write a number of layers or blocks, as {example}")
+    return int(code)
+
+
+def image_shape(setting: Setting, what: str) -> tuple[int, int, int]:
+    """(C, H, W) of one example.
+
+    Raises:
+        TargetError: if examples are no images.
+    """
+    if len(setting.shape) != 3:
+        shape = "x".join(map(str, setting.shape))
+        raise TargetError(f"{what} takes images, not inputs of shape {shape}; write ?input=CxHxW, as 3x32x32")
+    channels, high, wide = setting.shape
+    return channels, high, wide

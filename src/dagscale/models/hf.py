@@ -1,0 +1,100 @@
+"""The space ``hf:NAME``: a random-weight model of transformers, from the configuration class of a model type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dagscale.errors import TargetError
+from dagscale.models.targets import EXAMPLES, SPACES, Option, Setting, Space, did_you_mean
+from dagscale.models.timm import declare_torchvision_ops
+
+LARGE = 10**9
+"""Models of more parameters than this are left on ``meta``: a graph needs no weights."""
+_SPELLINGS = {
+    "width": ("hidden_size", "d_model", "n_embd", "dim"),
+    "layers": ("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+    "heads": ("num_attention_heads", "num_heads", "n_head", "n_heads"),
+    "kv_heads": ("num_key_value_heads",),
+    "mlp": ("intermediate_size", "d_ff", "n_inner", "ffn_dim"),
+    "vocab": ("vocab_size",),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+}
+"""Our option → the names that configurations use for it."""
+
+
+class Logits(nn.Module):
+    """A language model or encoder that returns one tensor: its logits, or its last hidden state."""
+
+    def __init__(self, model: Any, **inputs: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.always = inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: token ids (batch, length), or pixels (batch, channels, height, width)."""
+        out = self.model(x, **self.always)
+        found = next(v for k in ("logits", "last_hidden_state") if (v := getattr(out, k, None)) is not None)
+        assert isinstance(found, torch.Tensor)
+        return found
+
+
+def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], tuple[nn.Module, Any]]:
+    declare_torchvision_ops()
+    try:
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+    except ImportError as error:
+        raise TargetError(f"transformers cannot be imported ({error}); install it: pip install transformers") from None
+    if name not in MODEL_MAPPING_NAMES:
+        hint = did_you_mean(name, MODEL_MAPPING_NAMES)
+        raise TargetError(f"transformers has no model type {name!r}{hint} (as llama, gpt2, bert, vit)")
+    given = dict(options)
+    length = given.pop("length", 16)
+
+    def make() -> tuple[nn.Module, Any]:
+        config = transformers.CONFIG_MAPPING[name]()
+        if getattr(config, "is_encoder_decoder", False):
+            raise TargetError(f"{name!r} has an encoder and a decoder: write a callable that returns (module, inputs)")
+        for option, value in given.items():
+            known = [key for key in _SPELLINGS[option] if getattr(config, key, None) is not None]
+            if not known:
+                raise TargetError(f"{name!r} has no option {option!r}")
+            setattr(config, known[0], value)
+        config.use_cache = False
+        head = "AutoModelForCausalLM" if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "AutoModel"
+        auto = getattr(transformers, head)
+        with torch.device("meta"):
+            model = auto.from_config(config)
+        device = "meta"
+        if sum(p.numel() for p in model.parameters()) <= LARGE:
+            model, device = auto.from_config(config), "cpu"
+        if model.main_input_name == "input_ids":
+            return Logits(model), torch.zeros(EXAMPLES, length, dtype=torch.int64, device=device)
+        size = getattr(config, "image_size", 224)
+        high, wide = (size, size) if isinstance(size, int) else size
+        if model.main_input_name != "pixel_values":
+            raise TargetError(f"{name!r} takes {model.main_input_name}: write a callable that returns (module, inputs)")
+        return Logits(model), torch.randn(EXAMPLES, getattr(config, "num_channels", 3), high, wide, device=device)
+
+    return make
+
+
+SPACES.add("hf")(
+    Space(
+        read=_read,
+        options=(
+            Option("width", "int", "hidden size", low=1),
+            Option("layers", "int", "number of blocks", low=1),
+            Option("heads", "int", "attention heads", low=1),
+            Option("kv_heads", "int", "key and value heads", low=1),
+            Option("mlp", "int", "width of the MLP", low=1),
+            Option("vocab", "int", "size of the vocabulary", low=1),
+            Option("experts", "int", "experts of a block", low=1),
+            Option("length", "int", "tokens of an example", low=1),
+        ),
+    )
+)

@@ -1,0 +1,67 @@
+"""Grids of rates, and the band around the best one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from torch.optim import Optimizer
+
+from dagscale.errors import SearchError
+from dagscale.training.engine import Groups
+
+AFFECTS_TRAINING = False
+
+GRIDS = {"sgd": (-10.0, 1.0), "momentum": (-13.0, -1.0), "adam": (-16.0, -4.0), "adamw": (-16.0, -4.0)}
+"""Exponents of 2 between which the default grid of an optimiser runs, half an octave apart; SGD's for any other."""
+
+
+def default_grid(optimizer: str | Callable[[Groups], Optimizer]) -> tuple[float, ...]:
+    """The rates tried for an optimiser: half an octave apart, ascending."""
+    low, high = GRIDS.get(optimizer if isinstance(optimizer, str) else "sgd", GRIDS["sgd"])
+    return tuple(2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1))
+
+
+def find_band(rates: Sequence[float], losses: Sequence[float], tolerance: float) -> tuple[float, float]:
+    """Lower and upper end of the rates around the best one whose loss is at most ``best + tolerance · |best|``.
+
+    The band is contiguous. Between its last rate and the next one, the end is interpolated, the loss taken as linear in
+    the logarithm of the rate; where the next loss is infinite, or there is no next rate, it is the last rate itself.
+
+    Args:
+        rates: ascending.
+        losses: mean loss at each, ``inf`` where diverged; at least one finite.
+        tolerance: relative, as 0.05.
+    """
+    best = min(range(len(losses)), key=losses.__getitem__)
+    limit = losses[best] + tolerance * abs(losses[best])
+    return _end(rates, losses, best, -1, limit), _end(rates, losses, best, 1, limit)
+
+
+def _end(rates: Sequence[float], losses: Sequence[float], start: int, step: int, limit: float) -> float:
+    """The band's end in the direction of ``step``."""
+    last = start
+    while 0 <= last + step < len(rates) and losses[last + step] <= limit:
+        last += step
+    beyond = last + step
+    if not 0 <= beyond < len(rates) or math.isinf(losses[beyond]):
+        return rates[last]
+    share = (limit - losses[last]) / (losses[beyond] - losses[last])
+    return math.exp((1 - share) * math.log(rates[last]) + share * math.log(rates[beyond]))
+
+
+def check_grid(grid: Iterable[float]) -> list[float]:
+    """The grid ascending, without repetitions.
+
+    Raises: SearchError if it is empty or a rate is not a positive number.
+    """
+    try:
+        rates = sorted({float(rate) for rate in grid})
+    except (TypeError, ValueError) as error:
+        raise SearchError(f"the grid must hold numbers: {error}") from error
+    if not rates:
+        raise SearchError("the grid is empty: give at least one learning rate")
+    bad = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
+    if bad:
+        raise SearchError(f"learning rates in the grid must be positive numbers, got {bad[0]}")
+    return rates

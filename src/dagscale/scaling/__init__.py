@@ -1,0 +1,1 @@
+"""Scaling: how each parameter's settings change with the width of a network."""

@@ -1,1 +1,0 @@
-"""Studies: what a law or an init is worth, measured by training."""

@@ -1,0 +1,127 @@
+"""Where a forward applies weights: told before each operator runs, whatever parameters its weight is made of."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dagscale.tracing import forward
+from dagscale.tracing.meaning import Meaning
+
+
+@dataclass(frozen=True)
+class Use:
+    """One application of a weight to a signal.
+
+    Attributes:
+        func, meaning, arguments: the operator, what it means, and what it is called with, by argument name.
+        place: the argument that the weight is.
+        names: the parameters that the weight is computed from.
+        own: whether the weight is (a view of) a parameter itself.
+    """
+
+    func: Any
+    meaning: Meaning
+    arguments: Mapping[str, Any]
+    place: str
+    names: frozenset[str]
+    own: bool
+
+    @property
+    def weight(self) -> Tensor:
+        found: Tensor = self.arguments[self.place]
+        return found
+
+    def moment(self) -> float:
+        """Mean of ``z²`` over what the layer gives without its bias.
+
+        Of ``E z²`` for independent entries of mean 0 and variance 1, if the weight is a parameter. The entries of a
+        computed weight need not be independent (standardised rows cancel the input's mean): there, ``z`` as it is.
+        """
+        places = (self.meaning.weight, *self.meaning.data)
+        probe = dict(self.arguments)
+        for argument, value in self.arguments.items():
+            if not isinstance(value, Tensor):
+                continue
+            if argument == self.meaning.bias:
+                probe[argument] = torch.zeros_like(value)
+            elif argument == self.place and self.own:
+                probe[argument] = torch.ones_like(value)
+            elif argument in places and value.is_floating_point() and self.own:
+                probe[argument] = value.square()
+        out = self.func(**probe)
+        z = (out[0] if isinstance(out, (tuple, list)) else out).double()
+        return float((z if self.own else z.square()).mean())
+
+
+class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Calls :meth:`on_use` before every operator that applies a weight of ``model`` to anything else.
+
+    What is computed from parameters, buffers and constants alone (``weight_norm``, weight standardisation, adapters,
+    encoded positions) is followed by its storage and kept for as long as the mode is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        from dagscale.tracing.recorder import Operator, describe
+
+        self._made_of: dict[int, frozenset[str]] = {_key(t): frozenset() for t in forward.held_tensors(model)}
+        self._own: set[int] = set()
+        for name, parameter in forward.plain_parameters(model).items():
+            self._made_of[_key(parameter)] = frozenset({name})
+            self._own.add(_key(parameter))
+        self._made_of.pop(0, None)
+        self._kept: list[Tensor] = []
+        self._describe = describe
+        self._operators: dict[Any, Operator] = {}
+
+    @abstractmethod
+    def on_use(self, use: Use) -> None:
+        """May change the weight in place."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from dagscale.tracing.recorder import tensors_in
+
+        kwargs = kwargs or {}
+        operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
+        named = dict(zip(operator.arguments, args, strict=False)) | kwargs
+        made_of = {a: [self._made_of.get(_key(t)) for t in tensors_in(v)] for a, v in named.items()}
+        sources = [names for found in made_of.values() for names in found]
+        constant = None not in sources
+        meaning = operator.meaning
+        if not constant and any(sources) and (callable(meaning) or getattr(meaning, "kind", "") == "weight"):
+            meaning = meaning(named) if callable(meaning) else meaning
+            if meaning.kind == "weight":
+                places = {a: made_of[a][0] for a in (meaning.weight, *meaning.data) if made_of.get(a)}
+                held = [(a, names) for a, names in places.items() if names]
+                if len(held) == 1:
+                    place, names = held[0]
+                    self.on_use(Use(func, meaning, named, place, names, _key(named[place]) in self._own))
+        out = func(*args, **kwargs)
+        if constant:
+            names = frozenset().union(*(found for found in sources if found))
+            for tensor in tensors_in(out):
+                if _key(tensor) and _key(tensor) not in self._made_of:
+                    self._made_of[_key(tensor)] = names
+                    self._kept.append(tensor)
+        else:
+            for argument in operator.written:  # a signal has been written there
+                for tensor in tensors_in(named.get(argument)):
+                    if _key(tensor) not in self._own:
+                        self._made_of.pop(_key(tensor), None)
+        return out
+
+
+def _key(tensor: Tensor) -> int:
+    """Its storage; 0 for a tensor that has none (sparse ones)."""
+    try:
+        key: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+    return key

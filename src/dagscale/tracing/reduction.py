@@ -1,0 +1,281 @@
+"""From the record of a forward to the graph: what does not reach an output goes, chains become edges."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import replace
+
+from dagscale.graph import Edge, Graph, Op, OpKind, Parameter, ParamUse, Role, Vertex, VertexKind
+from dagscale.tracing.recorder import Node
+
+_MERGES = frozenset({"sum", "product", "concat", "select"})
+_POINTWISE = frozenset({"activation", "pass", "pool", "norm", "sum", "product", "select"})
+_MOVING = frozenset({"pass", "concat", "sum", "select", "product"})
+_FOLD_LIMIT = 64
+"""How many nodes a function of one signal may be written with before it is left unfolded."""
+
+
+def reduce(nodes: list[Node], outputs: list[int], parameters: list[Parameter], notes: list[str]) -> Graph:
+    """Reduce recorded nodes to a :class:`Graph`.
+
+    1. Keep the nodes whose signal reaches an output.
+    2. Read functions of one signal as what they are. A product all of whose factors are functions of one and
+       the same signal (``x · sigmoid(x)``, tanh-GELU, ``x / rms(x)``) is an activation, or a norm if an
+       average is taken; a signal's parts put together again (rotary embedding, ``cat([x2, x1])``) are that
+       signal.
+    3. A sum along the dimension of a ``stack`` is the sum of its parts; a sum whose only consumer is a sum
+       melts into it, casts, dropout and constant factors in between notwithstanding.
+    4. Vertices: inputs, merges of two or more signals, forks, outputs. All else is an op on an edge.
+    """
+    nodes = [replace(node) for node in nodes]
+    live = _reaching(nodes, outputs)
+    _fold_functions(nodes, live)
+    live = _reaching(nodes, outputs)
+    _melt_sums(nodes, outputs, live)
+    live = _reaching(nodes, outputs)
+    return _assemble(nodes, outputs, live, parameters, notes)
+
+
+def _reaching(nodes: list[Node], outputs: list[int]) -> list[bool]:
+    """For each node, whether its signal reaches an output."""
+    live = [False] * len(nodes)
+    for n in outputs:
+        live[n] = nodes[n].signal
+    for node in reversed(nodes):
+        if live[node.id]:
+            for parent in node.parents:
+                live[parent] = True
+    return live
+
+
+def _fold_functions(nodes: list[Node], live: list[bool]) -> None:
+    """Step 2, the outermost first, so that inner ones vanish with them."""
+    for node in reversed(nodes):
+        if not live[node.id] or len(node.parents) < 2:
+            continue
+        if node.kind in ("product", "select") and node.elementwise and all(node.whole):
+            found = _single_origin(nodes, node, _POINTWISE, whole=True)
+        elif node.kind in ("concat", "sum", "select"):
+            found = _single_origin(nodes, node, _MOVING, whole=False)
+        else:
+            continue
+        if found is None:
+            continue
+        origin, inner = found
+        if node.kind in ("concat", "sum") or (node.kind == "select" and not inner):
+            parted = any(n.kind == "concat" or not all(n.whole) for n in (node, *inner))
+            if not parted or any(n.params for n in (node, *inner)):
+                continue
+            node.kind, node.op = "pass", "rearrange"
+            node.whole = (all(node.whole) and all(all(n.whole) for n in inner),)
+        else:
+            averaged = any(n.kind in ("pool", "norm") for n in inner)
+            node.kind = "norm" if averaged else "activation"
+            named = next((n.op for n in inner if n.kind == "activation"), node.op)
+            node.op = "normalise" if averaged else ("square" if not inner else f"{named}-gate")
+            node.whole = (True,)
+        node.parents = (origin,)
+        params = [(p, r) for n in (node, *inner) for p, r in zip(n.params, n.places, strict=True)]
+        node.params, node.places = tuple(p for p, _ in params), tuple(r for _, r in params)
+
+
+def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole: bool) -> tuple[int, list[Node]] | None:
+    """The one node of which ``exit_`` is a function through ``kinds`` of nodes alone, with those in between.
+
+    Args:
+        whole: ask that every node in between reads all of its parents.
+
+    Returns:
+        None if there is no such node within ``_FOLD_LIMIT`` steps.
+    """
+    heap = [-p for p in set(exit_.parents)]
+    heapq.heapify(heap)
+    inside: set[int] = set(heap)
+    between: list[Node] = []
+    while len(heap) > 1:
+        node = nodes[-heapq.heappop(heap)]
+        if (
+            node.kind not in kinds
+            or not node.parents
+            or (whole and not all(node.whole))
+            or len(between) >= _FOLD_LIMIT
+            or (node.kind == "product" and not (node.elementwise and (whole or len(node.parents) == 1)))
+        ):
+            return None
+        between.append(node)
+        for parent in node.parents:
+            if -parent not in inside:
+                inside.add(-parent)
+                heapq.heappush(heap, -parent)
+    return -heap[0], between
+
+
+def _consumers(nodes: list[Node], outputs: list[int], live: list[bool]) -> list[int]:
+    """For each node, how many live reads of it there are; being an output is one."""
+    count = [0] * len(nodes)
+    for n in set(outputs):
+        count[n] += 1
+    for node in nodes:
+        if live[node.id]:
+            for parent in node.parents:
+                count[parent] += 1
+    return count
+
+
+def _melt_sums(nodes: list[Node], outputs: list[int], live: list[bool]) -> None:
+    """Step 3, in topological order, so that chains of sums melt into their last."""
+    count = _consumers(nodes, outputs, live)
+    for node in nodes:
+        if not live[node.id]:
+            continue
+        if node.kind == "pool" and len(node.parents) == 1:
+            stack = nodes[node.parents[0]]
+            if stack.kind == "concat" and set(stack.axes) & set(node.axes) and count[stack.id] == 1 and all(node.whole):
+                node.kind, node.op = "sum", "sum"
+                node.parents, node.whole, node.via = stack.parents, stack.whole, stack.via
+                node.params, node.places = stack.params, stack.places
+        if node.kind == "sum" and len(node.parents) > 1:
+            terms: list[tuple[int, bool, tuple[int, ...]]] = []
+            for i, (parent, all_read) in enumerate(zip(node.parents, node.whole, strict=True)):
+                way = node.via[i] if node.via else ()
+                inner = nodes[parent]
+                while _only_passes(inner) and count[inner.id] == 1 and all_read:
+                    way = (inner.id, *way)
+                    all_read = inner.whole[0]
+                    inner = nodes[inner.parents[0]]
+                if inner.kind == "sum" and len(inner.parents) > 1 and count[inner.id] == 1 and all_read:
+                    for j, (p, w) in enumerate(zip(inner.parents, inner.whole, strict=True)):
+                        terms.append((p, w, (*(inner.via[j] if inner.via else ()), *way)))
+                    node.params += inner.params
+                    node.places += inner.places
+                else:
+                    terms.append((parent, node.whole[i], node.via[i] if node.via else ()))
+            node.parents, node.whole, node.via = (tuple(t[k] for t in terms) for k in range(3))  # type: ignore[assignment]
+
+
+def _only_passes(node: Node) -> bool:
+    """Whether the node hands its one signal on as it is, up to a constant factor."""
+    constant = node.kind == "pass" or (node.kind == "product" and node.elementwise)
+    return constant and len(node.parents) == 1 and not node.params
+
+
+def _parameters_of(nodes: list[Node], n: int, seen: dict[int, tuple[str, ...]]) -> tuple[str, ...]:
+    """Names of the parameters that the signal-free node ``n`` is computed from, the largest first."""
+    if n not in seen:
+        found: dict[str, int] = {}
+        stack, visited = [n], {n}
+        while stack:
+            node = nodes[stack.pop()]
+            if node.name and node.op == "parameter":
+                found[node.name] = node.numel
+            for parent in (*node.parents, *node.params):
+                if parent not in visited:
+                    visited.add(parent)
+                    stack.append(parent)
+        seen[n] = tuple(sorted(found, key=lambda name: -found[name]))
+    return seen[n]
+
+
+def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op | None:
+    """The op that ``node`` puts on an edge; None where nothing is worth naming."""
+    uses: dict[str, Role] = {}
+    for source, place in zip(node.params, node.places, strict=True):
+        for name in _parameters_of(nodes, source, seen):
+            role: Role
+            if node.kind == "norm" and place == "weight":
+                role = "gain"
+            elif place == "weight" or place == "bias":
+                role = place
+            elif node.kind == "sum":
+                follows_layer = len(node.parents) == 1 and nodes[node.parents[0]].kind == "weight"
+                role = "bias" if follows_layer and len(nodes[source].shape) <= 1 else "shift"
+            elif node.kind == "product":
+                role = "gain"
+            else:
+                role = "other"
+            uses.setdefault(name, role)
+    kind: OpKind
+    if node.kind in ("weight", "activation", "norm", "pool", "unknown"):
+        kind = node.kind
+    elif uses and node.kind == "sum":
+        kind = "shift"
+    elif uses and node.kind == "product":
+        kind = "scale"
+    else:
+        kind = "pass"
+        if not uses and node.op in (
+            "add",
+            "sub",
+            "rsub",
+            "clone",
+            "_unsafe_view",
+            "contiguous",
+            "copy",
+            "where",
+        ):
+            return None
+    params = tuple(ParamUse(name, role) for name, role in uses.items())
+    if kind == "weight" and node.layer is not None:
+        name = {
+            "addmm": "linear",
+            "mm": "linear",
+            "bmm": "linear",
+            "baddbmm": "linear",
+            "matmul": "linear",
+            "_grouped_mm": "linear",
+        }.get(node.op, node.op)
+        if node.layer.kernel:
+            name = f"conv{len(node.layer.kernel)}d"
+        return Op("weight", name, node.module, params, node.layer)
+    return Op(kind, node.op, node.module, params)
+
+
+def _assemble(
+    nodes: list[Node], outputs: list[int], live: list[bool], parameters: list[Parameter], notes: list[str]
+) -> Graph:
+    """Step 4."""
+    count = _consumers(nodes, outputs, live)
+    seen: dict[int, tuple[str, ...]] = {}
+    vertices: list[Vertex] = []
+    edges: list[Edge] = []
+    pending: dict[int, tuple[int, tuple[Op, ...]]] = {}
+    reached: set[str] = set()
+
+    def vertex(kind: VertexKind, node: Node, label: str = "") -> int:
+        vertices.append(Vertex(len(vertices), kind, label or node.op, node.shape))
+        return len(vertices) - 1
+
+    for node in nodes:
+        if not live[node.id]:
+            continue
+        merge = len(node.parents) > 1
+        ops: tuple[Op, ...] = ()
+        op = None if node.kind == "source" else _op(nodes, node, seen)
+        if op is not None:
+            reached.update(use.name for use in op.params)
+        if node.kind == "source":
+            at = vertex("input", node, node.name)
+        elif merge:
+            kind: VertexKind = node.kind if node.kind in _MERGES else "concat"  # type: ignore[assignment]
+            at = vertex(kind, node)
+            for i, parent in enumerate(node.parents):
+                src, before = pending[parent]
+                way = [_op(nodes, nodes[n], seen) for n in (node.via[i] if node.via else ())]
+                edges.append(Edge(src, at, (*before, *(op for op in way if op is not None))))
+            ops = (op,) if op is not None and op.params else ()
+        else:
+            at, before = pending[node.parents[0]]
+            ops = before if op is None else (*before, op)
+        # A value read more than once is a place of its own, unless it already stands at a vertex.
+        if count[node.id] > 1 and ops:
+            fork = vertex("fork", node, "fork")
+            edges.append(Edge(at, fork, ops))
+            at, ops = fork, ()
+        pending[node.id] = (at, ops)
+    for i, n in enumerate(dict.fromkeys(outputs)):
+        if live[n]:
+            at, ops = pending[n]
+            end = vertex("output", nodes[n], "output" if len(set(outputs)) == 1 else f"output {i}")
+            edges.append(Edge(at, end, ops))
+    known = tuple(replace(p, reached=p.name in reached) for p in parameters)
+    return Graph(tuple(vertices), tuple(edges), known, tuple(notes))
