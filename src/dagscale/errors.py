@@ -27,6 +27,14 @@ class DataError(DagscaleError):
     """Data cannot be read, or is not what was announced."""
 
 
+class OptimizerError(DagscaleError):
+    """An optimiser cannot be made, or nothing is known of it where something must be."""
+
+
+class RecipeError(DagscaleError):
+    """What was said of the training does not hold together, or does not fit the data or the base."""
+
+
 class SearchError(DagscaleError):
     """A search for a learning rate has no answer."""
 

@@ -1,0 +1,281 @@
+"""Optimisers: one record each, with all that the rest of dagscale needs to know of it.
+
+Give an optimiser by its name here, as a ``torch.optim`` class (or a class that is registered) with its settings, or as
+a function of parameter groups. Of a function, or of a class that nobody registered, nothing is known: it can be trained
+with and searched for, and what needs a trait refuses it in one line.
+
+Adding one is one decorated class or function, here or in a file of your own::
+
+    @optimizer("lion", step="sign", grid=(-17, -5), decay="decoupled")
+    def lion(groups, **settings): ...
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from dagscale.errors import OptimizerError
+from dagscale.registry import Registry
+
+Groups = list[dict[str, Any]]
+"""Parameter groups as ``torch.optim`` takes them, each with its own ``lr``."""
+
+Build = Callable[..., torch.optim.Optimizer]
+Step = Literal["gradient", "sign", "spectral", "relative"]
+Decay = Literal["coupled", "decoupled"]
+Settings = Mapping[str, Any]
+B = TypeVar("B", bound=Build)
+
+GRID = (-16.0, 1.0)
+"""Exponents of 2 between which rates are tried for an optimiser of which nothing is known."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What is known of an optimiser. A trait that is None is unknown.
+
+    Attributes:
+        name: as it stands in the registry, or the class's or function's own name.
+        build: ``build(groups, **settings)`` makes it; a class, or a function.
+        settings: keyword arguments for ``build``, such as ``betas``.
+        step: what a step is like: ``gradient``, proportional to the gradient (SGD and momentum); ``sign``, of a size
+            that does not depend on the gradient's, entry by entry (Adam, Lion); ``spectral``, likewise for a whole
+            matrix (Muon); ``relative``, proportional to the parameter's own norm (LAMB, Adafactor).
+        grid: exponents of 2 between which rates are tried, half an octave apart.
+        decay: how weight decay enters: ``coupled``, added to the gradient, or ``decoupled``, off the weights.
+        weight_decay: what ``build`` takes where the groups and the settings say nothing.
+        stable: largest stable learning rate times curvature on a quadratic: 2 for gradient descent.
+        scaling: (state of a parameter, its group) → what the next step multiplies its gradient by at rate 1, a number
+            or a tensor of the parameter's shape; raises KeyError while there is no state.
+        eps: whether its groups have an ``eps`` that counts in units of the gradient.
+        depends: (settings) → traits that differ with them, by name.
+    """
+
+    name: str
+    build: Build
+    settings: Settings = field(default_factory=dict)
+    step: Step | None = None
+    grid: tuple[float, float] = GRID
+    decay: Decay | None = None
+    weight_decay: float = 0.0
+    stable: float | None = None
+    scaling: Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor | float] | None = None
+    eps: bool = False
+    depends: Callable[[Settings], dict[str, Any]] = lambda settings: {}
+
+    def configured(self, settings: Settings) -> Optimizer:
+        """With these settings beside or in place of its own, and the traits that follow from them."""
+        merged = {**self.settings, **settings}
+        return replace(self, settings=merged, **self.depends(merged))
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        """The optimiser of these parameter groups.
+
+        Raises:
+            OptimizerError: if it cannot be made of them.
+        """
+        try:
+            made = self.build(groups, **self.settings)
+        except OptimizerError:
+            raise
+        except Exception as error:
+            text = next(iter(str(error).strip().splitlines()), "")
+            raise OptimizerError(
+                f"the optimizer {self.name} cannot be made ({type(error).__name__}: {text}): check its settings"
+            ) from error
+        if not (callable(getattr(made, "step", None)) and hasattr(made, "param_groups")):
+            raise OptimizerError(
+                f"the optimizer {self.name} gave a {type(made).__name__}, which has no step() and param_groups: give "
+                "a name, a torch.optim class or a function of parameter groups that returns an optimizer"
+            )
+        return made
+
+    def known(self, trait: str, what: str) -> Any:
+        """A trait that ``what`` cannot do without.
+
+        Raises:
+            OptimizerError: if it is unknown.
+        """
+        value = getattr(self, trait)
+        if value is None:
+            raise OptimizerError(
+                f"{what} needs to know the {_TRAITS[trait]} of the optimizer {self.name}, which is unknown: register "
+                "it with dagscale.optimizer, or use what only trains (law 'short-run', dagscale.search)"
+            )
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings as plain data for JSON; what JSON cannot hold as text."""
+        return {"name": self.name, "settings": {k: _plain(v) for k, v in sorted(self.settings.items())}}
+
+
+_TRAITS = {
+    "step": "kind of step",
+    "decay": "kind of weight decay",
+    "stable": "largest stable rate",
+    "scaling": "scaling of each gradient",
+}
+
+OPTIMIZERS: Registry[Optimizer] = Registry("optimizer")
+"""Name → what is known of it."""
+
+
+def optimizer(name: str, **traits: Any) -> Callable[[B], B]:
+    """Decorator: register a class, or a function ``(groups, **settings)`` → optimiser, with its traits.
+
+    Args:
+        name: what it is called.
+        traits: attributes of `Optimizer`.
+    """
+
+    def put(build: B) -> B:
+        OPTIMIZERS.add(name)(Optimizer(name, build, **traits).configured({}))
+        return build
+
+    return put
+
+
+def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
+    """The record of an optimiser, however it is given.
+
+    Args:
+        given: a name, a class, a function of parameter groups, or a record.
+        settings: keyword arguments for it.
+
+    Raises:
+        UnknownNameError: for a name that is not registered.
+        OptimizerError: if it is none of these, such as an optimiser that is made already.
+    """
+    settings = dict(settings or {})
+    if isinstance(given, Optimizer):
+        return given.configured(settings)
+    if isinstance(given, str):
+        return OPTIMIZERS[given].configured(settings)
+    if isinstance(given, torch.optim.Optimizer):
+        raise OptimizerError(
+            f"optimizer={type(given).__name__}(...) is made already, for one model: give the class and its settings, "
+            f"optimizer=torch.optim.{type(given).__name__}, or a function of parameter groups"
+        )
+    if not callable(given):
+        raise OptimizerError(
+            f"optimizer must be a name ({', '.join(OPTIMIZERS)}), a torch.optim class or a function of parameter "
+            f"groups, not {type(given).__name__}"
+        )
+    alike = [entry for name in OPTIMIZERS if (entry := OPTIMIZERS[name]).build is given]
+    if not alike:
+        return Optimizer(getattr(given, "__name__", type(given).__name__), given, settings)
+    named = next((entry for entry in alike if entry.settings == settings), None)
+    return named or next((entry for entry in alike if not entry.settings), alike[0]).configured(settings)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+# --- gradient-like --------------------------------------------------------------------------------------------
+
+
+def _with_momentum(settings: Settings) -> dict[str, Any]:
+    """Stable up to 2 (1 + β) on a quadratic with heavy-ball momentum β [Polyak 1964]; a step adds up to 1/(1 - β) of
+    plain ones, which is where its grid lies. Nesterov's bound is 2 (1 + β) / (1 + 2 β)."""
+    beta = float(settings.get("momentum", 0.0))
+    if not beta:
+        return {"stable": 2.0, "grid": (-10.0, 1.0)}
+    bound = 2 * (1 + beta) / (1 + 2 * beta) if settings.get("nesterov") else 2 * (1 + beta)
+    return {"stable": bound, "grid": (-13.0, -1.0)}
+
+
+def _unscaled(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
+    """A step along the gradient itself."""
+    return 1.0
+
+
+_GRADIENT: dict[str, Any] = {
+    "step": "gradient", "decay": "coupled", "scaling": _unscaled, "depends": _with_momentum,
+}  # fmt: skip
+optimizer("sgd", **_GRADIENT)(torch.optim.SGD)
+for _name, _settings in (("momentum", {"momentum": 0.9}), ("nesterov", {"momentum": 0.9, "nesterov": True})):
+    optimizer(_name, settings=_settings, **_GRADIENT)(torch.optim.SGD)
+
+
+# --- sign-like ------------------------------------------------------------------------------------------------
+
+
+def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """``1/(√v̂ + ε)`` [Kingma and Ba 2015, Algorithm 1]."""
+    mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+    scale: Tensor = 1 / (mean.sqrt() + group["eps"])
+    return scale
+
+
+def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """``1/(√v + ε)``, of the variance where it is centred [Tieleman and Hinton 2012; Graves 2013]."""
+    mean = state["square_avg"]
+    if group.get("centered"):
+        mean = (mean - state["grad_avg"] ** 2).clamp(min=0)
+    scale: Tensor = 1 / (mean.sqrt() + group["eps"])
+    return scale
+
+
+def _adagrad(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """``1/(√(Σ g²) + ε)`` [Duchi et al. 2011]."""
+    scale: Tensor = 1 / (state["sum"].sqrt() + group["eps"])
+    return scale
+
+
+def _decoupled(settings: Settings) -> dict[str, Any]:
+    """How decay enters, where a flag says it."""
+    return {"decay": "decoupled" if settings.get("decoupled_weight_decay") else "coupled"}
+
+
+_ADAM: dict[str, Any] = {"step": "sign", "grid": (-16.0, -4.0), "scaling": _adam, "eps": True}
+optimizer("adam", depends=_decoupled, **_ADAM)(torch.optim.Adam)
+optimizer("adamw", decay="decoupled", weight_decay=0.01, **_ADAM)(torch.optim.AdamW)
+optimizer("nadam", depends=_decoupled, **_ADAM)(torch.optim.NAdam)
+optimizer("rmsprop", step="sign", grid=(-16.0, -4.0), decay="coupled", scaling=_rmsprop, eps=True)(torch.optim.RMSprop)
+optimizer("adagrad", step="sign", grid=(-13.0, -1.0), decay="coupled", scaling=_adagrad, eps=True)(torch.optim.Adagrad)
+
+
+@optimizer("lion", step="sign", grid=(-19.0, -7.0), decay="decoupled")
+def lion(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+    """Lion [Chen et al. 2023], of the package ``lion-pytorch``."""
+    made: torch.optim.Optimizer = _packaged("lion_pytorch", "Lion", "lion-pytorch")(groups, **settings)
+    return made
+
+
+@optimizer("schedule-free", decay="decoupled", **_ADAM)
+def schedule_free(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+    """Schedule-free AdamW [Defazio et al. 2024], of the package ``schedulefree``."""
+    made: torch.optim.Optimizer = _packaged("schedulefree", "AdamWScheduleFree", "schedulefree")(groups, **settings)
+    return made
+
+
+# --- relative and spectral ------------------------------------------------------------------------------------
+
+if hasattr(torch.optim, "Adafactor"):  # torch 2.5
+    optimizer("adafactor", step="relative", grid=(-12.0, 1.0), decay="decoupled")(torch.optim.Adafactor)
+
+
+def _packaged(module: str, name: str, package: str) -> Any:
+    """A class of another package.
+
+    Raises:
+        OptimizerError: if it is not installed.
+    """
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise OptimizerError(f"this optimizer is of another package: pip install {package}") from None
+
+
+__all__ = ["OPTIMIZERS", "Groups", "Optimizer", "optimizer", "resolve"]

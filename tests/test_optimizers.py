@@ -1,0 +1,101 @@
+"""Optimisers are told by one record each, however they are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dagscale.errors import DagscaleError, OptimizerError, UnknownNameError
+from dagscale.training.optimizers import OPTIMIZERS, resolve
+
+
+def groups() -> list[dict[str, Any]]:
+    return [{"params": [nn.Parameter(torch.ones(3, 2))], "lr": 0.1}]
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "name"),
+    [
+        ("sgd", {}, "sgd"),
+        (torch.optim.SGD, {}, "sgd"),
+        (torch.optim.SGD, {"momentum": 0.9}, "momentum"),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, "nesterov"),
+        (torch.optim.SGD, {"momentum": 0.5}, "sgd"),
+        (torch.optim.AdamW, {"betas": (0.9, 0.95)}, "adamw"),
+    ],
+)
+def test_a_class_with_settings_is_the_record_of_that_name(given: Any, settings: dict[str, Any], name: str) -> None:
+    found = resolve(given, settings)
+    assert found.name == name
+    assert found.settings == settings or found.settings == OPTIMIZERS[name].settings
+
+
+def test_momentum_sets_stability_and_grid() -> None:
+    assert resolve(torch.optim.SGD).stable == 2
+    assert resolve("momentum").stable == pytest.approx(3.8)
+    assert resolve(torch.optim.SGD, {"momentum": 0.5}).stable == pytest.approx(3)
+    assert resolve("nesterov").grid == resolve("momentum").grid
+
+
+@pytest.mark.parametrize(("name", "decay"), [("adam", "coupled"), ("adamw", "decoupled"), ("sgd", "coupled")])
+def test_how_decay_enters(name: str, decay: str) -> None:
+    """Coupled decay moves a parameter without gradient by what the optimiser makes of a gradient; decoupled by its
+    own proportion, whatever the optimiser."""
+    record = resolve(name)
+    assert record.decay == decay
+    made = record.configured({"weight_decay": 0.5}).make(groups())
+    parameter = made.param_groups[0]["params"][0]
+    parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    own_proportion = torch.allclose(parameter, torch.tensor(1 - 0.1 * 0.5))
+    assert own_proportion == (decay == "decoupled" or record.step == "gradient")
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "adagrad", "sgd"])
+def test_scaling_is_what_the_next_step_multiplies_the_gradient_by(name: str) -> None:
+    """Against the step itself: an optimiser without momentum moves by rate × scaling × gradient."""
+    settings = {"adam": {"betas": (0.0, 0.9)}, "adamw": {"betas": (0.0, 0.9), "weight_decay": 0.0}}.get(name, {})
+    record = resolve(name, settings)
+    made = record.make(groups())
+    (group,) = made.param_groups
+    (parameter,) = group["params"]
+    for value in (0.3, -2.0, 0.7):
+        before = parameter.detach().clone()
+        parameter.grad = torch.full_like(parameter, value)
+        made.step()
+    assert record.scaling is not None
+    scale = record.scaling(made.state[parameter], group)
+    assert torch.allclose(before - parameter, 0.1 * scale * parameter.grad, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ("adamm", UnknownNameError, "did you mean 'adam'"),
+        (7, OptimizerError, "not int"),
+        (torch.optim.SGD(groups(), lr=1.0), OptimizerError, "made already"),
+    ],
+)
+def test_what_is_no_optimizer_is_refused_in_one_line(given: Any, error: type[DagscaleError], text: str) -> None:
+    with pytest.raises(error, match=text) as caught:
+        resolve(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_factory_that_returns_none_is_refused() -> None:
+    with pytest.raises(OptimizerError, match="gave a NoneType"):
+        resolve(lambda groups: None).make(groups())
+
+
+def test_a_wrong_setting_is_told_in_one_line() -> None:
+    with pytest.raises(OptimizerError, match=r"sgd cannot be made \(TypeError"):
+        resolve("sgd", {"betas": (0.9, 0.99)}).make(groups())
+
+
+def test_a_trait_that_nobody_knows_is_refused() -> None:
+    record = resolve(lambda groups: torch.optim.SGD(groups))
+    with pytest.raises(OptimizerError, match="kind of step"):
+        record.known("step", "width='mup'")
