@@ -3,27 +3,20 @@
 from dagscale.checking import Report, check
 from dagscale.errors import DagscaleError
 from dagscale.graph import Graph, PathSums, kernel_size, path_sums
-from dagscale.inits import INITS
-from dagscale.laws import LAWS
-from dagscale.planning import Plan, plan
-from dagscale.searching import Found, search
+from dagscale.inits import INITS, init
+from dagscale.laws import LAWS, Estimate, law
+from dagscale.network import Network
+from dagscale.planning import Base, Plan, plan
+from dagscale.searching import search
 from dagscale.tracing import trace
+from dagscale.training.optimizers import OPTIMIZERS, Optimizer, optimizer
+from dagscale.training.recipe import Recipe
+from dagscale.training.schedules import Schedule, constant, cosine, linear
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "INITS",
-    "LAWS",
-    "DagscaleError",
-    "Found",
-    "Graph",
-    "PathSums",
-    "Plan",
-    "Report",
-    "check",
-    "kernel_size",
-    "path_sums",
-    "plan",
-    "search",
-    "trace",
-]
+    "INITS", "LAWS", "OPTIMIZERS", "Base", "DagscaleError", "Estimate", "Graph", "Network", "Optimizer", "PathSums",
+    "Plan", "Recipe", "Report", "Schedule", "check", "constant", "cosine", "init", "kernel_size", "law", "linear",
+    "optimizer", "path_sums", "plan", "search", "trace",
+]  # fmt: skip

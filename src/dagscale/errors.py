@@ -27,24 +27,31 @@ class DataError(DagscaleError):
     """Data cannot be read, or is not what was announced."""
 
 
-class OptimizerError(DagscaleError):
-    """An optimiser cannot be made, or nothing is known of it where something must be."""
-
-
-class RecipeError(DagscaleError):
-    """What was said of the training does not hold together, or does not fit the data or the base."""
-
-
 class SearchError(DagscaleError):
     """A search for a learning rate has no answer."""
 
 
-class SweepError(DagscaleError):
-    """A sweep cannot go on, or its store cannot be used; what it finished is safe."""
-
-
 class CheckError(DagscaleError):
     """A family of models cannot be checked."""
+
+
+class RecipeError(PlanError, SearchError, CheckError):
+    """What was said of the training does not hold together, or does not fit the model, the data or the base.
+
+    Planning, searching and checking all run the user's training, so it is an error of each of them.
+    """
+
+
+class OptimizerError(RecipeError):
+    """An optimiser cannot be made, or nothing is known of it where something must be."""
+
+
+class CopyError(PlanError, SearchError, CheckError):
+    """A model can be neither copied nor borrowed to train and measure on."""
+
+
+class SweepError(DagscaleError):
+    """A sweep cannot go on, or its store cannot be used; what it finished is safe."""
 
 
 class TargetError(DagscaleError):

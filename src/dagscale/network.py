@@ -1,44 +1,120 @@
-"""What a law or an init may look at."""
+"""A network under consideration: a model, its graph, how it is drawn, and how it is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from dagscale.errors import PlanError
 from dagscale.graph import Graph
-from dagscale.training.batches import Inputs
 from dagscale.training.draws import Fill
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from dagscale.training.copies import WorkingCopy
+    from dagscale.training.groups import Relative
+    from dagscale.training.probe import Cost, Probe
+    from dagscale.training.recipe import Recipe
+
+T = TypeVar("T")
+Role = Literal["base", "target"]
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One network under consideration, the base or the target; compared by identity.
+@dataclass(frozen=True, eq=False, repr=False)
+class Network:
+    """One network, the base or the target, as laws and inits see it; compared by identity.
+
+    It is made once, and what was measured on it is remembered: a base serves any number of targets.
 
     Attributes:
         graph: its traced graph.
-        model, inputs: the module and its example inputs, for what must be measured; never modified.
-        data: examples ``(x, y)``, if the user gave any.
-        loss: ``loss(output, y)`` → scalar.
-        optimizer: the optimiser's name, as in ``dagscale.training.OPTIMIZERS``.
+        recipe: how it is trained; its data are None where nothing is measured.
+        model, inputs: the module and its example inputs; the model is never modified. None for a network that was read
+            from a file: what was measured before it was written is all that is known of it.
         seed: seed of everything random.
-        batch_size: examples in a training step.
-        steps: optimiser steps of the run that the rate is for; None if unknown, and long.
+        init: the name of the init that ``fills`` are of; empty while it is open.
         fills: how the init draws each parameter; what it does not name keeps the model's values.
-        multipliers: learning rate of each parameter relative to the plan's, where not 1.
+        relative: learning rate, eps and weight decay of each parameter relative to the network's, where not 1.
+        role: whether rates are carried over from it or to it.
+        by_layer: whether base and target are compared under rates that differ by layer.
+        memo: what was measured, by name.
     """
 
     graph: Graph
+    recipe: Recipe
     model: nn.Module | None = None
     inputs: Any = None
-    data: tuple[Inputs, Tensor] | None = None
-    loss: Callable[..., Tensor] | None = None
-    optimizer: str = "sgd"
     seed: int = 0
-    batch_size: int = 128
-    steps: int | None = None
+    init: str = ""
     fills: Mapping[str, Fill] = field(default_factory=dict)
-    multipliers: Mapping[str, float] = field(default_factory=dict)
+    relative: Mapping[str, Relative] = field(default_factory=dict)
+    role: Role = "target"
+    by_layer: bool = False
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        what = "from a file" if self.model is None else type(self.model).__name__
+        return f"Network({what}, {self.graph!r}, init={self.init!r}, {len(self.memo)} measured)"
+
+    @cached_property
+    def copy(self) -> WorkingCopy:
+        """The one copy that everything is measured on.
+
+        Raises:
+            PlanError: if there is no model, or it has no values.
+        """
+        from dagscale.training.batches import call, to_model
+        from dagscale.training.copies import WorkingCopy
+
+        if self.model is None:
+            raise PlanError("this network was read from a file, without its model: nothing can be measured on it now")
+        if any(p.is_meta for p in self.model.parameters()):
+            raise PlanError(
+                "the model is on meta and has no values to measure on: materialise it first "
+                "(model.to_empty(device=...)), or use an init and a law that only read the graph"
+            )
+        inputs = self.inputs
+        return WorkingCopy(self.model, lambda model: call(model, to_model(model, inputs)), float32=True)
+
+    @contextmanager
+    def probe(self, seed: int, cost: Cost | None = None) -> Iterator[Probe]:
+        """The network drawn under a seed, with batches to measure it on; the user's model stays as it is.
+
+        Raises:
+            PlanError: if it cannot be measured.
+        """
+        from dagscale.training.probe import Cost, Probe
+
+        if self.recipe.data is None:
+            raise PlanError(
+                "this law is measured and needs data=(x, y) and loss=… (--data); without data use law 'covariance', "
+                "'walk' or 'paths'"
+            )
+        copied = self.copy
+        try:
+            copied.reset(self.fills, seed)
+            yield Probe(self, copied, seed, cost or Cost())
+        finally:
+            copied.give_back()
+
+
+def remembered(measure: Callable[[Network], T]) -> Callable[[Network], T]:
+    """Decorator: ``measure(network)`` is run once a network and init, and its value kept with the network."""
+    name = f"{measure.__module__}.{measure.__qualname__}"
+
+    @wraps(measure)
+    def once(network: Network) -> T:
+        key = f"{network.init}/{name}"
+        if key not in network.memo:
+            network.memo[key] = measure(network)
+        value: T = network.memo[key]
+        return value
+
+    return once
+
+
+__all__ = ["Network", "Role", "remembered"]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-
-from torch.optim import Optimizer
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from dagscale.errors import SearchError
-from dagscale.training.engine import Groups
+
+if TYPE_CHECKING:
+    from dagscale.training.optimizers import Optimizer
 
 AFFECTS_TRAINING = False
 
-GRIDS = {"sgd": (-10.0, 1.0), "momentum": (-13.0, -1.0), "adam": (-16.0, -4.0), "adamw": (-16.0, -4.0)}
-"""Exponents of 2 between which the default grid of an optimiser runs, half an octave apart; SGD's for any other."""
 
-
-def default_grid(optimizer: str | Callable[[Groups], Optimizer]) -> tuple[float, ...]:
+def default_grid(optimizer: Optimizer) -> tuple[float, ...]:
     """The rates tried for an optimiser: half an octave apart, ascending."""
-    low, high = GRIDS.get(optimizer if isinstance(optimizer, str) else "sgd", GRIDS["sgd"])
+    low, high = optimizer.grid
     return tuple(2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1))
 
 

@@ -16,9 +16,11 @@ from dagscale.bench.data import Dataset, load
 from dagscale.models import sample
 from dagscale.models import targets as spaces
 from dagscale.pictures.files import check_path, save
+from dagscale.planning.base import Base
 from dagscale.planning.make import plan
-from dagscale.searching import Found, search
+from dagscale.searching import search
 from dagscale.training.engine import train
+from dagscale.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +107,7 @@ def _base(family: str, init: str, data: Dataset, seed: int) -> float:
     return _search(model, family, init, data, seed).lr
 
 
-def _search(model: torch.nn.Module, family: str, init: str, data: Dataset, seed: int) -> Found:
+def _search(model: torch.nn.Module, family: str, init: str, data: Dataset, seed: int) -> Base:
     torch.set_num_threads(1)
     epochs = FAMILIES[family].epochs
     return search(
@@ -117,6 +119,7 @@ def _outcome(family: str, target: str, base_lr: float, released_lr: float, data:
     model, inputs = spaces.load(target, data=data, seed=seed)
     base = spaces.load(FAMILIES[family].base, data=data, seed=seed)
     torch.set_num_threads(1)
+    recipe = Recipe((data.x, data.y), cross_entropy, batch_size=BATCH, epochs=FAMILIES[family].epochs)
     known: dict[str, Any] = {"data": (data.x, data.y), "loss": cross_entropy, "batch_size": BATCH}
     ways: dict[str, Callable[[], Any]] = {
         "default": lambda: plan(model, inputs, base=base, base_lr=base_lr, law="none", init="keep"),
@@ -131,7 +134,7 @@ def _outcome(family: str, target: str, base_lr: float, released_lr: float, data:
             trial, _ = spaces.load(target, data=data, seed=k)
             made.init_(trial, seed=k)
             groups = made.param_groups(trial)
-            done = train(trial, data.x, data.y, params=groups, epochs=FAMILIES[family].epochs, batch_size=BATCH, seed=k)
+            done = train(trial, recipe, groups, seed=k)
             runs.append(done.loss)
         lr[way], loss[way] = made.lr, _finite(statistics.fmean(runs))
     found = _search(model, family, "moments", data, seed)

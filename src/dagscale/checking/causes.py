@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from dagscale.checking.family import LayerFacts, Member
-from dagscale.checking.measure import CONFIRM, LOWER, STABLE, lower_share
+from dagscale.checking.measure import CONFIRM, LOWER, lower_share
 from dagscale.checking.verdict import Evidence, Fault, Fit, Level, decisive
+from dagscale.inits import INITS
 from dagscale.planning.plans import Plan
 
 CLOSE = 0.35
@@ -35,7 +36,7 @@ def find_faults(
     found = [_signal(evidence, level, plans[level.member]) for level in levels if level.off]
     if not found:
         found += [_drift(evidence, fit) for fit in fits if fit.quantity == "moment" and fit.off]
-    found += [Fault("rate", evidence.members[i].label, "", _hot(ratio, evidence.optimizer)) for i, ratio in hot.items()]
+    found += [Fault("rate", evidence.members[i].label, "", _hot(ratio, evidence.stable)) for i, ratio in hot.items()]
     return [*found, *_updates(evidence, fits, plans)]
 
 
@@ -70,13 +71,15 @@ def _why(layer: LayerFacts, gain: float, ratio: float, plan: Plan) -> str:
         gain: ``E z² / E x²``: weight variance × fan-in.
         ratio: how much the moment is off.
     """
-    if _close(gain, 1 / 3) and plan.init == "keep":
+    rule = INITS.get(plan.init)
+    draws = rule is None or rule.draws
+    if _close(gain, 1 / 3) and not draws:
         return "weights have variance 1/(3 fan-in), PyTorch's own: the plan was not applied"
-    if layer.kind == "output" and plan.init == "in-degree" and gain < 2 * 2 / layer.fan_in:
+    if layer.kind == "output" and rule is not None and rule.width == "mean-field" and gain < 2 * 2 / layer.fan_in:
         return "its weights are scaled right, but what enters is too large: look at the layers before"
     if layer.kind == "output":
         return f"readout {math.sqrt(ratio):.3g}× too large: not scaled"
-    if plan.init == "moments":
+    if draws and rule is not None and rule.moments is not None:
         return f"weights {_times(math.sqrt(ratio))} of what the signal that enters asks for"
     as_if = round(2 / gain) if gain > 0.02 else 0
     if as_if >= 1 and as_if != layer.degree and _close(gain, 2 / as_if) and layer.kind != "input":
@@ -105,8 +108,7 @@ def _drift(evidence: Evidence, fit: Fit) -> Fault:
     return Fault("signal", last.label, layer, text)
 
 
-def _hot(ratio: float, optimizer: str) -> str:
-    stable = STABLE.get(optimizer)
+def _hot(ratio: float, stable: float | None) -> str:
     measured = (
         f"lr·λ = {ratio * stable:.3g}, {ratio:.2g}× the largest that is stable on a quadratic, and "
         if stable is not None and ratio > 1

@@ -18,11 +18,12 @@ from dagscale.errors import CheckError, DagscaleError
 from dagscale.graph import Graph
 from dagscale.graph.paths import path_sums
 from dagscale.inits import INITS
-from dagscale.inits.moments import wanted_moments
+from dagscale.planning.prepare import example_inputs
 from dagscale.tracing import forward, trace
+from dagscale.training.recipe import Recipe
 
 Pair = tuple[nn.Module, Any]
-Family = Iterable[Pair] | Callable[[Any], Pair]
+Family = Iterable[Pair | nn.Module] | Callable[[Any], Pair]
 Kind = Literal["input", "hidden", "sum", "output"]
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -73,7 +74,7 @@ class Member:
 
 
 def members(
-    family: Family, sizes: Sequence[Any] | None, labels: Sequence[str] | None, seed: int
+    family: Family, sizes: Sequence[Any] | None, labels: Sequence[str] | None, seed: int, recipe: Recipe
 ) -> tuple[list[Member], list[str]]:
     """The members with their graphs, smallest first, and notes on what was done to them.
 
@@ -89,7 +90,9 @@ def members(
         makes: list[Callable[[int], nn.Module]] = list(makers)
         names = [str(size) for size in sizes]
     else:
-        pairs = list(family)
+        pairs = [
+            (one, example_inputs(one, recipe)) if isinstance(one, nn.Module) else (one[0], one[1]) for one in family
+        ]
         makes = [_Given(_full(model)) for model, _ in pairs]
         names = [f"{i} ({type(model).__name__})" for i, (model, _) in enumerate(pairs)]
     if len(pairs) < 2:
@@ -202,7 +205,7 @@ def wanted(member: Member, init: str) -> dict[str, float]:
     ``1/d_in``; mean-field readouts ``1/fan_in``.
     """
     rule = INITS.get(init)
-    moments = wanted_moments(member.graph) if init in ("moments", "keep") else {}
+    moments = rule.moments(member.graph) if rule is not None and rule.moments is not None else {}
     found = {}
     for layer in member.layers:
         found[layer.name] = moments.get(layer.weight, 1 / layer.degree)

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dagscale.checking.causes import find_faults
 from dagscale.checking.family import Family, Member, growth, members, wanted
-from dagscale.checking.measure import (
-    STABLE,
-    Observation,
-    Task,
-    attempt,
-    lower_share,
-    observe,
-    started,
-    steepness,
-    too_high,
-)
+from dagscale.checking.measure import Observation, Task, attempt, lower_share, observe, started, steepness, too_high
 from dagscale.checking.report import Report
-from dagscale.checking.verdict import Evidence, Fault, Fit, Level, fits, levels, surely_worse, too_sharp
-from dagscale.errors import CheckError, DagscaleError, SearchError
+from dagscale.checking.verdict import Evidence, fits, levels, surely_worse, too_sharp
+from dagscale.errors import CheckError, DagscaleError
 from dagscale.inits import INITS, Fill
-from dagscale.network import Subject
+from dagscale.network import Network
+from dagscale.planning.base import Base
 from dagscale.planning.make import plan as make_plan
 from dagscale.planning.plans import Plan
-from dagscale.training.batches import Data, Inputs, check_finite, checked
-from dagscale.training.engine import OPTIMIZERS, Loss
+from dagscale.planning.prepare import initialised, traced
+from dagscale.progress import Progress, shown
+from dagscale.training.recipe import Loss, Recipe
 
 ADAPTIVE_LR = 2.0**-9
 """Base rate where none is given and curvature does not tell one."""
@@ -48,13 +40,15 @@ Plans = Sequence[Plan] | Callable[[nn.Module, Any], Plan]
 
 def check(
     family: Family,
+    plan: Plan | None = None,
     *,
-    data: Data | None = None,
-    loss: Loss = cross_entropy,
+    recipe: Recipe | None = None,
+    data: Any = None,
+    loss: Loss | None = None,
     plans: Plans | None = None,
     init: str | None = None,
     law: str | None = None,
-    optimizer: str = "sgd",
+    optimizer: Any = None,
     base_lr: float | None = None,
     width: str | None = None,
     sizes: Sequence[Any] | None = None,
@@ -62,8 +56,9 @@ def check(
     steps: int = 4,
     seeds: int = 8,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     centred: bool = True,
+    progress: bool | None = None,
 ) -> Report:
     """Measure signals and updates over a family of models, and judge whether they stay as the family grows.
 
@@ -73,66 +68,106 @@ def check(
     whole confidence interval lies outside its tolerance; ``docs/check.md`` gives both.
 
     Args:
-        family: two or more (model, inputs), smallest first; or a function of the size that makes them.
-        data: examples to train on, a `dagscale.bench.data.Dataset` or ``(x, y)``.
-        loss: ``loss(output, y)``, a scalar that is a mean over the batch.
+        family: two or more models, smallest first, or (model, inputs) pairs; or a function of the size that makes them.
+        plan: what `dagscale.plan` gave for the last member from the first one: its recipe, law, init and base's rate
+            are those of the check.
+        recipe: how all members are trained; or in a few words ``data``, ``loss`` (cross-entropy), ``optimizer``
+            (``sgd``) and ``batch_size`` (64).
         plans: one for each member, or a function (model, inputs) → plan. By default they are made with ``init``,
-            ``law``, ``optimizer``, ``base_lr`` and ``width``, the first member being the base.
+            ``law``, the recipe, ``base_lr`` and ``width``, the first member being the base.
             ``init="keep", law="none"`` checks the models as they are.
         init, law, width: as for `dagscale.plan`, and with its defaults.
-        base_lr: the rate of the first member. By default half of what curvature calls stable, or 2⁻⁹ for Adam.
+        base_lr: the rate of the first member. By default half of what curvature calls stable, or 2⁻⁹ where nobody knows
+            what is.
         sizes: arguments of ``family`` if it is a function; or each member's size, a number, in place of what is
             found by itself: width, mean depth of the paths, number of layers or of parameters.
         labels: names of the members.
         steps: optimiser steps.
         seeds: runs of each member, with their own weights and batches.
-        batch_size: examples in a step.
         centred: measure updates on ``f(x) - f_0(x)``, ``f_0`` the network at initialisation; set it to False for a
             loss that takes no output around 0.
+        progress: show progress on stderr; by default where stderr is a terminal.
 
     Raises:
         CheckError: if the request cannot be served.
         DagscaleError: as tracing and planning raise.
     """
-    task, examples = _task(data, loss, optimizer, steps, batch_size, seeds, centred)
-    family_, notes = members(family, sizes, labels, seed)
-    numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
-    axis, found_sizes = growth(family_, numbers)
-    for member in family_:
-        attempt(member.make(seed), task)
-    given = {"optimizer": optimizer, "init": init, "law": law, "width": width}
-    planner = _Planner(family_, plans, {k: v for k, v in given.items() if v is not None}, examples, task, base_lr, seed)
-    notes += planner.notes
-    seen = [
-        [
-            observe(m.make(seed + k), m.graph, planner.plan(i, k), task, seed + k, sharpness=k < SHARP)
-            for k in range(seeds)
-        ]
-        for i, m in enumerate(family_)
-    ]
-    first = planner.plans[0]
-    evidence = Evidence(
-        family_, axis, found_sizes, seen, [wanted(m, p.init) for m, p in zip(family_, planner.plans, strict=True)],
-        [_set_by(m, p) for m, p in zip(family_, planner.plans, strict=True)],
-        redrawn=callable(family) or first.init != "keep", open_level=first.init != "moments", optimizer=first.optimizer,
-    )  # fmt: skip
-    hot = {}
-    for i, m in enumerate(family_):
-        ratio = too_sharp(evidence, i)
-        if ratio is not None and all(o.finite for o in seen[i]):
-            ratios = [
-                too_high(m.make(seed + k), planner.plan(i, k), task, seed + k, lower_share(ratio))
-                for k in range(min(seeds, CONFIRMED))
-            ]
-            if surely_worse(ratios, len(family_)):
-                hot[i] = ratio
+    for name, value in (("steps", steps), ("seeds", seeds)):
+        if value < 1:
+            raise CheckError(f"{name} must be at least 1, got {value}")
+    recipe, given = _said(plan, recipe, data, loss, optimizer, batch_size, init, law, width)
+    base_lr = plan.base_lr if plan is not None and base_lr is None else base_lr
+    task = Task(recipe, steps, centred)
+    with shown("checking", progress) as bar:
+        family_, notes = members(family, sizes, labels, seed, recipe)
+        numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
+        axis, found_sizes = growth(family_, numbers)
+        for member in family_:
+            attempt(member.make(seed), task)
+        bar.say("planning")
+        planner = _Planner(family_, plans, given, task, base_lr, seed)
+        notes += planner.notes
+        bar.say("training")
+        bar.expect(len(family_) * seeds)
+        seen = [[_observed(m, planner, i, k, task, seed, bar) for k in range(seeds)] for i, m in enumerate(family_)]
+        first, rule = planner.plans[0], INITS.get(planner.plans[0].init)
+        evidence = Evidence(
+            family_, axis, found_sizes, seen,
+            [wanted(m, p.init) for m, p in zip(family_, planner.plans, strict=True)],
+            [_set_by(m, p) for m, p in zip(family_, planner.plans, strict=True)],
+            redrawn=callable(family) or rule is None or rule.draws,
+            open_level=rule is None or not rule.draws or rule.moments is None, stable=recipe.optimizer.stable,
+        )  # fmt: skip
+        hot = {}
+        for i, m in enumerate(family_):
+            ratio = too_sharp(evidence, i)
+            if ratio is not None and all(o.finite for o in seen[i]):
+                ratios = [
+                    too_high(m.make(seed + k), planner.plan(i, k), task, seed + k, lower_share(ratio))
+                    for k in range(min(seeds, CONFIRMED))
+                ]
+                if surely_worse(ratios, len(family_)):
+                    hot[i] = ratio
     judged, slopes = levels(evidence), fits(evidence)
     faults = find_faults(evidence, judged, slopes, hot, planner.plans)
     return Report(
         axis, tuple(m.label for m in family_), found_sizes, tuple(p.lr for p in planner.plans), tuple(judged),
-        tuple(slopes), tuple(faults), tuple(_sharp(s) for s in seen), first.optimizer, first.init, first.law,
+        tuple(slopes), tuple(faults), tuple(_sharp(s) for s in seen), recipe.optimizer.name, first.init, first.law,
         steps, seeds, tuple(dict.fromkeys(notes)),
     )  # fmt: skip
+
+
+def _observed(member: Member, planner: _Planner, i: int, k: int, task: Task, seed: int, bar: Progress) -> Observation:
+    seen = observe(member.make(seed + k), member.graph, planner.plan(i, k), task, seed + k, sharpness=k < SHARP)
+    bar.advance()
+    return seen
+
+
+def _said(
+    plan: Plan | None,
+    recipe: Recipe | None,
+    data: Any,
+    loss: Loss | None,
+    optimizer: Any,
+    batch_size: int | None,
+    init: str | None,
+    law: str | None,
+    width: str | None,
+) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe, and what plans are made with."""
+    words = {"data": data, "loss": loss, "optimizer": optimizer, "batch_size": batch_size}
+    words = {name: value for name, value in words.items() if value is not None}
+    if plan is not None and recipe is None and not words:
+        recipe = plan.live
+    if recipe is not None and words:
+        raise CheckError(f"{', '.join(words)}: say it in the recipe, as one is given")
+    if recipe is None:
+        recipe = Recipe(**{"loss": cross_entropy, "batch_size": 64, **words}) if data is not None else Recipe()
+    if recipe.data is None:
+        raise CheckError("a check trains for a few steps and needs data=(x, y), or --data: 'digits' is built in")
+    of_plan = {} if plan is None else {"init": plan.init, "law": plan.law, "width": plan.width}
+    given = {"init": init, "law": law, "width": width}
+    return recipe, {**of_plan, **{name: value for name, value in given.items() if value is not None}}
 
 
 class _Planner:
@@ -143,30 +178,31 @@ class _Planner:
         family: Sequence[Member],
         plans: Plans | None,
         options: dict[str, Any],
-        examples: tuple[Inputs, Tensor],
         task: Task,
         base_lr: float | None,
         seed: int,
     ) -> None:
         self.family, self.seed, self.notes = family, seed, list[str]()
+        self.recipe, self.options = task.recipe, options
         self.made = plans is None
-        self.known: dict[tuple[int, int], dict[str, Fill]] = {}
-        self.fixed: dict[str, Any] = {"data": examples, "loss": task.loss, "batch_size": task.batch_size}
-        self.options = options
-        self.base = (family[0].make(seed), family[0].inputs)
+        self.known: dict[tuple[int, int], Mapping[str, Fill]] = {}
         if plans is not None:
             listed = [plans(m.make(seed), m.inputs) for m in family] if callable(plans) else list(plans)
             if len(listed) != len(family):
                 raise CheckError(f"{len(listed)} plans for {len(family)} members: give one each")
             self.plans = listed
             return
-        self.lr = self._base_lr(task) if base_lr is None else base_lr
-        self.plans = [self._make(m, options.get("law"), seed) for m in family]
+        network = traced(family[0].make(seed), family[0].inputs, task.recipe, seed, role="base")
+        self.base = Base.given(network, 1.0)
+        if base_lr is None:
+            base_lr = self._base_lr(task)
+        self.base = Base.given(network, base_lr)
+        self.plans = [self._make(m, options) for m in family]
 
     def plan(self, member: int, k: int) -> Plan:
         """For the k-th seed."""
         main = self.plans[member]
-        if not self.made or k == 0 or main.init != "moments":
+        if not self.made or k == 0 or not INITS[main.init].measured:
             return main
         first, now = self._fills(member, 0), self._fills(member, k)
         parameters = dict(main.parameters)
@@ -175,22 +211,18 @@ class _Planner:
                 parameters[name] = replace(own, init_std=own.init_std * now[name].std / first[name].std)
         return replace(main, parameters=parameters, seed=self.seed + k)
 
-    def _fills(self, member: int, k: int) -> dict[str, Fill]:
+    def _fills(self, member: int, k: int) -> Mapping[str, Fill]:
         """What the init alone says under the k-th seed, worked out once."""
         if (member, k) not in self.known:
             m = self.family[member]
-            subject = Subject(
-                m.graph, m.make(self.seed + k), m.inputs, data=self.fixed["data"], loss=self.fixed["loss"],
-                seed=self.seed + k,
-            )  # fmt: skip
-            self.known[member, k] = INITS[self.plans[member].init](subject)
+            network = Network(m.graph, self.recipe, m.make(self.seed + k), m.inputs, self.seed + k)
+            self.known[member, k] = initialised(network, self.plans[member].init).fills
         return self.known[member, k]
 
-    def _make(self, member: Member, law: str | None, seed: int) -> Plan:
-        chosen = self.options | ({} if law is None else {"law": law})
+    def _make(self, member: Member, options: dict[str, Any]) -> Plan:
         try:
             return make_plan(
-                member.make(seed), member.inputs, base=self.base, base_lr=self.lr, seed=seed, **chosen, **self.fixed
+                member.make(self.seed), member.inputs, base=self.base, recipe=self.recipe, seed=self.seed, **options
             )
         except DagscaleError as error:
             error.args = (f"{member.label}: {error}",)
@@ -198,42 +230,17 @@ class _Planner:
 
     def _base_lr(self, task: Task) -> float:
         """Half of the largest stable rate of the first member."""
-        self.lr = 1.0
-        first = self.family[0]
-        optimizer = self.options["optimizer"]
-        if optimizer not in STABLE:
+        first, stable = self.family[0], task.recipe.optimizer.stable
+        if stable is None:
             self.notes.append(f"no base_lr given: 2⁻⁹ = {ADAPTIVE_LR:.3g}")
             return ADAPTIVE_LR
-        unit = self._make(first, "none", self.seed)
+        unit = self._make(first, {**self.options, "law": "none"})
         value = steepness(started(first.make(self.seed), unit, self.seed), first.graph, unit, task, self.seed)
         if not (math.isfinite(value) and value > 0):
             raise CheckError(f"the first member's curvature is {value}: give base_lr")
-        lr = STABLE[optimizer] / 2 / value
+        lr = stable / 2 / value
         self.notes.append(f"no base_lr given: {lr:.3g}, half of what the first member's curvature calls stable")
         return lr
-
-
-def _task(
-    data: Data | None,
-    loss: Loss,
-    optimizer: str,
-    steps: int,
-    batch_size: int,
-    seeds: int,
-    centred: bool,
-) -> tuple[Task, tuple[Inputs, Tensor]]:
-    if data is None:
-        raise CheckError("a check trains for a few steps and needs data=(x, y), or --data: 'digits' is built in")
-    try:
-        x, y = checked(data)
-        check_finite(x, y)
-    except SearchError as error:
-        raise CheckError(str(error)) from None
-    for name, value in (("steps", steps), ("seeds", seeds), ("batch_size", batch_size)):
-        if value < 1:
-            raise CheckError(f"{name} must be at least 1, got {value}")
-    OPTIMIZERS[optimizer]
-    return Task(x, y, loss, optimizer, steps, batch_size, centred), (x, y)
 
 
 def _set_by(member: Member, plan: Plan) -> frozenset[str]:
@@ -241,7 +248,7 @@ def _set_by(member: Member, plan: Plan) -> frozenset[str]:
     found = set()
     for layer in member.layers:
         own = plan.parameters.get(layer.weight)
-        if layer.trainable and own is not None and (plan.init == "keep" or own.init_std is not None):
+        if layer.trainable and own is not None and (own.init_std is not None or not INITS[plan.init].draws):
             found.add(layer.name)
     return frozenset(found)
 
@@ -251,4 +258,4 @@ def _sharp(seen: Sequence[Observation]) -> float | None:
     return fmean(values) if values else None
 
 
-__all__ = ["CheckError", "Evidence", "Fault", "Fit", "Level", "Report", "check"]
+__all__ = ["check"]

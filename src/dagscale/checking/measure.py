@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dagscale.errors import CheckError, DagscaleError
+from dagscale.errors import CheckError, DagscaleError, ForwardError, RecipeError
 from dagscale.graph import Graph
-from dagscale.network import Subject
+from dagscale.laws.gauss_newton import leading_eigenpair
+from dagscale.network import Network
 from dagscale.planning.plans import Plan
 from dagscale.tracing import forward
 from dagscale.tracing.recorder import Node, Recorder, tensors_in
 from dagscale.tracing.reduction import _parameters_of
-from dagscale.training.batches import Inputs, output, shapes, take, to_model
-from dagscale.training.engine import OPTIMIZERS, Loss, train
-from dagscale.training.probe import Probe, leading_eigenpair
+from dagscale.training import engine
+from dagscale.training.batches import Batch, Inputs, logits, shapes
+from dagscale.training.engine import first_line, train
+from dagscale.training.recipe import Recipe
+from dagscale.training.seeds import seeded
 
 LOOKED_AT = 256
 """Examples on which signals are compared before and after the steps."""
@@ -42,12 +45,8 @@ class Task:
             gradient with it; that is no matter of the plan [Yang et al. 2022, App. D.2; Chizat et al. 2019].
     """
 
-    x: Inputs
-    y: Tensor
-    loss: Loss
-    optimizer: str
+    recipe: Recipe
     steps: int
-    batch_size: int
     centred: bool = True
 
 
@@ -103,21 +102,22 @@ def observe(
         CheckError: if forward or loss fail.
     """
     network = started(model, plan, seed)
-    order = torch.randperm(len(task.y), generator=torch.Generator().manual_seed(seed))
-    looked = to_model(network, take(task.x, order[:LOOKED_AT]))
+    recipe = task.recipe
+    looked = next(recipe.source.batches(seed, LOOKED_AT)).to(network).inputs
     wanted = {use.name for use in graph.layers}
     before = _watch(network, looked, seed, wanted)
-    sharp = steepness(network, graph, plan, task, seed) if sharpness and plan.optimizer in STABLE else None
+    curved = sharpness and recipe.optimizer.stable is not None
+    sharp = steepness(network, graph, plan, task, seed) if curved else None
     start = copy.deepcopy(network) if task.centred else None
-    optimizer = OPTIMIZERS[plan.optimizer](plan.param_groups(network))
+    optimizer = recipe.optimizer.make(plan.param_groups(network))
+    batches = recipe.source.batches(seed)
     losses: list[float] = []
     changes: dict[str, list[float]] = {name: [] for name in before}
     own: dict[str, tuple[float, ...]] = dict.fromkeys(before, ())
-    with forward.unchanged_random_state():
-        torch.manual_seed(seed)
-        for rows, _ in zip(_batches(order, task.batch_size), range(task.steps), strict=False):
+    with seeded(seed):
+        for _ in range(task.steps):
             optimizer.zero_grad()
-            value = _loss(network, task, rows, start)
+            value = _loss(network, task, next(batches), start)
             losses.append(value.item())
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -142,7 +142,7 @@ def attempt(model: nn.Module, task: Task) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
     with forward.unchanged_random_state():
-        value = _loss(network, task, torch.arange(min(task.batch_size, len(task.y))), None)
+        value = _loss(network, task, task.recipe.example, None)
     if not value.requires_grad:
         raise CheckError("the loss does not depend on any parameter: check that nothing is detached on the way to it")
 
@@ -173,10 +173,8 @@ def too_high(model: nn.Module, plan: Plan, task: Task, seed: int, lower: float =
     final = []
     for share in (1.0, lower):
         network = started(model, plan, seed)
-        run = train(
-            network, task.x, task.y, params=plan.param_groups(network, lr=share * plan.lr), optimizer=plan.optimizer,
-            loss=task.loss, steps=CONFIRM, batch_size=task.batch_size, seed=seed, evaluate=512,
-        )  # fmt: skip
+        groups = plan.param_groups(network, lr=share * plan.lr)
+        run = train(network, task.recipe, groups, seed=seed, steps=CONFIRM, evaluate=512)
         final.append(run.loss)
     if not math.isfinite(final[0]):
         return math.inf
@@ -259,7 +257,7 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
     except DagscaleError:
         raise
     except Exception as error:
-        raise CheckError(f"the forward raised {_line(error)}, on inputs {shapes(x)} in train mode") from error
+        raise CheckError(f"the forward raised {first_line(error)}, on inputs {shapes(x)} in train mode") from error
     return watch.uses
 
 
@@ -295,43 +293,27 @@ def _signal(uses: list[_Use], own: tuple[float, ...], change: tuple[float, ...])
 
 def steepness(network: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int) -> float:
     """``lr · λ``: largest Gauss–Newton eigenvalue, each parameter's rate in it as the plan has it."""
-    subject = Subject(
-        graph, network, data=(task.x, task.y), loss=task.loss, optimizer=plan.optimizer, batch_size=task.batch_size
-    )
-    probe = Probe(subject, seed)
-    scale = [plan.parameters[name].lr for name in probe.parameters]
-    return leading_eigenpair(probe, scale, tolerance=0.1, most=20)[0]
+    subject = Network(graph, task.recipe, network, task.recipe.example.first(2).inputs)
+    with subject.probe(seed) as probe:
+        scale = [plan.parameters[name].lr for name in probe.parameters]
+        return leading_eigenpair(probe, scale, tolerance=0.1, most=20)[0]
 
 
-STABLE = {"sgd": 2.0, "momentum": 3.8}
-"""Largest stable lr · λ on a quadratic: 2 for gradient descent, 2 (1 + β) with heavy-ball momentum β [Polyak 1964]."""
-
-
-def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
-    """Rows of one batch after another, around again at the end."""
-    size, at = min(size, len(order)), 0
-    while True:
-        rows = torch.arange(at, at + size) % len(order)
-        at = (at + size) % len(order)
-        yield order[rows]
-
-
-def _loss(network: nn.Module, task: Task, rows: Tensor, start: nn.Module | None) -> Tensor:
-    x, y = to_model(network, take(task.x, rows)), to_model(network, take(task.y, rows))
+def _loss(network: nn.Module, task: Task, batch: Batch, start: nn.Module | None) -> Tensor:
+    batch = batch.to(network)
     try:
-        out = output(network, x)
-        if start is not None and isinstance(out, Tensor):
+        out = engine.batch_output(network, task.recipe, batch)
+        if start is not None and isinstance(logits(out), Tensor):
             with torch.no_grad():
-                first = output(start, x)
-            out = out - first
-        value = task.loss(out, y)
-    except Exception as error:
-        mend = "" if start is None else "; a loss that takes no outputs around 0 needs centred=False"
-        raise CheckError(f"forward or loss raised {_line(error)}, on inputs {shapes(x)} in train mode{mend}") from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise CheckError(f"the loss must be one number and is {shape}: take its mean")
-    return value
+                first = logits(engine.batch_output(start, task.recipe, batch))
+            out = logits(out) - first
+        return engine.output_loss(task.recipe, out, batch)
+    except RecipeError as error:
+        if start is None:
+            raise
+        raise CheckError(f"{error}; a loss that takes no outputs around 0 needs centred=False") from error
+    except ForwardError as error:
+        raise CheckError(f"{error} in train mode") from error
 
 
 def _square(t: Tensor) -> float:
@@ -340,8 +322,3 @@ def _square(t: Tensor) -> float:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -13,7 +13,7 @@ from statistics import fmean, variance
 from typing import Literal
 
 from dagscale.checking.family import LayerFacts, Member
-from dagscale.checking.measure import STABLE, Observation, Signal
+from dagscale.checking.measure import Observation, Signal
 
 ALPHA = 0.01
 """Chance of a false alarm over all tests of one kind together (Bonferroni), were every quantity at its tolerance."""
@@ -123,7 +123,7 @@ class Evidence:
     set_by_plan: Sequence[frozenset[str]]
     redrawn: bool
     open_level: bool
-    optimizer: str
+    stable: float | None
 
 
 def levels(evidence: Evidence) -> list[Level]:
@@ -295,7 +295,7 @@ def too_sharp(evidence: Evidence, member: int) -> float | None:
     None if it is not; 1 where curvature alone does not tell: for other optimisers, and where the Gauss–Newton matrix is
     0 because the loss is linear in the output (log-probabilities).
     """
-    stable = STABLE.get(evidence.optimizer)
+    stable = evidence.stable
     logs = [
         math.log(o.sharpness / stable)
         for o in evidence.seen[member]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from dagscale.errors import GraphError
-
-if TYPE_CHECKING:
-    import networkx
+from dagscale.frozen import FrozenMapping
 
 VertexKind = Literal["input", "fork", "sum", "product", "concat", "select", "output"]
 OpKind = Literal["weight", "activation", "norm", "pool", "shift", "scale", "pass", "unknown"]
@@ -162,7 +160,7 @@ class LayerUse:
         return self.op.layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """An immutable directed acyclic multigraph; parallel edges are distinct paths.
 
@@ -188,6 +186,57 @@ class Graph:
         for edge in self.edges:
             if not 0 <= edge.src < edge.dst < len(self.vertices):
                 raise GraphError(f"edge {edge.src}→{edge.dst} does not run forward between two vertices")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON; :meth:`from_dict` reads it back to an equal graph."""
+        return {
+            "format": 1,
+            "vertices": [[v.kind, v.label, list(v.shape)] for v in self.vertices],
+            "edges": [[e.src, e.dst, [_op_to_dict(op) for op in e.ops]] for e in self.edges],
+            "parameters": [{**asdict(p), "shape": list(p.shape), "aliases": list(p.aliases)} for p in self.parameters],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Graph:
+        """The graph that :meth:`to_dict` wrote.
+
+        Raises:
+            GraphError: if it is no such data, or of a later format.
+        """
+        if raw.get("format") != 1:
+            raise GraphError(f"a graph of format {raw.get('format')!r} cannot be read here: upgrade dagscale")
+        try:
+            return cls(
+                tuple(Vertex(i, kind, label, tuple(shape)) for i, (kind, label, shape) in enumerate(raw["vertices"])),
+                tuple(Edge(src, dst, tuple(map(_op_from_dict, ops))) for src, dst, ops in raw["edges"]),
+                tuple(
+                    Parameter(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])})
+                    for p in raw["parameters"]
+                ),
+                tuple(raw["notes"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise GraphError(f"this is no graph ({error})") from None
+
+    def to_json(self) -> str:
+        """One JSON document; :meth:`from_json` reads it back to an equal graph."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Graph:
+        """The graph that :meth:`to_json` wrote.
+
+        Raises:
+            GraphError: if the text is no such document.
+        """
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise GraphError(f"this is no graph ({error})") from None
+        if not isinstance(raw, dict):
+            raise GraphError(f"this is no graph (a JSON {type(raw).__name__})")
+        return cls.from_dict(raw)
 
     @classmethod
     def from_edges(cls, edges: Iterable[tuple[int, int] | Edge], vertices: int | None = None) -> Graph:
@@ -286,20 +335,15 @@ class Graph:
     def parameter(self) -> Mapping[str, Parameter]:
         """Every qualified name, aliases included → its parameter."""
         table = {alias: p for p in self.parameters for alias in (p.name, *p.aliases)}
-        return MappingProxyType(table)
+        return FrozenMapping(table)
 
-    def to_networkx(self) -> networkx.MultiDiGraph:
-        """As a ``networkx.MultiDiGraph``: nodes carry ``kind``, ``label``, ``shape``, ``in_degree``; edges
-        carry ``ops`` (tuple of :class:`Op`), ``depth``, ``layers`` (names) and ``live``."""
-        import networkx
+    def __repr__(self) -> str:
+        return f"Graph({len(self.vertices)} vertices, {len(self.edges)} edges, {len(self.parameters)} parameters)"
 
-        nx = networkx.MultiDiGraph()
-        for v in self.vertices:
-            nx.add_node(v.id, kind=v.kind, label=v.label, shape=v.shape, in_degree=self.in_degree[v.id])
-        for edge, alive in zip(self.edges, self.live, strict=True):
-            names = tuple(op.layer_name for op in edge.layers)
-            nx.add_edge(edge.src, edge.dst, ops=edge.ops, depth=edge.depth, layers=names, live=alive)
-        return nx
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """One line a vertex, one indented line an incoming edge."""
@@ -314,3 +358,19 @@ class Graph:
                 dead = "" if self.live[e] else "  (dead)"
                 lines.append(f"    ← v{self.edges[e].src}: {ops}{dead}")
         return "\n".join(lines)
+
+
+def _op_to_dict(op: Op) -> dict[str, Any]:
+    layer = None if op.layer is None else {**asdict(op.layer), "kernel": list(op.layer.kernel)}
+    return {
+        "kind": op.kind, "name": op.name, "module": op.module, "params": [[p.name, p.role] for p in op.params],
+        "layer": layer,
+    }  # fmt: skip
+
+
+def _op_from_dict(raw: Mapping[str, Any]) -> Op:
+    layer = raw["layer"]
+    return Op(
+        raw["kind"], raw["name"], raw["module"], tuple(ParamUse(name, role) for name, role in raw["params"]),
+        None if layer is None else Layer(**{**layer, "kernel": tuple(layer["kernel"])}),
+    )  # fmt: skip

@@ -1,7 +1,12 @@
-"""Initialisations: a network → a mean and a standard deviation for each parameter. One file each."""
+"""Initialisations: one network → a mean and a standard deviation for each parameter. One file each, found by itself."""
 
-from dagscale.inits import in_degree, keep, moments, released
-from dagscale.inits.base import INITS, Init, padding_rows
+import importlib
+import pkgutil
+
+from dagscale.inits.base import INITS, Init, init
 from dagscale.training.draws import Fill
 
-__all__ = ["INITS", "Fill", "Init", "in_degree", "keep", "moments", "padding_rows", "released"]
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
+
+__all__ = ["INITS", "Fill", "Init", "init"]

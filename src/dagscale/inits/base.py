@@ -2,52 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dagscale.graph import Graph, LayerUse
-from dagscale.network import Subject
+from dagscale.network import Network
 from dagscale.registry import Registry
 from dagscale.training.draws import Fill
 
-if TYPE_CHECKING:
-    from torch import nn
-
 WidthRule = Literal["standard", "mean-field", "own"]
+Rule = Callable[[Network], dict[str, Fill]]
+"""One network → how each parameter is drawn, by name. Parameters that it does not name are left as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """A network → name → fill. Parameters it does not name are left as they are.
+    """A rule for how parameters are drawn.
 
     Attributes:
-        fills: the rule.
+        name: as it stands in the registry.
+        rule: one network → how each parameter is drawn.
         width: how its scale goes with width, so that μP factors know where they start: ``standard`` (every
             weight ∝ fan_in^-½), ``mean-field`` (readouts ∝ 1/fan_in), or ``own``, which they leave alone.
+        measured: whether it runs the network, so that what it gives differs a little from seed to seed.
+        draws: whether it draws anything; if not, the model is trained as its author made it.
+        moments: (graph) → the second moment that it aims at for each layer's output, by the weight's name; None where
+            it aims at ``1/in-degree`` up to a level that it leaves open.
     """
 
-    fills: Callable[[Subject], dict[str, Fill]]
+    name: str
+    rule: Rule
     width: WidthRule = "standard"
+    measured: bool = False
+    draws: bool = True
+    moments: Callable[[Graph], Mapping[str, float]] | None = None
 
-    def __call__(self, subject: Subject) -> dict[str, Fill]:
-        return self.fills(subject)
+    def __call__(self, network: Network) -> dict[str, Fill]:
+        return self.rule(network)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the rule's docstring."""
+        return next(iter((self.rule.__doc__ or "").strip().splitlines()), "")
 
 
 INITS: Registry[Init] = Registry("init")
 
 
-def init(name: str, width: WidthRule = "standard") -> Callable[[Callable[[Subject], dict[str, Fill]]], Init]:
-    """Decorator: register a function as the init ``name``."""
-    return lambda fills: INITS.add(name)(Init(fills, width))
-
-
-def padding_rows(model: nn.Module) -> dict[int, int]:
-    """``id(weight)`` → the row of an embedding that stands for padding: it stays 0, as PyTorch makes it."""
-    from torch import nn
-
-    embeddings = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
-    return {id(m.weight): m.padding_idx for m in embeddings if m.padding_idx is not None}
+def init(
+    name: str,
+    width: WidthRule = "standard",
+    *,
+    measured: bool = False,
+    draws: bool = True,
+    moments: Callable[[Graph], Mapping[str, float]] | None = None,
+) -> Callable[[Rule], Init]:
+    """Decorator: register a function of one network as the init ``name``; see `Init`."""
+    return lambda rule: INITS.add(name)(Init(name, rule, width, measured, draws, moments))
 
 
 def zeros_and_ones(graph: Graph) -> dict[str, Fill]:

@@ -6,7 +6,7 @@ from math import sqrt
 
 from dagscale.graph import LayerUse
 from dagscale.inits.base import fill_weights, init
-from dagscale.network import Subject
+from dagscale.network import Network
 from dagscale.training.draws import Fill
 
 
@@ -16,7 +16,7 @@ def hidden_std(use: LayerUse) -> float:
 
 
 @init("in-degree", width="mean-field")
-def in_degree(subject: Subject) -> dict[str, Fill]:
+def in_degree(network: Network) -> dict[str, Fill]:
     """Weights ``N(0, C/n)``, ``C = 2/d_in``; readouts ``N(0, 2/n²)``; biases 0, norm gains 1.
 
     With ``z_v = Σ_(u→v) W_uv ReLU(z_u)``, ``n`` the fan-in and ``d_in(v)`` the number of summands at ``v``::
@@ -27,10 +27,10 @@ def in_degree(subject: Subject) -> dict[str, Fill]:
     ``z``: sums of pre-activations have it, sums of activations and identity edges do not. The readout's
     mean-field scale lets the output start at O(1/√n) [Chen et al. 2024, Sec. 3.1 and Eq. 12].
     """
-    return fill_weights(subject.graph, lambda use: sqrt(2) / use.layer.fan_in if use.readout else hidden_std(use))
+    return fill_weights(network.graph, lambda use: sqrt(2) / use.layer.fan_in if use.readout else hidden_std(use))
 
 
 @init("in-degree-standard")
-def in_degree_standard(subject: Subject) -> dict[str, Fill]:
+def in_degree_standard(network: Network) -> dict[str, Fill]:
     """As ``in-degree``, with the readout in standard parametrisation: ``N(0, 2/n)``, so outputs start at O(1)."""
-    return fill_weights(subject.graph, hidden_std)
+    return fill_weights(network.graph, hidden_std)

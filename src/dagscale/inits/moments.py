@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from itertools import chain, repeat
 from math import exp, inf, log, sqrt
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dagscale.errors import PlanError
-from dagscale.graph import Graph
-from dagscale.inits.base import init, padding_rows, zeros_and_ones
-from dagscale.network import Subject
+from dagscale.errors import DagscaleError
+from dagscale.inits.base import init, zeros_and_ones
+from dagscale.inits.wanted import by_parameters, wanted_moments
+from dagscale.network import Network
 from dagscale.tracing import forward
 from dagscale.tracing.calls import Use, Uses
-from dagscale.training.batches import take, to_model
+from dagscale.training.batches import to_model
+from dagscale.training.copies import padding_rows
 from dagscale.training.draws import Fill, standard_normal
+from dagscale.training.seeds import seeded
 
 BATCH = 256
 """Examples of ``data`` that the forward runs on."""
@@ -32,8 +36,8 @@ PASSES = 3
 """Forwards a draw at most: a weight that is used twice is settled by the use that wants it smallest."""
 
 
-@init("moments")
-def moments(subject: Subject) -> dict[str, Fill]:
+@init("moments", measured=True, moments=wanted_moments)
+def moments(network: Network) -> dict[str, Fill]:
     """Every layer's output gets the second moment ``1/d_in``, from a few forwards on a batch.
 
     A layer is linear in its weight, so for independent weights of variance ``s²`` and a given input ``x``::
@@ -47,7 +51,8 @@ def moments(subject: Subject) -> dict[str, Fill]:
     they are. Eq. 12 is the special case of a ReLU of a symmetric signal, ``E x² = ½``; readouts get output
     moment 1, norm gains 1, biases 0 and other vectors stay.
 
-    The batch is ``data``'s inputs if given, else the example inputs. Deterministic given the seed. A standard
+    Each draw of the weights sees a batch of its own, a random sample of the data if there are any, else the example
+    inputs; no batch is larger than those of training. Deterministic given the seed. A standard
     deviation is the geometric mean over at least 4 draws of the weights, up to 16 where they differ. A weight that is
     used several times takes the smallest of the values that its uses ask for. Where a weight is computed from
     several parameters, the one that it is proportional to is set: ``weight_norm``'s magnitude, the gain of a
@@ -57,47 +62,49 @@ def moments(subject: Subject) -> dict[str, Fill]:
     Raises:
         PlanError: if the model is on ``meta``, so that nothing can be measured.
     """
-    if subject.model is None or any(p.is_meta for p in subject.model.parameters()):
-        raise PlanError(
-            "init 'moments' measures a forward and the model has no values (meta): materialise it first "
-            "(model.to_empty(device=...)), or use init 'in-degree'"
-        )
-    fills = zeros_and_ones(subject.graph)
-    model = copy.deepcopy(subject.model)
-    if subject.data is not None:
-        model.train()  # batch norm and dropout as training will have them; a lone example cannot be normalised
-    parameters = {n: p for n, p in forward.plain_parameters(model).items() if p.requires_grad}
-    with torch.no_grad():
-        for name, fill in fills.items():
-            if name in parameters:
-                parameters[name].fill_(fill.mean)
-    wanted = _wanted(subject.graph)
-    controls = _controls(model, subject, parameters, wanted)
-    logs: dict[str, list[float]] = {}
-    for k in range(DRAWS[1]):
-        for name, scale in _one_draw(model, subject, parameters, wanted, controls, subject.seed + k).items():
-            logs.setdefault(name, []).append(log(scale))
-        if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
-            break
-    gains = {name for name in controls.values() if _is_gain(parameters[name])}
+    fills = zeros_and_ones(network.graph)
+    copied = network.copy
+    try:
+        model = copied.reset(train=network.recipe.data is not None)  # batch norm and dropout as training has them
+        parameters = copied.parameters
+        with torch.no_grad():
+            for name, fill in fills.items():
+                if name in parameters:
+                    parameters[name].fill_(fill.mean)
+        logs, gains = _scales(network, model, parameters)
+    finally:
+        copied.give_back()
     for name, values in logs.items():
         scale = exp(fmean(values))
         fills[name] = Fill(scale, 0.0) if name in gains else Fill(0.0, scale)
     return fills
 
 
-def wanted_moments(graph: Graph) -> dict[str, float]:
-    """Weight name → second moment wanted of its layer's output: ``1/d_in``, the smallest over its uses."""
-    return {name: moment for names, moment in _wanted(graph).items() if len(names) == 1 for name in names}
+def _scales(
+    network: Network, model: nn.Module, parameters: dict[str, nn.Parameter]
+) -> tuple[dict[str, list[float]], set[str]]:
+    """The logarithms of the scales that each draw asks for, by parameter, and which of them are constants."""
+    wanted = by_parameters(network.graph)
+    inputs = _inputs(network, model)
+    first = next(inputs)
+    controls = _controls(model, network, parameters, wanted, first)
+    logs: dict[str, list[float]] = {}
+    for k, x in zip(range(DRAWS[1]), chain([first], inputs), strict=False):
+        for name, scale in _one_draw(model, network, parameters, wanted, controls, network.seed + k, x).items():
+            logs.setdefault(name, []).append(log(scale))
+        if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
+            break
+    return logs, {name for name in controls.values() if _is_gain(parameters[name])}
 
 
-def _wanted(graph: Graph) -> dict[frozenset[str], float]:
-    """The same, by all parameters that the weight is computed from."""
-    wanted: dict[frozenset[str], float] = {}
-    for use in graph.layers:
-        names = frozenset(p.name for p in use.op.params if p.role == "weight")
-        wanted[names] = min(1 / use.in_degree, wanted.get(names, 1.0))
-    return wanted
+def _inputs(network: Network, model: nn.Module) -> Iterator[Any]:
+    """What the forwards run on, without end, on the model's device."""
+    recipe = network.recipe
+    if recipe.data is None:
+        yield from repeat(to_model(model, network.inputs))
+    size = BATCH if recipe.batch_size is None else min(BATCH, max(recipe.batch_size, 2))
+    for batch in recipe.source.batches(network.seed, size):
+        yield batch.to(model).inputs
 
 
 def _error(logs: list[float]) -> float:
@@ -109,13 +116,16 @@ def _is_gain(parameter: Tensor) -> bool:
     return parameter.numel() == max(parameter.shape, default=1)
 
 
-def _forward(model: nn.Module, subject: Subject, mode: TorchDispatchMode) -> None:
+def _forward(model: nn.Module, network: Network, mode: TorchDispatchMode, inputs: Any) -> None:
     """One forward, random state and buffers not the user's."""
-    inputs = subject.inputs if subject.data is None else to_model(model, take(subject.data[0], slice(BATCH)))
     args, kwargs = forward.bind_inputs(model, inputs)
-    with forward.unchanged_random_state(), forward.plain_eager(), torch.no_grad(), mode:
-        torch.manual_seed(subject.seed)
-        model(*args, **kwargs)
+    try:
+        with seeded(network.seed), forward.plain_eager(), torch.no_grad(), mode:
+            model(*args, **kwargs)
+    except DagscaleError:
+        raise
+    except Exception as error:  # the forward is the user's
+        raise forward.forward_error(model, None, error, inputs) from error
 
 
 # --- weights that are computed from parameters ------------------------------------------------------------
@@ -134,12 +144,16 @@ class _Sizes(Uses):  # type: ignore[no-untyped-call]
 
 
 def _controls(
-    model: nn.Module, subject: Subject, parameters: dict[str, nn.Parameter], wanted: dict[frozenset[str], float]
+    model: nn.Module,
+    network: Network,
+    parameters: dict[str, nn.Parameter],
+    wanted: dict[frozenset[str], float],
+    inputs: Any,
 ) -> dict[frozenset[str], str]:
     """What a computed weight is made of → the parameter that it is proportional to: doubled, it doubles the weight."""
     found: dict[frozenset[str], str] = {}
     before = _Sizes(model)
-    _forward(model, subject, before)
+    _forward(model, network, before, inputs)
     used = {name for names in wanted if len(names) == 1 and names not in before.weights for name in names}
     left = {
         names: sorted((n for n in names - used if n in parameters), key=lambda n: parameters[n].numel())
@@ -153,7 +167,7 @@ def _controls(
         with torch.no_grad():
             for name in doubled:
                 parameters[name].mul_(2)
-            _forward(model, subject, after)
+            _forward(model, network, after, inputs)
             for name in doubled:
                 parameters[name].mul_(0.5)
         for names, name in tried.items():
@@ -168,11 +182,12 @@ def _controls(
 
 def _one_draw(
     model: nn.Module,
-    subject: Subject,
+    network: Network,
     parameters: dict[str, nn.Parameter],
     wanted: dict[frozenset[str], float],
     controls: dict[frozenset[str], str],
     seed: int,
+    inputs: Any,
 ) -> dict[str, float]:
     """The scales that one draw of the weights asks for."""
     scales: dict[str, float] = {}
@@ -183,7 +198,7 @@ def _one_draw(
         shared: set[str] = set()
         for _ in range(PASSES):
             setter = _Setter(model, parameters, wanted, controls, scales, seed, shared)
-            _forward(model, subject, setter)
+            _forward(model, network, setter, inputs)
             if not setter.again:
                 break
     return scales

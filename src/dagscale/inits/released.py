@@ -6,12 +6,12 @@ from math import sqrt
 
 from dagscale.graph import LayerUse
 from dagscale.inits.base import fill_weights, init
-from dagscale.network import Subject
+from dagscale.network import Network
 from dagscale.training.draws import Fill
 
 
 @init("released", width="own")
-def released(subject: Subject) -> dict[str, Fill]:
+def released(network: Network) -> dict[str, Fill]:
     """Weights ``N(0, 2/(d n_out))``, ``n_out`` the fan-out, ``d`` the in-degree of the *source* vertex.
 
     Eq. 12 divides by the in-degree of the vertex that an edge feeds; the released code takes the vertex that
@@ -19,7 +19,7 @@ def released(subject: Subject) -> dict[str, Fill]:
     whatever the width. Differences that a traced graph cannot show: dead summands, which the released code
     counts, are not part of a graph [repository VITA-Group/principled_scaling_lr_init, ``models/``].
     """
-    graph = subject.graph
+    graph = network.graph
 
     def std(use: LayerUse) -> float:
         if use.readout:

@@ -1,11 +1,17 @@
-"""Laws: base and target → the factors that carry a learning rate from one to the other. One file each."""
+"""Laws: one network → an estimate of its learning rate, up to what all networks share.
 
-from dagscale.laws import combined, covariance, curvature, function_change, none, paths, released, short_run, walk
-from dagscale.laws.base import LAWS, Law
+One file each, found by itself.
+"""
+
+import importlib
+import pkgutil
+
+from dagscale.laws.base import LAWS, Carried, Law, law
+from dagscale.laws.estimate import Estimate
 
 AFFECTS_TRAINING = False
 
-__all__ = [
-    "LAWS", "Law", "combined", "covariance", "curvature", "function_change", "none", "paths", "released", "short_run",
-    "walk",
-]  # fmt: skip
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
+
+__all__ = ["LAWS", "Carried", "Estimate", "Law", "law"]

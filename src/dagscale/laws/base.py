@@ -3,37 +3,175 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import exp, log
-from typing import TYPE_CHECKING
 
-from dagscale.errors import GraphError
-from dagscale.network import Subject
+from dagscale.errors import GraphError, OptimizerError, PlanError
+from dagscale.laws.estimate import Estimate
+from dagscale.network import Network
 from dagscale.registry import Registry
+from dagscale.training.optimizers import Optimizer, Step
 
-if TYPE_CHECKING:
-    from dagscale.laws.over_seeds import Measured
+Rule = Callable[[Network], Mapping[str, Estimate]]
+"""One network → named parts of an estimate of its rate. Rates differ between networks by what each part differs by."""
 
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """A rule that predicts a target's learning rate from a base's.
+    """A rule that says how the best learning rate differs between networks.
 
     Attributes:
-        factors: (base, target) → named factors; the target's rate is the base's times their product.
-        optimizers: the optimisers it is derived for; empty means any.
+        name: as it stands in the registry.
+        rule: one network → the parts of its estimate.
+        steps: kinds of optimiser step that it is derived for; empty means any, of unknown optimisers too.
+        measured: whether it runs the network, and so needs data and a loss.
+        averaged: whether its parts are several predictions of the same thing, to be averaged, rather than factors.
+        own_init: the name of the init that it belongs to, of rules that come as a pair; empty for any.
         needs_base: whether the base network is looked at, rather than only its rate.
-        measured: for measured laws, what was measured on a subject.
-        power: (factors) → of the ratio of what was measured, or of its inverse, in their product.
-        absolute: for laws that need no base at all, the rate itself, to about an octave.
+        absolute: of laws that need no base at all: one network → its rate itself, to about an octave.
     """
 
-    factors: Callable[[Subject, Subject], dict[str, float]]
-    optimizers: frozenset[str] = frozenset()
+    name: str
+    rule: Rule
+    steps: frozenset[Step] = frozenset()
+    measured: bool = False
+    averaged: bool = False
+    own_init: str = ""
     needs_base: bool = True
-    measured: Callable[[Subject], Measured] | None = None
-    power: Callable[[Mapping[str, float]], float] = lambda factors: 1.0
-    absolute: Callable[[Subject], float] | None = None
+    absolute: Callable[[Network], Estimate] | None = None
+
+    def __call__(self, network: Network) -> Mapping[str, Estimate]:
+        return self.rule(network)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the rule's docstring."""
+        return next(iter((self.rule.__doc__ or "").strip().splitlines()), "")
+
+    def covers(self, optimizer: Optimizer) -> bool:
+        """Whether it says something about this optimiser."""
+        return not self.steps or optimizer.step in self.steps
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Raise PlanError if the law is not for this optimiser."""
+        if self.covers(optimizer):
+            return
+        kinds = " and ".join(sorted(self.steps))
+        if optimizer.step is None:
+            raise OptimizerError(
+                f"law {self.name!r} is derived for optimizers with {kinds}-like steps, and of {optimizer.name} that is "
+                "unknown: register it with dagscale.optimizer, or use law 'short-run' or 'none'"
+            )
+        raise PlanError(
+            f"law {self.name!r} is derived for optimizers with {kinds}-like steps (sgd, momentum), not "
+            f"{optimizer.name!r}: choose one of these, or law 'none'"
+        )
+
+    def carry(
+        self, bases: Mapping[str, Network], target: Network, about: Callable[[str], AbstractContextManager[None]]
+    ) -> Carried:
+        """What takes the bases' rates to the target's.
+
+        Args:
+            bases: by the names that errors should give them.
+            about: a context in which errors say which network is meant.
+        """
+        if not self.needs_base:
+            return Carried(tuple({} for _ in bases) or ({},))
+        with about("target"):
+            own = self(target)
+        each, forwards = [], sum(e.forwards for e in own.values())
+        for name, base in bases.items():
+            with about(name):
+                theirs = self(base)
+            each.append(_parts(self, own, theirs))
+            forwards += sum(e.forwards for e in theirs.values())
+        return Carried(tuple(each), forwards)
+
+    def alone(self, target: Network) -> Carried:
+        """The target's own rate, of a law that needs no base."""
+        assert self.absolute is not None
+        own = self.absolute(target)
+        return Carried(({},), own.forwards, own)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """How a rate is carried over from each of several bases.
+
+    Attributes:
+        each: for each base, the parts by name: (target's, base's) estimates, weighted as they enter the rate.
+        forwards: what measuring all networks cost, see `Estimate`.
+        absolute: the target's rate itself, of a law without a base.
+    """
+
+    each: tuple[Mapping[str, tuple[Estimate, Estimate]], ...]
+    forwards: float = 0.0
+    absolute: Estimate | None = None
+
+    def alone(self, i: int) -> float:
+        """The factor from the i-th base alone."""
+        return exp(sum(target.log_rate - base.log_rate for target, base in self.each[i].values()))
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The parts as factors on the rate, of several bases the geometric mean."""
+        names = dict.fromkeys(name for parts in self.each for name in parts)
+        return {
+            name: exp(
+                sum(parts[name][0].log_rate - parts[name][1].log_rate for parts in self.each if name in parts)
+                / len(self.each)
+            )
+            for name in names
+        }
+
+    @property
+    def uncertain(self) -> list[Estimate]:
+        """Independent estimates whose chance is in the rate: the target's, and each base's share."""
+        if self.absolute is not None:
+            return [self.absolute]
+        count = len(self.each)
+        sides = [(_sum([t for t, _ in parts.values()]), _sum([b for _, b in parts.values()])) for parts in self.each]
+        own = max((target for target, _ in sides), key=lambda e: e.error)  # one measurement, in the factor of each base
+        return [own, *(base * (1 / count) for _, base in sides)]
+
+
+def _parts(
+    law: Law, target: Mapping[str, Estimate], base: Mapping[str, Estimate]
+) -> dict[str, tuple[Estimate, Estimate]]:
+    names = [name for name in target if name in base]
+    weight = 1 / len(names) if law.averaged and names else 1.0
+    return {name: (target[name] * weight, base[name] * weight) for name in names}
+
+
+def _sum(estimates: list[Estimate]) -> Estimate:
+    return sum(estimates, Estimate(0.0))
+
+
+LAWS: Registry[Law] = Registry("law")
+
+GRADIENT: frozenset[Step] = frozenset({"gradient"})
+"""SGD, with momentum too: it multiplies every step in the same proportion, so a ratio of rates carries over."""
+
+
+def law(
+    name: str,
+    *,
+    steps: frozenset[Step] = frozenset(),
+    measured: bool = False,
+    averaged: bool = False,
+    own_init: str = "",
+    needs_base: bool = True,
+    absolute: Callable[[Network], Estimate] | None = None,
+) -> Callable[[Rule], Rule]:
+    """Decorator: register a function of one network as the law ``name``; see `Law`."""
+
+    def put(rule: Rule) -> Rule:
+        LAWS.add(name)(Law(name, rule, steps, measured, averaged, own_init, needs_base, absolute))
+        return rule
+
+    return put
 
 
 FADING = 3 / 4
@@ -43,24 +181,23 @@ What sets networks apart there matters less later on: a mean over settings and l
 """
 
 
-LAWS: Registry[Law] = Registry("law")
-
-SGD = frozenset({"sgd", "momentum"})
-"""Momentum multiplies every step in the same proportion, so a ratio of rates carries over."""
-
-
-def root_ratio(base: int, target: int, what: str) -> float:
-    """``sqrt(base / target)`` of exact integers of any size.
+def inverse_root(value: int | float, what: str) -> Estimate:
+    """Of a rate ``∝ value^(-1/2)``; integers of any size.
 
     Raises:
-        GraphError: if either is zero, so that the law says nothing.
+        GraphError: if the value is zero, so that the law says nothing.
     """
-    for network, value in (("base", base), ("target", target)):
-        if value <= 0:
-            raise GraphError(
-                f"the {network} network has {what} = 0: no path passes an activation, so this law has no "
-                "rate for it; use a network with at least one hidden activation, or law 'none'"
-            )
-    if max(base, target).bit_length() < 1000:
-        return float((base / target) ** 0.5)
-    return exp((log(base) - log(target)) / 2)
+    if value <= 0:
+        raise GraphError(
+            f"{what} = 0: no path passes an activation, so this law has no rate for it; use a network with at least "
+            "one hidden activation, or law 'none'"
+        )
+    return Estimate(-log(value) / 2)
+
+
+def inverse(value: float) -> Estimate:
+    """Of a rate ``∝ 1/value``."""
+    return Estimate(-log(value))
+
+
+__all__ = ["FADING", "GRADIENT", "LAWS", "Carried", "Law", "inverse", "inverse_root", "law"]

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from dagscale.errors import GraphError
-from dagscale.laws import covariance, short_run
-from dagscale.laws.base import FADING, LAWS, SGD, Law
-from dagscale.network import Subject
+from dagscale.laws.base import law
+from dagscale.laws.covariance import covariance
+from dagscale.laws.estimate import Estimate
+from dagscale.laws.short_run import rate, short_run
+from dagscale.network import Network
 
 OUTSIDE = frozenset({"norm", "unknown"})
 """Kinds of operations that the covariance law has no picture of."""
 
 
-def described(subject: Subject) -> bool:
-    """Whether the covariance law is for this network: SGD, layers drawn by the init, sums of them, no norms and no
-    products (gates, attention)."""
-    graph = subject.graph
+def described(network: Network) -> bool:
+    """Whether the covariance law is for this network: gradient-like steps, layers drawn by the init, sums of them, no
+    norms and no products (gates, attention)."""
+    graph = network.graph
     return (
-        subject.optimizer in SGD
-        and any(use.op.params[0].name in subject.fills for use in graph.layers)
+        network.recipe.optimizer.step == "gradient"
+        and any(use.op.params[0].name in network.fills for use in graph.layers)
         and not any(op.kind in OUTSIDE for edge in graph.edges for op in edge.ops)
         and not any(vertex.kind == "product" for vertex in graph.vertices)
     )
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law("combined", measured=True, averaged=True, absolute=rate)
+def combined(network: Network) -> dict[str, Estimate]:
     """The geometric mean of what laws ``short-run`` and ``covariance`` say, where the second is for both networks and
     has an answer; else the first alone.
 
@@ -33,19 +34,10 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     at the first step. Their errors have little in common, so the mean has less of them than either [Bates and Granger
     1969].
     """
-    measured = short_run.factors(base, target)
-    if not (described(base) and described(target)):
+    measured = dict(short_run(network))
+    if not described(network):
         return measured
     try:
-        both = measured | covariance.factors(base, target)
+        return {**measured, **covariance(network)}
     except GraphError:  # no hidden layer that trains, or too many vertices
         return measured
-    return {name: factor**0.5 for name, factor in both.items()}
-
-
-def power(factors: Mapping[str, float]) -> float:
-    """Of the ratio of the short runs' rates."""
-    return FADING / len(factors)
-
-
-LAWS.add("combined")(Law(factors, measured=short_run.known, power=power, absolute=short_run.absolute))

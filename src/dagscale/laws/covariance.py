@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
 from typing import TYPE_CHECKING
 
 from dagscale.errors import GraphError
 from dagscale.graph import Graph
-from dagscale.laws.base import FADING, LAWS, SGD, Law
+from dagscale.laws.base import FADING, GRADIENT, inverse_root, law
+from dagscale.laws.estimate import Estimate
 from dagscale.laws.mean_field import MeanField, mean_field
-from dagscale.network import Subject
+from dagscale.network import Network
 
 if TYPE_CHECKING:
     from dagscale.laws.mean_field import Matrix
@@ -127,34 +127,31 @@ def _parting(angle: Matrix, width: Matrix) -> Matrix:
     return excess
 
 
-def hidden_change(subject: Subject, by_unit: bool = False) -> float:
-    """``E‖Δz‖²`` at the vertices that outputs read, or of one unit: :func:`update_moment` with readouts as the init
-    draws them; where it leaves them as they are, with variance ``1/n²`` (mean field, Eq. 12 of the paper)."""
-    dag = mean_field(subject.graph, subject.multipliers)
+def hidden_change(network: Network) -> float:
+    """``E‖Δz‖²`` at the vertices that outputs read, or of one unit where rates differ by layer: :func:`update_moment`
+    with readouts as the init draws them; where it leaves them as they are, with variance ``1/n²`` (mean field, Eq. 12
+    of the paper)."""
+    dag = mean_field(network.graph, {name: own.lr for name, own in network.relative.items()})
     moments = _update_moments(dag)
     found = []
     for end in dag.ends:
         width = dag.width[end.vertex]
         fan_in = end.readout.layer.fan_in if end.readout is not None and end.readout.layer is not None else width
-        fill = subject.fills.get(end.readout.params[0].name) if end.readout is not None else None
+        fill = network.fills.get(end.readout.params[0].name) if end.readout is not None else None
         variance = 1 / fan_in**2 if fill is None else fill.std**2 + fill.mean**2
-        found.append(moments[end.vertex] * fan_in * variance / (width if by_unit else 1))
+        found.append(moments[end.vertex] * fan_in * variance / (width if network.by_layer else 1))
     return sum(found) / len(found)
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law("covariance", steps=GRADIENT)
+def covariance(network: Network) -> dict[str, Estimate]:
     """``η ∝ (E‖Δz‖²)^(-p/2)``: the paper's principle, without its path-by-path approximation, for the first step;
     for a whole run, what is left of it, ``p = 3/4`` (``FADING``).
 
     With rates by layer (μP) it is each unit that moves by Θ(1) at any width; under one rate for all layers, with
     readouts of norm Θ(1), all units of a vertex together.
     """
-    by_unit = bool(target.multipliers)
-    changes = {"base": hidden_change(base, by_unit), "target": hidden_change(target, by_unit)}
-    for network, change in changes.items():
-        if not change > 0:
-            raise GraphError(f"the {network} trains no hidden layer, so law 'covariance' has no answer: use law 'none'")
-    return {"covariance": sqrt(changes["base"] / changes["target"]) ** FADING}
-
-
-LAWS.add("covariance")(Law(factors, SGD))
+    change = hidden_change(network)
+    if not change > 0:
+        raise GraphError("it trains no hidden layer, so law 'covariance' has no answer: use law 'none'")
+    return {"covariance": inverse_root(change, "E‖Δz‖²") * FADING}

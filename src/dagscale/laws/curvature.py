@@ -8,11 +8,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dagscale.errors import PlanError
-from dagscale.laws.base import LAWS, SGD, Law
-from dagscale.laws.over_seeds import Measured, once, over_seeds, settled
-from dagscale.network import Subject
-from dagscale.training.engine import seeded
-from dagscale.training.probe import BATCH, Batch, Cost, Probe, leading_eigenpair
+from dagscale.laws.base import law
+from dagscale.laws.estimate import Estimate
+from dagscale.laws.gauss_newton import leading_eigenpair
+from dagscale.laws.over_seeds import over_seeds, until_settled
+from dagscale.network import Network, remembered
+from dagscale.training import engine
+from dagscale.training.batches import Batch
+from dagscale.training.probe import Cost, Probe
+from dagscale.training.seeds import seeded
 
 STEPS = 32
 """Length of the short run before the curvature is read."""
@@ -27,21 +31,24 @@ After a short run λ is that of parameters whose gradient has become small, and 
 """
 
 
-def curvature(subject: Subject, steps: int = STEPS) -> Measured:
-    """Largest Gauss–Newton eigenvalue λ after ``steps`` steps at the rate ``1/(2λ)``, λ measured on the way.
+def curvature_after(network: Network, steps: int = STEPS) -> Estimate:
+    """Of the logarithm of the largest Gauss–Newton eigenvalue λ after ``steps`` steps at the rate ``1/(2λ)``, λ
+    measured on the way.
 
-    For adaptive optimisers at initialisation, preconditioned as their steps are.
+    For optimisers that scale each gradient by its size, at initialisation, preconditioned as their steps are.
+
+    Raises:
+        OptimizerError: if nobody knows how the optimiser scales a gradient.
     """
-    steps = steps if subject.steps is None else min(steps, subject.steps)
-    return over_seeds(lambda seed, cost: measure(subject, seed, steps, cost), subject.seed)
+    network.recipe.optimizer.known("scaling", "law 'curvature'")
+    steps = steps if network.recipe.steps is None else min(steps, network.recipe.steps)
+    return over_seeds(lambda seed, cost: measure(network, seed, steps, cost), network.seed)
 
 
-def measure(subject: Subject, seed: int, steps: int, cost: Cost) -> float:
+def measure(network: Network, seed: int, steps: int, cost: Cost) -> float:
     """λ for one seed, preconditioned by the optimiser's own scaling of each step."""
-    probe = Probe(subject, seed, cost)
-    probe.model.train()
-    with seeded(seed):
-        return _adaptive(probe) if subject.optimizer not in SGD else _after(probe, steps)
+    with network.probe(seed, cost) as probe, seeded(seed):
+        return _after(probe, steps) if network.recipe.optimizer.step == "gradient" else _adaptive(probe)
 
 
 def _after(probe: Probe, steps: int, every: int = 8) -> float:
@@ -53,7 +60,7 @@ def _after(probe: Probe, steps: int, every: int = 8) -> float:
             value, vector = _steepest(probe, probe.ratios, start=vector, tolerance=ROUGHLY)  # it turns slowly
             for group, ratio in zip(optimizer.param_groups, probe.ratios, strict=True):
                 group["lr"] = 0.5 / value * ratio
-        _step(probe, optimizer, probe.batch(probe.subject.batch_size))
+        _step(probe, optimizer)
     return _settled(probe, lambda: probe.ratios, start=vector)
 
 
@@ -64,7 +71,7 @@ def _adaptive(probe: Probe) -> float:
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     for _ in range(WARM_UP):
-        _step(probe, optimizer, probe.batch(probe.subject.batch_size))
+        _step(probe, optimizer)
     return _settled(probe, lambda: probe.scaling(optimizer), see=lambda batch: _step(probe, optimizer, batch))
 
 
@@ -78,16 +85,19 @@ def _settled(
     """λ of the mean over as many batches as it needs; ``see`` is called with each before."""
     batches: list[Batch] = []
     vector = list(start)
+    taken = 0
 
     def value(count: int) -> float:
-        nonlocal vector
-        while len(batches) < count:
-            batches.append(probe.batch(BATCH))
-            see(batches[-1])
+        nonlocal vector, taken
+        while taken < count:
+            for batch in probe.measuring():
+                batches.append(batch)
+                see(batch)
+            taken += 1
         found, vector = _steepest(probe, scale(), start=vector, batches=batches)
         return found
 
-    return settled(value, len(probe.order) // BATCH)
+    return until_settled(value, probe.most)
 
 
 def _steepest(
@@ -109,15 +119,22 @@ def _steepest(
     return value, vector
 
 
-def _step(probe: Probe, optimizer: Optimizer, batch: Batch) -> None:
-    x, y = batch
+def _step(probe: Probe, optimizer: Optimizer, batch: Batch | None = None) -> None:
+    batch = probe.batch().to(probe.model) if batch is None else batch
     optimizer.zero_grad()
-    probe.loss(probe.output(x), y).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    probe.loss(probe.output(batch), batch).backward()  # type: ignore[no-untyped-call]
+    engine.of_user(f"step of {probe.recipe.optimizer.name}", optimizer.step)
     probe.cost.forwards += 3
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@remembered
+def known(network: Network) -> Estimate:
+    """:func:`curvature_after` a short run of the usual length."""
+    return curvature_after(network)
+
+
+@law("curvature", measured=True)
+def curvature(network: Network) -> dict[str, Estimate]:
     """``η ∝ 1/λ``, λ the largest eigenvalue of the loss's Gauss–Newton matrix after a short run.
 
     Gradient descent on a quadratic of curvature λ is stable up to ``η = 2/λ`` [LeCun et al. 1998; Cohen et al.
@@ -125,13 +142,4 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     well below the stable rate take it past that, without letting the step size shape it as the edge of
     stability would.
     """
-    return {"curvature": known(base).value / known(target).value}
-
-
-@once
-def known(subject: Subject) -> Measured:
-    """:func:`curvature` after a short run of the usual length."""
-    return curvature(subject)
-
-
-LAWS.add("curvature")(Law(factors, measured=known))
+    return {"curvature": known(network) * -1.0}

@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import PlanError
-from dagscale.laws.base import LAWS, Law
-from dagscale.laws.over_seeds import Measured, once, over_seeds, settled
-from dagscale.network import Subject
-from dagscale.training.batches import Inputs
-from dagscale.training.engine import seeded
-from dagscale.training.probe import BATCH, Cost, Probe
+from dagscale.laws.base import law
+from dagscale.laws.estimate import Estimate
+from dagscale.laws.over_seeds import over_seeds, until_settled
+from dagscale.network import Network, remembered
+from dagscale.training.batches import Batch, logits
+from dagscale.training.probe import Cost, Probe
+from dagscale.training.seeds import seeded
 
 STEP = 1e-4
 """The probing rate for SGD, relative to 1/‖gradient‖², and for Adam in absolute terms: small enough to be linear."""
@@ -54,19 +55,19 @@ class Taps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(t.untyped_storage()._cdata in self.weights for t in held)
 
 
-def relative_change(probe: Probe, batches: int = 1) -> float:
+def relative_change(probe: Probe, count: int = 1) -> float:
     """Root mean square over layers of ``rms(Δz) / rms(z)``, per unit of learning rate, for one optimiser step.
 
-    The step is along the mean gradient of that many batches; pre-activations of all layers, readouts included, are
-    looked at on the first.
+    The step is along the mean gradient of ``count`` times ``BATCH`` examples; pre-activations of all layers, readouts
+    included, are looked at on the first batch.
     """
-    probe.model.train()
-    taken = [probe.batch(BATCH) for _ in range(batches)]
-    x, _ = taken[0]
-    before = _forward(probe, x)
+    batches = [batch for _ in range(count) for batch in probe.measuring()]
+    examples = sum(batch.size for batch in batches)
+    before = _forward(probe, batches[0])
     optimizer = probe.optimizer()
-    for inputs, y in taken:
-        (probe.loss(probe.output(inputs), y) / batches).backward()  # type: ignore[no-untyped-call]
+    for batch in batches:
+        value = probe.loss(probe.output(batch), batch) * (batch.size / examples)
+        value.backward()  # type: ignore[no-untyped-call]
     squared = sum(
         float(p.grad.double().square().sum()) * ratio
         for p, ratio in zip(probe.parameters.values(), probe.ratios, strict=True)
@@ -74,13 +75,13 @@ def relative_change(probe: Probe, batches: int = 1) -> float:
     )
     if not 0 < squared < float("inf"):
         raise PlanError(f"the gradient at initialisation has squared norm {squared}: no step to measure")
-    adaptive = probe.subject.optimizer in ("adam", "adamw")
-    rate = STEP if adaptive else STEP / squared
+    kind = probe.recipe.optimizer.known("step", "law 'function-change'")
+    rate = STEP / squared if kind == "gradient" else STEP
     for group in optimizer.param_groups:
         group["lr"] *= rate
     optimizer.step()
-    after = _forward(probe, x)
-    probe.cost.forwards += 2 + 3 * batches
+    after = _forward(probe, batches[0])
+    probe.cost.forwards += 2 + 3 * len(batches)
     changes = []
     for a, b in zip(before, after, strict=True):
         size = float(a.double().square().mean())
@@ -89,35 +90,34 @@ def relative_change(probe: Probe, batches: int = 1) -> float:
     return sqrt(fmean(changes)) / rate
 
 
-def _forward(probe: Probe, x: Inputs) -> list[Tensor]:
+def _forward(probe: Probe, batch: Batch) -> list[Tensor]:
     taps = Taps(probe.model)
-    with torch.no_grad(), torch.random.fork_rng(), taps:
-        torch.manual_seed(probe.seed)
-        out = probe.output(x)
+    with torch.no_grad(), seeded(probe.seed), taps:
+        out = logits(probe.output(batch))
     return [*taps.values, *(t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())]
 
 
-@once
-def change(subject: Subject) -> Measured:
-    """:func:`relative_change` over seeds."""
+@remembered
+def change(network: Network) -> Estimate:
+    """Of the logarithm of :func:`relative_change`, over seeds."""
 
     def one(seed: int, cost: Cost) -> float:
-        def over(batches: int) -> float:
-            with seeded(seed):
-                return relative_change(Probe(subject, seed, cost), batches)
+        def over(count: int) -> float:
+            with network.probe(seed, cost) as probe, seeded(seed):
+                return relative_change(probe, count)
 
-        return settled(over, len(subject.data[1]) // BATCH if subject.data is not None else 1)
+        with network.probe(seed, cost) as probe:
+            most = probe.most
+        return until_settled(over, most)
 
-    return over_seeds(one, subject.seed)
+    return over_seeds(one, network.seed)
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law("function-change", measured=True)
+def function_change(network: Network) -> dict[str, Estimate]:
     """``η ∝ 1 / (‖Δz‖/‖z‖ per unit of rate)``.
 
     The paper's principle — one step changes every pre-activation by Θ(1) — measured instead of derived, and
     relative to the pre-activation's own size, so that it asks the same of networks whose signals differ in scale.
     """
-    return {"function-change": change(base).value / change(target).value}
-
-
-LAWS.add("function-change")(Law(factors, measured=change))
+    return {"function-change": change(network) * -1.0}

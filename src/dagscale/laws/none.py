@@ -1,12 +1,11 @@
 """No transfer: the base's rate for every architecture."""
 
-from dagscale.laws.base import LAWS, Law
-from dagscale.network import Subject
+from dagscale.laws.base import law
+from dagscale.laws.estimate import Estimate
+from dagscale.network import Network
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law("none", needs_base=False)
+def none(network: Network) -> dict[str, Estimate]:
     """One rate for all, as most comparisons of architectures do."""
     return {}
-
-
-LAWS.add("none")(Law(factors, needs_base=False))

@@ -1,11 +1,13 @@
 """The paper's learning-rate law [Chen et al. 2024, Eq. 8 and 9]."""
 
-from dagscale.graph.paths import kernel_size, path_sums
-from dagscale.laws.base import LAWS, SGD, Law, root_ratio
-from dagscale.network import Subject
+from dagscale.graph import kernel_size, path_sums
+from dagscale.laws.base import GRADIENT, inverse, inverse_root, law
+from dagscale.laws.estimate import Estimate
+from dagscale.network import Network
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law("paths", steps=GRADIENT)
+def paths(network: Network) -> dict[str, Estimate]:
     """``η ∝ (Σ_p L_p³)^(-1/2) q^(-1)``.
 
     One SGD step changes a pre-activation by ``Δz = -η Σ_weights ∂z/∂w ∂loss/∂w``. On one path of ``L``
@@ -16,9 +18,6 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     Several kernel sizes: see :func:`dagscale.graph.paths.kernel_size`.
     """
     return {
-        "depth": root_ratio(path_sums(base.graph).depth_cubed, path_sums(target.graph).depth_cubed, "Σ_p L_p³"),
-        "kernel": kernel_size(base.graph) / kernel_size(target.graph),
+        "depth": inverse_root(path_sums(network.graph).depth_cubed, "Σ_p L_p³"),
+        "kernel": inverse(kernel_size(network.graph)),
     }
-
-
-LAWS.add("paths")(Law(factors, SGD))

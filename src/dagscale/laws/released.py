@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from dagscale.graph import Edge, Graph, Op
 from dagscale.graph.paths import kernel_size, path_sums
-from dagscale.laws.base import LAWS, SGD, Law, root_ratio
-from dagscale.network import Subject
+from dagscale.laws.base import GRADIENT, inverse, inverse_root, law
+from dagscale.laws.estimate import Estimate
+from dagscale.network import Network
 
 
 def by_layers(graph: Graph, extra: int) -> int:
@@ -19,7 +20,8 @@ def by_layers(graph: Graph, extra: int) -> int:
     return path_sums(replace(graph, edges=tuple(counted(e) for e in graph.edges))).depth_cubed
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law("released", steps=GRADIENT, own_init="released")
+def released(network: Network) -> dict[str, Estimate]:
     """``η_base · sqrt(Σ_base W_p³ / Σ_target (W_p + 1)³) · q_base/q``.
 
     The released code counts weight layers instead of activations, stem and readout among them: 3 for its base
@@ -28,9 +30,6 @@ def factors(base: Subject, target: Subject) -> dict[str, float]:
     VITA-Group/principled_scaling_lr_init, ``main.py``].
     """
     return {
-        "depth": root_ratio(by_layers(base.graph, 0), by_layers(target.graph, 1), "Σ_p W_p³"),
-        "kernel": kernel_size(base.graph) / kernel_size(target.graph),
+        "depth": inverse_root(by_layers(network.graph, int(network.role == "target")), "Σ_p W_p³"),
+        "kernel": inverse(kernel_size(network.graph)),
     }
-
-
-LAWS.add("released")(Law(factors, SGD))

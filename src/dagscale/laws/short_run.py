@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
-from dagscale.errors import PlanError
-from dagscale.laws.base import FADING, LAWS, Law
-from dagscale.laws.over_seeds import Measured, once, over_seeds
-from dagscale.network import Subject
-from dagscale.rates import GRIDS, find_band
-from dagscale.training.batches import Inputs
-from dagscale.training.engine import exploded, seeded
+from dagscale.errors import DagscaleError, PlanError
+from dagscale.laws.base import FADING, law
+from dagscale.laws.estimate import Estimate
+from dagscale.laws.over_seeds import over_seeds
+from dagscale.network import Network, remembered
+from dagscale.rates import find_band
+from dagscale.training import engine
 from dagscale.training.probe import Cost, Probe
+from dagscale.training.seeds import seeded
 
 STEPS, LONGEST = 24, 192
 """Length of a run. It is doubled, up to the longest, while no rate takes LEAST of the loss away; never beyond the run
@@ -40,7 +41,7 @@ LOWEST, HIGHEST = -40, 24
 
 
 def measure(
-    subject: Subject, seed: int, start: int, cost: Cost, *, steps: int = STEPS, least: float = 0.0
+    network: Network, seed: int, start: int, cost: Cost, *, steps: int = STEPS, least: float = 0.0
 ) -> float | None:
     """The geometric middle of the band of runs of one length and seed: the same weights and batches at every rate.
 
@@ -54,7 +55,11 @@ def measure(
     Raises:
         PlanError: if the loss at initialisation is not finite, no rate lowers it, or every rate does.
     """
-    run = _Runs(Probe(subject, seed, cost), steps)
+    with network.probe(seed, cost) as probe:
+        return _measured(_Runs(probe, steps), start, least)
+
+
+def _measured(run: _Runs, start: int, least: float) -> float | None:
     if not math.isfinite(run.before):
         raise PlanError(
             f"the loss at initialisation is {run.before}: check the init (init 'moments' keeps signals finite)"
@@ -77,8 +82,8 @@ def measure(
         return None
     if not descends():
         raise PlanError(
-            f"no short run of {subject.optimizer} lowers the loss, whatever its rate: check the init (init 'moments' "
-            "keeps signals finite), the labels and the loss"
+            f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "
+            "(init 'moments' keeps signals finite), the labels and the loss"
         )
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
@@ -95,72 +100,73 @@ class _Runs:
     """
 
     def __init__(self, probe: Probe, steps: int) -> None:
-        self.probe = probe
-        probe.model.train()
-        self.batches = [probe.batch(probe.subject.batch_size) for _ in range(steps)]
-        state = (*probe.model.parameters(), *probe.model.buffers())
-        self.start = [(tensor, tensor.detach().clone()) for tensor in state]
-        with torch.no_grad(), seeded(probe.seed):
-            self.before = fmean(self._loss(x, y).item() for x, y in self.batches)
+        self.probe, self.steps = probe, steps
+        recipe = probe.recipe
+        self.batches = [probe.batch() for _ in range(steps * (1 if recipe.step is not None else recipe.accumulate))]
+        if recipe.step is None:
+            with torch.no_grad(), seeded(probe.seed):
+                self.before = fmean(self._loss(i) for i in range(len(self.batches)))
+        else:  # a step of the user's own: its losses at a rate at which nothing moves
+            self.before = 0.0
+            self.before = self(0.0)
+
+    def _loss(self, i: int) -> float:
+        self.probe.cost.forwards += 1
+        return engine.batch_loss(self.probe.model, self.probe.recipe, self.batches[i].to(self.probe.model)).item()
 
     def __call__(self, rate: float) -> float:
-        probe = self.probe
-        with torch.no_grad():
-            for tensor, before in self.start:
-                tensor.copy_(before)
-        optimizer = probe.optimizer()
-        for group in optimizer.param_groups:
-            group["lr"] *= rate
+        probe, recipe = self.probe, self.probe.recipe
+        model = probe.copied.reset(probe.network.fills, probe.seed)
+        optimizer = probe.optimizer(rate)
         losses: list[float] = []
+        batches = iter(self.batches)
         with seeded(probe.seed):
-            for x, y in self.batches:
-                optimizer.zero_grad()
-                value = self._loss(x, y)
-                losses.append(value.item())
-                if exploded(losses[-1], losses[0]):
+            while len(losses) < self.steps:
+                try:
+                    losses.append(engine.step(model, optimizer, recipe, batches, losses[0] if losses else None))
+                except DagscaleError:
+                    if not losses:
+                        raise
                     return math.inf
-                value.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                probe.cost.forwards += 2
+                probe.cost.forwards += 3 * recipe.accumulate
+                if engine.exploded(losses[-1], losses[0]):
+                    return math.inf
         return fmean(losses) - self.before
 
-    def _loss(self, x: Inputs, y: Tensor) -> Tensor:
-        self.probe.cost.forwards += 1
-        return self.probe.loss(self.probe.output(x), y)
 
-
-@once
-def known(subject: Subject) -> Measured:
+@remembered
+def known(network: Network) -> Estimate:
     """:func:`measure` over seeds, each looking first where the one before it found the band, with runs as long as it
-    needed; see ``LEAST``."""
-    longest = LONGEST if subject.steps is None else max(2, min(LONGEST, subject.steps))  # one step shows no effect
-    start, steps = round(GRIDS[subject.optimizer][0]), min(STEPS, longest)
+    needed; see ``LEAST``. Of the logarithm of the rate at which a short run learns best."""
+    recipe = network.recipe
+    whole = recipe.total_steps if recipe.steps is not None or recipe.epochs is not None else LONGEST
+    longest = max(2, min(LONGEST, whole))  # one step shows no effect
+    start, steps = round(recipe.optimizer.grid[0]), min(STEPS, longest)
 
     def one(seed: int, cost: Cost) -> float:
         nonlocal start, steps
         while True:
-            rate = measure(subject, seed, start, cost, steps=steps, least=LEAST if steps < longest else 0.0)
+            rate = measure(network, seed, start, cost, steps=steps, least=LEAST if steps < longest else 0.0)
             if rate is not None:
                 start = min(max(round(math.log2(rate)) - 2, LOWEST + 1), HIGHEST - 1)
                 return rate
             steps = min(2 * steps, longest)
 
-    return over_seeds(one, subject.seed)
+    return over_seeds(one, network.seed)
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+def rate(network: Network) -> Estimate:
+    """The rate itself, without a base: that of a short run times ``LONG_RUN``."""
+    found = known(network)
+    return replace(found, log_rate=found.log_rate + math.log(LONG_RUN))
+
+
+@law("short-run", measured=True, absolute=rate)
+def short_run(network: Network) -> dict[str, Estimate]:
     """``η ∝ r^p``, ``p = 3/4`` (``FADING``), ``r`` the middle of the rates at which a short run learns best.
 
     Short runs favour lower rates than long ones do [Wu et al. 2018]; what they favour too low is much the same for base
     and target and cancels in the ratio. Networks also differ more in them, hence the power. Unlike a quadratic model at
     initialisation they see how normalised weights grow, how sharpness changes, and how an optimiser's state builds up.
     """
-    return {"short-run": (known(target).value / known(base).value) ** FADING}
-
-
-def absolute(subject: Subject) -> float:
-    """The rate without a base: that of a short run times ``LONG_RUN``."""
-    return known(subject).value * LONG_RUN
-
-
-LAWS.add("short-run")(Law(factors, measured=known, power=lambda factors: FADING, absolute=absolute))
+    return {"short-run": known(network) * FADING}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 from dagscale.errors import GraphError
 from dagscale.graph import Graph
 from dagscale.graph.paths import kernel_size
-from dagscale.laws.base import LAWS, SGD, Law
+from dagscale.laws.base import GRADIENT, inverse, inverse_root, law
+from dagscale.laws.estimate import Estimate
 from dagscale.laws.mean_field import mean_field
-from dagscale.network import Subject
+from dagscale.network import Network
 
 
 def weighted_cubes(graph: Graph) -> float:
@@ -73,16 +72,14 @@ def _scaled(m: Moments, by: float) -> Moments:
     return _add((0.0, 0.0, 0.0, 0.0), m, by)
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law("walk", steps=GRADIENT)
+def walk(network: Network) -> dict[str, Estimate]:
     """``η ∝ (Σ_p w_p L_p³)^(-1/2) q^(-1)``.
 
     Eq. 26 of the paper averages over incoming edges and then sums over paths without that average's weight;
     with it, a path counts by the share of the signal it carries.
     """
     return {
-        "walk": sqrt(weighted_cubes(base.graph) / weighted_cubes(target.graph)),
-        "kernel": kernel_size(base.graph) / kernel_size(target.graph),
+        "walk": inverse_root(weighted_cubes(network.graph), "Σ_p w_p L_p³"),
+        "kernel": inverse(kernel_size(network.graph)),
     }
-
-
-LAWS.add("walk")(Law(factors, SGD))

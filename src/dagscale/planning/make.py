@@ -3,255 +3,380 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.inits import INITS, Init
-from dagscale.laws import LAWS
-from dagscale.laws.base import SGD
-from dagscale.laws.over_seeds import half_width
-from dagscale.network import Subject
-from dagscale.planning.plans import ParameterPlan, Plan
-from dagscale.planning.validate import check_data, check_kin, check_whole, in_float32, rehearse
+from dagscale.laws import LAWS, Law
+from dagscale.laws.base import Carried
+from dagscale.laws.estimate import half_width
+from dagscale.network import Network
+from dagscale.planning.base import Base
+from dagscale.planning.plans import ParameterPlan, Plan, named
+from dagscale.planning.prepare import about, initialised, traced
+from dagscale.planning.validate import check_kin, check_whole, rehearse
+from dagscale.progress import Progress, shown
 from dagscale.scaling.width import WidthScaling, width_scaling
-from dagscale.tracing import forward, trace
 from dagscale.training.draws import Fill
-from dagscale.training.engine import OPTIMIZERS
+from dagscale.training.groups import Relative, roles
+from dagscale.training.optimizers import Optimizer, resolve
+from dagscale.training.recipe import Recipe, differences
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from dagscale.training.batches import Data
-
-    Base = tuple[nn.Module, Any]
+    Given = Base | tuple[nn.Module, Any]
 
 
 def plan(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
-    base: Base | Sequence[Base] | None = None,
+    base: Given | Sequence[Given] | None = None,
     base_lr: float | Sequence[float] | None = None,
+    recipe: Recipe | None = None,
     law: str | None = None,
     init: str | None = None,
-    optimizer: str = "sgd",
     seed: int = 0,
-    data: Data | None = None,
-    loss: Callable[..., Tensor] | None = None,
-    batch_size: int = 128,
-    steps: int | None = None,
     width: str = "none",
+    only: str | Iterable[str] | None = None,
+    keep: str | Iterable[str] | None = None,
+    reset: str | Iterable[str] | None = None,
+    lr_scale: Mapping[str, float] | None = None,
+    progress: bool | None = None,
+    **training: Any,
 ) -> Plan:
-    """Plan the initialisation and the learning rate of ``model``. The model is not changed.
+    """Plan the initialisation of ``model`` and what each parameter is trained with. The model is not changed. ::
+
+        found = dagscale.search(small, recipe)
+        plan = dagscale.plan(model, base=found)
 
     Args:
-        model, example_inputs: the target, as for :func:`dagscale.trace`.
-        base: a small network of the same kind with its inputs, whose best rate is known; or several, ``[(model,
-            inputs), …]``. The rate is then the geometric mean of those that each alone would give, and a note says how
-            far these are apart: what law and searches get wrong between the bases.
-        base_lr: that rate, per optimiser step; :func:`dagscale.search` finds it. Several bases have one each. With
-            neither base nor rate, but data and loss, law ``short-run`` measures the target's rate on the spot, to about
-            an octave.
-        law: the name of a law, see ``dagscale.laws.LAWS``; by default what predicts training best
-            (:func:`default_law`).
-        init: the name of an init, see ``dagscale.inits.INITS``; by default ``moments`` with data, else
+        model: the target.
+        example_inputs: as for :func:`dagscale.trace`; by default those of the recipe's first batch.
+        base: a small network of the same kind whose best rate is known: a `Base`, as :func:`dagscale.search` returns
+            it, or ``(model, inputs)``; or several. Its recipe and init hold for the target too. With several, the rate
+            is the geometric mean of those that each alone would give, and a note says how far these are apart.
+        base_lr: of ``(model, inputs)``, its best rate, per optimiser step; several bases have one each. With neither
+            base nor rate, but data, law ``short-run`` measures the target's rate on the spot, to about an octave.
+        recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
+            refused: the base's rate is for the base's training.
+        law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`).
+        init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``moments`` with data, else
             ``in-degree``.
-        optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
         seed: seed of the initialisation.
-        data: a `dagscale.bench.data.Dataset` or ``(x, y)``, for measured laws and inits; some hundreds of examples do.
-            ``x`` is a tensor, or a tuple or dict of tensors as the model takes them.
-        loss: ``loss(output, y)`` → scalar, likewise.
-        batch_size: examples in a training step, for laws that take a few.
-        steps: optimiser steps of the run that the rate is for, if it is short: measured laws do not look further.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
+        only, keep, reset: names of parameters or modules, or patterns (``head``, ``blocks.*.mlp``): initialise these
+            alone; leave these as they are; initialise these alone in a model that otherwise stays as it is.
+        lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
+        progress: show on stderr what is being measured; by default where stderr is a terminal.
+        training: the recipe in a few words, in place of ``recipe``: ``data``, ``loss``, ``optimizer``, ``batch_size``,
+            ``steps`` and further arguments of `dagscale.Recipe`.
 
     Raises:
         UnknownNameError: for an unknown law, init or optimiser.
+        RecipeError: if what was said of the training does not hold together, or is not that of the base.
         PlanError: if a base or its rate is missing, a base shares no layer with the target, a rate is no positive
-            number, the law does not cover the optimiser, or data or loss cannot be measured on.
+            number, or the law does not cover the optimiser.
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
-    bases = _bases(base)
-    rates: list[Any] = list(base_lr) if isinstance(base_lr, (tuple, list)) else [] if base_lr is None else [base_lr]
-    has_data, has_base = data is not None and loss is not None, base is not None or base_lr is not None
-    law = default_law(optimizer, has_data, has_base) if law is None else law
-    init = ("moments" if data is not None else "in-degree") if init is None else init
-    rule, fill, _ = LAWS[law], INITS[init], OPTIMIZERS[optimizer]
-    absolute = None if has_base else rule.absolute
-    if absolute is None and not (rates and all(map(_positive, rates))):
-        raise PlanError(
-            f"base_lr must be a positive number, not {base_lr!r}: find the base's rate with dagscale.search, or give "
-            "data and loss and neither base nor base_lr"
-        )
-    if absolute is None and len(rates) != max(len(bases), 1):
-        raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")
-    if rule.optimizers and optimizer not in rule.optimizers:
-        raise PlanError(
-            f"law {law!r} is derived for {', '.join(sorted(rule.optimizers))}, not {optimizer!r}: "
-            "choose one of these, or law 'none'"
-        )
-    if rule.needs_base and not bases and absolute is None:
-        raise PlanError(f"law {law!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
-    if width != "none" and len(bases) > 1:
-        raise PlanError(f"width={width!r} scales each layer from one base's shapes: give one, not {len(bases)}")
-    rates = [float(rate) for rate in rates]
-    batch_size, seed = check_whole("batch_size", batch_size), check_whole("seed", seed, least=0)
-    steps = None if steps is None else check_whole("steps", steps)
-    data = check_data(data)
-    given = Subject(
-        Graph((), ()), data=data, loss=loss, optimizer=optimizer, seed=seed, batch_size=batch_size, steps=steps
-    )
-    measured = rule.measured is not None
-    target = _traced("target", model, example_inputs, given, measured or init == "moments")
-    named = {"base" if len(bases) == 1 else f"base {i}": one for i, one in enumerate(bases, 1)}
-    traced = {name: _traced(name, *one, given, measured or init == "moments") for name, one in named.items()}
-    for name, origin in traced.items():
-        with _about(name):
-            check_kin(origin.graph, target.graph)
-    scaling = _width_scaling([*traced.values()], target, width, fill.width)
-    for name, subject in {"target": target, **traced}.items() if measured else ():
-        with _about(name):
-            rehearse(subject)
-    target = _filled("target", target, fill)
-    origins = [_filled(name, origin, fill) for name, origin in traced.items()]
-    target = replace(
-        target,
-        fills={
-            n: Fill(f.mean * _scale(scaling, n).init, f.std * _scale(scaling, n).init) for n, f in target.fills.items()
-        },
-        multipliers={name: s.lr for name, s in scaling.items()},
-    )
-    each = [] if absolute else [rule.factors(origin, target) for origin in origins or [target]]
-    start = absolute(target) if absolute else math.prod(rates) ** (1 / len(rates))
-    factors = {
-        name: math.prod(own.get(name, 1.0) for own in each) ** (1 / len(each)) for name in dict.fromkeys(chain(*each))
-    }
-    lr = start * math.prod(factors.values())
-    if not (math.isfinite(lr) and lr > 0):
-        raise PlanError(f"law {law!r} gives no usable rate here ({lr}): its factors are {factors}; try another law")
-    fills, graph = target.fills, target.graph
-    parameters = {
-        p.name: ParameterPlan(
-            p.shape,
-            fills[p.name].mean if p.name in fills and p.trainable else None,
-            fills[p.name].std if p.name in fills and p.trainable else None,
-            lr * _scale(scaling, p.name).lr,
-            _scale(scaling, p.name).weight_decay,
-        )
-        for p in graph.parameters
-    }
-    interval, cost = None, 0.0
-    if rule.measured is not None:
-        own, *others = (rule.measured(subject) for subject in (target, *origins))
-        shared = [replace(m, error=m.error / len(others)) for m in others]  # in the mean over the bases
-        power = 1.0 if absolute else max(map(rule.power, each))
-        spread = math.exp(power * half_width([own, *shared]))
-        interval, cost = (lr / spread, lr * spread), sum(m.forwards for m in (own, *others))
-    alone = [rate * math.prod(factor.values()) for rate, factor in zip(rates, each, strict=True)]
-    widths = dict.fromkeys(s.note for s in scaling.values() if s.note)
-    notes = (*_origin(alone), *_notes(graph, parameters, init), *widths)
-    return Plan(lr, start, law, init, optimizer, seed, factors, parameters, notes, interval, cost)
+    with shown("planning", progress) as bar:
+        bases, given = _bases(base, base_lr)
+        recipe = _recipe(recipe, training, bases)
+        chosen = _chosen(law, init, width, recipe, bases, given, has_base=base is not None or base_lr is not None)
+        rates = [float(rate) for rate in given]
+        bar.say("tracing")
+        with about("target"):
+            target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
+        networks = _networks(bases, recipe, chosen, target.seed)
+        for name, network in networks.items():
+            with about(name):
+                check_kin(network.graph, target.graph)
+        scaling = _width_scaling([*networks.values()], target, chosen)
+        for name, network in {"target": target, **networks}.items() if chosen.law.measured else ():
+            if network.model is not None:
+                with about(name):
+                    rehearse(network)
+        bar.say(f"init {chosen.init.name}: target")
+        with about("target"):
+            target = initialised(target, chosen.init.name)
+        kept = _kept(target.graph, only, keep, reset)
+        target = scaled_by(target, scaling, kept)
+        origins: dict[str, Network] = {}
+        for name, network in networks.items():
+            bar.say(f"init {chosen.init.name}: {name}")
+            with about(name):
+                own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
+            origins[name] = replace(own, by_layer=bool(scaling))
+        carried, start = _carry(chosen, target, origins, rates, bar)
+        return _built(chosen, target, carried, start, rates, scaling, lr_scale or {})
 
 
-def default_law(optimizer: str, has_data: bool, has_base: bool = True) -> str:
-    """The law that the evidence is for: ``docs/results.md``.
+def starting_plan(network: Network, init: str, lr: float = 1.0) -> Plan:
+    """The plan of a network's own init at one rate, without a law."""
+    network = scaled_by(network, {})
+    chosen = _Chosen(LAWS["none"], INITS[init], "none", absolute=False)
+    return _built(chosen, network, Carried(({},)), lr, [lr], {}, {})
+
+
+def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True) -> str:
+    """The law that the evidence is for.
 
     With data to measure on: ``combined`` for plain SGD, ``short-run`` for other optimisers and without a base. Without
-    data: ``covariance`` for SGD with and without momentum, ``none`` for adaptive optimisers.
+    data: ``covariance`` for SGD with and without momentum, ``none`` for other optimisers.
     """
+    record = resolve(optimizer)
     if has_data:
-        return "combined" if optimizer == "sgd" and has_base else "short-run"
-    return "covariance" if optimizer in SGD else "none"
+        plain = record.step == "gradient" and not record.settings.get("momentum")
+        return "combined" if plain and has_base else "short-run"
+    return "covariance" if record.step == "gradient" else "none"
 
 
-def _bases(base: Any) -> list[Base]:
-    """One base or several, as a list.
+# --- what was asked for ----------------------------------------------------------------------------------------
 
-    Raises:
-        PlanError: if one is no model with its inputs.
-    """
-    if base is None:
-        return []
-    several = isinstance(base, (tuple, list)) and base and isinstance(base[0], (tuple, list))
-    bases = list(base) if several else [base]
+
+@dataclass(frozen=True)
+class _Chosen:
+    law: Law
+    init: Init
+    width: str
+    absolute: bool
+
+
+def _bases(base: Any, base_lr: Any) -> tuple[list[Any], list[Any]]:
+    """Bases as a list of `Base` and (model, inputs), and a rate for each."""
+    several = isinstance(base, (tuple, list)) and base and isinstance(base[0], (tuple, list, Base))
+    bases = [] if base is None else list(base) if several else [base]
     for one in bases:
-        if not (isinstance(one, (tuple, list)) and len(one) == 2):
-            raise PlanError(f"base must be two things, base=(model, inputs), got {type(one).__name__}")
-    return bases
+        if not isinstance(one, Base) and not (isinstance(one, (tuple, list)) and len(one) == 2):
+            raise PlanError(
+                f"base must be what dagscale.search returns, or base=(model, inputs), got {type(one).__name__}"
+            )
+    if base_lr is None and bases and all(isinstance(one, Base) for one in bases):
+        return bases, [one.lr for one in bases]
+    return bases, list(base_lr) if isinstance(base_lr, (tuple, list)) else [] if base_lr is None else [base_lr]
+
+
+def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any]) -> Recipe:
+    """How the target is trained: as its base was."""
+    if recipe is not None and training:
+        raise RecipeError(f"{', '.join(training)}: say it in the recipe, as it is given")
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise RecipeError(f"recipe must be a dagscale.Recipe, not {type(recipe).__name__}")
+    found = [one for one in bases if isinstance(one, Base)]
+    if not found:
+        return recipe if recipe is not None else Recipe(**training)
+    live = found[0].live
+    if recipe is None and live is not None and live.data is not None:
+        recipe = live.changed(**{k: v for k, v in training.items() if k != "data" or v is not live.data})
+    elif recipe is None:
+        recipe = Recipe(**training)
+    for one in found:
+        apart = differences(one.recipe, recipe.describe())
+        if apart and not _unsaid(one):
+            raise RecipeError(
+                f"the recipe is not that of the base, whose rate is for its own training: {'; '.join(apart)}; search "
+                "the base under the target's recipe, or plan under the base's"
+            )
+    return recipe
+
+
+def _unsaid(base: Base) -> bool:
+    """Whether nothing is known of how the base was trained."""
+    return not base.recipe
+
+
+def _chosen(
+    law: str | None,
+    init: str | None,
+    width: str,
+    recipe: Recipe,
+    bases: Sequence[Any],
+    rates: list[Any],
+    *,
+    has_base: bool,
+) -> _Chosen:
+    """Names looked up, and every request refused that cannot be served."""
+    found = [one for one in bases if isinstance(one, Base) and one.init is not None]
+    has_data = recipe.data is not None and (recipe.loss is not None or bool(found) or recipe.step is not None)
+    rule = LAWS[default_law(recipe.optimizer, has_data, has_base) if law is None else law]
+    fill = INITS[init or (found[0].init if found else None) or ("moments" if recipe.data is not None else "in-degree")]
+    absolute = rule.absolute is not None and not has_base
+    if not absolute and not (rates and all(map(_positive, rates))):
+        raise PlanError(
+            f"base_lr must be a positive number, not {(rates or [None])[0] if len(rates) < 2 else rates!r}: find the "
+            "base's rate with dagscale.search, or give data and loss and neither base nor base_lr"
+        )
+    if not absolute and len(rates) != max(len(bases), 1):
+        raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")
+    rule.check(recipe.optimizer)
+    if rule.needs_base and not bases and not absolute:
+        raise PlanError(f"law {rule.name!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
+    if rule.measured and recipe.data is None:
+        raise PlanError(
+            f"law {rule.name!r} is measured and needs data=(x, y) and loss=… (--data); without data use law "
+            "'covariance', 'walk' or 'paths'"
+        )
+    if width not in ("none", "mup"):
+        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
+    if width != "none" and len(bases) > 1:
+        raise PlanError(f"width={width!r} scales each layer from one base's shapes: give one, not {len(bases)}")
+    if width != "none" and not bases:
+        raise PlanError("width='mup' scales from a base's shapes: give base=(model, inputs)")
+    for one in found:
+        if one.init != fill.name:
+            raise PlanError(
+                f"the base's rate was found under init {one.init!r}, and the plan is for init {fill.name!r}: search "
+                f"the base with init={fill.name!r}"
+            )
+    return _Chosen(rule, fill, width, absolute)
 
 
 def _positive(number: Any) -> bool:
     """Whether it is a positive, finite number."""
     try:
-        return not isinstance(number, str) and math.isfinite(number) and number > 0
+        return not isinstance(number, (str, bool)) and math.isfinite(number) and number > 0
     except (TypeError, ValueError):
         return False
 
 
-def _width_scaling(bases: Sequence[Subject], target: Subject, width: str, rule: str) -> dict[str, WidthScaling]:
+# --- networks --------------------------------------------------------------------------------------------------
+
+
+def _networks(bases: Sequence[Any], recipe: Recipe, chosen: _Chosen, seed: int) -> dict[str, Network]:
+    """The bases' networks by name; those that were searched are what the search made."""
+    found: dict[str, Network] = {}
+    for i, one in enumerate(bases, 1):
+        name = "base" if len(bases) == 1 else f"base {i}"
+        with about(name):
+            if not isinstance(one, Base):
+                model, inputs = one
+                found[name] = traced(model, inputs, recipe, seed, role="base")
+            elif one.network is None:
+                raise PlanError("this Base knows no network: make it with dagscale.search, or give (model, inputs)")
+            else:
+                found[name] = one.network
+    return found
+
+
+def _width_scaling(bases: Sequence[Network], target: Network, chosen: _Chosen) -> dict[str, WidthScaling]:
     """μP factors of each parameter, or none."""
-    if width == "none":
+    if chosen.width == "none":
         return {}
-    if width != "mup":
-        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
-    if not bases:
-        raise PlanError("width='mup' scales from a base's shapes: give base=(model, inputs)")
-    scaling = width_scaling(bases[0].graph, target.graph, target.optimizer, mean_field=rule == "mean-field")
+    rule = chosen.init.width
+    scaling = width_scaling(bases[0].graph, target.graph, target.recipe.optimizer, mean_field=rule == "mean-field")
     return {n: replace(s, init=1.0) for n, s in scaling.items()} if rule == "own" else scaling
 
 
-def _scale(scaling: Mapping[str, WidthScaling], name: str) -> WidthScaling:
-    return scaling.get(name) or WidthScaling("vector", 1.0, 1.0, 1.0, 1.0)
+def _kept(graph: Graph, only: Any, keep: Any, reset: Any) -> set[str]:
+    """Names of the parameters that are not to be initialised."""
+    if reset is not None and only is not None:
+        raise PlanError("only= and reset= both say what alone is initialised: give one of them")
+    names = [p.name for p in graph.parameters]
+    chosen = only if only is not None else reset
+    kept = set() if chosen is None else set(names) - named(names, chosen, "only" if only is not None else "reset")
+    return kept if keep is None else kept | named(names, keep, "keep")
 
 
-@contextmanager
-def _about(network: str) -> Iterator[None]:
-    """Errors say which network is meant."""
-    try:
-        yield
-    except DagscaleError as error:
-        error.args = (f"{network}: {error}",)
-        raise
+def scaled_by(target: Network, scaling: Mapping[str, WidthScaling], kept: Collection[str] = ()) -> Network:
+    """The target with its fills scaled, without those that stay as they are, and with each parameter's settings."""
+    fills = {name: fill for name, fill in target.fills.items() if name not in kept}
+    own = {name: scaling[name].init for name in fills if name in scaling}
+    role = roles(target.graph)
+    return replace(
+        target,
+        fills={n: Fill(f.mean * own.get(n, 1.0), f.std * own.get(n, 1.0)) for n, f in fills.items()},
+        relative={
+            name: Relative(s.lr, 1.0, s.weight_decay, role[name]) if s is not None else Relative(role=role[name])
+            for name in role
+            for s in [scaling.get(name)]
+        },
+        by_layer=bool(scaling),
+        memo={},
+    )
 
 
-def _traced(network: str, model: nn.Module, inputs: Any, given: Subject, measured: bool) -> Subject:
-    """One network, traced; measurements see half precision as float32."""
-    with _about(network):
-        graph = trace(model, inputs)
-    seen, inputs = in_float32(model, inputs) if measured else (model, inputs)
-    return replace(given, graph=graph, model=seen, inputs=inputs)
+def _carry(
+    chosen: _Chosen, target: Network, origins: Mapping[str, Network], rates: list[float], bar: Progress
+) -> tuple[Carried, float]:
+    """What the law comes to, and the rate that it starts from."""
+    bar.say(f"law {chosen.law.name}")
+    if chosen.absolute:
+        with about("target"):
+            carried = chosen.law.alone(target)
+        assert carried.absolute is not None
+        return carried, math.exp(carried.absolute.log_rate)
+    return chosen.law.carry(origins, target, about), math.prod(rates) ** (1 / len(rates))
 
 
-def _filled(network: str, subject: Subject, init: Init) -> Subject:
-    """With its initialisation worked out."""
-    with _about(network):
-        try:
-            return replace(subject, fills=init(subject))
-        except DagscaleError:
-            raise
-        except Exception as error:  # the forward is the user's
-            assert subject.model is not None
-            shown = subject.inputs if subject.data is None else subject.data[0]
-            raise forward.forward_error(subject.model, None, error, shown) from error
+# --- the plan --------------------------------------------------------------------------------------------------
 
 
-def _origin(alone: Sequence[float]) -> Iterator[str]:
+def _built(
+    chosen: _Chosen,
+    target: Network,
+    carried: Carried,
+    start: float,
+    rates: list[float],
+    scaling: Mapping[str, WidthScaling],
+    lr_scale: Mapping[str, float],
+) -> Plan:
+    """All of it together, as plain data."""
+    factors = carried.factors
+    lr = start * math.prod(factors.values())
+    if not (math.isfinite(lr) and lr > 0):
+        raise PlanError(
+            f"law {chosen.law.name!r} gives no usable rate here ({lr}): its factors are {factors}; try another law"
+        )
+    graph = target.graph
+    scale = _rate_scales([p.name for p in graph.parameters], lr_scale)
+    parameters = {}
+    for p in graph.parameters:
+        fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
+        mean, std = (None, None) if fill is None else (fill.mean, fill.std)
+        parameters[p.name] = ParameterPlan(
+            p.shape, mean, std, lr * own.lr * scale.get(p.name, 1.0), own.weight_decay, own.eps, own.role
+        )
+    interval = None
+    if chosen.law.measured:
+        spread = math.exp(half_width(carried.uncertain))
+        interval = (lr / spread, lr * spread)
+    alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
+    widths = dict.fromkeys(s.note for s in scaling.values() if s.note)
+    notes = (*_origin(alone, chosen.absolute), *_notes(graph, parameters, chosen.init), *widths)
+    live = target.recipe
+    return Plan(
+        lr, start, chosen.law.name, chosen.init.name, target.seed, live.describe(), factors, parameters, notes,
+        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, live,
+    )  # fmt: skip
+
+
+def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, float]:
+    """Each parameter's factor; where several patterns mean it, their product."""
+    found: dict[str, float] = {}
+    for pattern, factor in lr_scale.items():
+        if not _positive(factor):
+            raise PlanError(f"lr_scale[{pattern!r}] must be a positive number, not {factor!r}")
+        for name in named(names, pattern, "lr_scale"):
+            found[name] = found.get(name, 1.0) * float(factor)
+    return found
+
+
+def _origin(alone: Sequence[float], absolute: bool) -> Iterator[str]:
     """Where the rate is from: what each base alone would give."""
-    if not alone:
+    if absolute:
         yield "no base: the rate was measured on the network itself, good to about an octave"
     if len(alone) > 1:
         rates, apart = ", ".join(f"{rate:.4g}" for rate in alone), math.log2(max(alone)) - math.log2(min(alone))
         yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
 
 
-def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: str) -> tuple[str, ...]:
+def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: Init) -> tuple[str, ...]:
     notes = list(graph.notes)
     unreached = [p.name for p in graph.parameters if not p.reached]
     if unreached:
@@ -262,10 +387,10 @@ def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: str) -> 
     kept = [
         p.name
         for p in graph.parameters
-        if p.reached and p.trainable and parameters[p.name].init_std is None and init != "keep"
+        if p.reached and p.trainable and parameters[p.name].init_std is None and init.draws
     ]
     if kept:
-        notes.append(f"init {init!r} does not cover, left as they are: {', '.join(kept)}")
+        notes.append(f"init {init.name!r} does not cover, left as they are: {', '.join(kept)}")
     return tuple(notes)
 
 

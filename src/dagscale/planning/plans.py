@@ -1,20 +1,33 @@
-"""The plan: how to initialise each parameter, and at which rate to train it, as plain data."""
+"""The plan: how to initialise each parameter and what to train it with, as plain data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from dagscale.errors import PlanError
-from dagscale.inits import padding_rows
+from dagscale.frozen import FrozenMapping
+from dagscale.planning.files import read_document, write_text
 from dagscale.training.draws import Fill
+from dagscale.training.groups import Relative, Role, parameter_groups
+from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
+from dagscale.training.schedules import Schedule, constant
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
     from rich.console import Group
     from torch import nn
+
+    from dagscale.training.recipe import Recipe, Scheduler
+
+FORMAT = 1
+"""Of the JSON document; a document of a later format is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +37,13 @@ class ParameterPlan:
     Attributes:
         shape: its shape.
         init_mean, init_std: draw from ``N(mean, std²)``; both None: leave it as it is.
-        lr: its learning rate.
-        weight_decay: factor on the user's weight decay; 1 unless rates differ by layer.
+        lr: its learning rate, per optimiser step.
+        weight_decay: factor on the weight decay; 1 unless rates differ by layer.
+        eps: factor on Adam's ε and its like; 1 unless scales differ by layer.
+        role: what it is in the graph, such as ``norm`` or ``bias``.
+
+    Raises:
+        PlanError: if a value is of the wrong type or range.
     """
 
     shape: tuple[int, ...]
@@ -33,40 +51,108 @@ class ParameterPlan:
     init_std: float | None
     lr: float
     weight_decay: float = 1.0
+    eps: float = 1.0
+    role: Role = "other"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.shape, tuple) and all(type(n) is int and n >= 0 for n in self.shape)):
+            raise PlanError(f"shape must be whole numbers, not {self.shape!r}")
+        if (self.init_mean is None) != (self.init_std is None):
+            raise PlanError("init_mean and init_std are both numbers, or both null")
+        if self.init_mean is not None:
+            _number("init_mean", self.init_mean)
+            _number("init_std", self.init_std, least=0.0)
+        for name in ("lr", "weight_decay", "eps"):
+            _number(name, getattr(self, name), least=0.0)
+        if self.role not in get_args(Role):
+            raise PlanError(f"unknown role {self.role!r}")
+
+    @property
+    def fill(self) -> Fill | None:
+        """How it is drawn; None if it stays as it is."""
+        return None if self.init_mean is None or self.init_std is None else Fill(self.init_mean, self.init_std)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=True, repr=False)
 class Plan:
     """An immutable plan, keyed by qualified parameter name; tied parameters stand under their first name.
+
+    It is plain data: it can be compared, hashed, pickled, copied, and written to a file and read back.
 
     Attributes:
         lr: the target's learning rate.
         base_lr: the base's, from which it is carried over, of several bases the geometric mean; without a base, the
             target's own as measured.
-        law, init, optimizer, seed: what made it.
+        law, init, width, seed: what made it.
+        recipe: how the rate is to be trained with, as plain data (`dagscale.Recipe.describe`).
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
         notes: what a reader should know.
         lr_interval: for measured laws, the 95 % interval of ``lr`` by chance over the measurement's seeds. It holds
             neither the uncertainty of ``base_lr`` nor what the law itself gets wrong.
         forwards: what the measurement took on base and target, in forward passes; a backward counts as two.
+
+    Raises:
+        PlanError: if a value is of the wrong type or range.
     """
 
     lr: float
     base_lr: float
     law: str
     init: str
-    optimizer: str
     seed: int
+    recipe: Mapping[str, Any]
     factors: Mapping[str, float]
     parameters: Mapping[str, ParameterPlan]
     notes: tuple[str, ...] = ()
     lr_interval: tuple[float, float] | None = None
     forwards: float = 0.0
+    width: str = "none"
+    live: Recipe | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", MappingProxyType(dict(self.factors)))
-        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        for name in ("recipe", "factors", "parameters"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise PlanError(f"{name} must be a mapping, not {type(getattr(self, name)).__name__}")
+            object.__setattr__(self, name, FrozenMapping(getattr(self, name)))
+        for name in ("lr", "base_lr"):
+            _number(name, getattr(self, name), above=0.0)
+        _number("forwards", self.forwards, least=0.0)
+        for name, factor in self.factors.items():
+            _number(f"factor {name}", factor, above=0.0)
+        for name in ("law", "init", "width"):
+            if not isinstance(getattr(self, name), str):
+                raise PlanError(f"{name} must be a name, not {getattr(self, name)!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise PlanError(f"seed must be a whole number from 0, not {self.seed!r}")
+        if not (isinstance(self.notes, tuple) and all(isinstance(note, str) for note in self.notes)):
+            raise PlanError("notes must be texts")
+        if self.lr_interval is not None:
+            if not (isinstance(self.lr_interval, tuple) and len(self.lr_interval) == 2):
+                raise PlanError("lr_interval must be two numbers")
+            for end in self.lr_interval:
+                _number("lr_interval", end, least=0.0)
+        if not all(isinstance(own, ParameterPlan) for own in self.parameters.values()):
+            raise PlanError("parameters must map names to parameter plans")
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "live"} | {"live": None}
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan(lr={self.lr:.4g}, law={self.law!r}, init={self.init!r}, optimizer={self.optimizer_name!r}, "
+            f"{len(self.parameters)} parameters)"
+        )
+
+    @property
+    def optimizer_name(self) -> str:
+        """The name of the optimiser that it is for."""
+        return str(self.recipe.get("optimizer", {}).get("name", ""))
+
+    # --- what it does to a model -------------------------------------------------------------------------------
 
     def init_(self, model: nn.Module, *, seed: int | None = None) -> nn.Module:
         """Initialise ``model`` in place and return it.
@@ -80,59 +166,140 @@ class Plan:
             seed: another seed than the plan's.
 
         Raises:
-            PlanError: if names or shapes differ from the plan's, or parameters are on ``meta``.
+            PlanError: if names or shapes differ from the plan's, or a parameter cannot be written to.
         """
         import torch
 
         from dagscale.tracing.forward import placed_like
+        from dagscale.training.copies import padding_rows
 
         found, padding = self._match(model), padding_rows(model)
+        drawn = {n: p for n, p in found.items() if self.parameters[n].fill is not None and p.requires_grad}
         for name, parameter in found.items():
             if parameter.is_meta:
                 raise PlanError(
                     f"parameter {name!r} is on meta and has no storage: materialise the model first "
                     "(model.to_empty(device=...)), then call init_ again"
                 )
+        for name, parameter in drawn.items():
+            strides = () if hasattr(parameter, "full_tensor") else parameter.stride()
+            if any(step == 0 and size > 1 for step, size in zip(strides, parameter.shape, strict=False)):
+                raise PlanError(
+                    f"parameter {name!r} is expanded, several of its entries are one number: make it a tensor of its "
+                    "own, nn.Parameter(p.detach().clone())"
+                )
         with torch.no_grad():
-            for name, parameter in found.items():
-                own = self.parameters[name]
-                if own.init_std is None or own.init_mean is None or not parameter.requires_grad:
-                    continue
-                fill = Fill(own.init_mean, own.init_std)
-                drawn = fill.draw(name, own.shape, self.seed if seed is None else seed)
+            for name, parameter in drawn.items():
+                fill = self.parameters[name].fill
+                assert fill is not None
+                values = fill.draw(name, self.parameters[name].shape, self.seed if seed is None else seed)
                 if id(parameter) in padding:
-                    drawn[padding[id(parameter)]] = 0
-                parameter.copy_(placed_like(drawn, parameter))
+                    values[padding[id(parameter)]] = 0
+                parameter.copy_(placed_like(values, parameter))
         return model
 
     def param_groups(
-        self, model: nn.Module, *, lr: float | None = None, weight_decay: float | None = None
+        self,
+        model: nn.Module,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        no_decay: Iterable[str] | Callable[[str, nn.Parameter], bool] | None = None,
+        only: str | Iterable[str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Parameter groups for any ``torch.optim`` optimiser, one for each distinct learning rate.
+        """Parameter groups for any ``torch.optim`` optimiser, one for each distinct setting.
 
         Args:
             lr: another rate than the plan's; all parameters' rates keep their ratios to it.
-            weight_decay: the base's weight decay; each group gets it times its parameters' factor.
+            weight_decay: the base's weight decay, by default the recipe's; each group gets it times its factor.
+            no_decay: roles (``norm``, ``bias``, ``embedding``, …), or a function of name and parameter, that get none;
+                by default none where ``weight_decay`` is given here, else what the recipe says.
+            only: names, modules or patterns (``head``, ``blocks.*.mlp.*``): the groups hold these parameters alone.
 
         Returns:
-            A list of ``{"params": [...], "lr": float}``, with ``"weight_decay"`` if given; frozen parameters are
-            left out.
+            A list of ``{"params": [...], "lr": float, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"``
+            where they are not the optimiser's own; frozen parameters are left out.
 
         Raises:
-            PlanError: if names or shapes differ from the plan's.
+            PlanError: if names or shapes differ from the plan's, or ``only`` names nothing.
         """
-        scale = 1.0 if lr is None else lr / self.lr
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self._match(model).items():
-            if parameter.requires_grad:
-                own = self.parameters[name]
-                decay = own.weight_decay if weight_decay is not None else 1.0
-                groups.setdefault((own.lr * scale, decay), []).append(parameter)
-        decayed = [{} if weight_decay is None else {"weight_decay": weight_decay * d} for _, d in groups]
-        return [
-            {"params": parameters, "lr": rate, **more}
-            for ((rate, _), parameters), more in zip(groups.items(), decayed, strict=True)
-        ]
+        rule = self._no_decay() if no_decay is None and weight_decay is None else no_decay or ()
+        decay = self.recipe.get("weight_decay") if weight_decay is None else weight_decay
+        found = self._match(model)
+        if only is not None:
+            chosen = named(found, only, "only")
+            found = {name: parameter for name, parameter in found.items() if name in chosen}
+        relative = {
+            name: Relative(own.lr, own.eps, own.weight_decay, own.role) for name, own in self.parameters.items()
+        }
+        return parameter_groups(
+            found, relative, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr, weight_decay=decay,
+            no_decay=rule if callable(rule) else tuple(rule),
+        )  # fmt: skip
+
+    def optimizer(
+        self, model: nn.Module, *, lr: float | None = None, recipe: Recipe | None = None, **groups: Any
+    ) -> Any:
+        """The recipe's optimiser over :meth:`param_groups` of ``model``.
+
+        Args:
+            lr: another rate than the plan's.
+            recipe: with the optimiser to make, where the plan was read from a file and its optimiser is the user's own.
+            groups: further arguments of :meth:`param_groups`.
+
+        Returns:
+            A ``torch.optim.Optimizer``.
+
+        Raises:
+            PlanError: if the optimiser is not known here, or the plan does not fit the model.
+        """
+        record = recipe.optimizer if recipe is not None else self._record()
+        assert record is not None
+        return record.make(self.param_groups(model, lr=lr, **groups))
+
+    def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int | None = None) -> Scheduler:
+        """The recipe's schedule for ``optimizer``; one that leaves the rates as they are if it has none.
+
+        Args:
+            total_steps: length of the run, in optimiser steps; by default the recipe's.
+
+        Raises:
+            PlanError: if the length or the schedule is not known here.
+        """
+        make = None if self.live is None else self.live.schedule
+        said = self.recipe.get("schedule")
+        if make is None and isinstance(said, Mapping):
+            make = Schedule(**said)
+        if make is None and said is not None:
+            raise PlanError(f"the plan's schedule {said!r} is a function that its file does not hold: make it yourself")
+        if total_steps is None:
+            total_steps = self.recipe.get("steps") or (None if self.live is None else self.live.total_steps)
+        if total_steps is None:
+            raise PlanError("the plan does not know how long the run is: give total_steps=")
+        return (make or constant())(optimizer, total_steps)
+
+    def _record(self, optional: bool = False) -> Optimizer | None:
+        """What is known of its optimiser."""
+        if self.live is not None:
+            return self.live.optimizer
+        said = self.recipe.get("optimizer", {})
+        name = said.get("name")
+        if name in OPTIMIZERS:
+            return resolve(name, said.get("settings"))
+        if optional:
+            return None
+        raise PlanError(
+            f"the plan's optimizer {name!r} is not registered here: give recipe= with it, or register it with "
+            "dagscale.optimizer"
+        )
+
+    def _no_decay(self) -> Any:
+        if self.live is not None:
+            return self.live.no_decay
+        said = self.recipe.get("no_decay") or ()
+        if isinstance(said, str):
+            raise PlanError(f"the plan's no_decay {said!r} is a function that its file does not hold: give no_decay=")
+        return said
 
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters under the plan's names, wrappers' prefixes looked through."""
@@ -162,20 +329,25 @@ class Plan:
                 )
         return found
 
+    # --- as plain data -----------------------------------------------------------------------------------------
+
     def to_dict(self) -> dict[str, Any]:
         """As plain data that ``json`` can write."""
         return {
+            "format": FORMAT,
             "lr": self.lr,
             "lr_interval": None if self.lr_interval is None else list(self.lr_interval),
             "base_lr": self.base_lr,
             "law": self.law,
             "init": self.init,
-            "optimizer": self.optimizer,
+            "width": self.width,
+            "optimizer": self.optimizer_name,
             "seed": self.seed,
             "factors": dict(self.factors),
             "parameters": {name: {**asdict(p), "shape": list(p.shape)} for name, p in self.parameters.items()},
             "notes": list(self.notes),
             "forwards": self.forwards,
+            "recipe": dict(self.recipe),
         }
 
     def to_json(self) -> str:
@@ -187,19 +359,63 @@ class Plan:
         """The plan that :meth:`to_json` wrote.
 
         Raises:
-            PlanError: if the text is no such document.
+            PlanError: if the text is no such document, a value is of the wrong type or range, or a later version of
+                dagscale wrote it.
         """
+        raw = read_document(text, "plan", FORMAT, "write one with `dagscale plan TARGET --json`")
+        raw.pop("optimizer", None)
+        where = ""
         try:
-            raw = json.loads(text)
-            raw["parameters"] = {
-                name: ParameterPlan(**{**p, "shape": tuple(p["shape"])}) for name, p in raw["parameters"].items()
-            }
-            raw["notes"] = tuple(raw["notes"])
-            if raw.get("lr_interval") is not None:
-                raw["lr_interval"] = tuple(raw["lr_interval"])
-            return cls(**raw)
+            parameters = {}
+            for name, own in raw["parameters"].items():
+                where = f"parameter {name!r}: "
+                parameters[name] = ParameterPlan(**{**own, "shape": tuple(own["shape"])})
+            where = ""
+            interval = raw.get("lr_interval")
+            given = {**raw, "parameters": parameters, "notes": tuple(raw["notes"])}
+            given["lr_interval"] = tuple(interval) if isinstance(interval, list) else interval
+            return cls(**given)
+        except PlanError as error:
+            raise PlanError(f"this is no plan ({where}{error})") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PlanError(f"this is no plan ({error}); write one with `dagscale plan TARGET --json`") from None
+            raise PlanError(f"this is no plan ({where}{error}); write one with `dagscale plan TARGET --json`") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file as JSON.
+
+        Raises:
+            PlanError: if the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """The plan in a file that :meth:`save` wrote.
+
+        Raises:
+            PlanError: if the file cannot be read, or holds no plan.
+        """
+        from dagscale.planning.files import read_text
+
+        return cls.from_json(read_text(path))
+
+    def diff(self, other: Plan) -> str:
+        """What differs from another plan, a line each; empty if nothing does."""
+        lines = []
+        for name in ("lr", "base_lr", "law", "init", "width", "seed"):
+            lines += _line(name, getattr(self, name), getattr(other, name))
+        lines += [line for k in sorted({*self.recipe, *other.recipe}) for line in _line(
+            f"recipe {k}", self.recipe.get(k), other.recipe.get(k))]  # fmt: skip
+        for name in dict.fromkeys((*self.parameters, *other.parameters)):
+            own, theirs = self.parameters.get(name), other.parameters.get(name)
+            if own is None or theirs is None:
+                lines.append(f"{name}: only in the {'second' if own is None else 'first'}")
+                continue
+            for f in fields(ParameterPlan):
+                lines += _line(f"{name} {f.name}", getattr(own, f.name), getattr(theirs, f.name))
+        return "\n".join(lines)
+
+    # --- to look at --------------------------------------------------------------------------------------------
 
     def table(self) -> Group:
         """To print with rich: a row a parameter, then how the rate came about, factor by factor, then the notes."""
@@ -208,18 +424,23 @@ class Plan:
         from rich.text import Text
 
         product = " × ".join([f"{self.base_lr:.4g}", *(f"{v:.4g} ({k})" for k, v in self.factors.items())])
-        table = Table(
-            title=f"law {self.law} · init {self.init} · {self.optimizer} · seed {self.seed}", title_justify="left"
-        )
+        table = Table()
         table.add_column("parameter", overflow="fold")
         table.add_column("shape")
         table.add_column("init")
         table.add_column("lr", justify="right")
+        more = [
+            name for name in ("weight_decay", "eps") if any(getattr(p, name) != 1 for p in self.parameters.values())
+        ]
+        for name in more:
+            table.add_column(f"{name.replace('_', ' ')} ×", justify="right")
         for name, p in self.parameters.items():
-            table.add_row(name, "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}")
+            factors = [f"{getattr(p, factor):.4g}" for factor in more]
+            table.add_row(Text(name), "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}", *factors)
+        title = f"law {self.law} · init {self.init} · {self.optimizer_name} · seed {self.seed}"
         lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement()]
         lines += [f"note: {note}" for note in self.notes]
-        return Group(table, *map(Text, lines))
+        return Group(Text(title, style="italic"), table, *map(Text, lines))
 
     def _measurement(self) -> list[str]:
         if self.lr_interval is None:
@@ -228,12 +449,42 @@ class Plan:
         return [f"measured in {self.forwards:,.0f} forward passes; 95 % by chance over seeds: {low:.4g} … {high:.4g}"]
 
     def __str__(self) -> str:
-        from rich.console import Console
+        from dagscale.planning.files import rendered
 
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get().rstrip()
+        return rendered(self.table())
+
+    def _repr_html_(self) -> str:
+        from dagscale.planning.files import rendered
+
+        return rendered(self.table(), html=True)
+
+
+def named(names: Iterable[str], patterns: str | Iterable[str], what: str) -> set[str]:
+    """The names that one of ``patterns`` means: a name itself, a module that it lies in, or a glob pattern.
+
+    Raises:
+        PlanError: if a pattern means none.
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        own = {n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
+        if not own:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise PlanError(f"{what}={pattern!r} names no parameter of the model: it has {shown}")
+        found |= own
+    return found
+
+
+def _number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(cast(float, value))
+    if not good or (least is not None and value < least) or (above is not None and value <= above):
+        bound = f", {least:g} or more" if least is not None else f", above {above:g}" if above is not None else ""
+        raise PlanError(f"{name} must be a finite number{bound}, not {value!r}")
+
+
+def _line(name: str, own: Any, other: Any) -> list[str]:
+    return [] if own == other else [f"{name}: {own!r} → {other!r}"]
 
 
 def _init_text(p: ParameterPlan) -> str:
@@ -244,4 +495,4 @@ def _init_text(p: ParameterPlan) -> str:
     return f"N({p.init_mean:g}, {p.init_std:.4g}²)"
 
 
-__all__ = ["ParameterPlan", "Plan"]
+__all__ = ["ParameterPlan", "Plan", "named"]

@@ -1,40 +1,20 @@
-"""What is said about a request to plan before anything is measured for it."""
+"""Validates a request to plan, and rehearses its training, before anything expensive is measured."""
 
 from __future__ import annotations
 
-import copy
 from math import prod
 from operator import index
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
-from dagscale.errors import PlanError, SearchError
+from dagscale.errors import PlanError, RecipeError
 from dagscale.graph import Graph
-from dagscale.network import Subject
-from dagscale.tracing import forward
-from dagscale.training.batches import Inputs, check_finite, checked
-from dagscale.training.probe import Probe
-
-HALF = (torch.float16, torch.bfloat16)
-
-
-def check_data(data: Any) -> tuple[Inputs, Tensor] | None:
-    """``(x, y)``, if there is data.
-
-    Raises:
-        PlanError: if the examples cannot be measured on.
-    """
-    if data is None:
-        return None
-    try:
-        x, y = checked(data)
-        check_finite(x, y)
-    except SearchError as error:
-        raise PlanError(str(error)) from None
-    return x, y
+from dagscale.network import Network
+from dagscale.training import engine
+from dagscale.training.batches import logits
+from dagscale.training.seeds import seeded
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> int:
@@ -79,43 +59,54 @@ def _kinds(graph: Graph) -> set[str]:
     return found
 
 
-def in_float32(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
-    """A copy in float32 of what is in half precision, to be measured; itself where nothing is.
-
-    Squares of signals, curvatures and the small steps of a measurement need more digits than bfloat16 has and
-    more range than float16 has.
-    """
-    held = (*model.parameters(), *model.buffers())
-    if any(t.is_meta or forward.is_sharded(t) for t in held) or not any(t.dtype in HALF for t in held):
-        return model, inputs
-    model = copy.deepcopy(model)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dtype in HALF:
-            tensor.data = tensor.data.float()
-    return model, tree_map(lambda v: v.float() if isinstance(v, Tensor) and v.dtype in HALF else v, inputs)
-
-
-def rehearse(subject: Subject) -> None:
+def rehearse(network: Network) -> None:
     """One training step, as a measured law will take it, so that what cannot be measured is said at once.
 
     Raises:
-        PlanError: if data or loss are missing or do not fit, no trainable parameter has a part in the loss, or the
-            backward or the optimiser's step raises.
+        RecipeError: if data or loss do not fit, the loss says nothing, no trainable parameter has a part in it, or
+            the backward or the optimiser's step raises.
+        PlanError: if there are no data, or the model has no values.
         ForwardError: if the forward raises on the data.
     """
-    probe = Probe(subject, subject.seed)
-    probe.model.train()
-    x, y = probe.batch(subject.batch_size)
-    with forward.unchanged_random_state():
-        value = probe.loss(probe.output(x), y)
-    if not value.requires_grad:
-        raise PlanError(
-            "the loss does not depend on any trainable parameter: compute it from the model's output, without "
-            ".item() or .detach(), and leave some parameters unfrozen"
-        )
-    try:
-        value.backward()  # type: ignore[no-untyped-call]
-        probe.optimizer().step()
-    except RuntimeError as error:
-        text = next(iter(str(error).strip().splitlines()), "")
-        raise PlanError(f"a training step with {subject.optimizer} raised {type(error).__name__}: {text}") from error
+    with network.probe(network.seed) as probe:
+        recipe = network.recipe
+        batch = probe.batch().to(probe.model)
+        with seeded(network.seed):
+            if recipe.step is None:
+                out = probe.output(batch)
+                check_loss(network, logits(out), batch.target, probe.loss(out, batch))
+            engine.step(probe.model, probe.optimizer(), recipe, iter([batch] * recipe.accumulate))
+
+
+def first_look(network: Network) -> None:
+    """Forward and loss on the first batch, of a recipe whose loss can be had without its training step.
+
+    Raises:
+        RecipeError: if data or loss do not fit, or the loss says nothing; ForwardError if the forward raises.
+    """
+    recipe = network.recipe
+    with network.probe(network.seed) as probe:
+        batch = probe.batch().to(probe.model)
+        if recipe.step is None:
+            with torch.no_grad(), seeded(network.seed):
+                out = probe.output(batch)
+                check_loss(network, logits(out), batch.target, probe.loss(out, batch))
+
+
+def check_loss(network: Network, out: Any, target: Any, value: Tensor) -> None:
+    """Raise RecipeError where a loss cannot tell networks apart, or its target spreads over the output's shape."""
+    if isinstance(out, Tensor) and isinstance(target, Tensor) and out.is_floating_point():
+        both = {tuple(out.shape), tuple(target.shape)}
+        if target.is_floating_point() and len(both) == 2 and len(out) > 1:
+            n = len(out)
+            if both == {(n, 1), (n,)}:
+                raise RecipeError(
+                    f"the output is {tuple(out.shape)} and the target {tuple(target.shape)}: together they spread to "
+                    f"{(n, n)}; give both one shape, as in y.reshape(-1, 1)"
+                )
+        classes = out.ndim == 2 and out.shape[1] == 1 and value.item() == 0
+        if classes and not bool((out.detach() == 0).all()):
+            raise RecipeError(
+                f"the loss is 0 whatever the output, which is one column, {tuple(out.shape)}: cross-entropy needs a "
+                "column a class; for regression give loss=torch.nn.functional.mse_loss"
+            )

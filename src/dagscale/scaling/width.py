@@ -23,6 +23,7 @@ from typing import Literal
 from dagscale.errors import PlanError
 from dagscale.graph import Graph, LayerUse
 from dagscale.registry import Registry
+from dagscale.training.optimizers import Optimizer, resolve
 
 WidthKind = Literal["input", "hidden", "output", "vector"]
 Position = Literal["input", "inner", "readout"]
@@ -34,18 +35,17 @@ NORM_CHAIN = frozenset({"norm", "scale", "shift", "pass"})
 WidthRule = Callable[[float, float], float]
 """(m_in, m_out) → factor on the learning rate that keeps the change of the layer's output, per step, Θ(1)."""
 
-WIDTH_RULES: Registry[WidthRule] = Registry("optimizer")
+WIDTH_RULES: Registry[WidthRule] = Registry("kind of step with a width rule")
+"""By the kind of the optimiser's step, see `dagscale.training.optimizers.Optimizer`."""
 
 
-@WIDTH_RULES.add("sgd")
-@WIDTH_RULES.add("momentum")
+@WIDTH_RULES.add("gradient")
 def gradient_rule(m_in: float, m_out: float) -> float:
     """``m_out / m_in``: ``Δz_i = -η δ_i Σ_j x_j²``, with gradients ``δ_i`` like 1/units and ``m_in`` like terms."""
     return m_out / m_in
 
 
-@WIDTH_RULES.add("adam")
-@WIDTH_RULES.add("adamw")
+@WIDTH_RULES.add("sign")
 def sign_rule(m_in: float, m_out: float) -> float:
     """``1 / m_in``: ``Δz_i = -η Σ_j sign(δ_i x_j) x_j``, as many aligned terms of one size as there are inputs."""
     return 1 / m_in
@@ -101,7 +101,9 @@ class _Growth:
     grouped: bool = False
 
 
-def width_scaling(base: Graph, target: Graph, optimizer: str, *, mean_field: bool = False) -> dict[str, WidthScaling]:
+def width_scaling(
+    base: Graph, target: Graph, optimizer: Optimizer | str, *, mean_field: bool = False
+) -> dict[str, WidthScaling]:
     """Class every parameter of ``target`` by what grows from ``base``, and give its μP factors.
 
     Layers are matched by name, then by name with every number wildcarded (``blocks.7`` with ``blocks.3``), each
@@ -111,17 +113,18 @@ def width_scaling(base: Graph, target: Graph, optimizer: str, *, mean_field: boo
 
     Args:
         base, target: traced graphs; the target may be deeper, narrower, or of another topology.
-        optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
+        optimizer: what is known of the optimiser, or its name.
         mean_field: the init rule gives readouts std ∝ 1/fan_in by itself (``in-degree`` does).
 
     Returns:
         Every parameter's first name → its factors.
 
     Raises:
-        UnknownNameError: if there is no width rule for the optimiser.
+        UnknownNameError: if there is no width rule for the optimiser's kind of step.
+        OptimizerError: if that is unknown.
         PlanError: if base and target share no layer.
     """
-    rule = WIDTH_RULES[optimizer]
+    rule = WIDTH_RULES[resolve(optimizer).known("step", "a width rule")]
     places, origins = _places(target), _places(base)
     growths = _growths(places, origins)
     sizes = _sizes(places, growths)

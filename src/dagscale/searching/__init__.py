@@ -1,9 +1,8 @@
 """Searching: training copies of a network at several learning rates, and what the curve of their losses says."""
 
-from dagscale.searching.found import Found, Point
 from dagscale.searching.make import search
 from dagscale.searching.methods import METHODS
 
 AFFECTS_TRAINING = False
 
-__all__ = ["METHODS", "Found", "Point", "search"]
+__all__ = ["METHODS", "search"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dagscale.searching.found import Point, sides
+from dagscale.planning.base import Point, sides
 from dagscale.searching.methods import METHODS, WIDENING, Trials, steps_at_ends
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from dagscale.searching.found import Point
+from dagscale.planning.base import Point
 from dagscale.searching.methods import METHODS, WIDENING, Trials, steps_at_ends
 
 APART = 4.0

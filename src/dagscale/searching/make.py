@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
-from dagscale.errors import SearchError
-from dagscale.rates import GRIDS, check_grid, default_grid, find_band
+from dagscale.errors import DagscaleError, SearchError
+from dagscale.network import Network
+from dagscale.planning.base import Base
+from dagscale.planning.make import starting_plan
+from dagscale.planning.plans import Plan
+from dagscale.planning.prepare import initialised, traced
+from dagscale.planning.validate import first_look
+from dagscale.progress import Progress, shown
+from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
-from dagscale.searching.found import Found, Point, read
 from dagscale.searching.methods import METHODS, Trials
-from dagscale.training.batches import Data, Examples, Inputs, check_finite, checked, take, to_model
-from dagscale.training.engine import (
-    OPTIMIZERS,
-    Groups,
-    Loss,
-    Schedule,
-    TrainStep,
-    check_budget,
-    count_steps,
-    train,
-)
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-__all__ = ["GRIDS", "METHODS", "Examples", "Found", "Point", "Starter", "default_grid", "find_band", "search"]
+from dagscale.training.engine import EVALUATE, train
+from dagscale.training.optimizers import Groups
+from dagscale.training.recipe import Loss, MakeSchedule, Recipe, TrainStep
 
 GLANCE = 0.2
 """Share of a run's steps after which the fast method looks along the grid for where to begin."""
-
-EVALUATE = 4096
-"""Most examples in a final training loss; a glance is content with an eighth."""
 
 
 class Starter(Protocol):
@@ -52,26 +41,30 @@ class Starter(Protocol):
 
 def search(
     model: nn.Module,
-    data: Data,
+    data: Any,
     *,
+    inputs: Any = None,
     plan: Starter | None = None,
-    init: str = "moments",
-    loss: Loss = cross_entropy,
-    optimizer: str | Callable[[Groups], Optimizer] = "sgd",
+    init: str | None = None,
+    loss: Loss | None = None,
+    optimizer: Any = None,
     grid: Iterable[float] | None = None,
-    epochs: int = 1,
+    epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     seeds: int = 3,
     seed: int = 0,
     tolerance: float = 0.05,
     widen: int = 4,
     method: str = "fast",
     train_step: TrainStep | None = None,
-    schedule: Schedule | None = None,
-    progress: bool = False,
-) -> Found:
-    """Find the maximal learning rate of ``model`` and the one to recommend.
+    schedule: MakeSchedule | None = None,
+    progress: bool | None = None,
+    **training: Any,
+) -> Base:
+    """Find the maximal learning rate of ``model`` and the one to recommend. ::
+
+        found = dagscale.search(small, recipe)
 
     A copy of the model is initialised and trained for every rate and seed; ``model`` itself never changes. The plan's
     learning rates keep their ratios, one overall rate is searched. While the best rate or an end of its
@@ -81,117 +74,122 @@ def search(
     about a quarter of the steps (docs/search.md).
 
     Args:
-        model: on any device; see `dagscale.training.train` for the outputs it may have.
-        data: a `Dataset`, or ``(x, y)``; ``x`` is a tensor, or a tuple or dict of tensors as the model
-            takes them.
+        model: on any device.
+        data: a `dagscale.Recipe`, which says all of the training; or data as a recipe takes them, and the rest of it
+            as further arguments: ``loss`` (cross-entropy by default), ``optimizer`` (``sgd``), ``epochs`` (1),
+            ``steps``, ``batch_size``, ``schedule``, ``train_step`` (the recipe's ``step``), ``clip``, ….
+        inputs: example inputs; by default those of the first batch.
         plan: initialises, and makes parameter groups; by default one with ``init`` and a single learning rate.
-        init: name of the init of the default plan.
-        loss: ``loss(output, y)``, a scalar that is a mean over the batch.
-        optimizer: a name in ``dagscale.training.OPTIMIZERS``, or a function of parameter groups.
-        grid: rates to try, per optimiser step; by default half an octave apart, by optimiser (``GRIDS``).
-        epochs, steps, batch_size: length of each run, as for `dagscale.training.train`.
+        init: name of the init of the default plan, ``moments`` by default.
+        grid: rates to try, per optimiser step; by default half an octave apart, by optimiser.
         seeds: runs at each rate (fast: that decides); run k is initialised and fed with ``seed + k`` at every rate.
         seed: see above.
         tolerance: relative width of the band in the loss.
         widen: most times that the grid is widened, by ``WIDENING`` rates on each side in want.
         method: a name in ``METHODS``.
-        train_step: the user's own step, ``train_step(model, optimizer, x, y) -> loss``, see `train`.
-        schedule: ``schedule(optimizer, total_steps)`` makes a scheduler, stepped after every optimiser step; a glance
-            of the fast method has its own, shorter one.
-        progress: show a progress bar on stderr.
+        progress: show progress on stderr; by default where stderr is a terminal.
+
+    Returns:
+        The base: its band of good rates, the curve, the recipe, and the network that it is for.
 
     Raises:
-        SearchError: if an argument or the data cannot be used, every run diverged, or ``train_step`` or
-            ``schedule`` raises.
-        DagscaleError: as the plan and `dagscale.training.train` raise.
+        SearchError: if an argument or the data cannot be used, every run diverged, or the losses cannot be right.
+        DagscaleError: as planning raises.
     """
-    x, y = checked(data)
-    check_finite(x, y)
-    check_budget(epochs=epochs, steps=steps, batch_size=batch_size)
-    rates = check_grid(default_grid(optimizer) if grid is None else grid)
+    said = {
+        "loss": loss, "optimizer": optimizer, "epochs": epochs, "steps": steps, "batch_size": batch_size,
+        "schedule": schedule, "step": train_step, **training,
+    }  # fmt: skip
+    said = {name: value for name, value in said.items() if value is not None}
+    if isinstance(data, Recipe) and said:
+        raise SearchError(f"{', '.join(said)}: say it in the recipe, as one is given")
+    recipe = data if isinstance(data, Recipe) else Recipe(data, **{"loss": cross_entropy, **said})
+    if recipe.data is None:
+        raise SearchError("a search trains, and needs data: give search(model, (x, y)), or a recipe with data")
+    if recipe.steps is None and recipe.epochs is None:
+        recipe = recipe.changed(epochs=1)
+    rates = check_grid(default_grid(recipe.optimizer) if grid is None else grid)
     if seeds < 1:
         raise SearchError(f"seeds must be at least 1, got {seeds}")
     if widen < 0:
         raise SearchError(f"widen must be 0 or more, got {widen}")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise SearchError(f"tolerance must be 0 or more, got {tolerance}")
-    if isinstance(optimizer, str):
-        OPTIMIZERS[optimizer]  # unknown names raise before anything is trained
+    if plan is not None and init is not None:
+        raise SearchError("plan= brings its own init: leave init out")
     follow = METHODS[method]
-    if plan is None:
-        plan = _default_plan(model, take(x, slice(batch_size)), y[:batch_size], init, loss, optimizer, seed)
-    whole = count_steps(len(y), epochs=epochs, steps=steps, batch_size=batch_size)
-    spent = asked = 0
-    with _progress(progress) as bar:
-        task = bar.add_task("searching", total=None)
-
-        def expect(runs: int) -> None:
-            nonlocal asked
-            asked += runs
-            bar.update(task, total=asked)
-
-        def run(rate: float, k: int, steps: int = whole, evaluate: int = EVALUATE) -> float:
-            nonlocal spent
-            trial = _copy(model)
-            plan.init_(trial, seed=seed + k)
-            try:
-                done = train(
-                    trial, x, y, params=plan.param_groups(trial, lr=rate), optimizer=optimizer, loss=loss, steps=steps,
-                    batch_size=batch_size, seed=seed + k, evaluate=evaluate, train_step=train_step, schedule=schedule,
-                )  # fmt: skip
-            except SearchError as error:
-                raise SearchError(f"at learning rate {rate:.3g}: {error}") from error
-            spent += done.steps
-            bar.advance(task)
-            return done.loss
-
-        def glance(rate: float) -> float:
-            return run(rate, 0, math.ceil(GLANCE * whole), EVALUATE // 8)
-
-        curve, widened = follow(Trials(run, glance, expect, seeds, tolerance), rates, widen)
-    if all(math.isinf(point.loss) for point in curve):
+    with shown("searching", progress) as bar:
+        bar.say("tracing")
+        network = traced(model, inputs, recipe, seed, role="base")
+        bar.say(f"init {init or 'moments'}")
+        network, starter, name = _start(network, plan, init or "moments")
+        first_look(network)
+        runs = _Runs(network, starter, bar)
+        bar.say("training")
+        try:
+            curve, widened = follow(Trials(runs.run, runs.glance, bar.expect, seeds, tolerance), rates, widen)
+        finally:
+            network.copy.give_back()
+    finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
+    if not finite:
+        why = f" ({runs.raised})" if runs.raised else ""
         raise SearchError(
-            f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged: try a grid of lower rates, "
+            f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged{why}: try a grid of lower rates, "
             "and see that the model's output at initialisation is finite"
         )
-    notes = tuple(getattr(plan, "notes", ()))
-    return read(curve, tolerance, widened=widened, steps=spent, seeds=seeds, notes=notes, method=method)
-
-
-def _default_plan(
-    model: nn.Module,
-    x: Inputs,
-    y: Tensor,
-    init: str,
-    loss: Loss,
-    optimizer: str | Callable[[Groups], Optimizer],
-    seed: int,
-) -> Starter:
-    """A plan with one learning rate for all parameters."""
-    from dagscale.planning.make import plan as make_plan
-
-    name = optimizer if isinstance(optimizer, str) else "sgd"  # law "none" does not look at it
-    x, y = to_model(model, x), to_model(model, y)
-    return make_plan(model, x, base_lr=1.0, law="none", init=init, optimizer=name, seed=seed, data=(x, y), loss=loss)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """An independent copy.
-
-    Raises: SearchError if the model cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
+    if len(finite) > 2 and len(set(finite)) == 1:
         raise SearchError(
-            f"the model cannot be copied for a run ({type(error).__name__}): give one that copy.deepcopy can copy"
-        ) from error
+            f"the loss is {finite[0]:.4g} at every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g}, so no rate "
+            "reaches the training: a schedule or a training step sets its own (scale the groups' rates instead), or the "
+            "loss does not depend on the model"
+        )
+    notes = tuple(getattr(starter, "notes", ()))
+    return Base.found(
+        network, name, curve, tolerance, widened=widened, steps=runs.steps, seeds=seeds, notes=notes, method=method
+    )
 
 
-def _progress(shown: bool) -> Progress:
-    """A progress bar on stderr that goes away when done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _start(network: Network, plan: Starter | None, init: str) -> tuple[Network, Starter, str | None]:
+    """The network as its runs start, the plan that starts them, and the name of its init."""
+    if plan is None:
+        network = initialised(network, init)
+        return network, starting_plan(network, init), init
+    if isinstance(plan, Plan):
+        fills = {name: fill for name, own in plan.parameters.items() if (fill := own.fill) is not None}
+        return replace(network, fills=fills), plan, plan.init
+    return network, plan, None
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+
+class _Runs:
+    """Training runs of one working copy at any rate, and how many steps they took."""
+
+    def __init__(self, network: Network, starter: Starter, bar: Progress) -> None:
+        self.network, self.starter, self.bar = network, starter, bar
+        self.steps = 0
+        self.raised = ""
+
+    def run(self, rate: float, k: int) -> float:
+        """The final training loss at a rate, of the seed number ``k``."""
+        return self._run(rate, k, self.network.recipe.total_steps, EVALUATE)
+
+    def glance(self, rate: float) -> float:
+        """The loss after the first part of a run, under a schedule as short as that."""
+        return self._run(rate, 0, math.ceil(GLANCE * self.network.recipe.total_steps), EVALUATE // 8)
+
+    def _run(self, rate: float, k: int, steps: int, evaluate: int) -> float:
+        network, seed = self.network, self.network.seed + k
+        trial = network.copy.reset()
+        self.starter.init_(trial, seed=seed)
+        try:
+            groups = self.starter.param_groups(trial, lr=rate)
+            done = train(trial, network.recipe, groups, seed=seed, steps=steps, evaluate=evaluate)
+        except DagscaleError as error:
+            error.args = (f"at learning rate {rate:.3g}: {error}",)
+            raise
+        self.steps += done.steps
+        self.raised = done.raised or self.raised
+        self.bar.advance()
+        return done.loss
+
+
+__all__ = ["Starter", "search"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dagscale.planning.base import Point
 from dagscale.registry import Registry
-from dagscale.searching.found import Point
 
 
 @dataclass(frozen=True)

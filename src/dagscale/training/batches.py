@@ -1,80 +1,391 @@
-"""Examples to train and measure on: what a model takes, and labels, by batches."""
+"""Batches to train and measure on, whatever the data come as.
+
+Data are two tensors, anything with an ``x`` and a ``y`` (such as `dagscale.bench.data.Dataset`), a torch ``Dataset``, a
+``DataLoader``, or any other iterable of batches that can be iterated again. Only batches that are used are read, and
+nothing is moved to a device but the batch at hand.
+
+A batch is what the model takes and, if there is one, a target for the loss. Of ``(x, y)`` the first is the model's
+input and the second the target; a lone tensor, or a tuple of one, is an input without a target; a dict is given to the
+model by keywords, and its ``labels`` are the target too. For other structures, give a recipe ``unpack``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dagscale.errors import SearchError
+from dagscale.errors import RecipeError
 from dagscale.tracing.forward import bind_inputs
+from dagscale.training.seeds import seeded
 
 Inputs = Any
 """What a model takes: a tensor, a tuple of positional arguments or a dict of keyword arguments, of tensors whose first
 dimension counts examples."""
 
+LABELS = ("labels", "label")
+"""Keys of a batch that is a dict under which its target stands."""
 
-class Examples(Protocol):
-    """Anything with inputs and labels, such as `dagscale.bench.data.Dataset`."""
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a model is given and what its output is held against.
+
+    Attributes:
+        inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        target: what ``loss(output, target)`` takes; None if there is none.
+        labelled: whether the model is given its labels too, and so may answer with its own loss.
+    """
+
+    inputs: Inputs
+    target: Any = None
+    labelled: bool = False
 
     @property
-    def x(self) -> Inputs:
-        """Inputs, (n, …) each."""
+    def size(self) -> int:
+        """Examples in it: the length of its first tensor."""
+        return next((len(t) for t in tree_leaves(self.inputs) if isinstance(t, Tensor) and t.ndim), 1)
+
+    def first(self, n: int) -> Batch:
+        """Its first ``n`` examples; itself where its tensors differ in length, or it has no more."""
+        size = self.size
+        parts = [t for t in tree_leaves((self.inputs, self.target)) if isinstance(t, Tensor) and t.ndim]
+        if size <= n or any(len(t) != size for t in parts):
+            return self
+        return Batch(take(self.inputs, slice(n)), take(self.target, slice(n)), self.labelled)
+
+    def to(self, model: nn.Module) -> Batch:
+        """On the model's device and, what is floating, in its floating type."""
+        return Batch(to_model(model, self.inputs), to_model(model, self.target), self.labelled)
+
+
+Unpack = Callable[[Any], tuple[Inputs, Any]]
+"""A user's function from one batch of the data to (inputs, target)."""
+
+
+def unpacked(batch: Any, unpack: Unpack | None = None) -> Batch:
+    """A `Batch` of whatever the data hold.
+
+    Raises:
+        RecipeError: if it has no structure that is known.
+    """
+    if unpack is not None:
+        try:
+            inputs, target = unpack(batch)
+        except Exception as error:
+            text = next(iter(str(error).strip().splitlines()), "")
+            raise RecipeError(
+                f"unpack raised {type(error).__name__}: {text}, on a batch of {type(batch).__name__}; it must return "
+                "(inputs, target)"
+            ) from error
+        return Batch(inputs, target)
+    if isinstance(batch, Tensor):
+        return Batch(batch)
+    if isinstance(batch, Mapping):
+        key = next((key for key in LABELS if key in batch), None)
+        return Batch(dict(batch), None if key is None else batch[key], labelled=key is not None)
+    if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+        x = batch[0]
+        x = dict(x) if isinstance(x, Mapping) else tuple(x) if isinstance(x, list) else x
+        return Batch(x, batch[1] if len(batch) == 2 else None)
+    found = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise RecipeError(
+        f"a batch must be (inputs, target), a tensor or a dict, and is {found}: give the recipe unpack=lambda batch: "
+        "(inputs, target)"
+    )
+
+
+class Source(Protocol):
+    """Where batches come from."""
 
     @property
-    def y(self) -> Tensor:
-        """Labels or targets, (n, …)."""
+    def batch_size(self) -> int | None:
+        """Examples a batch, if they are all as long."""
+
+    @property
+    def examples(self) -> int | None:
+        """How many there are; None if nobody knows."""
+
+    def steps(self, epochs: int) -> int | None:
+        """Batches in so many passes over the data; None if nobody knows."""
+
+    def batches(self, seed: int, size: int | None = None) -> Iterator[Batch]:
+        """Without end, in the order that training sees under this seed.
+
+        Args:
+            size: examples a batch, where the source can choose; at most so many where it cannot.
+        """
+
+    def sample(self, examples: int, size: int) -> Iterator[Batch]:
+        """Some fixed examples, in batches of at most ``size``: always the same ones."""
 
 
-Data = Examples | tuple[Inputs, Tensor] | list[Any]
-"""A data set, or ``(x, y)``."""
+def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> Source:
+    """The source of a person's data.
+
+    Args:
+        data: tensors, something with ``x`` and ``y``, a ``Dataset``, a ``DataLoader``, or an iterable of batches.
+        batch_size: examples a batch, 128 by default; a ``DataLoader`` or an iterable of batches has its own.
+
+    Raises:
+        RecipeError: if the data are none of these, or there is too little of them.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and _is_pair_of_tensors(data):
+        return Rows(_Tensors(*checked(data)), batch_size or 128)
+    if not isinstance(data, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) and hasattr(data, "x"):
+        return Rows(_Tensors(*checked(data)), batch_size or 128)
+    indexed = isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset)
+    if indexed or _is_column_store(data):
+        return Rows(_Indexed(data, unpack), batch_size or 128)
+    if isinstance(data, Tensor):
+        raise RecipeError(f"data is one tensor, {tuple(data.shape)}: give data=(x, y), or batches of tensors alone")
+    if isinstance(data, (str, bytes, dict)) or not isinstance(data, Iterable):
+        raise RecipeError(
+            f"data must be (x, y), a torch Dataset or DataLoader, or an iterable of batches, not {type(data).__name__}"
+        )
+    if isinstance(data, Iterator):
+        raise RecipeError(
+            f"data can be iterated once only ({type(data).__name__}): give what makes it anew, such as a list, a "
+            "DataLoader, or an object whose __iter__ is a generator function"
+        )
+    if isinstance(data, torch.utils.data.IterableDataset):
+        raise RecipeError("an IterableDataset has no batches yet: wrap it, DataLoader(data, batch_size=...)")
+    own = getattr(data, "batch_size", None)
+    if batch_size is not None and own is not None and batch_size != own:
+        raise RecipeError(f"batch_size={batch_size}, and the DataLoader has {own}: leave batch_size out")
+    return Stream(data, unpack)
 
 
-def checked(data: Data) -> tuple[Inputs, Tensor]:
+def _is_pair_of_tensors(data: Any) -> bool:
+    """Whether it is (x, y) in memory, rather than a list of two batches."""
+    return isinstance(data, tuple) or isinstance(data[1], Tensor)
+
+
+def _is_column_store(data: Any) -> bool:
+    """Whether it is a table of a library such as Hugging Face's datasets: a length, rows, and named columns."""
+    return hasattr(data, "column_names") and hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+# --- examples that can be had by number ------------------------------------------------------------------------
+
+
+class _Examples(Protocol):
+    def __len__(self) -> int: ...
+    def rows(self, numbers: Tensor) -> Batch: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensors:
+    """Examples in memory."""
+
+    x: Inputs
+    y: Any
+
+    def __len__(self) -> int:
+        return next(len(t) for t in tree_leaves(self.x) if isinstance(t, Tensor))
+
+    def rows(self, numbers: Tensor) -> Batch:
+        return Batch(take(self.x, numbers), take(self.y, numbers))
+
+
+class _Indexed:
+    """A torch ``Dataset``, or a table, collated as ``DataLoader`` does."""
+
+    def __init__(self, data: Any, unpack: Unpack | None) -> None:
+        if len(data) < 2:
+            raise RecipeError(f"at least 2 examples are needed, got {len(data)}")
+        self.data, self.unpack = data, unpack
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def rows(self, numbers: Tensor) -> Batch:
+        try:
+            batch = torch.utils.data.default_collate([self.data[i] for i in numbers.tolist()])
+        except Exception as error:
+            text = next(iter(str(error).strip().splitlines()), "")
+            raise RecipeError(
+                f"the data set cannot be read into a batch, {type(error).__name__}: {text}; give a DataLoader with a "
+                "collate_fn of its own"
+            ) from error
+        return unpacked(batch, self.unpack)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Batches of numbered examples, reshuffled at every pass; the last incomplete batch is dropped."""
+
+    numbered: _Examples
+    batch_size: int
+
+    @property
+    def examples(self) -> int:
+        return len(self.numbered)
+
+    def steps(self, epochs: int) -> int:
+        return epochs * max(1, len(self.numbered) // self.batch_size)
+
+    def batches(self, seed: int, size: int | None = None) -> Iterator[Batch]:
+        n = len(self.numbered)
+        size = min(n, size or self.batch_size)
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            order = torch.randperm(n, generator=generator)
+            for rows in torch.split(order[: n - n % size], size):
+                yield self.numbered.rows(rows)
+
+    def sample(self, examples: int, size: int) -> Iterator[Batch]:
+        """Batch sizes differ by at most one: no batch statistics come from a lone last example."""
+        rows = torch.randperm(len(self.numbered), generator=torch.Generator().manual_seed(0))[:examples]
+        for part in rows.tensor_split(-(-len(rows) // size)):
+            yield self.numbered.rows(part)
+
+
+# --- batches that come as they come ----------------------------------------------------------------------------
+
+
+class Stream:
+    """A ``DataLoader``, or any iterable of batches, read anew for every pass.
+
+    What it draws at random, such as an order or an augmentation, is seeded: a pass under one seed is always the same.
+    """
+
+    def __init__(self, data: Any, unpack: Unpack | None = None) -> None:
+        self.data, self.unpack = data, unpack
+        self._structure: Any = None
+
+    @property
+    def batch_size(self) -> int | None:
+        own = getattr(self.data, "batch_size", None)
+        return own if isinstance(own, int) else None
+
+    @property
+    def examples(self) -> int | None:
+        return None
+
+    def steps(self, epochs: int) -> int | None:
+        with suppress(TypeError, NotImplementedError):
+            return epochs * max(1, len(self.data))
+        return None
+
+    def _pass(self, seed: int) -> Iterator[Batch]:
+        """One pass, with one stream of random numbers of its own; the user's go on between batches."""
+        own = seeded(seed)
+        with own:
+            iterator = iter(self.data)
+        while True:
+            with own:
+                try:
+                    raw = next(iterator)
+                except StopIteration:
+                    return
+            yield self._checked(raw)
+
+    def _checked(self, raw: Any) -> Batch:
+        structure = _structure(raw)
+        if self._structure is None:
+            self._structure = structure
+        elif structure != self._structure:
+            raise RecipeError(
+                f"the batches change their structure: {self._structure} before, {structure} now; give a collate_fn "
+                "that makes them alike"
+            )
+        return unpacked(raw, self.unpack)
+
+    def batches(self, seed: int, size: int | None = None) -> Iterator[Batch]:
+        for number in range(1 << 62):
+            empty = True
+            for batch in self._pass(seed + 7919 * number):
+                empty = False
+                yield batch if size is None else batch.first(size)
+            if empty:
+                raise RecipeError(
+                    "the data hold no batch: the loader is empty"
+                    if number == 0
+                    else "the data can be iterated once only: give what makes them anew, such as a DataLoader"
+                )
+
+    def sample(self, examples: int, size: int) -> Iterator[Batch]:
+        left = examples
+        for batch in self._pass(0):
+            batch = batch.first(min(size, left))
+            left -= batch.size
+            yield batch
+            if left <= 0:
+                return
+
+
+def _structure(raw: Any) -> str:
+    """The structure of a batch without its sizes, for messages."""
+    if isinstance(raw, Mapping):
+        return "{" + ", ".join(f"{key}: {_structure(value)}" for key, value in raw.items()) + "}"
+    if isinstance(raw, (tuple, list)):
+        kinds = [_structure(item) for item in raw]
+        if isinstance(raw, list) and len(set(kinds)) == 1:
+            return f"[{kinds[0]}, …]"  # lists of examples differ in length
+        return "(" + ", ".join(kinds) + ")"
+    return f"{raw.ndim}-d tensor" if isinstance(raw, Tensor) else type(raw).__name__
+
+
+# --- tensors in memory -----------------------------------------------------------------------------------------
+
+
+def checked(data: Any) -> tuple[Inputs, Any]:
     """``(x, y)``, if it can be trained on; a mapping of inputs as a dict, a list of them as a tuple.
 
     Raises:
-        SearchError: if it cannot.
+        RecipeError: if it cannot.
     """
     pair = data if isinstance(data, (tuple, list)) else (getattr(data, "x", None), getattr(data, "y", None))
     if len(pair) != 2 or pair[0] is None:
-        raise SearchError(f"data must be two tensors, data=(x, y), got {type(data).__name__}")
+        raise RecipeError(f"data must be two tensors, data=(x, y), got {type(data).__name__}")
     x, y = pair
     x = dict(x) if isinstance(x, Mapping) else tuple(x) if isinstance(x, list) else x
     leaves = tree_leaves(x)
-    if not (leaves and all(isinstance(leaf, Tensor) for leaf in leaves) and isinstance(y, Tensor)):
-        raise SearchError(
+    targets = tree_leaves(y)
+    if not (leaves and all(isinstance(t, Tensor) for t in leaves) and targets) or not all(
+        isinstance(t, Tensor) for t in targets
+    ):
+        raise RecipeError(
             f"data must be two tensors, x and y, got {type(x).__name__} and {type(y).__name__}; x may also be a tuple "
-            "or a dict of tensors, as the model takes them"
+            "or a dict of tensors, as the model takes them, and data a torch Dataset or DataLoader"
         )
-    if any(t.ndim == 0 for t in (*leaves, y)) or any(len(leaf) != len(y) for leaf in leaves):
-        raise SearchError(f"x and y must have one length, got shapes {shapes(x)} and {tuple(y.shape)}")
-    if len(y) < 2:
-        raise SearchError(f"at least 2 examples are needed, got {len(y)}")
+    length = len(targets[0]) if targets[0].ndim else -1
+    if any(t.ndim == 0 for t in (*leaves, *targets)) or any(len(t) != length for t in (*leaves, *targets)):
+        raise RecipeError(f"x and y must have one length, got shapes {shapes(x)} and {shapes(y)}")
+    if length < 2:
+        raise RecipeError(f"at least 2 examples are needed, got {length}")
     for leaf in leaves:
         alone = isinstance(x, Tensor) and not leaf.is_floating_point()  # among several, one may be a mask
-        if (leaf.dtype == torch.uint8 and leaf.ndim > 2) or (
-            alone and (leaf.ndim > 2 or leaf.dtype in (torch.uint8, torch.bool))
-        ):
-            raise SearchError(
+        if leaf.ndim > 2 and (leaf.dtype == torch.uint8 or alone):
+            raise RecipeError(
                 f"x of shape {tuple(leaf.shape)} holds {leaf.dtype}: make images floating, as in x.float() / 255"
             )
+        if alone and leaf.dtype in (torch.uint8, torch.bool):
+            raise RecipeError(
+                f"x of shape {tuple(leaf.shape)} holds {leaf.dtype}: make features floating, x.float(), and tokens "
+                "int64, x.long()"
+            )
+    check_finite(x, y)
     return x, y
 
 
-def check_finite(x: Inputs, y: Tensor) -> None:
-    """Raise SearchError where there are NaN or infinite values."""
-    for name, values in (("x", tree_leaves(x)), ("y", [y])):
+def check_finite(x: Inputs, y: Any) -> None:
+    """Raise RecipeError where there are NaN or infinite values."""
+    for name, values in (("x", tree_leaves(x)), ("y", tree_leaves(y))):
         if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in values):
-            raise SearchError(f"{name} holds NaN or infinite values: clean the data first")
+            raise RecipeError(f"{name} holds NaN or infinite values: clean the data first")
 
 
 def take(values: Inputs, rows: Tensor | slice) -> Inputs:
     """These examples, on the device they are on."""
-    return each(lambda t: t[rows.to(t.device) if isinstance(rows, Tensor) else rows], values)
+    return each(lambda t: t[rows.to(t.device) if isinstance(rows, Tensor) else rows] if t.ndim else t, values)
 
 
 def to_model(model: nn.Module, values: Inputs) -> Inputs:
@@ -85,12 +396,17 @@ def to_model(model: nn.Module, values: Inputs) -> Inputs:
     return each(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype), values)
 
 
-def output(model: nn.Module, x: Inputs) -> Any:
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model makes of them."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    args, kwargs = bind_inputs(model, inputs)
+    return model(*args, **kwargs)
+
+
+def output(model: nn.Module, inputs: Inputs) -> Any:
     """What the model makes of them: a tensor where that is its output, its ``.logits`` or its ``["logits"]``."""
-    if isinstance(x, Tensor):
-        return logits(model(x))
-    args, kwargs = bind_inputs(model, x)
-    return logits(model(*args, **kwargs))
+    return logits(call(model, inputs))
 
 
 def logits(output: Any) -> Any:
@@ -117,3 +433,8 @@ def each(function: Callable[[Tensor], Any], values: Any) -> Any:
     if isinstance(values, Tensor):
         return function(values)
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, values)
+
+
+def some(batches: Iterator[Batch], count: int) -> list[Batch]:
+    """The next few."""
+    return list(islice(batches, count))

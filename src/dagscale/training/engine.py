@@ -1,224 +1,289 @@
-"""One training run, from parameter groups to the final training loss."""
+"""The one place that runs a user's model, loss, optimiser, training step and schedule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from statistics import fmean
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
-from dagscale.errors import ForwardError, SearchError
-from dagscale.registry import Registry
-from dagscale.training.batches import Inputs, checked, output, shapes, take, to_model, typed
+from dagscale.errors import DagscaleError, RecipeError
+from dagscale.tracing import forward
+from dagscale.training.batches import Batch, call, logits, shapes, typed
+from dagscale.training.optimizers import Groups
+from dagscale.training.recipe import Loss, Recipe, default_loss
+from dagscale.training.seeds import seeded
 
 T = TypeVar("T")
-Groups = list[dict[str, Any]]
-Loss = Callable[[Any, Tensor], Tensor]
-TrainStep = Callable[[nn.Module, Optimizer, Inputs, Tensor], "float | Tensor"]
-"""``train_step(model, optimizer, x, y)`` takes one optimiser step on a batch and returns the batch's loss before it."""
-
-
-class Scheduler(Protocol):
-    """What `train` needs of a schedule; every ``torch.optim.lr_scheduler.LRScheduler`` has it."""
-
-    def step(self) -> None:
-        """Set the rates of the next optimiser step."""
-
-
-Schedule = Callable[[Optimizer, int], Scheduler]
-"""``schedule(optimizer, total_steps)``, for example ``lambda o, n: CosineAnnealingLR(o, n)``."""
 
 EXPLODED = 1e4
 """A run whose batch loss exceeds this many times its first one (or 1, if that is larger) has diverged."""
 
-OPTIMIZERS: Registry[Callable[[Groups], Optimizer]] = Registry("optimizer")
-"""Name → makes the optimiser from parameter groups, each with its own ``lr``."""
-
-
-@OPTIMIZERS.add("sgd")
-def sgd(groups: Groups) -> Optimizer:
-    """Plain stochastic gradient descent."""
-    return torch.optim.SGD(groups)
-
-
-@OPTIMIZERS.add("momentum")
-def momentum(groups: Groups) -> Optimizer:
-    """SGD with heavy-ball momentum 0.9, no dampening."""
-    return torch.optim.SGD(groups, momentum=0.9)
-
-
-@OPTIMIZERS.add("adam")
-def adam(groups: Groups) -> Optimizer:
-    """Adam with PyTorch's defaults (β = 0.9, 0.999; ε = 1e-8)."""
-    return torch.optim.Adam(groups)
-
-
-@OPTIMIZERS.add("adamw")
-def adamw(groups: Groups) -> Optimizer:
-    """AdamW with PyTorch's defaults (as Adam, with weight decay 0.01)."""
-    return torch.optim.AdamW(groups)
+EVALUATE = 4096
+"""Most examples in a final training loss."""
 
 
 @dataclass(frozen=True)
 class Run:
     """What a training run came to.
 
-    Args:
+    Attributes:
         loss: final training loss, see `train`; ``inf`` if the run diverged.
         diverged: the run was stopped.
         steps: optimiser steps taken.
-        losses: loss of each batch before the step on it; the last one is the cause if it made the run diverge.
+        losses: loss of each step's batches before it; the last one is the cause if it made the run diverge.
+        raised: what the user's code raised, if that is why the run was stopped.
     """
 
     loss: float
     diverged: bool
     steps: int
     losses: tuple[float, ...]
+    raised: str = ""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception on one line: its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def batch_output(model: nn.Module, recipe: Recipe, batch: Batch) -> Any:
+    """What the model makes of a batch that lies on its device.
+
+    Raises:
+        ForwardError: if the forward raises; the original exception is ``__cause__``.
+    """
+    try:
+        with forward.eagerly(), _autocast(model, recipe):
+            return call(model, batch.inputs)
+    except DagscaleError:
+        raise
+    except Exception as error:
+        failed = forward.forward_error(model, None, error, batch.inputs)
+        failed.args = (f"{failed}, on data of shape {shapes(batch.inputs)}",)
+        raise failed from error
+
+
+def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
+    """The loss on an output: one number.
+
+    Raises:
+        RecipeError: if the loss raises, is not one number, or its target spreads over the output's shape.
+    """
+    value = _loss_value(recipe, output, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise RecipeError(f"the loss must be one number and is {shape}: take its mean")
+    return value
+
+
+def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
+    own = getattr(output, "loss", None) if not isinstance(output, dict) else output.get("loss")
+    if recipe.loss is None and isinstance(own, Tensor):
+        return own
+    out = logits(output)
+    target = batch.target
+    if recipe.loss is None and target is None:
+        raise RecipeError(
+            f"the batches have no target and the model returns {type(output).__name__}: give loss=, a function of the "
+            "output"
+        )
+    loss: Loss = recipe.loss or default_loss
+    try:
+        return loss(out) if recipe.loss is not None and target is None else loss(out, target)
+    except RecipeError:
+        raise
+    except Exception as error:
+        text = first_line(error)
+        mend = ": class labels must be int64, y.long()" if "Long" in text else ""
+        if isinstance(error, AttributeError) and out is not output:
+            mend = ": the loss is given the output's logits; leave loss out for the model's own"
+        raise RecipeError(f"the loss raised {text}, on output {typed(out)} and y {typed(target)}{mend}") from error
+
+
+def batch_loss(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
+    """Forward and loss on a batch that lies on the model's device."""
+    return output_loss(recipe, batch_output(model, recipe, batch), batch)
+
+
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    batches: Iterator[Batch],
+    first: float | None = None,
+) -> float:
+    """One optimiser step as the recipe says; returns the loss before it, a mean over its batches.
+
+    A step whose loss has exploded, held against the run's ``first``, is not taken.
+    """
+    if recipe.step is not None:
+        batch = next(batches).to(model)
+        own = recipe.step
+        return of_user("training step", lambda: _number(own(model, optimizer, batch.inputs, batch.target)))
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for _ in range(recipe.accumulate):
+        value = batch_loss(model, recipe, next(batches).to(model))
+        total += value.item() / recipe.accumulate
+        if exploded(total, total if first is None else first):
+            return total
+        if not value.requires_grad:
+            raise RecipeError(
+                "nothing to train: the loss does not depend on any trainable parameter; compute it from the model's "
+                "output, without .item() or .detach(), and leave some parameters unfrozen"
+            )
+        _backward(value if recipe.accumulate == 1 else value / recipe.accumulate)
+    if recipe.clip is not None:
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], recipe.clip)
+    of_user(f"step of {recipe.optimizer.name}", optimizer.step)
+    return total
+
+
+def _backward(value: Tensor) -> None:
+    try:
+        value.backward()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise RecipeError(f"the backward pass raised {first_line(error)}") from error
 
 
 def train(
     model: nn.Module,
-    x: Inputs,
-    y: Tensor,
+    recipe: Recipe,
+    groups: Groups,
     *,
-    params: Groups,
-    optimizer: str | Callable[[Groups], Optimizer] = "sgd",
-    loss: Loss = cross_entropy,
-    epochs: int = 1,
-    steps: int | None = None,
-    batch_size: int = 128,
     seed: int = 0,
-    evaluate: int = 4096,
-    train_step: TrainStep | None = None,
-    schedule: Schedule | None = None,
+    steps: int | None = None,
+    evaluate: int = EVALUATE,
+    scheduled: int | None = None,
 ) -> Run:
     """Train ``model`` in place, and leave it in train mode without gradients.
 
     *Final training loss*: the mean loss over one fixed random set of up to ``evaluate`` training examples, the
     same for every seed, after the last step. The forward is the one that training sees: train mode, so batch
     normalisation uses the batch's own statistics and dropout stays on; buffers (running statistics) are put back
-    afterwards.
+    afterwards. Of a recipe with a step of its own and no loss it is the mean of what its last tenth of steps returned.
 
-    *Divergence*: the run stops at once, with final loss ``inf``, when a trained parameter is no longer finite, or
-    when a batch's loss or the final one is not finite or exceeds ``EXPLODED`` × max(first batch loss, 1).
+    *Divergence*: the run stops at once, with final loss ``inf``, when a trained parameter is no longer finite, when a
+    loss is not finite or exceeds ``EXPLODED`` × max(first loss, 1), or when the user's code raises after the first
+    step, at a rate that it did not choose: what it said is in ``raised``.
 
-    Given one seed a run on CPU is repeatable: dropout and its like draw from PyTorch's global generators, which
-    are seeded here and put back afterwards.
+    Given one seed a run on CPU is repeatable: what draws from the global generators is seeded here.
 
     Args:
-        model: on any device and of any floating type; its output is a tensor, or has ``.logits`` or ``["logits"]``.
-        x: inputs, (n, …), or a tuple or dict of them as the model takes them; moved to the model's device by batches
-            and, if floating, to its type.
-        y: labels or targets, (n, …), treated likewise.
-        params: parameter groups, each with its own ``lr``.
-        optimizer: a name in ``OPTIMIZERS``, or a function of the groups.
-        loss: ``loss(output, y)``, a scalar that is a mean over the batch.
-        epochs: passes over the data; each reshuffles, and drops the last incomplete batch unless it is the only one.
-        steps: optimiser steps, in place of ``epochs``; passes over the data as often as needed.
-        batch_size: examples per step.
+        model: on any device and of any floating type.
+        recipe: data, loss, optimiser and the rest.
+        groups: parameter groups, each with its own ``lr``.
         seed: of the batches' order and of the model's own randomness.
+        steps: optimiser steps, in place of the recipe's.
         evaluate: most examples in the final training loss.
-        train_step: takes each step in place of the built-in one, `TrainStep`: gradients, clipping, accumulation, mixed
-            precision and ``optimizer.step()`` are its own. ``loss`` still gives the final training loss. What it
-            returns is held against the rule of divergence, so it may return ``inf`` to give a run up.
-        schedule: makes a scheduler of the optimiser and the run's number of steps, stepped after each of them.
+        scheduled: steps that the schedule is stretched over; by default those of this run.
 
     Raises:
-        SearchError: if the data or arguments cannot be trained on, or ``train_step`` or ``schedule`` raises.
-        ForwardError: if the model's forward raises.
-        UnknownNameError: if the optimiser's name is unknown.
+        RecipeError: if loss, step or schedule fail at the first step, or no parameter takes part in the loss.
+        ForwardError: if the forward raises at the first step.
     """
-    x, y = checked((x, y))
-    check_budget(epochs=epochs, steps=steps, batch_size=batch_size)
-    if evaluate < 1:
-        raise SearchError(f"evaluate must be at least 1 example, got {evaluate}")
-    make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-    groups = [{**group, "params": _listed(group["params"])} for group in params]
+    total = recipe.total_steps if steps is None else steps
+    groups = [{**group, "params": _listed(group["params"])} for group in groups]
     trained = [parameter for group in groups for parameter in group["params"]]
     if not any(parameter.requires_grad for parameter in trained):
-        raise SearchError("nothing to train: the parameter groups hold no parameter that requires a gradient")
-    optimiser = make(groups)
-    total = count_steps(len(y), epochs=epochs, steps=steps, batch_size=batch_size)
-    scheduler = None if schedule is None else _of_user("schedule", lambda: schedule(optimiser, total))
+        raise RecipeError("nothing to train: the parameter groups hold no parameter that requires a gradient")
+    optimizer = recipe.optimizer.make(groups)
+    make = recipe.schedule
+    scheduler = None if make is None else of_user("schedule", lambda: make(optimizer, scheduled or total))
     losses: list[float] = []
-    final, diverged = math.inf, False
+    final, diverged, raised = math.inf, False, ""
+    batches = recipe.source.batches(seed)
     model.train()
+    _mode(optimizer, "train")
     with seeded(seed):
-        for taken, rows in zip(range(total), _batches(len(y), batch_size, seed), strict=False):
-            if train_step is None:
-                model.zero_grad(set_to_none=True)
-                value = _loss(model, loss, take(x, rows), take(y, rows))
-                losses.append(value.item())
-                diverged = exploded(losses[-1], losses[0])
-                if diverged:
-                    total = taken
-                    break
-                if not value.requires_grad:
-                    raise SearchError("nothing to train: the loss does not depend on any parameter")
-                value.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-            else:
-                batch = to_model(model, take(x, rows)), to_model(model, take(y, rows))
-                where = f", at step {taken + 1} of {total}, seed {seed}"
-                losses.append(_of_user("training step", lambda: _number(train_step(model, optimiser, *batch)), where))  # noqa: B023
-                diverged = exploded(losses[-1], losses[0])
-            diverged = diverged or not _finite(trained)
-            if diverged:
-                total = taken + 1
-                break
-            if scheduler is not None:
-                _of_user("schedule", scheduler.step)
-        if not diverged:
-            final = _final_loss(model, loss, x, y, batch_size, evaluate)
-            diverged = exploded(final, losses[0])
+        while len(losses) < total and not diverged:
+            try:
+                losses.append(step(model, optimizer, recipe, batches, losses[0] if losses else None))
+                diverged = exploded(losses[-1], losses[0]) or not finite(trained)
+                if scheduler is not None and not diverged:
+                    of_user("schedule", scheduler.step)
+            except DagscaleError as error:
+                where = f", at step {len(losses) + 1} of {total}, seed {seed}"
+                if not losses:
+                    error.args = (f"{error}{where}",)
+                    raise
+                diverged, raised = True, f"{error}{where}"
+        taken = len(losses) - (recipe.step is None and exploded(losses[-1], losses[0]))
+        if not diverged and recipe.step is not None and recipe.loss is None:
+            final = fmean(losses[-max(1, total // 10) :])
+        elif not diverged:
+            try:
+                _mode(optimizer, "eval")
+                final = final_loss(model, recipe, evaluate)
+                diverged = exploded(final, losses[0])
+            except DagscaleError as error:
+                diverged, raised = True, str(error)
     model.zero_grad(set_to_none=True)
-    return Run(math.inf if diverged else final, diverged, total, tuple(losses))
+    return Run(math.inf if diverged else final, diverged, taken, tuple(losses), raised)
 
 
-def check_budget(*, epochs: int, steps: int | None, batch_size: int) -> None:
-    """Raise SearchError unless each is at least 1."""
-    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise SearchError(f"{name} must be at least 1, got {value}")
+def final_loss(model: nn.Module, recipe: Recipe, evaluate: int) -> float:
+    """See `train`."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    total = examples = 0.0
+    with torch.no_grad():
+        for batch in recipe.source.sample(evaluate, recipe.batch_size or evaluate):
+            total += batch_loss(model, recipe, batch.to(model)).item() * batch.size
+            examples += batch.size
+        for buffer, before in kept:
+            buffer.copy_(before)
+    return total / examples
 
 
-def count_steps(examples: int, *, epochs: int, steps: int | None, batch_size: int) -> int:
-    """Optimiser steps of a whole run."""
-    return epochs * max(1, examples // batch_size) if steps is None else steps
-
-
-def _loss(model: nn.Module, loss: Loss, x: Inputs, y: Tensor) -> Tensor:
-    """The loss on one batch."""
-    x, y = to_model(model, x), to_model(model, y)
-    try:
-        out = output(model, x)
-    except Exception as error:
-        raise ForwardError(f"the model's forward raised {_line(error)}, on inputs {typed(x)}") from error
-    try:
-        value = loss(out, y)
-    except Exception as error:
-        raise SearchError(f"the loss raised {_line(error)}, on output {shapes(out)} and y {shapes(y)}") from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise SearchError(f"the loss must return one number, got {shape}: take its mean")
-    return value
-
-
-def _of_user(name: str, call: Callable[[], T], where: str = "") -> T:
+def of_user(name: str, action: Callable[[], T]) -> T:
     """What the user's own code returns.
 
-    Raises: SearchError on one line, whatever it raises.
+    Raises:
+        RecipeError: on one line, whatever it raises.
     """
     try:
-        return call()
+        return action()
+    except DagscaleError:
+        raise
     except Exception as error:
-        raise SearchError(f"the {name} raised {_line(error)}{where}") from error
+        raise RecipeError(f"the {name} raised {first_line(error)}") from error
+
+
+def exploded(loss: float, first: float) -> bool:
+    """The rule of divergence, see `train`."""
+    return not math.isfinite(loss) or loss > EXPLODED * max(abs(first), 1.0)
+
+
+def finite(parameters: Iterable[Tensor]) -> bool:
+    """Whether all values are finite; one synchronisation with the device."""
+    found = [parameter.detach().isfinite().all() for parameter in parameters]
+    return bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
+
+
+def _autocast(model: nn.Module, recipe: Recipe) -> AbstractContextManager[Any]:
+    if recipe.autocast is None:
+        return nullcontext()
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    return torch.autocast(device, recipe.autocast)
+
+
+def _mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """Tell optimisers that average the weights, such as schedule-free ones, what follows."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()
+
+
+def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """One parameter, or any iterable of them, as a list."""
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
 def _number(value: float | Tensor) -> float:
@@ -230,54 +295,4 @@ def _number(value: float | Tensor) -> float:
     return float(value)
 
 
-def _final_loss(model: nn.Module, loss: Loss, x: Inputs, y: Tensor, batch_size: int, evaluate: int) -> float:
-    """See `train`. Batch sizes differ by at most one: no batch statistics come from a lone last example."""
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:evaluate]
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    total = 0.0
-    with torch.no_grad():
-        for batch in rows.tensor_split(math.ceil(len(rows) / batch_size)):
-            total += _loss(model, loss, take(x, batch), take(y, batch)).item() * len(batch)
-        for buffer, before in kept:
-            buffer.copy_(before)
-    return total / len(rows)
-
-
-def _batches(n: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers of one batch after the other, without end."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(n, batch_size)
-    while True:
-        order = torch.randperm(n, generator=generator)
-        yield from torch.split(order[: n - n % size], size)
-
-
-def exploded(loss: float, first: float) -> bool:
-    """The rule of divergence, see `train`."""
-    return not math.isfinite(loss) or loss > EXPLODED * max(abs(first), 1.0)
-
-
-def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """One parameter, or any iterable of them, as a list."""
-    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
-
-
-def _finite(parameters: Iterable[Tensor]) -> bool:
-    """Whether all values are finite; one synchronisation with the device."""
-    found = [parameter.detach().isfinite().all() for parameter in parameters]
-    return bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Global random generators seeded inside, as they were outside."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def _line(error: Exception) -> str:
-    """An exception on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+__all__ = ["Run", "batch_loss", "batch_output", "final_loss", "first_line", "output_loss", "step", "train"]

@@ -12,7 +12,9 @@ Adding one is one decorated class or function, here or in a file of your own::
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -72,6 +74,7 @@ class Optimizer:
     def configured(self, settings: Settings) -> Optimizer:
         """With these settings beside or in place of its own, and the traits that follow from them."""
         merged = {**self.settings, **settings}
+        _check_settings(self, settings)
         return replace(self, settings=merged, **self.depends(merged))
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
@@ -169,9 +172,30 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
         )
     alike = [entry for name in OPTIMIZERS if (entry := OPTIMIZERS[name]).build is given]
     if not alike:
-        return Optimizer(getattr(given, "__name__", type(given).__name__), given, settings)
+        return Optimizer(getattr(given, "__name__", type(given).__name__), given).configured(settings)
     named = next((entry for entry in alike if entry.settings == settings), None)
     return named or next((entry for entry in alike if not entry.settings), alike[0]).configured(settings)
+
+
+def _check_settings(record: Optimizer, settings: Settings) -> None:
+    """Raise OptimizerError for a setting that the optimiser does not take."""
+    try:
+        takes = inspect.signature(record.build).parameters
+    except (TypeError, ValueError):
+        return
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+        return
+    names = [name for name, p in takes.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    for name in settings:
+        if name not in names or name == "lr":
+            near = difflib.get_close_matches(name, [*names, *_SAID], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise OptimizerError(f"{name!r} is no setting of the optimizer {record.name}, nor of a recipe{hint}")
+
+
+_SAID = ("data", "loss", "optimizer", "batch_size", "steps", "epochs", "schedule", "step", "clip", "accumulate",
+         "autocast", "weight_decay", "no_decay", "unpack")  # fmt: skip
+"""What a recipe says itself."""
 
 
 def _plain(value: Any) -> Any:

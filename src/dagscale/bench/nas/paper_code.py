@@ -13,10 +13,11 @@ from torch import nn
 
 from dagscale.errors import PlanError
 from dagscale.inits.base import init
-from dagscale.laws.base import LAWS, SGD, Law, root_ratio
+from dagscale.laws.base import GRADIENT, inverse_root, law
+from dagscale.laws.estimate import Estimate
 from dagscale.models.cells import CELL_OPS, cell_moments
 from dagscale.models.nb201 import NB201, Nb201
-from dagscale.network import Subject
+from dagscale.network import Network
 from dagscale.training.draws import Fill
 
 NAME = "released-nb201"
@@ -29,26 +30,23 @@ def depth_sum(arch: Nb201) -> int:
     return m.m0 + 3 * m.m1 + 3 * m.m2 + m.m3
 
 
-def factors(base: Subject, target: Subject) -> dict[str, float]:
+@law(NAME, steps=GRADIENT, own_init=NAME)
+def released_nb201(network: Network) -> dict[str, Estimate]:
     """``sqrt(Σ_base / Σ_target)`` of :func:`depth_sum`: stem, stacking, reductions, readout and kernels count nothing.
 
     The released base is the cell of skip connections only, ``1_01_001``, whose sum is 1.
     """
-    ours, theirs = (depth_sum(_model(subject).arch) for subject in (base, target))
-    return {"depth": root_ratio(ours, theirs, "Σ_p (1 + W_p)³")}
-
-
-LAWS.add(NAME)(Law(factors, SGD))
+    return {"depth": inverse_root(depth_sum(_model(network).arch), "Σ_p (1 + W_p)³")}
 
 
 @init(NAME, width="own")
-def fills(subject: Subject) -> dict[str, Fill]:
+def fills(network: Network) -> dict[str, Fill]:
     """Weights ``N(0, 2/(d n))``, ``n`` the fan-in, ``d`` the in-degree of the vertex that the edge *leaves*.
 
     Operations that read a dead vertex count in ``d`` too; it is 1 outside the cells, but 2 for a reduction's first
     convolution and its shortcut. The readout's standard deviation is ``2/n``; biases are 0, norms the identity.
     """
-    model = _model(subject)
+    model = _model(network)
     entering = [1, *(sum(v == w for _, w, _ in model.arch.graph.edges) for v in (1, 2, 3))]
     found: dict[str, Fill] = {}
     for name, module in model.named_modules():
@@ -69,7 +67,7 @@ def _degree(parts: list[str], entering: list[int]) -> int:
     return 2 if parts[0] == "reductions" and "second" not in parts else 1
 
 
-def _model(subject: Subject) -> NB201:
-    if not isinstance(subject.model, NB201):
+def _model(network: Network) -> NB201:
+    if not isinstance(network.model, NB201):
         raise PlanError(f"{NAME!r} is a rule for NAS-Bench-201 alone: give nb201:CODE")
-    return subject.model
+    return network.model

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dagscale.bench.nas import paper_code as released
 from dagscale.registry import Registry
-from dagscale.training.engine import Groups, Schedule
+from dagscale.training.recipe import MakeSchedule
 
 
 @dataclass(frozen=True)
@@ -184,13 +182,8 @@ class Augment(nn.Module):
         return x
 
 
-def optimiser(recipe: Recipe) -> Callable[[Groups], Optimizer]:
-    """What `dagscale.training.train` takes: SGD with the recipe's momentum; weight decay comes with the groups."""
-    return lambda groups: torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov)
-
-
-SCHEDULES: Registry[Schedule] = Registry("schedule")
+SCHEDULES: Registry[MakeSchedule] = Registry("schedule")
 SCHEDULES.add("cosine")(lambda made, steps: torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=steps))
 
 
-__all__ = ["PRESETS", "RECIPES", "SCHEDULES", "Augment", "Preset", "Recipe", "differences", "optimiser", "padding"]
+__all__ = ["PRESETS", "RECIPES", "SCHEDULES", "Augment", "Preset", "Recipe", "differences", "padding"]

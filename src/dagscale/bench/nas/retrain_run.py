@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,18 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
+import dagscale
 from dagscale.bench.data import Dataset, load
-from dagscale.bench.nas.recipes import SCHEDULES, Augment, Recipe, optimiser, padding
+from dagscale.bench.nas.recipes import SCHEDULES, Augment, Recipe, padding
 from dagscale.bench.sweep import Run
 from dagscale.errors import DagscaleError, DataError
-from dagscale.graph import Graph
-from dagscale.inits import INITS
 from dagscale.laws import LAWS
 from dagscale.models import targets
-from dagscale.network import Subject
+from dagscale.network import Network, Role
 from dagscale.planning.make import plan
 from dagscale.planning.plans import Plan
-from dagscale.tracing import trace
+from dagscale.planning.prepare import about, initialised, traced
 from dagscale.training.engine import train
 
 
@@ -36,10 +34,8 @@ def execute(run: Run) -> dict[str, Any]:
     made = _start(run.architecture, run.options["base"], recipe, run.data, run.limit, run.options["side"])
     made.init_(model, seed=run.seed)
     done = train(
-        nn.Sequential(Augment(recipe.augment, padding(data.shape[1])), model), data.x, data.y,
-        params=made.param_groups(model, lr=run.lr, weight_decay=recipe.weight_decay),
-        optimizer=optimiser(recipe), schedule=SCHEDULES[recipe.schedule], epochs=recipe.epochs,
-        batch_size=recipe.batch_size, seed=run.seed,
+        nn.Sequential(Augment(recipe.augment, padding(data.shape[1])), model), _training(recipe, data),
+        made.param_groups(model, lr=run.lr, weight_decay=recipe.weight_decay), seed=run.seed,
     )  # fmt: skip
     result = {"loss": done.loss, "steps": done.steps}
     if run.options["kind"] == "train":
@@ -64,12 +60,22 @@ def _factor(run: Run) -> dict[str, Any]:
     law = LAWS[recipe.law]
     try:
         base, target = (
-            _subject(a, recipe, run.data, run.limit, side, run.seed) for a in (run.options["base"], run.architecture)
+            _network(a, recipe, run.data, run.limit, side, run.seed, role)
+            for a, role in ((run.options["base"], "base"), (run.architecture, "target"))
         )
-        factor = math.prod(law.factors(base, target).values())
+        factor = math.prod(law.carry({"base": base}, target, about).factors.values())
+        forwards = sum(part.forwards for part in law(target).values()) if law.measured else 0
     except DagscaleError as error:
         return {"factor": None, "why": str(error), "forwards": 0}
-    return {"factor": factor, "forwards": 0 if law.measured is None else law.measured(target).forwards}
+    return {"factor": factor, "forwards": forwards}
+
+
+def _training(recipe: Recipe, data: Dataset) -> dagscale.Recipe:
+    """As dagscale runs it; weight decay comes with the groups."""
+    return dagscale.Recipe(
+        (data.x, data.y), cross_entropy, torch.optim.SGD, momentum=recipe.momentum, nesterov=recipe.nesterov,
+        schedule=SCHEDULES[recipe.schedule], epochs=recipe.epochs, batch_size=recipe.batch_size,
+    )  # fmt: skip
 
 
 def _recipe(run: Run) -> Recipe:
@@ -99,15 +105,14 @@ def _start(target: str, base: str | None, recipe: Recipe, source: str, limit: in
 
 
 @lru_cache(maxsize=4)
-def _subject(target: str, recipe: Recipe, source: str, limit: int | None, side: int | None, seed: int) -> Subject:
+def _network(
+    target: str, recipe: Recipe, source: str, limit: int | None, side: int | None, seed: int, role: Role
+) -> Network:
     """What a law looks at; a base's is kept, so that it is measured once."""
     data = read(source, limit, side, "train")
     model, inputs = targets.load(target, data=data, seed=seed)
-    given = Subject(
-        Graph((), ()), model, inputs, (data.x, data.y), cross_entropy, _named(recipe), seed, recipe.batch_size
-    )
-    given = replace(given, graph=trace(model, inputs))
-    return replace(given, fills=INITS[recipe.init](given))
+    measured = dagscale.Recipe((data.x, data.y), cross_entropy, _named(recipe), batch_size=recipe.batch_size)
+    return initialised(traced(model, inputs, measured, seed, role=role), recipe.init)
 
 
 def _named(recipe: Recipe) -> str:

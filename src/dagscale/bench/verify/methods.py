@@ -11,21 +11,21 @@ from typing import Any
 
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
 from dagscale.bench.data import Dataset, load
 from dagscale.bench.sweep import Run
 from dagscale.inits import INITS
-from dagscale.laws import LAWS
+from dagscale.laws import LAWS, Law
 from dagscale.models import targets
-from dagscale.network import Subject
-from dagscale.planning.make import plan
+from dagscale.network import Network, Role
+from dagscale.planning.make import plan, scaled_by
 from dagscale.planning.plans import Plan
+from dagscale.planning.prepare import about, initialised, traced
 from dagscale.registry import Registry
 from dagscale.scaling.width import width_scaling
-from dagscale.tracing import trace
-from dagscale.training.draws import Fill
-from dagscale.training.engine import Groups, count_steps, train
+from dagscale.training.engine import train
+from dagscale.training.optimizers import OPTIMIZERS, Groups
+from dagscale.training.recipe import Recipe
 
 
 def plainly(target: str, base: str) -> Mapping[str, Any]:
@@ -87,18 +87,25 @@ def law_method(law: str, init: str, width: str = "none") -> Method:
         UnknownNameError: for an unknown law or init.
     """
     INITS[init]
-    plain = Method(f"{law} / {init}", init, {"kind": "law", "law": law}, optimizers=LAWS[law].optimizers)
+    plain = Method(f"{law} / {init}", init, {"kind": "law", "law": law}, optimizers=_named(LAWS[law]))
     if width == "none":
         return plain
     name, truth = f"{plain.name} / {width}", f"{init} / {width}"
     return replace(plain, name=name, truth=truth, options={**plain.options, "scaled": True}, training=by_width)
 
 
+def _named(law: Law) -> frozenset[str]:
+    """The optimisers that a law is for, by name; empty for any."""
+    if not law.steps:
+        return frozenset()
+    return frozenset(name for name in OPTIMIZERS if law.covers(OPTIMIZERS[name]))
+
+
 def law_methods() -> Iterator[Method]:
     """Every law under the inits that dagscale offers, of those with an init of their own the released rule; and what
     is there for networks that keep their own init."""
     for init in ("moments", "in-degree"):
-        yield from (law_method(law, init) for law in LAWS if law not in INITS)
+        yield from (law_method(law, init) for law in LAWS if not LAWS[law].own_init)
     yield law_method("released", "released")
     yield law_method("short-run", "keep")
 
@@ -107,27 +114,24 @@ def law_methods() -> Iterator[Method]:
 
 KINDS: Registry[Callable[[Run], dict[str, Any]]] = Registry("kind of run")
 
-DECAY = {"adamw": 0.01}
-"""PyTorch's default weight decay, which width rules scale as they do the rate."""
-
 
 @KINDS.add("train")
 def training(run: Run) -> dict[str, Any]:
     """Train at the run's rate under its init."""
     model = built(run)
-    groups = planned(run).param_groups(model, lr=run.lr, weight_decay=DECAY.get(run.optimizer))
+    groups = planned(run).param_groups(model, lr=run.lr)
     return trained(run, model, groups)
 
 
 @KINDS.add("law")
 def law(run: Run) -> dict[str, Any]:
     """A law's factor from base to target. A measured law's passes count as steps of three passes each."""
-    origin = run.options["base"]
-    base = subject_of(replace(run, architecture=origin))
-    target = subject_of(run, origin if run.options.get("scaled") else None)
+    scaled = bool(run.options.get("scaled"))
+    base, target = networks(run, run.options["base"], scaled)
     entry = LAWS[run.options["law"]]
-    factor = math.prod(entry.factors(base, target).values())
-    return {"factor": factor, "steps": 0 if entry.measured is None else round(entry.measured(target).forwards / 3)}
+    carried = entry.carry({"base": base}, target, about)
+    own = sum(part.forwards for part in entry(target).values()) if entry.measured else 0.0
+    return {"factor": math.prod(carried.factors.values()), "steps": round(own / 3)}
 
 
 def built(run: Run) -> nn.Module:
@@ -136,22 +140,39 @@ def built(run: Run) -> nn.Module:
     return planned(run).init_(model, seed=run.seed)
 
 
-def subject_of(run: Run, scaled_from: str | None = None) -> Subject:
-    """What a law looks at: the run's network under its init, as it is or scaled by width from another one."""
-    common = (run.init, run.optimizer, run.data, run.limit, run.batch_size, run.epochs or 1)
-    return _subject(run.architecture, *common, scaled_from)
+def networks(run: Run, base: str, scaled: bool = False) -> tuple[Network, Network]:
+    """What a law looks at: base and target under the run's init; the target as it is, or scaled by width."""
+    origin, target = network_of(replace(run, architecture=base), "base"), network_of(run)
+    if not scaled:
+        return origin, target
+    rule = INITS[run.init].width
+    scaling = width_scaling(origin.graph, target.graph, run.optimizer, mean_field=rule == "mean-field")
+    return replace(origin, by_layer=True), scaled_by(target, scaling)
 
 
-def trained(
-    run: Run, model: nn.Module, params: Groups, optimizer: str | Callable[[Groups], Optimizer] | None = None
-) -> dict[str, Any]:
+def network_of(run: Run, role: Role = "target") -> Network:
+    """The run's network under its init."""
+    return _network(
+        run.architecture, run.init, run.optimizer, run.data, run.limit, run.batch_size, run.epochs or 1, role
+    )
+
+
+def trained(run: Run, model: nn.Module, params: Groups, optimizer: Any = None, **settings: Any) -> dict[str, Any]:
     """Train the network for the run's length; the run's optimiser unless another is given."""
-    data = dataset(run)
-    done = train(
-        model, data.x, data.y, params=params, optimizer=optimizer or run.optimizer, epochs=run.epochs or 1,
-        batch_size=run.batch_size, seed=run.seed,
-    )  # fmt: skip
+    recipe = recipe_of(run) if optimizer is None else recipe_of(run).changed(optimizer=optimizer, **settings)
+    done = train(model, recipe, params, seed=run.seed)
     return {"loss": done.loss, "steps": done.steps}
+
+
+def recipe_of(run: Run) -> Recipe:
+    """How the run trains."""
+    return _recipe(run.optimizer, run.data, run.limit, run.batch_size, run.epochs or 1)
+
+
+@cache
+def _recipe(optimizer: str, source: str, limit: int | None, batch_size: int, epochs: int) -> Recipe:
+    data = _dataset(source, limit)
+    return Recipe((data.x, data.y), cross_entropy, optimizer, batch_size=batch_size, epochs=epochs)
 
 
 def dataset(run: Run) -> Dataset:
@@ -184,7 +205,7 @@ def _plan(
 
 
 @cache
-def _subject(
+def _network(
     architecture: str,
     init: str,
     optimizer: str,
@@ -192,22 +213,8 @@ def _subject(
     limit: int | None,
     batch_size: int,
     epochs: int,
-    scaled_from: str | None,
-) -> Subject:
-    data = _dataset(source, limit)
-    model, inputs = targets.load(architecture, data=data)
-    steps = count_steps(len(data), epochs=epochs, steps=None, batch_size=batch_size)
-    subject = Subject(
-        trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch_size,
-        steps=steps,
-    )  # fmt: skip
-    fills = INITS[init](subject)
-    if scaled_from is None:
-        return replace(subject, fills=fills)
-    base = _subject(scaled_from, init, optimizer, source, limit, batch_size, epochs, None)
-    scaling = width_scaling(base.graph, subject.graph, optimizer, mean_field=INITS[init].width == "mean-field")
-    return replace(
-        subject,
-        fills={n: Fill(f.mean * scaling[n].init, f.std * scaling[n].init) for n, f in fills.items()},
-        multipliers={n: s.lr for n, s in scaling.items()},
-    )
+    role: Role,
+) -> Network:
+    model, inputs = targets.load(architecture, data=_dataset(source, limit))
+    recipe = _recipe(optimizer, source, limit, batch_size, epochs)
+    return initialised(traced(model, inputs, recipe, 0, role=role), init)

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from dagscale.bench.sweep import Run
-from dagscale.bench.verify.methods import DECAY, KINDS, Method, built, dataset, narrow, plainly, trained
+from dagscale.bench.verify.methods import KINDS, Method, built, dataset, narrow, plainly, trained
 from dagscale.models import targets
 from dagscale.registry import Registry
-from dagscale.training.engine import OPTIMIZERS, Groups
+from dagscale.training.optimizers import Groups, resolve
 
 PEERS: Registry[Method] = Registry("method")
 
@@ -58,12 +58,9 @@ def mup(run: Run) -> dict[str, Any]:
             parent, _, last = name.rpartition(".")
             setattr(network.get_submodule(parent), last, readout)
     mup.set_base_shapes(model, small)
-    make, settings = {
-        "sgd": (mup.MuSGD, {}),
-        "momentum": (mup.MuSGD, {"momentum": 0.9}),
-        "adam": (mup.MuAdam, {}),
-        "adamw": (mup.MuAdamW, {"weight_decay": DECAY["adamw"]}),
-    }[run.optimizer]
+    record = resolve(run.optimizer)
+    make = {"sgd": mup.MuSGD, "momentum": mup.MuSGD, "adam": mup.MuAdam, "adamw": mup.MuAdamW}[run.optimizer]
+    settings = {**record.settings, "weight_decay": record.weight_decay}
     groups = [{"params": list(model.parameters())}]
     return trained(run, model, groups, lambda listed: make(listed, lr=run.lr, **settings))
 
@@ -84,7 +81,7 @@ def lr_finder(run: Run) -> dict[str, Any]:
     from torch_lr_finder import LRFinder
 
     data, model = dataset(run), built(run)
-    optimizer = OPTIMIZERS[run.optimizer]([{"params": list(model.parameters()), "lr": LOWEST}])
+    optimizer = resolve(run.optimizer).make([{"params": list(model.parameters()), "lr": LOWEST}])
     order = torch.Generator().manual_seed(run.seed)
     size = min(run.batch_size, len(data))
     batches = DataLoader(TensorDataset(data.x, data.y), size, shuffle=True, drop_last=True, generator=order)

@@ -19,7 +19,7 @@ from dagscale.bench.verify.verdict import Judge, Truths, Verdict
 from dagscale.errors import DagscaleError, UnknownNameError
 from dagscale.models import targets
 from dagscale.planning.validate import check_whole
-from dagscale.training.engine import OPTIMIZERS
+from dagscale.training.optimizers import OPTIMIZERS
 
 AFFECTS_TRAINING = False
 

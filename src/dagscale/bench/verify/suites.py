@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from dagscale.errors import DagscaleError
 from dagscale.models import sample
-from dagscale.rates import GRIDS
 from dagscale.registry import Registry
+from dagscale.training.optimizers import OPTIMIZERS
 
 AFFECTS_TRAINING = False
 
@@ -24,7 +24,7 @@ class Suite:
         members: (count, seed) → as many TARGETs, none of them the base.
         count: how many by default.
         grids: optimiser → exponents of 2, lowest and highest, of the grid of rates; where there is none, that of
-            ``dagscale.rates.GRIDS``.
+            the optimiser.
         extra: methods that only this suite has by default.
     """
 
@@ -40,7 +40,7 @@ class Suite:
         Raises:
             DagscaleError: if the grid runs downwards.
         """
-        low, high = grid or self.grids.get(optimizer) or GRIDS[optimizer]
+        low, high = grid or self.grids.get(optimizer) or OPTIMIZERS[optimizer].grid
         if not low < high:
             raise DagscaleError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
         return tuple(2.0 ** (low + k * spacing) for k in range(round((high - low) / spacing) + 1))

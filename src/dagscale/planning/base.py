@@ -1,0 +1,317 @@
+"""A base: a network whose best learning rate is known, and how it was found."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dagscale.errors import PlanError
+from dagscale.graph import Graph
+from dagscale.laws.estimate import Estimate
+from dagscale.network import Network
+from dagscale.pictures.files import save
+from dagscale.planning.files import read_document, read_text, rendered, write_text
+from dagscale.rates import find_band
+from dagscale.training.draws import Fill
+from dagscale.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+FORMAT = 1
+"""Of the JSON document; a document of a later format is refused."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rate of the curve.
+
+    Args:
+        lr: learning rate, per optimiser step.
+        losses: final training loss of each seed that was run; ``inf`` if it diverged.
+        loss: mean over all seeds; where some were not run, estimated (`dagscale.searching.fast.estimates`).
+    """
+
+    lr: float
+    losses: tuple[float, ...]
+    loss: float
+
+
+@dataclass(frozen=True, repr=False)
+class Base:
+    """A network whose best learning rate is known: what a search returns, and what a plan carries a rate over from.
+
+    It serves any number of targets: what a law measures on it is measured once. Rates are per optimiser step, losses
+    are final training losses. It can be pickled, copied and written to a file; then it keeps its graph and what was
+    measured on it, and leaves the model, the data and functions of the user's behind.
+
+    Attributes:
+        lr: the rate to recommend: the geometric middle of the band.
+        recipe: how it was trained, as plain data (`dagscale.Recipe.describe`).
+        init: the init under which the rate was found.
+        edge: the maximal learning rate: the upper end of the band.
+        argmin: the rate tried with the smallest mean loss.
+        loss: that loss.
+        band: lower and upper end of the rates whose loss is within ``tolerance`` of the best, see `find_band`.
+        curve: all rates tried, ascending; empty for a rate that was given.
+        at_edge: an end of the band is still the first or last rate tried: the true one may lie outside.
+        widened: how often the grid was widened.
+        steps: optimiser steps of all runs together, glances included.
+        seeds: runs at each rate; with method "fast", at those that decide.
+        tolerance: relative width of the band in the loss.
+        notes: what a reader should know, such as parameters that the init leaves as they were.
+        method: how it was found, a name in ``METHODS``; ``given`` for a rate that was.
+        network: the network itself.
+    """
+
+    lr: float
+    recipe: dict[str, Any]
+    init: str | None
+    edge: float
+    argmin: float
+    loss: float | None
+    band: tuple[float, float]
+    curve: tuple[Point, ...] = ()
+    at_edge: bool = False
+    widened: int = 0
+    steps: int = 0
+    seeds: int = 0
+    tolerance: float = 0.0
+    notes: tuple[str, ...] = ()
+    method: str = "given"
+    network: Network | None = field(default=None, compare=False)
+
+    @classmethod
+    def given(cls, network: Network, lr: float) -> Base:
+        """A base whose rate the user knows."""
+        return cls(lr, network.recipe.describe(), None, lr, lr, None, (lr, lr), network=network)
+
+    @classmethod
+    def found(
+        cls,
+        network: Network,
+        init: str | None,
+        curve: Sequence[Point],
+        tolerance: float,
+        *,
+        widened: int,
+        steps: int,
+        seeds: int,
+        notes: tuple[str, ...],
+        method: str,
+    ) -> Base:
+        """The answer off a curve with at least one finite loss; ``curve`` ascending."""
+        best = min(curve, key=lambda point: point.loss)
+        low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance)
+        return cls(
+            lr=math.sqrt(low * high),
+            recipe=network.recipe.describe(),
+            init=init,
+            edge=high,
+            argmin=best.lr,
+            loss=best.loss,
+            band=(low, high),
+            curve=tuple(curve),
+            at_edge=any(sides(curve, tolerance)),
+            widened=widened,
+            steps=steps,
+            seeds=seeds,
+            tolerance=tolerance,
+            notes=notes,
+            method=method,
+            network=network,
+        )
+
+    @property
+    def live(self) -> Recipe | None:
+        """The recipe itself; None for a base that was read from a file."""
+        return None if self.network is None or self.network.model is None else self.network.recipe
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True, default=str))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**state, "network": None if self.network is None else _light(self.network)}
+
+    def __repr__(self) -> str:
+        low, high = self.band
+        name = self.recipe.get("optimizer", {}).get("name")
+        return f"Base(lr={self.lr:.4g}, band=({low:.3g}, {high:.3g}), optimizer={name!r}, method={self.method!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON, without the network; the loss of a diverged run is ``None``."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("network", "curve")}
+        return {
+            **own,
+            "loss": None if self.loss is None else _or_none(self.loss),
+            "band": list(self.band),
+            "notes": list(self.notes),
+            "curve": [
+                {"lr": p.lr, "loss": _or_none(p.loss), "losses": [_or_none(loss) for loss in p.losses]}
+                for p in self.curve
+            ],
+        }
+
+    def to_json(self) -> str:
+        """One JSON document, with the network's graph and what was measured; :meth:`from_json` reads it back."""
+        network = self.network
+        more: dict[str, Any] = {}
+        if network is not None:
+            more = {
+                "seed": network.seed,
+                "graph": network.graph.to_dict(),
+                "fills": {name: [fill.mean, fill.std] for name, fill in network.fills.items()},
+                "measured": {k: asdict(v) for k, v in network.memo.items() if isinstance(v, Estimate)},
+            }
+        return json.dumps({"format": FORMAT, **self.to_dict(), "network": more or None}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Base:
+        """The base that :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: if the text is no such document, or a later version of dagscale wrote it.
+        """
+        mend = "write one with Base.save, of what dagscale.search returns"
+        raw = read_document(text, "base", FORMAT, mend)
+        try:
+            more = raw.pop("network")
+            curve = tuple(Point(p["lr"], tuple(map(_loss, p["losses"])), _loss(p["loss"])) for p in raw.pop("curve"))
+            base = cls(**{**raw, "band": tuple(raw["band"]), "notes": tuple(raw["notes"]), "curve": curve})
+            numbers = (base.lr, base.edge, base.argmin, *base.band)
+            if not all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers):
+                raise ValueError("its rates are no positive numbers")
+            if more is None:
+                return base
+            network = Network(
+                Graph.from_dict(more["graph"]),
+                Recipe(),
+                seed=more["seed"],
+                fills={name: Fill(float(mean), float(std)) for name, (mean, std) in more["fills"].items()},
+                role="base",
+                memo={name: Estimate(**own) for name, own in more["measured"].items()},
+            )
+            return replace(base, network=network)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"this is no base ({error}); {mend}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file as JSON.
+
+        Raises:
+            PlanError: if the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Base:
+        """The base in a file that :meth:`save` wrote.
+
+        Raises:
+            PlanError: if the file cannot be read, or holds no base.
+        """
+        return cls.from_json(read_text(path))
+
+    def _repr_html_(self) -> str:
+        return rendered(self.table(), html=True)
+
+    def __str__(self) -> str:
+        low, high = self.band
+        remark = "; still at the edge of the grid, the true band may reach beyond it" if self.at_edge else ""
+        runs = sum(len(point.losses) for point in self.curve)
+        return (
+            f"learning rate {self.lr:.3g} (band {low:.3g} to {high:.3g}; best {self.argmin:.3g}, loss {self.loss:.4g}; "
+            f"{len(self.curve)} rates, {runs} runs of up to {self.seeds} seeds, {self.steps:,} steps, "
+            f"grid widened {self.widened}×{remark})"
+        )
+
+    def table(self) -> Table:
+        """The curve as a rich table, the band marked."""
+        from rich.table import Table
+        from rich.text import Text
+
+        caption = Text("\n".join([str(self), *(f"note: {note}" for note in self.notes)]))
+        table = Table(title="final training loss by learning rate", caption=caption)
+        for name in ("lr", "mean loss", "lowest", "highest", "seeds"):
+            table.add_column(name, justify="right")
+        table.add_column("")
+        for point in self.curve:
+            inside = self.band[0] <= point.lr <= self.band[1]
+            mark = "◀ best" if point.lr == self.argmin else "in the band" if inside else ""
+            losses = (point.loss, min(point.losses), max(point.losses))
+            table.add_row(
+                f"{point.lr:.3g}",
+                *map(_loss_text, losses),
+                str(len(point.losses)),
+                mark,
+                style="bold" if inside else "",
+            )
+        return table
+
+    def plot(self, path: str | Path) -> None:
+        """Draw loss against rate into a ``.png``, ``.svg`` or ``.pdf`` file.
+
+        Raises: DagscaleError if matplotlib is missing, the suffix is another, or the file cannot be written.
+        """
+        save(self._figure, path)
+
+    def _figure(self) -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        finite = [point for point in self.curve if math.isfinite(point.loss)]
+        axes.axvspan(*self.band, alpha=0.15, label=f"within {self.tolerance:.0%} of the best")
+        axes.axvline(self.lr, linestyle="--", label=f"middle of the band, {self.lr:.3g}")
+        axes.plot([point.lr for point in finite], [point.loss for point in finite], marker="o")
+        axes.fill_between(
+            [point.lr for point in finite],
+            [min(point.losses) if len(point.losses) == self.seeds else point.loss for point in finite],
+            [max(point.losses) if len(point.losses) == self.seeds else point.loss for point in finite],
+            alpha=0.3,
+        )
+        lost = [point.lr for point in self.curve if not math.isfinite(point.loss)]
+        if lost:
+            top = max(point.loss for point in finite)
+            axes.plot(lost, [top] * len(lost), marker="x", linestyle="", color="tab:red", label="diverged")
+        axes.set(xlabel="learning rate", ylabel="final training loss", title=f"up to {self.seeds} seeds a rate")
+        axes.set_xscale("log", base=2)
+        axes.legend()
+        return figure
+
+
+def _light(network: Network) -> Network:
+    """Without model, data and functions: what can be pickled whatever they are."""
+    memo = {name: value for name, value in network.memo.items() if isinstance(value, Estimate)}
+    return Network(
+        network.graph, Recipe(), seed=network.seed, fills=dict(network.fills), role=network.role,
+        by_layer=network.by_layer, memo=memo,
+    )  # fmt: skip
+
+
+def sides(curve: Sequence[Point], tolerance: float) -> tuple[bool, bool]:
+    """Whether the band (or, where all diverged, the answer) reaches the lower, the upper end of the curve."""
+    losses = [point.loss for point in curve]
+    if all(math.isinf(loss) for loss in losses):
+        return True, False
+    low, high = find_band([point.lr for point in curve], losses, tolerance)
+    return low <= curve[0].lr, high >= curve[-1].lr
+
+
+def _loss(value: Any) -> float:
+    """A loss as it stands in JSON, where null is that of a diverged run."""
+    return math.inf if value is None else float(value)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _loss_text(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "diverged"

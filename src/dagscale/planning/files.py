@@ -1,0 +1,88 @@
+"""Results as files and as text: JSON documents with a format number, tables as text and as HTML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dagscale.errors import PlanError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]:
+    """The JSON document of a result, without its format number.
+
+    Args:
+        what: what it should be, for messages.
+        known: the latest format that this version reads.
+        mend: where to get one.
+
+    Raises:
+        PlanError: if it is no JSON object, has no format number, or a later one.
+    """
+    try:
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError(f"a JSON {type(raw).__name__}, not an object")
+        found = raw.pop("format", None)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PlanError(f"this is no {what} ({error}); {mend}") from None
+    if type(found) is not int:
+        raise PlanError(f"this is no {what} (it has no format number); {mend}")
+    if found > known:
+        raise PlanError(
+            f"this {what} is of format {found}, of a later version of dagscale than this one, which reads formats up "
+            f"to {known}: upgrade dagscale"
+        )
+    return raw
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole, or not at all.
+
+    Raises:
+        PlanError: if it cannot be written.
+    """
+    import os
+    import tempfile
+
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise PlanError(f"cannot write {path} ({error.strerror or error})") from None
+
+
+def read_text(path: str | Path) -> str:
+    """A text file.
+
+    Raises:
+        PlanError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
+
+
+def rendered(value: RenderableType, html: bool = False) -> str:
+    """What rich prints, as text of 100 columns, or as HTML."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100, color_system=None, record=True, force_jupyter=False)
+    console.print(value)
+    if html:
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    return "\n".join(line.rstrip() for line in console.export_text().rstrip().splitlines())

@@ -1,0 +1,148 @@
+"""Progress on stderr: what is being done, how much of it is done, and how long it will take."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+AFFECTS_RESULTS = False
+
+LINES_APART = 10.0
+"""Seconds between lines where stderr is no terminal and progress was asked for."""
+
+PATIENCE = 1.0
+"""Seconds before anything is shown: what is over by then needs no progress."""
+
+
+class Progress:
+    """Says what is being done; by itself it shows nothing."""
+
+    def say(self, text: str) -> None:
+        """What is being done now."""
+
+    def expect(self, count: int) -> None:
+        """So many more pieces of work are to come."""
+
+    def advance(self) -> None:
+        """A piece of work is done."""
+
+
+_current: ContextVar[Progress] = ContextVar("progress")
+
+
+def current() -> Progress:
+    """The progress of the call that is running, for what is deep inside it; one that shows nothing outside of any."""
+    return _current.get(Progress())
+
+
+@contextmanager
+def shown(what: str, asked: bool | None) -> Iterator[Progress]:
+    """Show progress inside; a call inside another one's progress reports to that.
+
+    Args:
+        what: the whole, such as ``planning``.
+        asked: True shows it, a line now and then where stderr is no terminal; False does not; None shows it where
+            stderr is a terminal.
+    """
+    outer = _current.get(None)
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if outer is not None and asked is not True:
+        yield outer
+        return
+    if asked is False or (asked is None and not terminal):
+        progress: Progress = Progress()
+        token = _current.set(progress)
+        try:
+            yield progress
+        finally:
+            _current.reset(token)
+        return
+    made = _Bar(what) if terminal else _Lines(what)
+    token = _current.set(made)
+    try:
+        yield made
+    finally:
+        _current.reset(token)
+        made.close()
+
+
+class _Counted(Progress):
+    def __init__(self, what: str) -> None:
+        self.what, self.text = what, ""
+        self.done = self.total = 0
+        self.begun = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self.text = text
+        self.show()
+
+    def expect(self, count: int) -> None:
+        self.total += count
+        self.show()
+
+    def advance(self) -> None:
+        self.done += 1
+        self.show()
+
+    @property
+    def description(self) -> str:
+        return f"{self.what}: {self.text}" if self.text else self.what
+
+    def show(self) -> None:
+        """Bring what is seen up to date."""
+
+    def close(self) -> None:
+        """Take it away."""
+
+
+class _Lines(_Counted):
+    """A line now and then, for logs."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.last = self.begun + PATIENCE - LINES_APART
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if now - self.last < LINES_APART:
+            return
+        self.last = now
+        count = f" {self.done} of {self.total}" if self.total else f" {self.done} done" if self.done else ""
+        print(f"dagscale: {self.description}{count}, {now - self.begun:.0f} s", file=sys.stderr, flush=True)
+
+
+class _Bar(_Counted):
+    """A bar that goes away when all is done."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        state = random.getstate()  # rich draws from it when it is imported
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        random.setstate(state)
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task(what, total=None)
+        self.started = False
+
+    def show(self) -> None:
+        if not self.started and time.monotonic() - self.begun >= PATIENCE:
+            self.bar.start()
+            self.started = True
+        self.bar.update(self.task, description=self.description, completed=self.done, total=self.total or None)
+
+    def close(self) -> None:
+        if self.started:
+            self.bar.stop()
+
+
+__all__ = ["Progress", "current", "shown"]

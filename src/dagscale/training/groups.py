@@ -1,0 +1,121 @@
+"""Parameter groups: what each parameter is trained with, as ``torch.optim`` takes it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dagscale.training.optimizers import Groups, Optimizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dagscale.graph import Graph
+
+Role = Literal["weight", "embedding", "readout", "norm", "bias", "other"]
+"""What a parameter is in the graph: the weight of a layer, of an embedding or of a readout; gain and bias of a norm;
+bias of a layer; anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """A parameter's settings relative to the network's.
+
+    Attributes:
+        lr, eps, weight_decay: factors on the learning rate, on Adam's ε and its like, and on the weight decay.
+        role: what the parameter is.
+    """
+
+    lr: float = 1.0
+    eps: float = 1.0
+    weight_decay: float = 1.0
+    role: Role = "other"
+
+
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter],
+    relative: Mapping[str, Relative],
+    optimizer: Optimizer | None,
+    *,
+    lr: float,
+    weight_decay: float | None = None,
+    no_decay: tuple[str, ...] | Callable[[str, nn.Parameter], bool] = (),
+    apart: bool = False,
+) -> Groups:
+    """One group for each distinct setting, in the order of the parameters; frozen parameters are left out.
+
+    Args:
+        parameters: qualified name → parameter.
+        relative: qualified name → its factors; those not named have factors of 1.
+        optimizer: whose defaults the factors on ε and decay start from.
+        lr: the network's learning rate.
+        weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.
+        no_decay: roles, or a function of name and parameter, that get none if ``weight_decay`` is given.
+        apart: one group for each parameter.
+
+    Returns:
+        ``{"params": [...], "lr": …, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"`` where they are not
+        the optimiser's own.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    decay = weight_decay if weight_decay is not None else _own_decay(optimizer)
+    eps = _own_eps(optimizer)
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad:
+            continue
+        own = relative.get(name, Relative())
+        settings: dict[str, Any] = {"lr": lr * own.lr}
+        if weight_decay is not None or (own.weight_decay != 1 and decay):
+            settings["weight_decay"] = decay * own.weight_decay
+            if weight_decay is not None and _without_decay(no_decay, name, parameter, own.role):
+                settings["weight_decay"] = 0.0
+        if own.eps != 1 and eps is not None:
+            settings["eps"] = eps * own.eps
+        key = name if apart else tuple(settings.items())
+        group = found.setdefault(key, {"params": [], **settings, "param_names": []})
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return list(found.values())
+
+
+def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: Role) -> bool:
+    return bool(rule(name, parameter)) if callable(rule) else role in rule
+
+
+def _own_decay(optimizer: Optimizer | None) -> float:
+    return 0.0 if optimizer is None else float(optimizer.settings.get("weight_decay", optimizer.weight_decay))
+
+
+def _own_eps(optimizer: Optimizer | None) -> float | None:
+    """Its ε, where it has one that counts in units of the gradient."""
+    if optimizer is None or not optimizer.eps:
+        return None
+    if "eps" in optimizer.settings:
+        return float(optimizer.settings["eps"])
+    parameter = inspect.signature(optimizer.build).parameters.get("eps")
+    return float(parameter.default) if parameter is not None else None
+
+
+def roles(graph: Graph) -> dict[str, Role]:
+    """What each parameter is, from how the graph uses it; where it is used in several ways, the first of `Role`."""
+    found: dict[str, set[Role]] = {}
+    readouts = {id(use.op) for use in graph.layers if use.readout}
+    for edge in graph.edges:
+        for op in edge.ops:
+            for use in op.params:
+                role: Role = "other"
+                if op.kind == "norm":
+                    role = "norm"
+                elif use.role == "bias":
+                    role = "bias"
+                elif op.layer is not None and use.role == "weight":
+                    role = "embedding" if "embedding" in op.name else "readout" if id(op) in readouts else "weight"
+                found.setdefault(use.name, set()).add(role)
+    return {p.name: _chosen(found.get(p.name, set())) for p in graph.parameters}
+
+
+def _chosen(found: Iterable[Role]) -> Role:
+    order: tuple[Role, ...] = ("embedding", "readout", "weight", "norm", "bias", "other")
+    return next((role for role in order if role in set(found)), "other")

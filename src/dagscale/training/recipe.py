@@ -1,0 +1,255 @@
+"""How a person trains, said once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from functools import cached_property
+from operator import index
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dagscale.errors import RecipeError
+from dagscale.training.batches import Batch, Inputs, Source, Stream, Unpack, source
+from dagscale.training.optimizers import Optimizer, resolve
+
+Loss = Callable[..., Tensor]
+"""``loss(output, target)``, or ``loss(output)`` for batches without a target: one number, a mean over the batch. Of an
+output that has ``.logits`` (or ``["logits"]``) it is given those."""
+
+TrainStep = Callable[[nn.Module, torch.optim.Optimizer, Inputs, Any], "float | Tensor"]
+"""``step(model, optimizer, inputs, target)`` takes one optimiser step on a batch, and returns the loss before it."""
+
+
+class Scheduler(Protocol):
+    """What is needed of a scheduler; every ``torch.optim.lr_scheduler.LRScheduler`` has it."""
+
+    def step(self) -> None:
+        """Set the rates of the next optimiser step."""
+
+
+MakeSchedule = Callable[[torch.optim.Optimizer, int], Scheduler]
+"""``schedule(optimizer, total_steps)``, such as ``dagscale.cosine()`` or ``lambda o, n: CosineAnnealingLR(o, n)``."""
+
+NO_DECAY = ("norm", "bias")
+"""Roles of parameters without weight decay, where a decay is given: what trainers leave out."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Recipe:
+    """How a person trains: data, loss, optimiser, length, schedule, and all else that moves the best learning rate.
+
+    One object for `dagscale.search`, `dagscale.plan`, `dagscale.check` and a training of one's own. ::
+
+        recipe = dagscale.Recipe(loader, loss=cross_entropy, optimizer=torch.optim.AdamW, betas=(0.9, 0.95),
+                                 weight_decay=0.1, steps=20_000, schedule=dagscale.cosine(warmup=0.05), clip=1.0)
+
+    Attributes:
+        data: ``(x, y)`` tensors, a torch ``Dataset`` or ``DataLoader``, or any iterable of batches that can be iterated
+            again (`dagscale.training.batches`); None for what needs no data.
+        loss: ``loss(output, target)``, one number. By default the model's own ``.loss`` where the batch holds labels
+            and the model answers with one, else cross-entropy for class labels.
+        optimizer: what is known of the optimiser, with its settings; given as a name, a ``torch.optim`` class or a
+            function of parameter groups (`dagscale.training.optimizers`).
+        batch_size: examples in a batch; None where a loader has its own.
+        steps: optimiser steps of a run; None if it is said in epochs.
+        epochs: passes over the data of a run, where ``steps`` is None. With neither, a run is one pass, and laws take
+            it for a long one.
+        schedule: ``schedule(optimizer, total_steps)`` makes a scheduler, stepped after every optimiser step.
+        step: the user's own training step, in place of forward, loss, backward, clipping and ``optimizer.step()``.
+        clip: largest norm of the whole gradient; larger ones are scaled down to it.
+        accumulate: batches whose mean gradient makes one optimiser step.
+        autocast: type in which the forward computes, such as ``torch.bfloat16``; None for the model's own.
+        weight_decay: for the parameters that decay; None leaves the optimiser's own default, for all parameters.
+        no_decay: what gets no weight decay: roles (``norm``, ``bias``, ``embedding``, …, read from the graph), or a
+            function of a parameter's name and the parameter. It counts where ``weight_decay`` is given.
+        unpack: one batch of the data → (inputs, target), for batches of a structure of their own.
+
+    Further keyword arguments are the optimiser's settings, such as ``betas`` or ``momentum``.
+
+    Raises:
+        RecipeError: if something does not hold together, in one line.
+    """
+
+    data: Any
+    loss: Loss | None
+    optimizer: Optimizer
+    batch_size: int | None
+    steps: int | None
+    epochs: int | None
+    schedule: MakeSchedule | None
+    step: TrainStep | None
+    clip: float | None
+    accumulate: int
+    autocast: torch.dtype | None
+    weight_decay: float | None
+    no_decay: tuple[str, ...] | Callable[[str, nn.Parameter], bool]
+    unpack: Unpack | None
+    _source: Source | None = field(repr=False)
+
+    def __init__(
+        self,
+        data: Any = None,
+        loss: Loss | None = None,
+        optimizer: Any = "sgd",
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        schedule: MakeSchedule | None = None,
+        step: TrainStep | None = None,
+        clip: float | None = None,
+        accumulate: int = 1,
+        autocast: torch.dtype | None = None,
+        weight_decay: float | None = None,
+        no_decay: Sequence[str] | Callable[[str, nn.Parameter], bool] = NO_DECAY,
+        unpack: Unpack | None = None,
+        **settings: Any,
+    ) -> None:
+        for name, given in (("loss", loss), ("schedule", schedule), ("step", step), ("unpack", unpack)):
+            if given is not None and not callable(given):
+                raise RecipeError(f"{name} must be a function, not {type(given).__name__}")
+        if autocast is not None and not isinstance(autocast, torch.dtype):
+            raise RecipeError(f"autocast must be a type such as torch.bfloat16, not {autocast!r}")
+        if step is not None and (clip is not None or accumulate != 1 or autocast is not None):
+            raise RecipeError("step= is the whole training step: do clipping, accumulation and autocast inside it")
+        own = {
+            "data": data,
+            "loss": loss,
+            "optimizer": resolve(optimizer, settings),
+            "batch_size": None if batch_size is None else _whole("batch_size", batch_size),
+            "steps": None if steps is None else _whole("steps", steps),
+            "epochs": None if epochs is None else _whole("epochs", epochs),
+            "schedule": schedule,
+            "step": step,
+            "clip": None if clip is None else _positive("clip", clip),
+            "accumulate": _whole("accumulate", accumulate),
+            "autocast": autocast,
+            "weight_decay": None if weight_decay is None else _positive("weight_decay", weight_decay, zero=True),
+            "no_decay": no_decay if callable(no_decay) else tuple(no_decay),
+            "unpack": unpack,
+        }
+        own["_source"] = None if data is None else source(data, own["batch_size"], unpack)
+        if own["_source"] is not None:
+            own["batch_size"] = own["_source"].batch_size
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def source(self) -> Source:
+        """Where batches come from.
+
+        Raises:
+            RecipeError: if there are no data.
+        """
+        if self._source is None:
+            raise RecipeError("this needs data: give the recipe (x, y), a Dataset, a DataLoader or batches")
+        return self._source
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Optimiser steps of a whole run.
+
+        Raises:
+            RecipeError: if nobody knows how long a pass over the data is.
+        """
+        if self.steps is not None:
+            return self.steps
+        batches = self.source.steps(self.epochs or 1)
+        if batches is None:
+            raise RecipeError("the data do not say how many batches they have: give steps=, in place of epochs")
+        return max(1, batches // self.accumulate)
+
+    @cached_property
+    def example(self) -> Batch:
+        """The first batch, for tracing."""
+        return next(self.source.batches(0))
+
+    def changed(self, **changes: Any) -> Recipe:
+        """The same but for these arguments; settings of the optimiser stay unless another optimiser is given."""
+        names = [f.name for f in fields(self) if f.name not in ("_source", "optimizer")]
+        kept = {name: getattr(self, name) for name in names}
+        if isinstance(self._source, Stream) and "data" not in changes:
+            kept["batch_size"] = None  # a loader has its own
+        return Recipe(**{**kept, "optimizer": self.optimizer, **changes})
+
+    def describe(self) -> dict[str, Any]:
+        """What was said, but for the data, as plain data for JSON: functions by their names."""
+        return {
+            "optimizer": self.optimizer.describe(),
+            "loss": _named(self.loss),
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "epochs": self.epochs if self.steps is None else None,
+            "schedule": _named(self.schedule),
+            "step": _named(self.step),
+            "clip": self.clip,
+            "accumulate": self.accumulate,
+            "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
+            "weight_decay": self.weight_decay,
+            "no_decay": list(self.no_decay) if isinstance(self.no_decay, tuple) else _named(self.no_decay),
+        }
+
+    def __repr__(self) -> str:
+        said = {k: v for k, v in self.describe().items() if v is not None and k != "optimizer"}
+        more = ", ".join(f"{name}={value!r}" for name, value in said.items())
+        return f"Recipe({self.optimizer.name}{_settings(self.optimizer.settings)}, {more})"
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """What two descriptions of recipes differ in, as ``batch_size 32 and 64``."""
+    return [f"{name} {a.get(name)!r} and {b.get(name)!r}" for name in a if a.get(name) != b.get(name)]
+
+
+def default_loss(output: Any, target: Any) -> Tensor:
+    """Cross-entropy, of outputs that class labels fit.
+
+    Raises:
+        RecipeError: where they do not, with what to give.
+    """
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        raise RecipeError(f"the output is {type(output).__name__}: give loss=, a function of output and target")
+    if target.is_floating_point() and target.shape != output.shape:
+        raise RecipeError(
+            f"the targets are {target.dtype} of shape {tuple(target.shape)}, no class labels: give loss=, such as "
+            "torch.nn.functional.mse_loss"
+        )
+    return cross_entropy(output, target)
+
+
+def _named(value: Any) -> Any:
+    """A function's name, or the plain data of a value that has them."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return "".join(f" {name}={value!r}" for name, value in settings.items())
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        raise RecipeError(f"{name} must be a whole number, got {value!r}") from None
+    if number < 1:
+        raise RecipeError(f"{name} must be at least 1, got {value}")
+    return number
+
+
+def _positive(name: str, value: Any, zero: bool = False) -> float:
+    good = isinstance(value, (int, float, Fraction)) and math.isfinite(value) and (value > 0 or (zero and value == 0))
+    if not good:
+        raise RecipeError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
+
+
+__all__ = ["Loss", "MakeSchedule", "Recipe", "Scheduler", "TrainStep", "default_loss", "differences"]

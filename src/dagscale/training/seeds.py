@@ -1,0 +1,50 @@
+"""Random numbers that leave those of the user alone."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class seeded:
+    """Python's, NumPy's and torch's global generators seeded inside ``with``, as they were outside.
+
+    Entered again, it goes on where it was left: the same object around every read of a loader gives the loader one
+    stream of random numbers, whatever is drawn between the reads.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._inside: Any = None
+        self._outside: list[Any] = []
+
+    def __enter__(self) -> seeded:
+        self._outside.append(_states())
+        if self._inside is None:
+            torch.manual_seed(self.seed)
+            random.seed(self.seed)
+            np.random.seed(self.seed % 2**32)
+        else:
+            _restore(self._inside)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._inside = _states()
+        _restore(self._outside.pop())
+
+
+def _states() -> Any:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return torch.get_rng_state(), devices, random.getstate(), np.random.get_state()
+
+
+def _restore(states: Any) -> None:
+    cpu, devices, python, numpy = states
+    torch.set_rng_state(cpu)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)
+    random.setstate(python)
+    np.random.set_state(numpy)
