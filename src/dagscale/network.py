@@ -41,6 +41,7 @@ class Network:
         relative: learning rate, eps and weight decay of each parameter relative to the network's, where not 1.
         role: whether rates are carried over from it or to it.
         by_layer: whether base and target are compared under rates that differ by layer.
+        hint: a rate near which its best one is expected, for measurements to begin at; None where nothing is known.
         memo: what was measured, by name.
     """
 
@@ -54,6 +55,7 @@ class Network:
     relative: Mapping[str, Relative] = field(default_factory=dict)
     role: Role = "target"
     by_layer: bool = False
+    hint: float | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:

@@ -55,3 +55,15 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"{self.what}s: {', '.join(self)}"
+
+
+def summary(entry: object) -> str:
+    """One line on an entry: its own summary, or the first line of the docstring of what it runs."""
+    own = getattr(entry, "summary", None)
+    if isinstance(own, str):
+        return own
+    text = getattr(entry, "build", entry).__doc__ or ""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

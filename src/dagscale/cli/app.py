@@ -18,39 +18,69 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from dagscale.bench.data import Dataset
 
 app = typer.Typer(
     name="dagscale",
     help="Architecture-aware initialisation and learning rates for any PyTorch model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-TARGET_HELP = "mlp:CODE, cnn:CODE (options after ?), package.module:callable or file.py:callable"
+TARGET_HELP = (
+    "A model: file.py:callable, package.module:callable, timm:NAME, hf:NAME, resnet:DEPTH, vit:DEPTH, mlp:CODE, "
+    "cnn:CODE, nb201:CODE, nb101:CODE, darts:CODE; options after ?"
+)
 Target = Annotated[str, typer.Argument(help=TARGET_HELP, metavar="TARGET")]
-Data = Annotated[str | None, typer.Option(help="'digits' or a path to images; shapes the network too.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="'digits', a path to images, or file.py:function that returns data; shapes the network too."),
+]
+Limit = Annotated[int | None, typer.Option(help="Use only so many examples.")]
 InputShape = Annotated[str | None, typer.Option(help="Example input without batch, as 3x32x32.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-def load_data(source: str | None, limit: int | None = None) -> Dataset | None:
-    """The data set that ``--data`` names."""
+def load_data(source: str | None, limit: int | None = None) -> Any:
+    """What ``--data`` names: a data set, or whatever a function of the user's returns.
+
+    Raises:
+        DataError, TargetError: if there is none.
+    """
     from dagscale.bench.data import load
 
-    return None if source is None else load(source, limit=limit)
+    if source is None:
+        return None
+    if ":" in source and not Path(source).exists():
+        from dagscale.models.targets import find
+
+        found = find(source, "data")
+        found = found() if callable(found) else found
+        return found if limit is None else _limited(found, limit)
+    return load(source, limit=limit)
 
 
-def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:
+def _limited(data: Any, limit: int) -> Any:
+    """The first examples of tensors or of a Dataset; a loader is limited by the steps that are asked for."""
+    from torch import Tensor
+    from torch.utils.data import Dataset, IterableDataset, Subset
+
+    if isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data):
+        return tuple(part[:limit] for part in data)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return Subset(data, range(min(limit, len(data))))  # type: ignore[arg-type]
+    raise TargetError(f"--limit cannot cut {type(data).__name__}: give --steps, or return a Dataset")
+
+
+def load_target(text: str, data: Any, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:
     """The module and its example inputs."""
     from dagscale.models.targets import load, read_shape
 
     shape = None if input_shape is None else read_shape(input_shape)
     if input_shape is not None and shape is None:
         raise TargetError(f"--input-shape {input_shape!r} is no shape: write it as 3x32x32, without the batch")
-    return load(text, data=data, input_shape=shape, seed=seed)
+    shaping = data if hasattr(data, "classes") and hasattr(data, "shape") else None
+    return load(text, data=shaping, input_shape=shape, seed=seed)
 
 
 def make_folder(path: Path) -> None:

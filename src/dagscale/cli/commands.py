@@ -12,6 +12,7 @@ from dagscale.cli.app import (
     Data,
     InputShape,
     Json,
+    Limit,
     Seed,
     Target,
     app,
@@ -21,23 +22,26 @@ from dagscale.cli.app import (
     print_json,
     screen,
 )
+from dagscale.cli.training import (
+    BatchSize,
+    Clip,
+    Epochs,
+    Loss,
+    Optimizer,
+    RecipeFile,
+    Schedule,
+    Setting,
+    Steps,
+    Warmup,
+    WeightDecay,
+    make_recipe,
+)
 from dagscale.pictures.files import check_path
 
 Law = Annotated[
-    str | None,
-    typer.Option(
-        help="Learning-rate law. With --data: combined (default for sgd), short-run (default), "
-        "curvature, function-change. "
-        "Without: covariance (default), walk, paths, released, none."
-    ),
+    str | None, typer.Option(help="Learning-rate law, `dagscale list laws`; by default by optimiser and data.")
 ]
-Init = Annotated[
-    str | None,
-    typer.Option(
-        help="Initialisation: moments (default with --data), in-degree (default), in-degree-standard, released, keep."
-    ),
-]
-Optimizer = Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")]
+Init = Annotated[str | None, typer.Option(help="Initialisation, `dagscale list inits`; by default moments with data.")]
 
 
 @app.command()
@@ -46,6 +50,7 @@ def inspect(
     data: Data = None,
     input_shape: InputShape = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the graph: .svg or .png.")] = None,
+    text: Annotated[str | None, typer.Option("--format", help="dot or mermaid: print the graph as that.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Show every repeat of a block, and the whole graph.")] = False,
     seed: Seed = 0,
     json: Json = False,
@@ -53,13 +58,18 @@ def inspect(
     """Trace a network and print its paths, depths, kernels and in-degrees."""
     from dagscale.graph.facts import inspect as facts
     from dagscale.graph.facts import tables
+    from dagscale.graph.repeats import fold
+    from dagscale.graph.text import FORMATS
     from dagscale.tracing import trace
 
     if picture is not None:
         check_path(picture)
+    written = None if text is None else FORMATS[text]
     graph = trace(*load_target(target, load_data(data), input_shape, seed))
+    if written is not None:
+        print(written(graph if full else fold(graph)))
+        return
     if picture is not None:
-        from dagscale.graph.repeats import fold
         from dagscale.pictures import draw
 
         draw(graph if full else fold(graph), picture, title=target)
@@ -85,25 +95,37 @@ def plan(
     ] = None,
     law: Law = None,
     init: Init = None,
-    optimizer: Optimizer = "sgd",
     width: Annotated[str, typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.")] = "none",
     data: Data = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a training step, for measured laws.")] = 128,
-    steps: Annotated[int | None, typer.Option(help="Of the run that the rate is for, if short.")] = None,
+    limit: Limit = None,
+    recipe: RecipeFile = None,
+    optimizer: Optimizer = None,
+    loss: Loss = None,
+    batch_size: BatchSize = None,
+    steps: Steps = None,
+    weight_decay: WeightDecay = None,
+    clip: Clip = None,
+    schedule: Schedule = None,
+    warmup: Warmup = None,
+    setting: Setting = None,
     input_shape: InputShape = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Plan initialisation and learning rate, carried over from a base network."""
-    from dagscale.planning.make import plan as make_plan
+    from dagscale.planning import plan as make_plan
 
-    images = load_data(data)
-    model, inputs = load_target(target, images, input_shape, seed)
-    origins = [load_target(one, images, input_shape, seed) for one in base or ()]
-    examples = None if images is None else (images.x, images.y)
+    given = load_data(data, limit)
+    training = make_recipe(
+        given, recipe=recipe, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
+        weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
+    )  # fmt: skip
+    model, inputs = load_target(target, given, input_shape, seed)
+    origins = [load_target(one, given, input_shape, seed) for one in base or ()]
+    if training.loss is None and training.data is not None:
+        training = training.changed(loss=torch.nn.functional.cross_entropy)
     made = make_plan(
-        model, inputs, base=origins or None, base_lr=base_lr or None, law=law, init=init, optimizer=optimizer,
-        seed=seed, data=examples, loss=torch.nn.functional.cross_entropy, batch_size=batch_size, steps=steps,
+        model, inputs, base=origins or None, base_lr=base_lr or None, recipe=training, law=law, init=init, seed=seed,
         width=width,
     )  # fmt: skip
     if json:
@@ -115,16 +137,24 @@ def plan(
 @app.command()
 def search(
     target: Target,
-    data: Annotated[str, typer.Option(help="'digits' or a path to images.")] = "digits",
-    init: Init = "moments",
-    optimizer: Optimizer = "sgd",
-    epochs: Annotated[int, typer.Option(help="Epochs a run.")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Steps a run, instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 128,
+    data: Data = None,
+    limit: Limit = None,
+    init: Init = None,
+    recipe: RecipeFile = None,
+    optimizer: Optimizer = None,
+    loss: Loss = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    weight_decay: WeightDecay = None,
+    clip: Clip = None,
+    schedule: Schedule = None,
+    warmup: Warmup = None,
+    setting: Setting = None,
     seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 3,
     method: Annotated[str, typer.Option(help="fast: what the answer needs; grid: every rate, every seed.")] = "fast",
-    limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw loss against rate: .svg or .png.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the base to a JSON file, for dagscale.Base.load.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -133,19 +163,62 @@ def search(
 
     if plot is not None:
         check_path(plot)
-    images = load_data(data, limit)
-    assert images is not None
-    model, _ = load_target(target, images, None, seed)
-    found = find(
-        model, images, init=init or "moments", optimizer=optimizer, epochs=epochs, steps=steps, batch_size=batch_size,
-        seeds=seeds, seed=seed, method=method, progress=True,
+    given = load_data(data or ("digits" if recipe is None else None), limit)
+    training = make_recipe(
+        given, recipe=recipe, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps, epochs=epochs,
+        weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
     )  # fmt: skip
+    model, inputs = load_target(target, given, None, seed)
+    inputs = inputs if given is not None else None
+    found = find(model, training, inputs=inputs, init=init, seeds=seeds, seed=seed, method=method, progress=True)
     if plot is not None:
         found.plot(plot)
+    if save is not None:
+        found.save(save)
     if json:
         print_json(found.to_dict())
     else:
         screen().print(found.table())
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="laws, inits, optimizers, spaces, suites or readers.")],
+    json: Json = False,
+) -> None:
+    """List what is registered under a kind of name, with a line on each."""
+    import importlib
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from dagscale.errors import UnknownNameError
+    from dagscale.registry import summary
+
+    if what not in REGISTRIES:
+        raise UnknownNameError(f"there is no list of {what!r}: {', '.join(REGISTRIES)}")
+    module, name = REGISTRIES[what]
+    registry = getattr(importlib.import_module(module), name)
+    found = {entry: summary(registry[entry]) for entry in registry}
+    if json:
+        print_json(found)
+        return
+    table = Table(box=None)
+    table.add_column(what)
+    table.add_column("")
+    for entry, text in found.items():
+        table.add_row(Text(entry), Text(text))
+    screen().print(table)
+
+
+REGISTRIES = {
+    "laws": ("dagscale.laws", "LAWS"),
+    "inits": ("dagscale.inits", "INITS"),
+    "optimizers": ("dagscale.training.optimizers", "OPTIMIZERS"),
+    "spaces": ("dagscale.models", "SPACES"),
+    "suites": ("dagscale.bench.verify.suites", "SUITES"),
+    "readers": ("dagscale.bench.data", "READERS"),
+}
 
 
 @app.command()

@@ -28,6 +28,15 @@ LEAST = 0.02
 SHARE = 0.15
 """The band: rates that lower the mean loss over the run by at least 1 - SHARE of what the best of them does."""
 
+FAR = 0.5
+"""A rate that loses this part of what the best of them gains is above the band, whatever the next one does."""
+
+HOPELESS = 6
+"""Steps after which a run is given up whose loss has risen by more than that of the best has fallen."""
+
+NEAR = 2
+"""Octaves below the rate that is expected at which to begin."""
+
 LONG_RUN = 1.25
 """What the rate of a whole run is, relative to that of a short one: a mean over settings, see ``docs/laws.md``.
 
@@ -45,15 +54,17 @@ def measure(
 ) -> float | None:
     """The geometric middle of the band of runs of one length and seed: the same weights and batches at every rate.
 
-    Rates an octave apart are tried: from ``2**start`` down to below the band, then up to above it. Coming from below
-    finds the valley in which training descends. Beyond the rate at which it breaks there can be another, of networks
-    that had their outputs thrown away.
+    Rates an octave apart are tried: from ``2**start``, or the first rate below it at which the loss falls, up to above
+    the band, then down to below it. Coming from below finds the valley in which training descends. Beyond the rate at
+    which it breaks there can be another, of networks that had their outputs thrown away. Above the band one rate settles it that loses ``FAR`` of what the best gains;
+    else two in a row.
 
     Returns:
         None if no rate lowers the loss by a part of ``least``, above 0.
 
     Raises:
-        PlanError: if the loss at initialisation is not finite, no rate lowers it, or every rate does.
+        PlanError: if the loss at initialisation is not finite, no rate lowers it, every rate does, or all rates come to
+            the same.
     """
     with network.probe(seed, cost) as probe:
         return _measured(_Runs(probe, steps), start, least)
@@ -70,14 +81,28 @@ def _measured(run: _Runs, start: int, least: float) -> float | None:
     def descends() -> bool:
         return min(changes.values()) < -nothing
 
-    def outside(i: int) -> bool:
+    def outside(i: int, share: float = SHARE) -> bool:
         best = min(changes.values())
-        return changes[i] > (best + SHARE * abs(best) if descends() else nothing)
+        return changes[i] > (best + share * abs(best) if descends() else nothing)
 
-    while (bottom := min(changes)) > LOWEST and (changes[bottom] > nothing or (descends() and not outside(bottom))):
-        changes[bottom - 1] = run(2.0 ** (bottom - 1))
-    while (top := max(changes)) < HIGHEST and not (outside(top) and outside(top - 1)):
+    def above() -> bool:
+        top = max(changes)
+        return outside(top) and ((descends() and outside(top, FAR)) or (top - 1 in changes and outside(top - 1)))
+
+    def lower() -> None:
+        changes[min(changes) - 1] = run(2.0 ** (min(changes) - 1))
+
+    while min(changes) > LOWEST and changes[min(changes)] > nothing:
+        lower()
+    while (top := max(changes)) < HIGHEST and not above():
         changes[top + 1] = run(2.0 ** (top + 1))
+    while min(changes) > LOWEST and descends() and not outside(min(changes)):
+        lower()
+    if len(changes) > 3 and len(set(changes.values())) == 1:
+        raise PlanError(
+            f"short runs come to the same loss at every rate from 2^{min(changes)} to 2^{max(changes)}: a schedule or "
+            "a training step sets its own rate, or the loss does not depend on the model"
+        )
     if least and min(changes.values()) > -least * abs(run.before):
         return None
     if not descends():
@@ -101,6 +126,7 @@ class _Runs:
 
     def __init__(self, probe: Probe, steps: int) -> None:
         self.probe, self.steps = probe, steps
+        self.best = 0.0
         recipe = probe.recipe
         self.batches = [probe.batch() for _ in range(steps * (1 if recipe.step is not None else recipe.accumulate))]
         if recipe.step is None:
@@ -131,24 +157,31 @@ class _Runs:
                 probe.cost.forwards += 3 * recipe.accumulate
                 if engine.exploded(losses[-1], losses[0]):
                     return math.inf
+                change = fmean(losses) - self.before
+                if len(losses) >= HOPELESS and change > max(-self.best, NOTHING * abs(self.before)) > 0:
+                    return change
+        self.best = min(self.best, fmean(losses) - self.before)
         return fmean(losses) - self.before
 
 
 @remembered
 def known(network: Network) -> Estimate:
-    """:func:`measure` over seeds, each looking first where the one before it found the band, with runs as long as it
-    needed; see ``LEAST``. Of the logarithm of the rate at which a short run learns best."""
+    """:func:`measure` over seeds, with runs as long as they need to be; see ``LEAST``. Of the logarithm of the rate.
+
+    Each seed looks first where the one before it found the band, and the first where the network's hint expects it.
+    """
     recipe = network.recipe
     whole = recipe.total_steps if recipe.steps is not None or recipe.epochs is not None else LONGEST
     longest = max(2, min(LONGEST, whole))  # one step shows no effect
-    start, steps = round(recipe.optimizer.grid[0]), min(STEPS, longest)
+    start = round(recipe.optimizer.grid[0] if network.hint is None else math.log2(network.hint) - NEAR)
+    start, steps = min(max(start, LOWEST + 1), HIGHEST - 1), min(STEPS, longest)
 
     def one(seed: int, cost: Cost) -> float:
         nonlocal start, steps
         while True:
             rate = measure(network, seed, start, cost, steps=steps, least=LEAST if steps < longest else 0.0)
             if rate is not None:
-                start = min(max(round(math.log2(rate)) - 2, LOWEST + 1), HIGHEST - 1)
+                start = min(max(round(math.log2(rate)) - NEAR, LOWEST + 1), HIGHEST - 1)
                 return rate
             steps = min(2 * steps, longest)
 

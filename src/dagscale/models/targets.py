@@ -469,3 +469,27 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def find(text: str, what: str) -> Any:
+    """The object that ``file.py:name`` or ``package.module:name`` names, such as a recipe, a loss or data.
+
+    Args:
+        what: what it should be, for messages.
+
+    Raises:
+        TargetError: if there is none, or importing it raises.
+    """
+    where, colon, dotted = text.rpartition(":")
+    if not colon:
+        raise TargetError(f"{text!r} names no {what}: write it as file.py:name or package.module:name")
+    source = _find_source(where, dotted)
+    place = str(source.file or source.module)
+    with _blaming(source.home, f"importing {place}"), _on_path(source.home if source.file else Path.cwd()):
+        found: Any = source._import()
+    for name in dotted.split("."):
+        if not hasattr(found, name):
+            names = [key for key in dir(found) if key[:1] != "_"]
+            raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}")
+        found = getattr(found, name)
+    return found

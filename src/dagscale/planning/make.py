@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dagscale.errors import PlanError, RecipeError
+from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
@@ -112,7 +112,8 @@ def plan(
             bar.say(f"init {chosen.init.name}: {name}")
             with about(name):
                 own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
-            origins[name] = replace(own, by_layer=bool(scaling))
+            origins[name] = replace(own, by_layer=bool(scaling), hint=rates[len(origins)])
+        target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
         return _built(chosen, target, carried, start, rates, scaling, lr_scale or {})
 
@@ -312,6 +313,20 @@ def _carry(
         assert carried.absolute is not None
         return carried, math.exp(carried.absolute.log_rate)
     return chosen.law.carry(origins, target, about), math.prod(rates) ** (1 / len(rates))
+
+
+def _expected(target: Network, origins: Mapping[str, Network], rates: list[float]) -> float | None:
+    """Where the target's rate is expected before anything is measured: where the closed form carries the first base's
+    to; the base's own where it has no answer."""
+    if not origins:
+        return rates[0] if rates else None
+    base, closed = next(iter(origins.values())), LAWS["covariance"]
+    if not closed.covers(target.recipe.optimizer):
+        return rates[0]
+    try:
+        return rates[0] * closed.carry({"base": base}, target, about).alone(0)
+    except DagscaleError:
+        return rates[0]
 
 
 # --- the plan --------------------------------------------------------------------------------------------------

@@ -140,8 +140,8 @@ def search(
     if len(finite) > 2 and len(set(finite)) == 1:
         raise SearchError(
             f"the loss is {finite[0]:.4g} at every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g}, so no rate "
-            "reaches the training: a schedule or a training step sets its own (scale the groups' rates instead), or the "
-            "loss does not depend on the model"
+            "reaches the training: a schedule or a training step sets its own (scale the rates of the groups "
+            "instead), or the loss does not depend on the model"
         )
     notes = tuple(getattr(starter, "notes", ()))
     return Base.found(
