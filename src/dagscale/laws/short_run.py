@@ -16,6 +16,7 @@ from dagscale.network import Network, remembered
 from dagscale.rates import find_band
 from dagscale.training import engine
 from dagscale.training.probe import Cost, Probe
+from dagscale.training.recipe import Scheduler
 from dagscale.training.seeds import seeded
 
 STEPS, LONGEST = 24, 192
@@ -33,6 +34,10 @@ FAR = 0.5
 
 HOPELESS = 6
 """Steps after which a run is given up whose loss has risen by more than that of the best has fallen."""
+
+SCHEDULE = "constant"
+"""How short runs see the recipe's schedule: ``constant``, not at all; ``compressed``, stretched over the short run; or
+``first``, its own first steps. See ``benchmarks/schedules.py``."""
 
 NEAR = 2
 """Octaves below the rate that is expected at which to begin."""
@@ -140,10 +145,19 @@ class _Runs:
         self.probe.cost.forwards += 1
         return engine.batch_loss(self.probe.model, self.probe.recipe, self.batches[i].to(self.probe.model)).item()
 
+    def _scheduler(self, optimizer: torch.optim.Optimizer) -> Scheduler | None:
+        recipe = self.probe.recipe
+        make = recipe.schedule
+        if make is None or SCHEDULE == "constant":
+            return None
+        total = self.steps if SCHEDULE == "compressed" else recipe.total_steps
+        return engine.of_user("schedule", lambda: make(optimizer, total))
+
     def __call__(self, rate: float) -> float:
         probe, recipe = self.probe, self.probe.recipe
         model = probe.copied.reset(probe.network.fills, probe.seed)
         optimizer = probe.optimizer(rate)
+        scheduler = self._scheduler(optimizer)
         losses: list[float] = []
         batches = iter(self.batches)
         with seeded(probe.seed):
@@ -157,6 +171,8 @@ class _Runs:
                 probe.cost.forwards += 3 * recipe.accumulate
                 if engine.exploded(losses[-1], losses[0]):
                     return math.inf
+                if scheduler is not None:
+                    engine.of_user("schedule", scheduler.step)
                 change = fmean(losses) - self.before
                 if len(losses) >= HOPELESS and change > max(-self.best, NOTHING * abs(self.before)) > 0:
                     return change
