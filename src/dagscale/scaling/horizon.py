@@ -92,8 +92,9 @@ def square_root(m_B: float, m_D: float) -> HorizonScaling:
 
 @HORIZON_RULES.add("timescale")
 def timescale(m_B: float, m_D: float) -> HorizonScaling:
-    """AdamW averages weights over ``B / (η λ D)`` of the run, and that share is kept [Wang & Aitchison 2024, arXiv
-    2405.13698]. With ``η ∝ √B`` it follows that ``λ ∝ √B / D``."""
+    """AdamW averages weights over ``B / (η λ D)`` passes over ``D`` examples, and that number is kept [Wang & Aitchison
+    2024, arXiv 2405.13698]. With ``η ∝ √B`` it follows that ``λ ∝ √B / D``. ``D`` is the size of the data set there:
+    more epochs over the same data change nothing, so give ``m_D = 1`` for these."""
     return HorizonScaling(lr=math.sqrt(m_B), weight_decay=math.sqrt(m_B) / m_D)
 
 

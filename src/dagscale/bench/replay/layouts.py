@@ -50,7 +50,7 @@ LAYOUTS.add("resnet-cifar-grid")(
     Layout(
         header=frozenset({"data", "depth", "width", "ne", "lr", "mo", "wd", "done", "loss", "acc", "nll"}),
         read=residual_grid,
-        metrics=(Metric("validation error", "points", 5.0), Metric("log training loss", "log units", 1.0)),
+        metrics=(Metric("validation error", "points", 10.0), Metric("log training loss", "log units", 1.0)),
         optimizer="momentum",
         source="logs in github.com/cs-giung/giung2-dev, commit b37a3471, parsed",
         build=build_residual,
@@ -146,7 +146,7 @@ LAYOUTS.add("own")(
     Layout(
         header=frozenset({"lr"}),
         read=own,
-        metrics=(Metric("error", "points", 5.0), Metric("loss", "nats", 0.5)),
+        metrics=(Metric("error", "points", 10.0), Metric("loss", "nats", 0.5)),
         optimizer="",
         source="your own file",
         build=build_target,

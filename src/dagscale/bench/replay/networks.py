@@ -59,7 +59,8 @@ class DecoderBlock(nn.Module):
         q, k, v = (layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         x = x + self.o(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         y = self.norm2(x)
-        return x + self.down(silu(self.gate(y)) * self.up(y))
+        z: Tensor = x + self.down(silu(self.gate(y)) * self.up(y))
+        return z
 
 
 class Decoder(nn.Module):

@@ -1,10 +1,9 @@
 """The best rate of each network under each recipe, from runs at several rates.
 
-Through the costs of the runs near the best one goes a parabola in the logarithm of the rate. Two other ways were held
-against it (:func:`left_out`): a straight line between neighbouring rates, as the band of ``dagscale.rates.find_band``
-has its ends, misses a left-out run by more, and so do parabolas through wider windows, because curves fall off a cliff
-at high rates. A line has one more fault here: its lowest point is always the luckiest run, so that every rule would
-look worse than it is.
+Through the costs of the runs near the best one goes a parabola in the logarithm of the rate. Straight lines between
+neighbouring rates, as the band of ``dagscale.rates.find_band`` has its ends, miss a left-out run by a little more, and
+parabolas through wider windows by much more, because costs rise like a cliff at high rates (:func:`left_out` measures
+all three). Lines have one more fault here: their lowest point is always one of the runs, the luckiest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each law or rule makes of a rate that is carried from one setting to another.
 
 A rule answers for one *axis*, the only thing in which the two settings differ: the ``network``, the ``horizon`` (number
-of examples), the ``batch``, both of these (``horizon, batch``), or the ``decay``. The runs had one rate for all layers;
+of examples), the ``batch``, both of these, all three, or the ``decay``. The runs had one rate for all layers;
 of a rule that gives each parameter its own, the mean counts.
 """
 
@@ -20,9 +20,9 @@ from dagscale.bench.replay.runs import Layout, Setting
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph.paths import effective_depth
 from dagscale.registry import Registry
-from dagscale.scaling.horizon import HORIZON_RULES, STEP_LAW_SIZE, STEP_LAW_TOKENS, horizon_scaling
+from dagscale.scaling.horizon import STEP_LAW_SIZE, STEP_LAW_TOKENS, horizon_scaling
 
-AXES = ("network", "horizon", "batch", "horizon, batch", "decay")
+AXES = ("network", "horizon", "batch", "horizon, batch", "network, horizon, batch", "decay")
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def maximal_update(base: Setting, target: Setting, context: Context) -> float:
 @rule("μP, depth^-1/2", "network", source="2310.02244, 2309.16620 for Adam: μP, and 1/√depth on the rate")
 def maximal_update_depth(base: Setting, target: Setting, context: Context) -> float:
     """μP's factor and the root of the number of blocks."""
-    return maximal_update(base, target, context) * _growth(base, target, "depth") ** -0.5
+    return maximal_update(base, target, context) * root_of_depth(base, target, context)
 
 
 @rule("depth^-1/2", "network", source="the same without width")
 def root_of_depth(base: Setting, target: Setting, context: Context) -> float:
     """``η ∝ 1/√depth``, in residual blocks."""
-    return _growth(base, target, "depth") ** -0.5
+    return 1 / math.sqrt(_growth(base, target, "depth"))
 
 
 @rule("paths", "network", source="2402.17440, Eq. 8 and 9: Σ L³ over all paths")
@@ -102,15 +102,7 @@ def covariance(base: Setting, target: Setting, context: Context) -> float:
 @rule("effective-depth", "network", source="2602.07494: shortest path, to the power -3/2")
 def shortest_path(base: Setting, target: Setting, context: Context) -> float:
     """``η ∝ L^(-3/2)``, ``L`` the shortest path counting layers and residual additions."""
-    return (length(context, target) / length(context, base)) ** -1.5
-
-
-@rule("step-law N", "network", source="2503.04715: N^-0.713, at each network's best batch")
-def step_law_size(base: Setting, target: Setting, context: Context) -> float:
-    """The Step Law's power of the number of parameters; for language models."""
-    if context.layout.optimizer != "adamw":
-        raise PlanError("the Step Law is fitted to language models under AdamW")
-    return _growth(base, target, "parameters") ** STEP_LAW_SIZE
+    return float((length(context, target) / length(context, base)) ** -1.5)
 
 
 @rule("product", "decay", source="rate × decay stays: 2510.19093, 2405.13698")
@@ -121,11 +113,34 @@ def product(base: Setting, target: Setting, context: Context) -> float:
     return base.decay / target.decay
 
 
-@rule("D^0.307, any batch", "horizon", source="the Step Law's power of D, where it is not meant to hold")
-def step_law_anywhere(base: Setting, target: Setting, context: Context) -> float:
-    """What comes of it when the batch is left alone."""
-    assert base.examples and target.examples
-    return (target.examples / base.examples) ** STEP_LAW_TOKENS
+@rule(
+    "step-law", "network", "horizon, batch", "network, horizon, batch",
+    source="2503.04715: N^-0.713 D^0.307, while each size and horizon has its best batch",
+)  # fmt: skip
+@rule("step-law, same batch", "horizon", source="the same power of D, where it is not meant to hold")
+def step_law(base: Setting, target: Setting, context: Context) -> float:
+    """``η ∝ N^-0.713 D^0.307``; for language models."""
+    factor = 1.0
+    if base.architecture != target.architecture:
+        if context.layout.optimizer != "adamw":
+            raise PlanError("the Step Law is fitted to language models under AdamW")
+        factor *= _growth(base, target, "parameters") ** STEP_LAW_SIZE
+    if base.examples != target.examples:
+        factor *= _growth(base, target, "examples") ** STEP_LAW_TOKENS
+    return factor
+
+
+def _with_batch(factor: Factor) -> Factor:
+    """A rule for networks, and the root of the batch size."""
+    return lambda base, target, context: factor(base, target, context) * math.sqrt(_growth(base, target, "batch"))
+
+
+for _name, _factor in (
+    ("μP, √B", maximal_update), ("μP, depth^-1/2, √B", maximal_update_depth), ("effective-depth, √B", shortest_path),
+):  # fmt: skip
+    rule(_name, "network, horizon, batch", source="the rule for networks, and rate ∝ √B (2205.10287)")(
+        _with_batch(_factor)
+    )
 
 
 def _horizon(name: str) -> Factor:
@@ -136,10 +151,17 @@ def _horizon(name: str) -> Factor:
     return factor
 
 
-for _name in HORIZON_RULES:
-    if _name != "none":
-        _axes = ("batch", "horizon, batch") if _name in ("linear", "sqrt") else ("horizon", "batch", "horizon, batch")
-        rule(_name, *_axes, source=f"dagscale.scaling.horizon, rule `{_name}`")(_horizon(_name))
+_SAY = {
+    "linear": ("batch", "horizon, batch"),
+    "sqrt": ("batch", "horizon, batch", "network, horizon, batch"),
+    "power": ("horizon", "horizon, batch"),
+    "completed-p": ("horizon", "horizon, batch"),
+}
+"""Rules and the axes on which they differ from the others. ``timescale`` has the rate of ``sqrt`` and changes the
+decay, which is scored with pairs of rate and decay."""
+
+for _name, _axes in _SAY.items():
+    rule(_name, *_axes, source=f"dagscale.scaling.horizon, rule `{_name}`")(_horizon(_name))
 
 
 @rule("fitted elsewhere", *AXES, source="power laws fitted to the runs of other recipes or families: a yardstick")

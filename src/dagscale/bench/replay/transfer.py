@@ -22,6 +22,9 @@ _BLANK: dict[str, Any] = {"architecture": Architecture(""), "examples": None, "b
 RESAMPLES = 2000
 """Bootstrap resamples of the groups."""
 
+FEW = 5
+"""Fewer groups say nothing of others."""
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -50,7 +53,8 @@ class Score:
     Attributes:
         pairs, groups: how many there were.
         lost: mean loss; over the pairs that did not diverge.
-        interval: 95 % bootstrap interval over groups; None where there are too few.
+        interval: 95 % bootstrap interval over groups, or over targets where there are fewer than five groups; None
+            where these are too few too.
         worst: largest loss; ``inf`` if any diverged.
         octaves: mean of the distance, and ``bias`` the mean with its sign: positive is too high a rate.
         outside: rates outside the target's grid, whose loss is known only from below.
@@ -74,6 +78,7 @@ AXIS_KEYS: dict[str, tuple[str, ...]] = {
     "horizon": ("examples",),
     "batch": ("batch",),
     "horizon, batch": ("examples", "batch"),
+    "network, horizon, batch": ("architecture", "examples", "batch"),
     "decay": ("decay",),
 }
 """Axis → the fields of a setting in which base and target may differ."""
@@ -82,15 +87,17 @@ AXIS_KEYS: dict[str, tuple[str, ...]] = {
 def groups(found: Iterable[Optimum], axis: str) -> dict[Hashable, list[Optimum]]:
     """Inner optima that agree in everything but the axis, two at least, smallest first.
 
-    For ``horizon, batch`` each horizon is there once, with its best batch size.
+    Where batch and horizon may both differ, each network and horizon is there once, with its best batch size.
     """
     free = AXIS_KEYS[axis]
     together: dict[Hashable, list[Optimum]] = defaultdict(list)
-    for optimum in at_best_batch(found) if axis == "horizon, batch" else found:
+    for optimum in at_best_batch(found) if "horizon, batch" in axis else found:
         if optimum.kind == "inner":
             together[replace(optimum.setting, **{name: _BLANK[name] for name in free})].append(optimum)
     return {
-        key: sorted(members, key=lambda o: _size(o.setting, axis)) for key, members in together.items() if len(members) > 1
+        key: sorted(members, key=lambda o: size_of(o.setting, axis))
+        for key, members in together.items()
+        if len(members) > 1
     }
 
 
@@ -104,11 +111,11 @@ def at_best_batch(found: Iterable[Optimum]) -> list[Optimum]:
     return [o for (o, _), (low, high) in zip(best, ends, strict=True) if low < (o.setting.batch or 0) < high]
 
 
-def _size(setting: Setting, axis: str) -> tuple[float, ...]:
+def size_of(setting: Setting, axis: str) -> tuple[float, ...]:
+    """By what settings are put in order along an axis."""
     a = setting.architecture
-    if axis == "network":
-        return a.parameters or 0.0, a.depth or 0.0, a.width or 0.0
-    return tuple(getattr(setting, name) or 0.0 for name in AXIS_KEYS[axis])
+    network = (a.parameters or 0.0, a.depth or 0.0, a.width or 0.0) if "network" in axis else ()
+    return *network, *(getattr(setting, name) or 0.0 for name in AXIS_KEYS[axis] if name != "architecture")
 
 
 def carry(
@@ -156,7 +163,7 @@ def judge(name: str, group: Hashable, base: Optimum, target: Optimum, rate: floa
 def _others(found: Sequence[Optimum], key: Hashable, axis: str) -> tuple[Optimum, ...]:
     """Inner optima that a yardstick may be fitted to: of other recipes if there are any, else of other groups."""
     assert isinstance(key, Setting)
-    inner = [o for o in (at_best_batch(found) if axis == "horizon, batch" else found) if o.kind == "inner"]
+    inner = [o for o in (at_best_batch(found) if "horizon, batch" in axis else found) if o.kind == "inner"]
     other = tuple(o for o in inner if o.setting.recipe != key.recipe)
     free = AXIS_KEYS[axis]
     blank = {name: _BLANK[name] for name in free}
@@ -191,8 +198,9 @@ def score(name: str, ones: Sequence[Carried]) -> Score:
     """Of one rule."""
     trained = [one for one in ones if math.isfinite(one.lost)]
     by: dict[Hashable, list[float]] = defaultdict(list)
+    few = len({one.group for one in ones}) < FEW
     for one in trained:
-        by[one.group].append(one.lost)
+        by[one.target if few else one.group].append(one.lost)
     means = np.array([np.mean(lost) for lost in by.values()])
     counts = np.array([len(lost) for lost in by.values()], float)
     return Score(
@@ -210,10 +218,11 @@ def score(name: str, ones: Sequence[Carried]) -> Score:
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
-    """95 % bootstrap interval (BCa) of ``Σ above / Σ below`` over groups; None for fewer than five, or equal, ones."""
+    """95 % bootstrap interval (BCa) of ``Σ above / Σ below`` over groups; None for fewer than ``FEW``, or
+    equal, ones."""
     from scipy.stats import bootstrap
 
-    if len(above) < 5 or np.ptp(above / below) < 1e-12 * max(1.0, float(np.abs(above / below).max())):
+    if len(above) < FEW or np.ptp(above / below) < 1e-12 * max(1.0, float(np.abs(above / below).max())):
         return None
     drawn = bootstrap(
         (above, below),
@@ -296,4 +305,4 @@ def _without(setting: Setting, variable: str) -> Hashable:
     if variable in ("depth", "width"):
         kept = a.width if variable == "depth" else a.depth
         return kept, replace(setting, architecture=_BLANK["architecture"])
-    return replace(setting, **{variable: None})
+    return replace(setting, **{variable: None})  # type: ignore[arg-type]
