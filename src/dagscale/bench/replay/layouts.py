@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from dagscale.bench.replay.networks import build_decoder, build_residual, build_target
-from dagscale.bench.replay.runs import LAYOUTS, Architecture, Layout, Metric, Run, Setting, cost, number
+from dagscale.bench.replay.runs import LAYOUTS, OWN, Architecture, Layout, Metric, Run, Setting, cost, number
 
 TRAINING_IMAGES = 40_960
 """Of CIFAR that the residual networks were trained on; the rest of the 50,000 is the validation set."""
@@ -142,7 +142,7 @@ def own(row: Mapping[str, str]) -> Run:
     )
 
 
-LAYOUTS.add("own")(
+LAYOUTS.add(OWN)(
     Layout(
         header=frozenset({"lr"}),
         read=own,

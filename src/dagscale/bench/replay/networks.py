@@ -28,18 +28,19 @@ class WideResNet(nn.Module):
         super().__init__()
         check_depth(depth)
         self.stem = nn.Sequential(*convolution(3, STEM, 3, 1, "batch"), nn.ReLU())
-        blocks, channels = [], STEM
+        self.stages, channels = nn.Sequential(), STEM
         for stage in range(STAGES):
+            blocks = nn.Sequential()
             for block in range((depth - 2) // (2 * STAGES)):
                 made = STEM * 2**stage * width
                 blocks.append(BasicBlock(channels, made, 2 if stage and not block else 1, "relu", "batch"))
                 channels = made
-        self.blocks = nn.Sequential(*blocks)
+            self.stages.append(blocks)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.readout = nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.readout(self.pool(self.blocks(self.stem(x))))
+        logits: Tensor = self.readout(self.pool(self.stages(self.stem(x))))
         return logits
 
 

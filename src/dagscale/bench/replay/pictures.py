@@ -28,7 +28,7 @@ AXIS_VARIABLES = {"decay": "weight decay", "batch": "batch size", "examples": "e
 
 
 def draw_lost(replay: Replay) -> Figure:
-    """What each rule loses by the main metric, a panel an axis: means with 95 % intervals, and crosses for the worst."""
+    """What each rule loses by the main metric, a panel an axis: means with 95 % intervals, crosses for the worst."""
     from matplotlib.figure import Figure
 
     judged = replay.judged[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -27,10 +27,12 @@ AXES = ("network", "horizon", "batch", "horizon, batch", "network, horizon, batc
 
 @dataclass(frozen=True)
 class Context:
-    """What a rule may look at beside the two settings: the layout, and optima of other recipes or families."""
+    """What a rule may look at beside the two settings: the layout, and optima of other recipes or families, with the
+    exponents that were fitted to these."""
 
     layout: Layout
     others: tuple[Optimum, ...] = ()
+    fits: dict[tuple[str, ...], dict[str, float]] = field(default_factory=dict)
 
 
 Factor = Callable[[Setting, Setting, Context], float]
@@ -167,8 +169,10 @@ for _name, _axes in _SAY.items():
 @rule("fitted elsewhere", *AXES, source="power laws fitted to the runs of other recipes or families: a yardstick")
 def fitted(base: Setting, target: Setting, context: Context) -> float:
     """Least squares on the optima of the others, within each of their groups."""
-    names = [name for name in VARIABLES if _moves(base, target, name)]
-    exponents = fitted_exponents(context.others, tuple(names))
+    names = tuple(name for name in VARIABLES if _moves(base, target, name))
+    if names not in context.fits:
+        context.fits[names] = fitted_exponents(context.others, names)
+    exponents = context.fits[names]
     return float(np.prod([_growth(base, target, name) ** exponents[name] for name in names]))
 
 
@@ -233,7 +237,8 @@ def _rest(setting: Setting, names: tuple[str, ...]) -> Any:
 
 def planned(context: Context, base: Setting, target: Setting, law: str, width: str) -> float:
     """The factor that ``dagscale.plan`` puts on a base's rate, in the mean over all weights."""
-    return _planned(_builder(context), _optimizer(context, target), *_networks(base, target), law, width)
+    networks = _networks(base, target)
+    return _planned(_builder(context), _optimizer(context, target), *networks, law, width)
 
 
 def length(context: Context, setting: Setting) -> int:

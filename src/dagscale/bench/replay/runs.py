@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,24 +131,35 @@ class Runs:
     notes: tuple[str, ...]
 
 
+OWN = "own"
+"""The layout of a user's own file."""
+
+KIN = 2 / 3
+"""A file with more than this share of a layout's columns is meant to have all of them."""
+
+
 def read_runs(path: str | Path) -> Runs:
     """Read and check a file of runs; its layout is found by its header.
 
     Raises:
-        DataError: if it cannot be read, its header fits no layout, a value is no number, runs that differ in nothing
-            named end far apart (mixed recipes), or no setting was tried at more than two rates.
+        DataError: if it cannot be read, its header fits no layout, a value is no number, recipes are mixed (runs that
+            differ in nothing named end far apart, or a column that is not read sets them apart), or no setting was
+            tried at more than two rates.
     """
     path = Path(path)
     header, rows = _rows(path)
     name, layout = _layout(path, header)
     unread = sorted(set(header) - layout.header - layout.optional - layout.unread)
     read: list[Run] = []
+    aside: list[tuple[Setting, dict[str, str]]] = []
     for line, row in rows:
         try:
             run = layout.read(row)
         except ValueError as error:
             raise DataError(f"{path.name}, line {line}: {error}") from None
-        read += [] if run is None else [run]
+        if run is not None:
+            read.append(run)
+            aside.append((run.setting, row))
     finished = [run for run in read if run.finished]
     notes = list(layout.notes)
     if len(finished) < len(read):
@@ -162,7 +173,8 @@ def read_runs(path: str | Path) -> Runs:
     diverged = sum(math.isinf(run.costs[first]) for run in finished)
     if diverged:
         notes.append(f"{diverged} of {len(finished)} runs diverged: they count as infinitely bad, never as missing")
-    _check_repeats(path, finished, first, unread)
+    _check_unread(path, aside, unread)
+    _check_repeats(path, finished, first)
     _check_rates(path, finished)
     return Runs(name, layout, tuple(finished), tuple(notes))
 
@@ -218,12 +230,15 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _layout(path: Path, header: list[str]) -> tuple[str, Layout]:
-    """The layout with the most columns among those that fit."""
-    fitting = [(len(LAYOUTS[name].header), name) for name in LAYOUTS if LAYOUTS[name].header <= set(header)]
-    if fitting:
-        name = max(fitting)[1]
-        return name, LAYOUTS[name]
-    near = max(LAYOUTS, key=lambda name: len(LAYOUTS[name].header & set(header)) / len(LAYOUTS[name].header))
+    """The layout with the most columns among those that fit; one of which a column or two are missing fits nothing."""
+    shares = {name: len(LAYOUTS[name].header & set(header)) / len(LAYOUTS[name].header) for name in LAYOUTS}
+    likely = [name for name, share in shares.items() if share > KIN]
+    if likely:
+        near = max(likely, key=lambda name: len(LAYOUTS[name].header))
+        if shares[near] == 1:
+            return near, LAYOUTS[near]
+    else:
+        near = OWN
     missing = sorted(LAYOUTS[near].header - set(header))
     raise DataError(
         f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of layout {near!r}: "
@@ -235,7 +250,24 @@ APART = 0.1
 """Runs that differ in nothing named may end so far apart, relative to the better one, and no farther."""
 
 
-def _check_repeats(path: Path, runs: Iterable[Run], metric: str, unread: list[str]) -> None:
+def _check_unread(path: Path, rows: Sequence[tuple[Setting, Mapping[str, str]]], unread: Iterable[str]) -> None:
+    """Raises: DataError if a column that is not read looks like a choice: its values differ within a setting, and each
+    stands there twice or more in the mean. What is measured seldom repeats."""
+    for column in unread:
+        within: dict[Setting, list[str]] = defaultdict(list)
+        for setting, row in rows:
+            within[setting].append(row[column].strip())
+        for values in within.values():
+            kinds = sorted(set(values))
+            if 1 < len(kinds) <= len(values) / 2:
+                shown = ", ".join(kinds[:3]) + (", …" if len(kinds) > 3 else "")
+                raise DataError(
+                    f"{path.name}: mixed recipes: column {column!r} ({shown}) is not read and parts runs that agree "
+                    "in all that is: call it 'recipe', or 'seed' if it is chance, or leave it out"
+                )
+
+
+def _check_repeats(path: Path, runs: Iterable[Run], metric: str) -> None:
     """Raises: DataError if two runs agree in setting, rate and seed, and not in how they end."""
     seen: dict[tuple[Setting, float, str], Run] = {}
     for run in runs:
@@ -245,11 +277,10 @@ def _check_repeats(path: Path, runs: Iterable[Run], metric: str, unread: list[st
         if ends[0] != ends[1] and ends[1] - ends[0] > APART * abs(ends[0]):
             names = (run.setting.architecture.name, *(f"{column} {value}" for column, value in run.setting.recipe))
             where = ", ".join(filter(None, names))
-            hint = f"; is it {', '.join(map(repr, unread))}, which is not read?" if unread else ""
             raise DataError(
                 f"{path.name}: mixed recipes: two runs of {where or 'one network'} at rate {run.rate:g} agree in all "
                 f"that is named and end at {ends[0]:.4g} and {ends[1]:.4g}: name what sets them apart in a column "
-                f"'recipe', or 'seed' if it is chance{hint}"
+                "'recipe', or 'seed' if it is chance"
             )
 
 

@@ -76,7 +76,11 @@ def _overview(replay: Replay) -> Sheet:
     rows = [
         ("runs", f"{len(replay.runs.runs):,}, layout {replay.runs.name}: {replay.runs.layout.source}"),
         ("judged by", f"{main.metric.name}, in {main.metric.unit}"),
-        ("best rates", ", ".join(f"{count} {kind}" for kind, count in main.kinds.items()) + "; only inner ones count"),
+        (
+            "best rates",
+            ", ".join(f"{count} {kind}" for kind, count in main.kinds.items())
+            + f", {main.skipped} skipped (fewer than three rates, or always diverged); only inner ones count",
+        ),
         ("an octave off", f"costs {_number(main.octave)} {main.metric.unit} (median)"),
         *(
             (
@@ -114,13 +118,12 @@ def _exponents(judged: Judged) -> Sheet:
 def _axis(axis: AxisScores, judged: Judged) -> Sheet:
     other = {score.rule: score for score in axis.any_base}
     rows = tuple((*_score(score), _number(other[score.rule].lost)) for score in axis.smallest)
-    silent = "; ".join(f"{rule}: {why}" for rule, why in axis.silent.items())
+    silent = "".join(f" Nothing is said by {rule} for {why}." for rule, why in axis.silent.items())
     first = axis.smallest[0]
     return Sheet(
         AXIS_TITLES[axis.axis],
         f"The smallest as the base of all others: {first.pairs} pairs, {first.groups} group{'s' * (first.groups > 1)}. "
-        f"Lost against the target's own best rate, {judged.metric.unit}."
-        + (f" Nothing is said by {silent}." if silent else ""),
+        f"Lost against the target's own best rate, {judged.metric.unit}.{silent}",
         ("rule", "lost", "95 %", "worst", "octaves off", "bias", "any base"),
         rows,
     )
@@ -192,15 +195,16 @@ def _interval(interval: Interval | None, form: str = "") -> str:
 def tables(replay: Replay) -> Iterator[Table]:
     """To print."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     for sheet in sheets(replay):
-        made = Table(title=sheet.title, caption=sheet.text or None, box=box.SIMPLE_HEAD, title_justify="left")
+        made = Table(title=sheet.title, caption=escape(sheet.text) or None, box=box.SIMPLE_HEAD, title_justify="left")
         made.caption_justify = "left"
         for i, column in enumerate(sheet.columns):
             made.add_column(column, justify="right" if i and sheet.columns != ("what", "found") else "left")
         for row in sheet.rows:
-            made.add_row(*row)
+            made.add_row(*map(escape, row))
         yield made
 
 

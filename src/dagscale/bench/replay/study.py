@@ -38,7 +38,7 @@ class AxisScores:
         smallest: with the smallest setting as the base of all others.
         any_base: with each as the base of all others.
         by_base: rule → base → mean loss; for networks.
-        silent: rule → why it says nothing.
+        silent: rule → for how many pairs it says nothing, and why.
     """
 
     axis: str
@@ -62,7 +62,8 @@ class Judged:
     """Everything that one metric says.
 
     Attributes:
-        kinds: how many best rates were inside the grid, at its edge, unclear.
+        kinds: how many best rates were inside the grid, at its edge, unclear; ``skipped``: settings with runs at fewer
+            than three rates, or that always diverged.
         octave: median cost of a rate that is an octave off, above the best.
         network_pairs, horizon_pairs: what carrying rate and decay together loses.
         formula: Step Law's formula and yardsticks for it; for language models only.
@@ -71,6 +72,7 @@ class Judged:
     metric: Metric
     optima: tuple[Optimum, ...]
     kinds: Mapping[Kind, int]
+    skipped: int
     left_out: tuple[LeftOut, ...]
     octave: float
     exponents: tuple[NamedExponent, ...]
@@ -118,6 +120,7 @@ def judge(runs: Runs, metric: Metric) -> Judged:
         metric,
         found,
         by_kind(found),
+        len({run.setting for run in runs.runs if metric.name in run.costs}) - len(found),
         tuple(left_out(runs.runs, metric)),
         octave,
         tuple(exponents(found, octave)),

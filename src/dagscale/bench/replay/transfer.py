@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,25 +132,23 @@ def carry(
         pairs: a group → the (base, target) to score.
 
     Returns:
-        every rate that was carried, and rule → why it says nothing, for those that never did.
+        every rate that was carried, and rule → for how many pairs it says nothing, and why, where there are any.
     """
     carried: list[Carried] = []
-    silent: dict[str, str] = {}
+    silent: dict[str, list[str]] = defaultdict(list)
     together = groups(found, axis)
-    for name in RULES:
-        if axis not in RULES[name].axes:
-            continue
-        for key, members in together.items():
-            context = Context(layout, _others(found, key, axis))
-            for base, target in pairs(members):
+    for key, members in together.items():
+        context = Context(layout, _others(found, key, axis))
+        for name in RULES:
+            for base, target in pairs(members) if axis in RULES[name].axes else ():
                 try:
                     factor = RULES[name].factor(base.setting, target.setting, context)
                 except DagscaleError as error:
-                    silent.setdefault(name, str(error))
+                    silent[name].append(str(error))
                     continue
                 carried.append(judge(name, key, base, target, base.rate * factor))
-    spoke = {one.rule for one in carried}
-    return carried, {name: why for name, why in silent.items() if name not in spoke}
+    asked = Counter(one.rule for one in carried) + Counter({name: len(why) for name, why in silent.items()})
+    return carried, {name: f"{len(why)} of {asked[name]} pairs: {why[0]}" for name, why in silent.items()}
 
 
 def judge(name: str, group: Hashable, base: Optimum, target: Optimum, rate: float) -> Carried:
