@@ -21,7 +21,7 @@ from dagscale.bench.replay.optima import Optimum, find, optima
 from dagscale.bench.replay.pairs import across_horizons, across_networks, surfaces
 from dagscale.bench.replay.rules import RULES, Context, fitted_exponents
 from dagscale.bench.replay.runs import LAYOUTS, Architecture, Metric, Run, Setting, read_runs
-from dagscale.bench.replay.sheets import markdown, save_all, sheets, to_dict
+from dagscale.bench.replay.sheets import page, save_all, sheets
 from dagscale.bench.replay.study import replay
 from dagscale.bench.replay.transfer import (
     any_base,
@@ -365,7 +365,7 @@ def test_the_residual_layout_is_known_by_its_header_and_scored(tmp_path: Path) -
     done = replay(grid(tmp_path / "runs.csv"))
     assert done.runs.name == "resnet-cifar-grid"
     assert len(done.runs.runs) == 2 * 2 * 2 * 4 * 3 * 2  # without momentum 0.99
-    assert any("8 of 192 runs diverged" in note for note in done.notes)
+    assert any("8 of 192 runs diverged" in note for note in done.runs.notes)
     main = done.judged[0]
     assert main.metric.name == "validation error"
     found = {one.part: one.found.value for one in main.exponents}
@@ -379,13 +379,13 @@ def test_the_residual_layout_is_known_by_its_header_and_scored(tmp_path: Path) -
 
 def test_all_of_it_is_plain_data_and_can_be_shown(tmp_path: Path) -> None:
     done = replay(grid(tmp_path / "runs.csv"))
-    document = json.loads(json.dumps(to_dict(done), allow_nan=False))
+    document = json.loads(json.dumps(done.to_dict(), allow_nan=False))
     assert document["format"] == 1
     assert {axis["axis"] for axis in document["metrics"][0]["axes"]} == {"network", "horizon", "decay"}
     assert len(document["metrics"][0]["best_rates"]) == 2 * 2 * 2 * 2
-    text = markdown(done)
-    assert text.count("### ") == len(list(sheets(done)))
-    assert {path.name for path in save_all(done, tmp_path)} == {"replay.json", "tables.md", "lost.png", "rates.png"}
+    text = page(done.to_dict())
+    assert text.count("### ") == len(list(sheets(document)))
+    assert {path.name for path in save_all(document, tmp_path)} == {"replay.json", "tables.md", "lost.png", "rates.png"}
     for name in ("lost.png", "rates.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "tables.md").read_text() == text
@@ -397,7 +397,7 @@ def test_a_users_own_file_needs_few_columns(tmp_path: Path) -> None:
     by = {score.rule: score for score in done.judged[0].axes[0].smallest}
     assert by["depth^-1/2"].lost == pytest.approx(0, abs=1e-9)
     assert by["one rate"].lost > 0
-    text = markdown(done)
+    text = page(done.to_dict())
     assert "covariance for 6 of 6 pairs: the file does not say how to build the networks" in text
     assert "step-law for 6 of 6 pairs: the Step Law is fitted to language models under AdamW" in text
 
@@ -487,11 +487,11 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(more)
     done = replay(path)
-    told = " / ".join(done.notes)
+    told = " / ".join(done.runs.notes)
     assert "1 of 90 runs did not come to their end" in told
     assert "columns that are not read: seconds" in told
     assert "2 of 89 runs diverged" in told
-    assert "1 skipped (fewer than three rates, or always diverged)" in markdown(done)
+    assert "1 skipped (fewer than three rates, or always diverged)" in page(done.to_dict())
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -98,12 +98,12 @@ def replay(context: typer.Context, path: Path, out: Path | None, json: bool) -> 
     if out is not None:
         make_folder(out)
         sheets.check_folder(out)
-    done = study.replay(path)
+    document = study.replay(path).to_dict()
     told = Console(stderr=True, soft_wrap=True)
-    for written in [] if out is None else sheets.save_all(done, out):
+    for written in [] if out is None else sheets.save_all(document, out):
         told.print(f"wrote {written}", markup=False, highlight=False)
     if json:
-        print_json(sheets.to_dict(done))
+        print_json(document)
         return
-    for table in sheets.tables(done):
+    for table in sheets.tables(document):
         screen().print(table)

@@ -140,15 +140,15 @@ def effective_depth(graph: Graph) -> int:
     Raises:
         GraphError: if no path leads from an input to an output.
     """
-    near: list[int | None] = [0 if v.kind == "input" else None for v in graph.vertices]
+    shortest: list[int | None] = [0 if v.kind == "input" else None for v in graph.vertices]
     for v, incoming in enumerate(graph.in_edges):
         added = graph.vertices[v].kind == "sum" and graph.in_degree[v] > 1
         for e in incoming:
-            before, known = near[graph.edges[e].src], near[v]
+            before, known = shortest[graph.edges[e].src], shortest[v]
             if graph.live[e] and before is not None:
                 length = before + len(graph.edges[e].layers) + added
-                near[v] = length if known is None else min(known, length)
-    ends = [length for v in graph.outputs if (length := near[v]) is not None]
+                shortest[v] = length if known is None else min(known, length)
+    ends = [near for v in graph.outputs if (near := shortest[v]) is not None]
     if not ends:
         raise GraphError("no path leads from an input to an output: the graph has no effective depth")
     return min(ends)

@@ -1,17 +1,11 @@
-"""Two pictures of a replay: what each rule loses, and where the best rates lie."""
+"""Two pictures of a replay, from its plain data: what each rule loses, and where the best rates lie."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from dagscale.bench.replay.optima import Optimum
-from dagscale.bench.replay.rules import value
-from dagscale.bench.replay.study import AxisScores, Judged, Replay
-from dagscale.errors import PlanError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,115 +18,109 @@ TITLES = {
     "network, horizon, batch": "to a larger network and a longer run, each at its best batch size",
     "decay": "to another decay",
 }
-AXIS_VARIABLES = {"decay": "weight decay", "batch": "batch size", "examples": "examples or tokens seen"}
+CHOICES = {"decay": "weight decay", "batch": "batch size", "examples": "examples or tokens seen"}
+SIZES = {"depth": "depth", "width": "width", "parameters": "parameters"}
+
+Document = Mapping[str, Any]
+Rate = Mapping[str, Any]
+"""An entry of ``best_rates``."""
 
 
-def draw_lost(replay: Replay) -> Figure:
+def draw_lost(document: Document) -> Figure:
     """What each rule loses by the main metric, a panel an axis: means with 95 % intervals, crosses for the worst."""
     from matplotlib.figure import Figure
 
-    judged = replay.judged[0]
-    heights = [max(len(axis.smallest), 3) for axis in judged.axes]
-    drawn = Figure(figsize=(7.5, 0.28 * sum(heights) + 0.75 * len(heights) + 0.4), layout="constrained")
+    judged = document["metrics"][0]
+    axes = judged["axes"]
+    heights = [max(len(axis["smallest"]), 3) for axis in axes]
+    drawn = Figure(figsize=(7.5, 0.26 * sum(heights) + 0.6 * len(heights) + 0.5), layout="constrained")
     panels = drawn.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
-    least = _least(judged)
-    for panel, axis in zip(panels, judged.axes, strict=True):
-        _lost_panel(panel, axis, judged, least)
+    means = [score["lost"] for axis in axes for score in axis["smallest"] if score["lost"]]
+    least = 0.5 * min(means, default=1e-3)
+    for panel, axis in zip(panels, axes, strict=True):
+        _lost_panel(panel, axis, least)
+        panel.axvline(max(judged["octave"] or 0.0, least), ls=":", color="k", lw=0.8)
     panels[-1].set_xlabel(
-        f"{judged.metric.name}: {judged.metric.unit} lost against the target's own best rate\n"
+        f"{judged['metric']['name']}: {judged['metric']['unit']} lost against the target's own best rate\n"
         "(dot: mean, bar: 95 %, ×: worst; dotted: one octave off)"
     )
     return drawn
 
 
-def _least(judged: Judged) -> float:
-    """The left end of the axis, and what is smaller stands on it."""
-    means = [score.lost for axis in judged.axes for score in axis.smallest if score.lost > 0]
-    return 0.5 * min(means, default=1e-3)
-
-
-def _lost_panel(panel: Any, axis: AxisScores, judged: Judged, least: float) -> None:
-    order = axis.smallest[::-1]
+def _lost_panel(panel: Any, axis: Document, least: float) -> None:
+    """One axis; what is less than ``least`` stands on the left end."""
+    order = axis["smallest"][::-1]
     for line, score in enumerate(order):
-        if score.interval is not None:
-            panel.plot(
-                [max(end, least) for end in score.interval], (line, line), "-", color="tab:blue", lw=2, alpha=0.5
-            )
-        panel.plot(max(score.lost, least), line, "o", color="tab:blue", ms=5)
-        if math.isfinite(score.worst):
-            panel.plot(max(score.worst, least), line, "x", color="tab:red", ms=5)
-        elif score.diverged:
+        if score["interval"] is not None:
+            ends = [max(end, least) for end in score["interval"]]
+            panel.plot(ends, (line, line), "-", color="tab:blue", lw=2, alpha=0.5)
+        if score["lost"] is not None:
+            panel.plot(max(score["lost"], least), line, "o", color="tab:blue", ms=5)
+        if score["worst"] is not None:
+            panel.plot(max(score["worst"], least), line, "x", color="tab:red", ms=5)
+        else:
             panel.annotate("diverged", (1.0, line), xycoords=("axes fraction", "data"), fontsize=7, color="tab:red")
-    panel.axvline(judged.octave, ls=":", color="k", lw=0.8)
-    panel.set_yticks(range(len(order)), [score.rule for score in order], fontsize=8)
+    panel.set_yticks(range(len(order)), [score["rule"] for score in order], fontsize=8)
     panel.set_ylim(-0.7, len(order) - 0.3)
     panel.set_xscale("log")
-    panel.set_title(TITLES[axis.axis], fontsize=9, loc="left")
+    panel.set_title(TITLES[axis["axis"]], fontsize=9, loc="left")
     panel.grid(axis="x", alpha=0.3)
 
 
-def draw_rates(replay: Replay) -> Figure:
-    """The best rates by the main metric against decay, batch size and horizon, as far as these vary: a line a group."""
+def draw_rates(document: Document) -> Figure:
+    """The best rates by the main metric against decay, batch size and horizon, as far as these vary, else against the
+    network's size: a line joins best rates that differ in this alone."""
     from matplotlib.figure import Figure
 
-    judged = replay.judged[0]
-    shown = [(name, lines) for name in AXIS_VARIABLES if (lines := _lines(judged.optima, name))]
-    shown = shown or [
-        (name, lines) for name in ("depth", "width", "parameters") if (lines := _lines(judged.optima, name))
-    ]
-    drawn = Figure(figsize=(4.2 * max(len(shown), 1), 4.2), layout="constrained")
-    panels = drawn.subplots(1, max(len(shown), 1), squeeze=False, sharey=True)[0]
-    sizes = sorted({_color_key(o) for _, lines in shown for line in lines for o in line})
-    for panel, (name, lines) in zip(panels, shown, strict=False):
-        _rate_panel(panel, name, lines, sizes, judged)
+    judged = document["metrics"][0]
+    inner = [one for one in judged["best_rates"] if one["kind"] == "inner"]
+    names = {name: lines for name in CHOICES if (lines := _lines(inner, name))}
+    names = names or {name: lines for name in SIZES if (lines := _lines(inner, name))}
+    drawn = Figure(figsize=(4.2 * max(len(names), 1), 4.2), layout="constrained")
+    panels = drawn.subplots(1, max(len(names), 1), squeeze=False, sharey=True)[0]
+    sizes = sorted({_size(one) for one in inner})
+    for panel, (name, lines) in zip(panels, names.items(), strict=False):
+        _rate_panel(panel, name, lines, sizes)
+        exponent = next((e["found"] for e in judged["exponents"] if e["part"] == name), None)
+        if exponent is not None:
+            told = " ({:.2f} … {:.2f})".format(*exponent["interval"]) if exponent["interval"] else ""
+            panel.set_title(f"exponent {exponent['value']:.2f}{told}", fontsize=9)
     panels[0].set_ylabel("best rate")
     handles, labels = panels[0].get_legend_handles_labels()
-    places = {key[-1]: i for i, key in enumerate(sizes)}
+    places = {size[-1]: i for i, size in enumerate(sizes)}
     once = dict(sorted(zip(labels, handles, strict=True), key=lambda pair: places[pair[0]]))
-    if len(once) < 12:
+    if 0 < len(once) < 12:
         panels[0].legend(once.values(), once.keys(), fontsize=7)
     return drawn
 
 
-def _rate_panel(
-    panel: Any, name: str, lines: Sequence[Sequence[Optimum]], sizes: Sequence[Any], judged: Judged
-) -> None:
+def _rate_panel(panel: Any, name: str, lines: Sequence[Sequence[Rate]], sizes: Sequence[tuple[Any, ...]]) -> None:
     from matplotlib import colormaps
 
-    colors = colormaps["viridis"]
     for line in lines:
-        key = _color_key(line[0])
-        color = colors(sizes.index(key) / max(len(sizes) - 1, 1) * 0.9)
-        xs = [value(o.setting, name) for o in line]
-        panel.plot(xs, [o.rate for o in line], "o-", color=color, ms=3, lw=0.8, alpha=0.7, label=key[-1])
-    panel.set(xscale="log", yscale="log", xlabel=AXIS_VARIABLES.get(name, name))
+        size = _size(line[0])
+        color = colormaps["viridis"](sizes.index(size) / max(len(sizes) - 1, 1) * 0.9)
+        xs = [_value(one, name) for one in line]
+        panel.plot(xs, [one["rate"] for one in line], "o-", color=color, ms=3, lw=0.8, alpha=0.7, label=size[-1])
+    panel.set(xscale="log", yscale="log", xlabel={**CHOICES, **SIZES}[name])
     panel.grid(alpha=0.3)
-    exponent = next((e for e in judged.exponents if e.part == name), None)
-    if exponent is not None:
-        interval = exponent.found.interval
-        told = "" if interval is None else f" ({interval[0]:.2f} … {interval[1]:.2f})"
-        panel.set_title(f"exponent {exponent.found.value:.2f}{told}", fontsize=9)
 
 
-def _color_key(optimum: Optimum) -> tuple[float, float, str]:
-    a = optimum.setting.architecture
-    return a.parameters or a.depth or 0.0, a.width or 0.0, a.name
+def _size(one: Rate) -> tuple[float, float, str]:
+    a = one["architecture"]
+    return a["parameters"] or a["depth"] or 0.0, a["width"] or 0.0, a["name"]
 
 
-def _lines(found: Sequence[Optimum], name: str) -> list[list[Optimum]]:
-    """Inner optima that differ in one number only, two at least, in its order."""
-    by: dict[Hashable, list[Optimum]] = defaultdict(list)
-    for optimum in found:
-        if optimum.kind != "inner":
-            continue
-        try:
-            value(optimum.setting, name)
-        except PlanError:
-            continue
-        setting = optimum.setting
-        if hasattr(setting, name):
-            key: Hashable = replace(setting, **{name: None})  # type: ignore[arg-type]
-        else:
-            key = setting.recipe, setting.decay, setting.batch, setting.examples
-        by[key].append(optimum)
-    return [sorted(line, key=lambda o: value(o.setting, name)) for line in by.values() if len(line) > 1]
+def _value(one: Rate, name: str) -> float:
+    return float((one[name] if name in CHOICES else one["architecture"][name]) or 0.0)
+
+
+def _lines(rates: Sequence[Rate], name: str) -> list[list[Rate]]:
+    """Best rates that differ in one number only, two at least, in its order."""
+    by: dict[str, list[Rate]] = defaultdict(list)
+    for one in rates:
+        if _value(one, name):
+            fixed = [one["recipe"], *(one[choice] for choice in CHOICES if choice != name)]
+            fixed += [one["architecture"]["name"]] if name in CHOICES else []
+            by[json.dumps(fixed)].append(one)
+    return [sorted(line, key=lambda o: _value(o, name)) for line in by.values() if len(line) > 1]

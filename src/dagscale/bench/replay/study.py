@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dagscale.bench.replay import layouts  # noqa: F401  puts the known layouts into their registry
 from dagscale.bench.replay.optima import Kind, LeftOut, Optimum, by_kind, left_out, optima
 from dagscale.bench.replay.pairs import across_horizons, across_networks, surfaces
-from dagscale.bench.replay.rules import AXES
+from dagscale.bench.replay.rules import AXES, RULES
 from dagscale.bench.replay.runs import Metric, Runs, Setting, read_runs
 from dagscale.bench.replay.transfer import (
     Carried,
@@ -88,7 +89,24 @@ class Replay:
 
     runs: Runs
     judged: tuple[Judged, ...]
-    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single runs, as plain data that tables and pictures are made from.
+
+        Numbers have six digits; what is infinite (a run that diverged) or unknown is None.
+        """
+        found: dict[str, Any] = _plain(
+            {
+                "format": 1,
+                "layout": self.runs.name,
+                "source": self.runs.layout.source,
+                "runs": len(self.runs.runs),
+                "notes": self.runs.notes,
+                "rules": {name: RULES[name].source for name in RULES},
+                "metrics": [_judged(judged) for judged in self.judged],
+            }
+        )
+        return found
 
 
 def replay(path: str | Path) -> Replay:
@@ -99,14 +117,36 @@ def replay(path: str | Path) -> Replay:
     """
     runs = read_runs(path)
     judged = tuple(judge(runs, metric) for metric in runs.layout.metrics)
-    if not any(part.axes for part in judged):
+    if not judged[0].axes:
         inner = judged[0].kinds["inner"]
         raise DataError(
             f"{Path(path).name}: nothing to carry a rate between: {inner} settings have a best rate inside their grid, "
             "and no two of them agree in all but network, decay, batch or horizon; add runs, or columns that say what "
             "differs"
         )
-    return Replay(runs, judged, runs.notes)
+    return Replay(runs, judged)
+
+
+def _judged(judged: Judged) -> dict[str, Any]:
+    found = {name: value for name, value in vars(replace(judged, optima=())).items() if name != "optima"}
+    rates = [
+        {**asdict(o.setting), "kind": o.kind, "rate": o.rate, "cost": o.cost, "recipe": dict(o.setting.recipe)}
+        for o in judged.optima
+    ]
+    return {**found, "best_rates": rates}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: dataclasses and mappings as dicts, sequences as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(vars(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def judge(runs: Runs, metric: Metric) -> Judged:
