@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from dagscale.bench.replay.optima import Optimum, find, optima
 from dagscale.bench.replay.pairs import across_horizons, across_networks, surfaces
 from dagscale.bench.replay.rules import RULES, Context, fitted_exponents
 from dagscale.bench.replay.runs import LAYOUTS, Architecture, Metric, Run, Setting, read_runs
-from dagscale.bench.replay.sheets import page, save_all, sheets
+from dagscale.bench.replay.sheets import markdown, page, save_all, sheets
 from dagscale.bench.replay.study import replay
 from dagscale.bench.replay.transfer import (
     any_base,
@@ -96,6 +97,18 @@ def test_a_best_rate_beside_divergence_is_at_the_edge_and_rates_beyond_diverge()
     assert (found.kind, found.rate) == ("edge", 0.25)
     assert math.isinf(found.curve.at(0.3))
     assert math.isfinite(found.curve.at(0.2))
+
+
+def test_a_rate_at_which_one_of_two_runs_diverged_counts_as_diverged() -> None:
+    settings, rates = Setting(net(2)), RATES[10:20]
+    fine = [run(settings, rate, 0.05) for rate in rates]
+    gone = [replace(one, costs={"loss": math.inf}) for one in fine]
+    assert optima([*fine, *gone], LOSS) == []
+    (found,) = optima([*fine, gone[-1]], LOSS)
+    assert math.isinf(found.curve.at(rates[-1] * 0.999))
+    best = min(fine, key=lambda one: one.costs["loss"])
+    (beside,) = optima([*fine, replace(best, costs={"loss": math.inf})], LOSS)
+    assert best.rate not in {2.0**x for x, cost in beside.curve.levels if math.isfinite(cost)}
 
 
 def test_a_cliff_in_the_window_does_not_bend_the_parabola() -> None:
@@ -524,3 +537,55 @@ def test_the_command_refuses_in_one_line(arguments: tuple[str, ...], message: st
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_every_table_of_the_page_is_made_from_the_kept_results() -> None:
+    page_ = (DOCS / "evidence-replay.md").read_text(encoding="utf-8")
+    made = {}
+    for name in ("resnet-cifar", "step-law"):
+        for sheet in sheets(json.loads((DOCS / f"replay-{name}.json").read_text(encoding="utf-8"))):
+            made[name, sheet.title] = markdown(sheet)
+    for key, text in made.items():
+        assert text in page_ or key == ("step-law", "By base"), key
+    shown = [block for block in page_.split("\n\n") if block.startswith("| ") and not block.startswith("| column ")]
+    assert sorted(shown) == sorted(text for text in made.values() if text in page_)
+
+
+def test_figures_in_the_pages_words_are_those_of_its_tables() -> None:
+    """What the summary says, against the numbers behind it."""
+    nets, texts = (
+        json.loads((DOCS / f"replay-{name}.json").read_text(encoding="utf-8"))["metrics"][0]
+        for name in ("resnet-cifar", "step-law")
+    )
+
+    def lost(judged: dict[str, Any], axis: str, rule: str) -> float:
+        (scored,) = [one for one in judged["axes"] if one["axis"] == axis]
+        (score,) = [one for one in scored["smallest"] if one["rule"] == rule]
+        return float(score["lost"])
+
+    def pair(rule: str) -> float:
+        (score,) = [one for one in nets["network_pairs"] if one["rule"] == rule]
+        return float(score["lost"])
+
+    words = " ".join((DOCS / "evidence-replay.md").read_text(encoding="utf-8").split())
+    for said, value, form in (
+        ("It loses {} points of accuracy", lost(nets, "network", "one rate"), ".2f"),
+        ("`effective-depth` {},", lost(nets, "network", "effective-depth"), ".1f"),
+        ("`covariance` {},", lost(nets, "network", "covariance"), ".2f"),
+        ("(the paper's Σ L³) {} points", lost(nets, "network", "paths"), ".0f"),
+        ("An octave off costs {} points", nets["octave"], ".1f"),
+        ("while the decay changes loses {} points", lost(nets, "decay", "one rate"), ".0f"),
+        ("keeping rate × decay {}.", lost(nets, "decay", "product"), ".1f"),
+        ("loses {} points on the others", pair("the base's pair"), ".2f"),
+        ("leaving the decay at 1e-4 loses {}.", pair("rate tuned, decay 0.0001"), ".1f"),
+        ("as the formula that was: {} against", lost(texts, "network", "μP, depth^-1/2"), ".4f"),
+        ("against {} nats", lost(texts, "network", "step-law"), ".4f"),
+        ("where an octave off costs {}", texts["octave"], ".3f"),
+        ("and one rate {}.", lost(texts, "network", "one rate"), ".3f"),
+    ):
+        assert said.format(format(value, form)) in words

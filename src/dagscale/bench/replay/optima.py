@@ -77,7 +77,7 @@ class Optimum:
 
 
 def optima(runs: Iterable[Run], metric: Metric) -> list[Optimum]:
-    """Of every setting that was tried at three rates at least and did not always diverge."""
+    """Of every setting that was tried at three rates at least, at one of which no run diverged."""
     tried: dict[Setting, list[tuple[float, float]]] = defaultdict(list)
     for run in runs:
         if metric.name in run.costs:
@@ -85,12 +85,13 @@ def optima(runs: Iterable[Run], metric: Metric) -> list[Optimum]:
     return [
         find(setting, points, metric.cliff)
         for setting, points in tried.items()
-        if len({r for r, _ in points}) >= 3 and any(math.isfinite(c) for _, c in points)
+        if len({rate for rate, _ in points}) >= 3
+        and {rate for rate, _ in points} - {rate for rate, cost in points if math.isinf(cost)}
     ]
 
 
 def find(setting: Setting, points: Sequence[tuple[float, float]], cliff: float, window: float = WINDOW) -> Optimum:
-    """The best rate from ``(rate, cost)`` of runs; at least one cost is finite."""
+    """The best rate from ``(rate, cost)`` of runs; at one rate at least none diverged."""
     curve = fit(points, cliff, window)
     finite = [level for level in curve.levels if math.isfinite(level[1])]
     best, cost = min(finite, key=lambda level: level[1])
@@ -110,11 +111,12 @@ def fit(points: Sequence[tuple[float, float]], cliff: float, window: float = WIN
     for rate, cost in points:
         repeats[math.log2(rate)].append(cost)
     levels = tuple((x, float(np.mean(repeats[x]))) for x in sorted(repeats))
+    means = dict(levels)
     centre, best = min(levels, key=lambda level: level[1])
     near = [
         (math.log2(rate), cost)
         for rate, cost in points
-        if abs(math.log2(rate) - centre) <= window and cost <= best + cliff
+        if abs(math.log2(rate) - centre) <= window and cost <= best + cliff and math.isfinite(means[math.log2(rate)])
     ]
     xs, ys = (np.array(values, float) for values in zip(*near, strict=True)) if near else (np.empty(0), np.empty(0))
     if apart(xs) < 3:

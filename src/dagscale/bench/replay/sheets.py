@@ -181,10 +181,11 @@ def _mean_worst(score: Document | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits or so: 0.0013, 0.24, 12.3."""
+    """Two digits or three: 0.0013, 0.042, 0.24, 12.3."""
     if value is None:
         return "diverged"
-    return f"{value:.4f}" if abs(value) < 0.02 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+    size = abs(value)
+    return format(value, ".4f" if size < 0.01 else ".3f" if size < 0.1 else ".2f" if size < 10 else ".1f")
 
 
 def _interval(interval: Sequence[float] | None, form: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -222,14 +223,16 @@ def ratio_interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
 
     if len(above) < FEW or np.ptp(above / below) < 1e-12 * max(1.0, float(np.abs(above / below).max())):
         return None
-    drawn = bootstrap(
-        (above, below),
-        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        random_state=np.random.default_rng(0),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of data so even that no interval can be told, which the NaN says too
+        drawn = bootstrap(
+            (above, below),
+            lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            random_state=np.random.default_rng(0),
+        )
     low, high = float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
