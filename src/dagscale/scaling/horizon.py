@@ -101,7 +101,8 @@ def timescale(m_B: float, m_D: float) -> HorizonScaling:
 @HORIZON_RULES.add("completed-p")
 def completed_p(m_B: float, m_D: float) -> HorizonScaling:
     """One differential equation at every batch size and horizon: with ``r = m_B/m_D``, rate and decay ∝ √r,
-    ``1 - β ∝ r``, ``eps ∝ 1/√r`` [Complete(d)P, arXiv 2512.22382, Table 1]."""
+    ``1 - β ∝ r``, ``eps ∝ 1/√r`` [Complete(d)P, arXiv 2512.22382, Table 1, as published implementations have it;
+    they disagree on the sign of eps's power, and this one agrees with ``sqrt``]."""
     r = m_B / m_D
     return HorizonScaling(math.sqrt(r), math.sqrt(r), r, 1 / math.sqrt(r))
 
