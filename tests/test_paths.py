@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dagscale import Graph, kernel_size, path_sums
 from dagscale.errors import GraphError
 from dagscale.graph import Edge, Layer, Op, ParamUse, Vertex
+from dagscale.graph.paths import effective_depth
 
 ACT = Op("activation", "relu")
 
@@ -142,3 +143,29 @@ def test_networkx_agrees_on_paths() -> None:
     nx = complete(8).to_networkx()
     assert len(list(networkx.all_simple_edge_paths(nx, 0, 7))) == path_sums(complete(8)).paths
     assert nx.nodes[7]["in_degree"] == 7
+
+
+@given(dags())
+def test_effective_depth_equals_enumeration(graph: Graph) -> None:
+    lengths = []
+    for path in enumerate_paths(graph):
+        ends = [graph.edges[e].dst for e in path]
+        added = [v for v in ends if graph.vertices[v].kind == "sum" and graph.in_degree[v] > 1]
+        lengths.append(len(added) + sum(len(graph.edges[e].layers) for e in path))
+    if lengths:
+        assert effective_depth(graph) == min(lengths)
+    else:
+        with pytest.raises(GraphError, match="no path leads"):
+            effective_depth(graph)
+
+
+def test_a_residual_block_adds_one_to_the_effective_depth_whatever_its_branch_holds() -> None:
+    for blocks in (1, 4):
+        for inside in (1, 3):
+            edges = [Edge(0, 1, (conv(3), ACT))]
+            for b in range(blocks):
+                edges += [Edge(b + 1, b + 2), Edge(b + 1, b + 2, (conv(3), ACT) * inside)]
+            edges.append(Edge(blocks + 1, blocks + 2, (conv(1),)))
+            kinds = ["input", "fork", *["sum"] * blocks, "output"]
+            graph = Graph(tuple(Vertex(i, kind) for i, kind in enumerate(kinds)), tuple(edges))  # type: ignore[arg-type]
+            assert effective_depth(graph) == 2 + blocks

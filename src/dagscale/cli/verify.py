@@ -14,7 +14,11 @@ NAMES = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth
 
 @app.command()
 def verify(
-    suite: Annotated[str, typer.Argument(help=NAMES, metavar="SUITE")],
+    context: typer.Context,
+    suite: Annotated[str | None, typer.Argument(help=NAMES, metavar="SUITE")] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="CSV of finished runs: score laws and rules on them, train nothing.")
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(help="LAW/INIT, as curvature/moments, or a peer; repeat it. Default: all."),
@@ -40,7 +44,13 @@ def verify(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Predicted against found: every law under every init, and methods of others, by training a suite."""
+    """Predicted against found: every law under every init, and methods of others, by training a suite; or, with
+    --runs, on finished runs of others."""
+    if runs is not None:
+        replay(context, runs, out, json)
+        return
+    if suite is None:
+        raise typer.BadParameter("name a SUITE to train, or a file of finished runs with --runs")
     from rich.console import Console
 
     from dagscale.bench.verify import report, study
@@ -67,3 +77,33 @@ def verify(
         print_json(report.to_dict(rows))
     else:
         screen().print(report.table(done, rows))
+
+
+WITH_RUNS = ("runs", "out", "json")
+
+
+def replay(context: typer.Context, path: Path, out: Path | None, json: bool) -> None:
+    """``dagscale verify --runs FILE.csv``."""
+    from rich.console import Console
+
+    from dagscale.bench.replay import sheets, study
+
+    given = [
+        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    unused = [name for name in given if name not in WITH_RUNS]
+    if unused:
+        name = "SUITE" if unused[0] == "suite" else f"--{unused[0].replace('_', '-')}"
+        raise typer.BadParameter(f"{name} is about runs to train, and --runs trains nothing: leave one of them out")
+    if out is not None:
+        make_folder(out)
+        sheets.check_folder(out)
+    document = study.replay(path).to_dict()
+    told = Console(stderr=True, soft_wrap=True)
+    for written in [] if out is None else sheets.save_all(document, out):
+        told.print(f"wrote {written}", markup=False, highlight=False)
+    if json:
+        print_json(document)
+        return
+    for table in sheets.tables(document):
+        screen().print(table)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dagscale.errors import GraphError
 from dagscale.graph.model import Graph
 
 _KERNEL_UNIT = 1 << 20
@@ -125,3 +126,29 @@ def _square_sum(graph: Graph, weight: list[int]) -> int:
             s1[v] += b + w * a
             s2[v] += s2[u] + w * (2 * b + w * a)
     return sum(s2[v] for v in graph.outputs)
+
+
+def effective_depth(graph: Graph) -> int:
+    """Length of the shortest input→output path, counting weight layers and additions.
+
+    A vertex at which two or more live signals are added counts 1, and so does every weight layer: a residual block
+    whose skip is the identity adds 1, whatever is in its branch. Activations, norms, products and concatenations
+    count nothing. A layer that is used twice on a path counts twice.
+
+    Source: arXiv 2602.07494, where the best learning rate falls like the power -3/2 of it.
+
+    Raises:
+        GraphError: if no path leads from an input to an output.
+    """
+    shortest: list[int | None] = [0 if v.kind == "input" else None for v in graph.vertices]
+    for v, incoming in enumerate(graph.in_edges):
+        added = graph.vertices[v].kind == "sum" and graph.in_degree[v] > 1
+        for e in incoming:
+            before, known = shortest[graph.edges[e].src], shortest[v]
+            if graph.live[e] and before is not None:
+                length = before + len(graph.edges[e].layers) + added
+                shortest[v] = length if known is None else min(known, length)
+    ends = [near for v in graph.outputs if (near := shortest[v]) is not None]
+    if not ends:
+        raise GraphError("no path leads from an input to an output: the graph has no effective depth")
+    return min(ends)

@@ -1,1 +1,1 @@
-"""Scaling: how each parameter's settings change with the width of a network."""
+"""Scaling: how settings change with the width of a network, the batch size and the length of a run."""
