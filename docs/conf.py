@@ -21,7 +21,7 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -31,7 +31,9 @@ napoleon_use_ivar = True  # "Attributes" as a list: autodoc describes the fields
 
 html_theme = "furo"
 html_title = "dagscale"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 html_show_sphinx = False
 

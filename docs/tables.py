@@ -81,8 +81,8 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def percent(value: str) -> str:
-    """``0.6`` → ``0.6 %``; a word stays."""
-    return f"{float(value):.1f} %".replace("-", "−") if re.fullmatch(r"-?[\d.]+", value) else value
+    """``0.6`` → ``0.6 %``, held together by a space that does not break; a word stays."""
+    return f"{float(value):.1f}\u00a0%".replace("-", "−") if re.fullmatch(r"-?[\d.]+", value) else value
 
 
 def method(row: dict[str, str]) -> str:
