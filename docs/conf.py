@@ -9,11 +9,13 @@ from docutils.utils.math.latex2mathml import tex2mathml
 try:
     release = importlib.metadata.version("dagscale")
 except importlib.metadata.PackageNotFoundError:  # built from a checkout that is only on PYTHONPATH
-    from dagscale import __version__ as release
+    import dagscale
+
+    release = dagscale.__version__
 
 project = "dagscale"
 author = "The dagscale authors"
-copyright = "The dagscale authors, Apache-2.0"  # noqa: A001  (Sphinx reads this name)
+copyright = "The dagscale authors, Apache-2.0"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]

@@ -55,7 +55,9 @@ FAMILIES = {
     "resnet-bn-momentum": (
         "momentum, 5 residual CNNs, batch norm", "resnet-bn-momentum", "moments", "short-run", "residual-cnns",
     ),
-    "resnet-bn-adamw": ("AdamW, 8 residual CNNs, batch norm", "resnet-bn-adamw", "moments", "short-run", "residual-cnns"),
+    "resnet-bn-adamw": (
+        "AdamW, 8 residual CNNs, batch norm", "resnet-bn-adamw", "moments", "short-run", "residual-cnns",
+    ),
     "gelu-keep": ("SGD, 30 MLP DAGs, GELU", "mlp-dag-gelu-sgd", "keep", "short-run", "gelu"),
     "gelu": ("SGD, 30 MLP DAGs, GELU", "mlp-dag-gelu-sgd", "moments", "combined", "gelu"),
     "depth-gelu-keep": ("SGD, 8 MLP depths, GELU", "mlp-depth-gelu-sgd", "keep", "short-run", "gelu"),
