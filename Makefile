@@ -2,19 +2,21 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Versions to install; another file, or /dev/null for the newest of all, in its place.
+CONSTRAINTS ?= constraints.txt
 # Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
 PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate
 
-.PHONY: help demo test lint zoo bench clean
+.PHONY: help demo test lint docs dist zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(PEERS)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-deps $(PEERS)
 	@touch $@
 
 demo: $(READY)  ## the main job on embedded data: one table, one picture in out/
@@ -24,9 +26,15 @@ test: $(READY)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 lint: $(READY)  ## ruff and mypy --strict
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py
 	$(BIN)/mypy
+
+docs: $(READY)  ## the documentation site in docs/_build/html; warnings are errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+dist: $(READY)  ## a wheel and a source archive in dist/
+	$(BIN)/python -m build
 
 zoo: $(READY)  ## trace every model of timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python benchmarks/zoo.py run
@@ -43,4 +51,4 @@ bench: $(READY)  ## the benchmarks that the documentation quotes
 	$(BIN)/python benchmarks/search.py
 
 clean:  ## remove the environment and what commands wrote
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out docs/_build dist

@@ -1,7 +1,7 @@
 """How the learning rate goes with the kernel size: searched, by curvature, and by the update of one step.
 
     python benchmarks/kernels.py run [--cifar PATH] [--only REGEX]   # resumable; appends to out/kernels.jsonl
-    python benchmarks/kernels.py report                              # the tables of docs/kernels.md
+    python benchmarks/kernels.py report                              # the tables of docs/evidence/kernels.md
 
 Nets of three convolutions (12 channels, ReLU, stride 1, zero padding, one kernel size 1, 3, 5 or 7), global average
 pooling and a linear readout, on digits and CIFAR-10 as 1-d and 2-d signals, under the inits ``moments`` and

@@ -1,7 +1,7 @@
 """The second moment at every weight layer, and at every sum, of a freshly initialised network, over the zoo.
 
     python benchmarks/moments.py run [--limit N] [--only REGEX] [--again] [--seconds S]   # resumable: out/moments.jsonl
-    python benchmarks/moments.py report                                                   # the tables of docs/inits.md
+    python benchmarks/moments.py report                                           # the tables of docs/evidence/inits.md
 
 Models of at most 30 million parameters: the smallest of each timm family, torchvision's classifiers, small
 transformers of every type, and the package's own spaces; in the mode in which the zoo traces them (timm and
@@ -387,7 +387,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def report() -> None:
-    """The tables of docs/inits.md, then every exception by name."""
+    """The tables of docs/evidence/inits.md, then every exception by name."""
     every = rows()
     measured = [r for r in every if "moments" in r]
     libraries = Counter(r["library"] for r in measured)

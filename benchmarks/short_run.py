@@ -3,13 +3,13 @@
     python benchmarks/short_run.py --data PATH/cifar10 [--cells NAME …] [--horizons N …] [--json FILE]
 
 Small families of MLPs, CNNs and transformers, with and without norms, under ``moments`` and under PyTorch's own init;
-other architectures than those that ``docs/results.md`` reports: their sample's seed is 5. Each is trained at rates half
-an octave apart with several seeds, and every batch's loss is kept. A short run of any length is the beginning of a long
-one, so all variants of the law can be read off the same runs, at rates an octave apart as the law tries them: by the
-mean loss over the run or by that of its last quarter, and with any power of the ratio. A variant's rate, from the
-middle of the base's band, is held against the whole runs: correlation and slope of log ratios, rms distance in octaves
-at the power that laws take, scatter of the short run's middle between seeds, by how many octaves the whole run's lies
-above it, and the loss above the best of the grid, mean and worst, for several powers.
+other architectures than those that ``docs/evidence/index.md`` reports: their sample's seed is 5. Each is trained at
+rates half an octave apart with several seeds, and every batch's loss is kept. A short run of any length is the
+beginning of a long one, so all variants of the law can be read off the same runs, at rates an octave apart as the law
+tries them: by the mean loss over the run or by that of its last quarter, and with any power of the ratio. A variant's
+rate, from the middle of the base's band, is held against the whole runs: correlation and slope of log ratios, rms
+distance in octaves at the power that laws take, scatter of the short run's middle between seeds, by how many octaves
+the whole run's lies above it, and the loss above the best of the grid, mean and worst, for several powers.
 
 Of length 1 is what ``covariance`` derives for the first step. Where it speaks of a family, so does the geometric mean
 of it and a short run's ratio.

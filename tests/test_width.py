@@ -213,7 +213,7 @@ def test_an_untouched_model_trains_as_mups(family: str, optimizer: str) -> None:
     own.load_state_dict(peer.state_dict())
     with torch.no_grad():
         own.head.weight /= M
-    lr, decay = (0.02, 0.1) if optimizer != "adam" else (0.01, 0.0)  # Adam's coupled decay: docs/width.md
+    lr, decay = (0.02, 0.1) if optimizer != "adam" else (0.01, 0.0)  # Adam's coupled decay: docs/how/width.md
     theirs = mup_optimizer(mup, optimizer, peer.parameters(), lr, decay)
     ours = torch_optimizer(optimizer, groups(own, scale(make(BASE), make(TARGET), optimizer), lr, decay))
     expected, got = train_both(peer, theirs, own, ours)
@@ -355,7 +355,7 @@ def kinds(factors: dict[str, WidthScaling]) -> dict[str, str]:
 
 
 def test_classes_and_table() -> None:
-    """The rows of docs/width.md: an Mlp 4 times as wide."""
+    """The rows of docs/how/width.md: an Mlp 4 times as wide."""
     sgd, adam = scale(Mlp(8), Mlp(32), "sgd"), scale(Mlp(8), Mlp(32), "adam")
     rows = {
         "stem.weight": ("input", 1.0, 4.0, 1.0),

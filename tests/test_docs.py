@@ -1,0 +1,137 @@
+"""The documentation's pages agree with each other, with the results, with the code, and with the line length."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+LONGEST = 120
+
+LONG_LINES = frozenset({"data.md", "limitations.md", "sweep.md", "tracing.md"})
+"""Pages that are not rewritten yet."""
+
+
+def each_page() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The ids of a page's headings, as GitHub and MyST write them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@each_page()
+def test_links_resolve(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"\{download\}`[^<`]*<([^>]+)>`", text)
+    for link in links:
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_file(), f"{page.relative_to(ROOT)}: no file {link}"
+        assert not anchor or anchor in anchors(file), f"{page.relative_to(ROOT)}: no heading {link}"
+
+
+@each_page()
+def test_lines_are_short(page: Path) -> None:
+    """But for tables with links, whose rows cannot be broken."""
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    long = [n for n, line in lines if len(line) > LONGEST and not (line.startswith("|") and "](" in line)]
+    if page.name in LONG_LINES and page.parent == DOCS:
+        pytest.skip("not rewritten yet")
+    assert not long, f"{page.relative_to(ROOT)}: lines {long} are longer than {LONGEST}"
+
+
+@each_page()
+def test_no_line_is_taken_for_a_comment(page: Path) -> None:
+    """A line that begins with a percent sign is a comment in MyST, and its text would be lost."""
+    lines = without_code(page.read_text(encoding="utf-8")).splitlines()
+    assert not [line for line in lines if line.lstrip().startswith("%")]
+
+
+@each_page()
+def test_scripts_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:benchmarks|docs|examples|tests|src/dagscale)/[\w/]+\.py\b", text))
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "tests"])
+def test_pages_that_a_script_names_exist(folder: str) -> None:
+    for script in sorted((ROOT / folder).glob("*.py")):
+        named = re.findall(r"\bdocs/[\w/-]+\.md\b", script.read_text(encoding="utf-8"))
+        assert not [name for name in named if not (ROOT / name).is_file()], script.name
+
+
+def test_suites_that_pages_name_exist() -> None:
+    from dagscale.bench.verify.suites import SUITES
+
+    named = {
+        suite for page in PAGES for suite in re.findall(r"dagscale verify +([a-z][\w-]*)", page.read_text("utf-8"))
+    }
+    assert len(named) > 5
+    assert named <= set(SUITES)
+
+
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_those_of_the_results() -> None:
+    written = tables().written
+    differ = [page.name for page in PAGES if written(page.read_text("utf-8")) != page.read_text("utf-8")]
+    assert not differ, f"run python docs/tables.py: {differ}"
+
+
+def test_a_changed_figure_would_be_found() -> None:
+    text = (DOCS / "evidence" / "mlp-dags.md").read_text("utf-8")
+    assert "| 0.89 | 0.23 |" in text
+    assert tables().written(text.replace("| 0.89 | 0.23 |", "| 0.98 | 0.23 |")) == text
+
+
+def test_every_file_of_results_is_on_a_page() -> None:
+    shown = "".join(page.read_text("utf-8") for page in PAGES)
+    assert not [
+        file.name for file in (DOCS / "evidence" / "tables").glob("*.csv") if f"tables/{file.name}" not in shown
+    ]
+
+
+EXAMPLE = re.compile(r"<!-- runs -->\n```python\n(.*?)```\n\nIt prints\n\n```\n(.*?)```", re.DOTALL)
+EXAMPLES = [
+    pytest.param(code, printed, id=f"{page.relative_to(DOCS).as_posix()}-{number}")
+    for page in PAGES
+    for number, (code, printed) in enumerate(EXAMPLE.findall(page.read_text("utf-8")))
+]
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize(("code", "printed"), EXAMPLES)
+def test_examples_run_and_print_what_the_page_says(code: str, printed: str) -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "example", "exec"), {})
+    assert out.getvalue() == printed
