@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dagscale.errors import GraphError
+from dagscale.graph import Graph
 from dagscale.laws.base import law
 from dagscale.laws.covariance import covariance
 from dagscale.laws.estimate import Estimate
@@ -13,15 +14,21 @@ OUTSIDE = frozenset({"norm", "unknown"})
 """Kinds of operations that the covariance law has no picture of."""
 
 
+def pictured(graph: Graph) -> bool:
+    """Whether the covariance law has a picture of all of it: layers and sums of them, no norms and no products (gates,
+    attention)."""
+    return not any(op.kind in OUTSIDE for edge in graph.edges for op in edge.ops) and not any(
+        vertex.kind == "product" for vertex in graph.vertices
+    )
+
+
 def described(network: Network) -> bool:
-    """Whether the covariance law is for this network: gradient-like steps, layers drawn by the init, sums of them, no
-    norms and no products (gates, attention)."""
-    graph = network.graph
+    """Whether the covariance law is for this network: gradient-like steps, layers drawn by the init, and a graph that
+    it has a picture of."""
     return (
         network.recipe.optimizer.step == "gradient"
-        and any(use.op.params[0].name in network.fills for use in graph.layers)
-        and not any(op.kind in OUTSIDE for edge in graph.edges for op in edge.ops)
-        and not any(vertex.kind == "product" for vertex in graph.vertices)
+        and any(use.op.params[0].name in network.fills for use in network.graph.layers)
+        and pictured(network.graph)
     )
 
 

@@ -61,8 +61,8 @@ def measure(
 
     Rates an octave apart are tried: from ``2**start``, or the first rate below it at which the loss falls, up to above
     the band, then down to below it. Coming from below finds the valley in which training descends. Beyond the rate at
-    which it breaks there can be another, of networks that had their outputs thrown away. Above the band one rate settles it that loses ``FAR`` of what the best gains;
-    else two in a row.
+    which it breaks there can be another, of networks that had their outputs thrown away. Above the band one rate
+    settles it that loses ``FAR`` of what the best gains; else two in a row.
 
     Returns:
         None if no rate lowers the loss by a part of ``least``, above 0.

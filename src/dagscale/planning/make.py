@@ -12,6 +12,7 @@ from dagscale.graph import Graph
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
 from dagscale.laws.base import Carried
+from dagscale.laws.combined import pictured
 from dagscale.laws.estimate import half_width
 from dagscale.network import Network
 from dagscale.planning.base import Base
@@ -94,6 +95,8 @@ def plan(
         with about("target"):
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
         networks = _networks(bases, recipe, chosen, target.seed)
+        if law is None and chosen.law.steps and not all(pictured(n.graph) for n in (target, *networks.values())):
+            chosen = replace(chosen, law=LAWS["none"], note=UNPICTURED)
         for name, network in networks.items():
             with about(name):
                 check_kin(network.graph, target.graph)
@@ -129,13 +132,20 @@ def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = Tru
     """The law that the evidence is for.
 
     With data to measure on: ``combined`` for plain SGD, ``short-run`` for other optimisers and without a base. Without
-    data: ``covariance`` for SGD with and without momentum, ``none`` for other optimisers.
+    data: ``covariance`` for SGD with and without momentum, of networks without norms and products; ``none`` for all
+    others, where one rate is nearest to what runs to completion want (docs/evidence-replay.md).
     """
     record = resolve(optimizer)
     if has_data:
         plain = record.step == "gradient" and not record.settings.get("momentum")
         return "combined" if plain and has_base else "short-run"
     return "covariance" if record.step == "gradient" else "none"
+
+
+UNPICTURED = (
+    "one rate for all (law 'none'): without data no law is better on networks with norms, gates or attention; give "
+    "data, or width='mup' where width grows"
+)
 
 
 # --- what was asked for ----------------------------------------------------------------------------------------
@@ -147,6 +157,7 @@ class _Chosen:
     init: Init
     width: str
     absolute: bool
+    note: str = ""
 
 
 def _bases(base: Any, base_lr: Any) -> tuple[list[Any], list[Any]]:
@@ -363,7 +374,12 @@ def _built(
         interval = (lr / spread, lr * spread)
     alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
     widths = dict.fromkeys(s.note for s in scaling.values() if s.note)
-    notes = (*_origin(alone, chosen.absolute), *_notes(graph, parameters, chosen.init), *widths)
+    notes = (
+        *_origin(alone, chosen.absolute),
+        *([chosen.note] if chosen.note else []),
+        *_notes(graph, parameters, chosen.init),
+        *widths,
+    )
     live = target.recipe
     return Plan(
         lr, start, chosen.law.name, chosen.init.name, target.seed, live.describe(), factors, parameters, notes,
