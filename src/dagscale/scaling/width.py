@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -22,10 +22,10 @@ from typing import Literal
 
 from dagscale.errors import PlanError
 from dagscale.graph import Graph, LayerUse
+from dagscale.graph.roles import Position, positions
 from dagscale.registry import Registry
 
 WidthKind = Literal["input", "hidden", "output", "vector"]
-Position = Literal["input", "inner", "readout"]
 
 ONE = Fraction(1)
 MULTIPLIES = frozenset({"gain"})
@@ -139,25 +139,10 @@ def width_scaling(base: Graph, target: Graph, optimizer: str, *, mean_field: boo
 def _places(graph: Graph) -> dict[str, _Place]:
     """Each weight at its first use; a readout use counts before others, so that tied weights show as readouts."""
     found: dict[str, _Place] = {}
-    for use, name, position in _positions(graph):
+    for use, name, position in positions(graph):
         if name not in found or (position == "readout" and found[name].position != "readout"):
             found[name] = _place(use, name, graph.parameter[name].shape, position)
     return found
-
-
-def _positions(graph: Graph) -> Iterator[tuple[LayerUse, str, Position]]:
-    """Every use of a layer, its weight (the largest, where it is computed from several), and where it stands."""
-    fresh = [v.kind == "input" for v in graph.vertices]  # whether what stands there has passed no weight layer
-    for v, entering in enumerate(graph.in_edges):
-        live = [graph.edges[e] for e in entering if graph.live[e]]
-        fresh[v] = fresh[v] or (bool(live) and all(fresh[e.src] and not e.layers for e in live))
-    for use in graph.layers:
-        weights = [p.name for p in use.op.params if p.role == "weight" and p.name in graph.parameter]
-        if weights:
-            edge = graph.edges[use.edge]
-            reads = fresh[edge.src] and use.op is edge.layers[0]
-            position: Position = "readout" if use.readout else "input" if reads else "inner"
-            yield use, max(weights, key=lambda n: graph.parameter[n].numel), position
 
 
 def _place(use: LayerUse, name: str, shape: tuple[int, ...], position: Position) -> _Place:
@@ -328,7 +313,7 @@ def _tied(graph: Graph, growths: Mapping[str, _Growth], rule: WidthRule, mean_fi
     is the same function. Its rate is 1/m under every optimiser here: Adam's steps shrink with the value;
     under SGD the gain's own m meets 1/m for the value and 1/m for the gradient.
     """
-    uses = list(_positions(graph))
+    uses = list(positions(graph))
     embedded = {name for _, name, position in uses if position == "input"}
     found: dict[str, WidthScaling] = {}
     for use, name, position in uses:
