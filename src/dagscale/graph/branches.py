@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
-from dagscale.graph.ends import Fold, Place, fold_before, passes
+from dagscale.graph.ends import Fold, fold_before, only_whole, passes
 from dagscale.graph.model import Graph
 
 BlockType = tuple[int, frozenset[str], bool]
@@ -71,58 +73,60 @@ class Residuals:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    addition: int
+class _Addition:
+    """A sum at ``vertex``: where the trunk that passes it comes from, how, and the edges of its branch."""
+
+    vertex: int
     origin: int
     operands: tuple[int, ...]
-    fold: Fold
-    edges: frozenset[int]
+    way: Way
 
 
 def find_branches(graph: Graph) -> Residuals:
     """The residual branches of a graph, with the parameters at their ends and inside."""
     above = _ancestors(graph)
-    dominator = _dominators(graph)
-    found: dict[int, _Found] = {}
+    told: dict[int, _Addition] = {}
     unclear: list[int] = []
-    trunks: dict[int, int] = {}
     for vertex in graph.vertices:
         entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
-        if vertex.kind != "sum" or len(entering) < 2:
-            continue
-        told = _trunk(graph, entering, above, frozenset(found) | {f.origin for f in found.values()})
-        if told is None:
-            if _share_nonlinear_origin(graph, entering, above):
+        if vertex.kind == "sum" and len(entering) > 1:
+            addition = _addition(graph, vertex.id, entering, above, _trunk_vertices(told))
+            if addition is not None:
+                told[vertex.id] = addition
+            elif _share_nonlinear_origin(graph, entering, above):
                 unclear.append(vertex.id)
-            continue
-        origin, operands, fold = told
-        if not operands:
-            continue  # a long skip: two points of one trunk
-        linked = _previous(origin, dominator, found)
-        trunks[vertex.id] = trunks[linked] if linked is not None else len(set(trunks.values()))
-        edges = _edges(graph, origin, operands, above, found, trunks, trunks[vertex.id])
-        found[vertex.id] = _Found(vertex.id, origin, operands, fold, edges)
-    folds = _only_whole(graph, {v: f.fold for v, f in found.items()})
-    within = {graph.edges[e].dst for f in found.values() for e in f.edges if e not in f.operands}
-    branches = tuple(_branch(graph, f, folds[v], trunks[v]) for v, f in found.items())
-    return Residuals(branches, tuple(v for v in unclear if v not in within))
+    told = {v: a for v, a in told.items() if a.operands}  # without: a long skip, two points of one trunk
+    within = {
+        graph.edges[e].dst for a in told.values() for e in _edges(graph, a, above, frozenset()) if e not in a.operands
+    }
+    stop = _trunk_vertices(told)
+    loose = {v for v, a in told.items() if a.way == "gated" or fold_before(graph, a.operands, stop).reason}
+    told = {v: a for v, a in told.items() if v not in within & loose}  # without: a recurrence inside a branch
+    trunks = _trunks(told, _dominators(graph))
+    stop = _trunk_vertices(told)
+    folds = only_whole(graph, {v: fold_before(graph, a.operands, stop) for v, a in told.items()})
+    branches = []
+    for v, addition in told.items():
+        others = frozenset(w for w in told if trunks[w] != trunks[v])
+        branches.append(_branch(graph, addition, trunks[v], folds[v], _edges(graph, addition, above, others)))
+    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within))
 
 
-def _branch(graph: Graph, found: _Found, fold: Fold, trunk: int) -> Branch:
+def _branch(graph: Graph, addition: _Addition, trunk: int, fold: Fold, edges: frozenset[int]) -> Branch:
     powers = {} if fold.reason else fold.powers()
     names = dict.fromkeys(
-        p.name for e in sorted(found.edges) for op in graph.edges[e].ops for p in op.params if p.name in graph.parameter
+        p.name for e in sorted(edges) for op in graph.edges[e].ops for p in op.params if p.name in graph.parameter
     )
     return Branch(
-        found.addition,
-        found.origin,
-        found.operands,
+        addition.vertex,
+        addition.origin,
+        addition.operands,
         trunk,
         tuple(name for name in names if powers.get(name, 0) > 0),
         tuple(name for name in powers if powers[name] < 0),
         tuple(name for name in names if powers.get(name, 0) <= 0),
-        found.edges,
-        _kind(graph, found.edges),
+        edges,
+        _kind(graph, edges),
         fold.reason,
     )
 
@@ -130,28 +134,35 @@ def _branch(graph: Graph, found: _Found, fold: Fold, trunk: int) -> Branch:
 # --- trunk and operands ---------------------------------------------------------------------------------------
 
 
-def _trunk(
-    graph: Graph, entering: list[int], above: list[int], stop: frozenset[int]
-) -> tuple[int, tuple[int, ...], Fold] | None:
-    """Where the trunk passes an addition, and the edges of the branch; None if it cannot be told.
+def _trunk_vertices(told: Mapping[int, _Addition]) -> frozenset[int]:
+    return frozenset(told) | {a.origin for a in told.values()}
+
+
+def _addition(
+    graph: Graph, vertex: int, entering: list[int], above: list[int], stop: frozenset[int]
+) -> _Addition | None:
+    """Where the trunk passes a sum, and the edges of the branch; None if it cannot be told.
 
     Args:
         stop: vertices that are known to be the trunk's.
     """
     for way in _WAYS:
-        told: list[tuple[int, int]] = []
+        first = min if way == "gated" else max  # a gate is computed from the trunk, and comes after it
+        starts: list[tuple[int, int]] = []
         for e in entering:
             others = [i for i in entering if i != e]
-            starts = [v for v in _reached(graph, e, way) if all(above[graph.edges[i].src] >> v & 1 for i in others)]
-            if starts and (way != "shortcut" or all(_nonlinear(graph, max(starts), i) for i in others)):
-                told.append((max(starts), e))
-        if told:
-            origin, trunk = max(told)
-            stop |= {origin}
-            reached = {e: _reached(graph, e, "unchanged") & stop for e in entering if e != trunk}
+            shared = [
+                v
+                for v in _reached(graph, e, way)
+                if _fits(graph, v, vertex) and all(above[graph.edges[i].src] >> v & 1 for i in others)
+            ]
+            if shared and (way != "shortcut" or _is_shortcut(graph, max(shared), e, others)):
+                starts.append((first(shared), e))
+        if starts:
+            origin, trunk = first(starts)
+            reached = {e: _reached(graph, e, "unchanged") & (stop | {origin}) for e in entering if e != trunk}
             branch = tuple(e for e in reached if not reached[e])
-            later = max((v for e in reached for v in reached[e]), default=origin)
-            return max(origin, later), branch, fold_before(graph, branch, stop)
+            return _Addition(vertex, max(origin, *(v for e in reached for v in reached[e]), origin), branch, way)
     return None
 
 
@@ -172,6 +183,22 @@ def _reached(graph: Graph, e: int, way: Way) -> set[int]:
         if graph.vertices[edge.src].kind in through[way]:
             stack += [i for i in graph.in_edges[edge.src] if graph.live[i]]
     return found
+
+
+def _is_shortcut(graph: Graph, origin: int, e: int, others: list[int]) -> bool:
+    """Whether edge ``e`` of a sum is what a block that changes its shape adds its branch to.
+
+    Not where a recurrent network reads its input at every step, through one layer for all of them.
+    """
+    names = {p.name for op in graph.edges[e].ops for p in op.params}
+    uses = sum(p.name in names for edge in graph.edges for op in edge.ops for p in op.params)
+    return uses == len(names) and all(_nonlinear(graph, origin, i) for i in others)
+
+
+def _fits(graph: Graph, origin: int, vertex: int) -> bool:
+    """Whether the signal at a sum can be the whole of the one at ``origin``: not one step out of a sequence."""
+    start, end = graph.vertices[origin].shape, graph.vertices[vertex].shape
+    return len(start) == len(end) or prod(start) == prod(end)
 
 
 def _nonlinear(graph: Graph, origin: int, e: int) -> bool:
@@ -232,33 +259,26 @@ def _dominators(graph: Graph) -> list[int]:
     return found
 
 
-def _previous(origin: int, dominator: list[int], found: dict[int, _Found]) -> int | None:
-    """The residual addition that the trunk comes from at ``origin``."""
-    at = origin
-    while at >= 0:
-        if at in found:
-            return at
-        at = dominator[at]
-    return None
+def _trunks(told: Mapping[int, _Addition], dominator: list[int]) -> dict[int, int]:
+    """Which trunk each addition is on: that of the last addition that every path to its origin passes."""
+    trunks: dict[int, int] = {}
+    for v, addition in told.items():
+        at = addition.origin
+        while at >= 0 and at not in trunks:
+            at = dominator[at]
+        trunks[v] = trunks[at] if at >= 0 else len(set(trunks.values()))
+    return trunks
 
 
-def _edges(
-    graph: Graph,
-    origin: int,
-    operands: tuple[int, ...],
-    above: list[int],
-    found: dict[int, _Found],
-    trunks: dict[int, int],
-    trunk: int,
-) -> frozenset[int]:
-    """The edges of a branch: those whose signal goes nowhere else, back to the trunk, or to another one's additions."""
-    edges = set(operands)
-    heap = [-graph.edges[e].src for e in operands]
+def _edges(graph: Graph, addition: _Addition, above: list[int], others: frozenset[int]) -> frozenset[int]:
+    """The edges of a branch: those whose signal goes nowhere else, back to the trunk, or to additions of ``others``."""
+    edges = set(addition.operands)
+    heap = [-graph.edges[e].src for e in edges]
     heapq.heapify(heap)
     seen: set[int] = set()
     while heap:
         v = -heapq.heappop(heap)
-        if v in seen or above[origin] >> v & 1 or (v in found and trunks[v] != trunk):
+        if v in seen or above[addition.origin] >> v & 1 or v in others:
             continue
         seen.add(v)
         if all(e in edges for e in graph.out_edges[v] if graph.live[e]):
@@ -280,36 +300,6 @@ def _kind(graph: Graph, edges: frozenset[int]) -> BlockType:
         deepest = max(deepest, depth)
     names = frozenset(op.name for e in edges for op in graph.edges[e].layers)
     return deepest, names, any(graph.vertices[graph.edges[e].src].kind == "product" for e in edges)
-
-
-def _only_whole(graph: Graph, folds: dict[int, Fold]) -> dict[int, Fold]:
-    """Folds whose parameters are used nowhere but at ends, with the same power of c; the others get a reason."""
-    uses: dict[str, set[Place]] = {}
-    for e, edge in enumerate(graph.edges):
-        if graph.live[e]:
-            for i, op in enumerate(edge.ops):
-                for p in op.params:
-                    uses.setdefault(p.name, set()).add((e, i, p.name))
-    while True:
-        taken: dict[tuple[str, int], set[Place]] = {}
-        for fold in folds.values():
-            for places, power in ((fold.ends, 1), (fold.undone, -1)) if not fold.reason else ():
-                for place in places:
-                    taken.setdefault((place[2], power), set()).add(place)
-        shared = {
-            v: name
-            for v, fold in folds.items()
-            if not fold.reason
-            for places, power in ((fold.ends, 1), (fold.undone, -1))
-            for _, _, name in places
-            if taken[name, power] != uses[name]
-        }
-        if not shared:
-            return folds
-        folds = {
-            v: replace(fold, reason=f"its end {shared[v]} is used elsewhere too") if v in shared else fold
-            for v, fold in folds.items()
-        }
 
 
 __all__ = ["Branch", "Residuals", "find_branches"]

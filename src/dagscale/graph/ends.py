@@ -9,7 +9,7 @@ squeeze-and-excitation gate, for example, its first layer.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dagscale.graph.model import Graph, Op
 
@@ -63,6 +63,36 @@ def fold_before(graph: Graph, edges: Iterable[int], stop: frozenset[int] = froze
     if not fold.reason:
         _undo(graph, fold)
     return fold
+
+
+def only_whole(graph: Graph, folds: dict[int, Fold]) -> dict[int, Fold]:
+    """Folds whose parameters are used nowhere but at ends, with the same power of c; the others get a reason."""
+    uses: dict[str, set[Place]] = {}
+    for e, edge in enumerate(graph.edges):
+        if graph.live[e]:
+            for i, op in enumerate(edge.ops):
+                for p in op.params:
+                    uses.setdefault(p.name, set()).add((e, i, p.name))
+    while True:
+        taken: dict[tuple[str, int], set[Place]] = {}
+        for fold in folds.values():
+            for places, power in ((fold.ends, 1), (fold.undone, -1)) if not fold.reason else ():
+                for place in places:
+                    taken.setdefault((place[2], power), set()).add(place)
+        shared = {
+            v: name
+            for v, fold in folds.items()
+            if not fold.reason
+            for places, power in ((fold.ends, 1), (fold.undone, -1))
+            for _, _, name in places
+            if taken[name, power] != uses[name]
+        }
+        if not shared:
+            return folds
+        folds = {
+            v: replace(fold, reason=f"its end {shared[v]} is used elsewhere too") if v in shared else fold
+            for v, fold in folds.items()
+        }
 
 
 def _back(graph: Graph, e: int, stop: frozenset[int], fold: Fold) -> None:
@@ -177,4 +207,4 @@ def _where(op: Op) -> str:
     return f"{op.name!r} of {op.module}" if op.module else repr(op.name)
 
 
-__all__ = ["POSITIVE", "Fold", "Place", "fold_before", "passes"]
+__all__ = ["POSITIVE", "Fold", "Place", "fold_before", "only_whole", "passes"]

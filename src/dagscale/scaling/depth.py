@@ -1,8 +1,8 @@
 """Depth: how each parameter's settings change from a base to a deeper residual network.
 
-The published rules write a multiplier into the model, ``x + m^-α f(x)``, where m is the growth of the number of residual
-additions. Here it is folded into the last layer of each branch (:mod:`dagscale.scaling.folding`), so that the model stays
-as it is. ``docs/depth.md`` has the tables, their sources and what is recognised.
+The published rules write a multiplier into the model, ``x + m^-α f(x)``, where m is the growth of the number of
+residual additions. Here it is folded into the last layer of each branch (:mod:`dagscale.scaling.folding`), so that the
+model stays as it is. ``docs/depth.md`` has the tables, their sources and what is recognised.
 """
 
 from __future__ import annotations
@@ -60,13 +60,16 @@ def inside_branches(optimizer: Optimizer, m: float, alpha: float) -> Factors:
     A branch's gradients carry its multiplier ``m^-α``, and so does its share of the output. Steps that do not have the
     gradient's size in them therefore move the output by ``m · m^-α · η``, and steps along the gradient by
     ``m · m^-2α · η``; eps counts in units of the gradient.
-    [CompleteP: Dey et al. 2025, arXiv 2505.01618, Table 1 and Eq. 40. Complete(d)P: arXiv 2512.22382, Table 1, which has
-    the same powers of m. Depth-μP: Yang et al. 2023, arXiv 2310.02244, and Bordelon et al. 2023, arXiv 2309.16620,
+    [CompleteP: Dey et al. 2025, arXiv 2505.01618, Table 1 and Eq. 40. Complete(d)P: arXiv 2512.22382, Table 1, with the
+    same powers of m. Depth-μP: Yang et al. 2023, arXiv 2310.02244, and Bordelon et al. 2023, arXiv 2309.16620,
     are the case α = ½.]
     """
     if optimizer.step == "gradient":
         return Factors(lr=m ** (2 * alpha - 1))
     return Factors(lr=m ** (alpha - 1), eps=m**-alpha if optimizer.eps else 1.0)
+
+
+NOTHING = Factors()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class DepthScaling:
         note: what a reader should know of it; ``""`` mostly.
     """
 
-    factors: Factors = Factors()
+    factors: Factors = NOTHING
     depth_mult: float = 1.0
     fold: float = 1.0
     note: str = ""
@@ -122,7 +125,6 @@ def depth_scaling(
         if branch.note:
             note = f"in a residual branch that no multiplier can be folded into, because {branch.note}: left as it is"
             for name in branch.inside:
-                found.setdefault(name, DepthScaling())
                 if found[name] == DepthScaling():
                     found[name] = DepthScaling(depth_mult=m, note=note)
             continue
@@ -163,8 +165,8 @@ def _growth(base: Residuals, target: Residuals) -> list[float]:
     for name, found in (("target", target), ("base", base)):
         if found.unclear:
             raise PlanError(
-                f"the {name} has {len(found.unclear)} additions where no operand can be told to be the trunk (the first is "
-                f"vertex {found.unclear[0]} of its graph): a depth rule is for residual blocks, x + f(x)"
+                f"the {name} has {len(found.unclear)} additions of which no operand can be told to be the trunk (the "
+                f"first is vertex {found.unclear[0]} of its graph): a depth rule is for residual blocks, x + f(x)"
             )
     if not target.branches:
         raise PlanError("the target has no residual branch: a depth rule is for residual blocks, x + f(x)")
@@ -177,8 +179,9 @@ def _growth(base: Residuals, target: Residuals) -> list[float]:
     if strange is not None:
         first = (*strange.ends, *strange.inside)[0] if strange.ends or strange.inside else f"vertex {strange.addition}"
         raise PlanError(
-            f"the target has residual branches ({first} is in one) of a type that the base has none of: {_said(strange)}, "
-            f"against {'; '.join(sorted({_said(b) for b in base.branches}))}; give a base of the same blocks"
+            f"the target has residual branches ({first} is in one) of a type that the base has none of: "
+            f"{_said(strange)}, against {'; '.join(sorted({_said(b) for b in base.branches}))}; give a base of the "
+            "same blocks"
         )
     if len(base.additions) != len(target.additions):
         raise PlanError(
@@ -207,9 +210,7 @@ def _outside(graph: Graph, found: Residuals) -> set[str]:
     }
 
 
-def own_scaling(
-    base: Graph, target: Graph, base_rms: Mapping[str, float], target_rms: Mapping[str, float]
-) -> float:
+def own_scaling(base: Graph, target: Graph, base_rms: Mapping[str, float], target_rms: Mapping[str, float]) -> float:
     """What the target's own init multiplies branch ends by, compared with the base's.
 
     GPT-2 and Megatron draw a branch's last layer with a standard deviation that is ``1/√(2L)`` of the others': between

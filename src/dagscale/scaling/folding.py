@@ -1,8 +1,8 @@
 """The folding lemma: a multiplier inside a model, had by the settings of the layer that it multiplies.
 
 ``y = c (W x + b)`` trained with rate η, eps ε and decay λ is, step for step, ``y = W' x + b'`` with ``W' = c W``,
-``b' = c b``, trained with other settings. With a gradient g at W, the gradient at W' is ``g/c``, and W' has to move by c
-times what W moves by:
+``b' = c b``, trained with other settings. With a gradient g at W, the gradient at W' is ``g/c``, and W' has to move by
+c times what W moves by:
 
     step         what it does                         rate       eps      decay, decoupled    decay, coupled
     sign         η g/(√v + ε): no size of g in it     × c        ÷ c      ÷ c                 ÷ c²
@@ -81,9 +81,7 @@ def fold(optimizer: Optimizer, c: float) -> Factors:
     return Factors(c, c**lr, c**eps if optimizer.eps else 1.0, c**weight_decay)
 
 
-def clip_grad_norm_(
-    parameters: Iterable[tuple[Tensor, float]], max_norm: float, norm_type: float = 2.0
-) -> Tensor:
+def clip_grad_norm_(parameters: Iterable[tuple[Tensor, float]], max_norm: float, norm_type: float = 2.0) -> Tensor:
     """Clip gradients by their global norm as the model with the multipliers in its code would.
 
     A parameter that carries a folded multiplier c has the gradient ``g/c`` of the edited model's, so its part of the
@@ -102,7 +100,7 @@ def clip_grad_norm_(
         return torch.tensor(0.0)
     device = held[0][0].device
     norms = [torch.linalg.vector_norm(g.detach(), norm_type).to(device) * c for g, c in held]
-    total = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
     for g, _ in held:
         g.detach().mul_(scale.to(g.device))

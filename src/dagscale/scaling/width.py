@@ -165,7 +165,7 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
     shared = not any(p.position != "readout" for p in places.values())
     for name, place in places.items():
         alike = {n: p for n, p in origins.items() if p.key == place.key}
-        match = _nearest(name, alike)
+        match = nearest(name, alike)
         if match is None and place.position != "inner":
             match = next(iter(alike), None)
         if match is None:
@@ -185,7 +185,7 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
     return growths
 
 
-def _nearest(name: str, names: Collection[str]) -> str | None:
+def nearest(name: str, names: Collection[str]) -> str | None:
     """The same name, else the one that differs in numbers only, and there least, earlier numbers first."""
     if name in names:
         return name
@@ -297,7 +297,7 @@ def _by_shape(
     name: str, shape: tuple[int, ...], known: Mapping[str, tuple[int, ...]], sizes: Mapping[int, Fraction]
 ) -> Fraction:
     """Growth of the last dimension that differs from its counterpart's in the base."""
-    match = _nearest(name, [n for n, s in known.items() if len(s) == len(shape)])
+    match = nearest(name, [n for n, s in known.items() if len(s) == len(shape)])
     if match is not None:
         ratios = [Fraction(t, b) for t, b in zip(shape, known[match], strict=True) if b]
     else:
@@ -357,4 +357,4 @@ def _uses(graph: Graph, name: str) -> int:
     return sum(use.name == name for edge in graph.edges for op in edge.ops for use in op.params)
 
 
-__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "width_scaling"]
+__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "width_scaling"]
