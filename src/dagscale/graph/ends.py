@@ -149,9 +149,10 @@ def _back_through_product(graph: Graph, label: str, entering: list[int], stop: f
 def _undo(graph: Graph, fold: Fold) -> None:
     """Give the factor back where the signal is read by what is not part of the fold."""
     stopped = {e for e, i, _ in fold.ends if graph.edges[e].ops[i].kind != "shift"}
-    for v in sorted({graph.edges[e].src for e in fold.edges - stopped}):
+    passing = fold.edges - stopped
+    for v in sorted({graph.edges[e].src for e in passing}):
         for e in graph.out_edges[v]:
-            if graph.live[e] and e not in fold.edges and not fold.reason:
+            if graph.live[e] and e not in passing and not fold.reason:
                 _forward(graph, e, fold)
 
 

@@ -1,7 +1,7 @@
 """Muon for hidden matrices and AdamW for the rest, as one optimiser; and the shape factors of Muon's implementations.
 
 A Muon step is an orthogonal matrix times a factor of the matrix's shape. That every layer's output moves by as much at
-every width asks for ``√(d_out/d_in)`` [Large et al. 2024, arXiv 2405.14813; Bernstein 2025]; implementations differ, and
+every width asks for ``√(d_out/d_in)`` [Large et al. 2024, arXiv 2405.14813]; implementations differ, and
 :func:`shape_correction` is what each leaves to be done.
 """
 
@@ -109,8 +109,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
             raise OptimizerError(f"torch {torch.__version__} has no Muon: install torch 2.9 or newer, or use adamw")
         if adjust_lr_fn not in ("original", "match_rms_adamw"):
             raise OptimizerError(f"adjust_lr_fn={adjust_lr_fn!r}: torch's Muon knows 'original' and 'match_rms_adamw'")
-        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps,
-                        adjust_lr_fn=adjust_lr_fn, betas=betas, eps=eps, matrix=False, split=None, stacked=False)  # fmt: skip
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "betas": betas,
+            "eps": eps,
+            "matrix": False,
+            "split": None,
+            "stacked": False,
+        }
         super().__init__(groups, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -124,7 +135,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of each."""
         loss = None
         if closure is not None:
@@ -167,7 +178,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         inner = torch.optim.Muon(_only(listed, *keys))
         for matrix, momentum in momenta.items():
             inner.state[matrix]["momentum_buffer"] = momentum
-        inner.step()
+        inner.step()  # type: ignore[no-untyped-call]
         for p, weight in copied:
             p.copy_(weight)
 
@@ -180,7 +191,7 @@ def _parts(tensor: Tensor, group: dict[str, Any]) -> Iterator[Tensor]:
     """A contiguous weight, seen as the matrices that it is made of."""
     for piece in tensor.unbind(0) if group["stacked"] else (tensor,):
         matrix = piece.view(matrix_shape(piece.shape))
-        yield from matrix.split(list(group["split"])) if group["split"] else (matrix,)
+        yield from torch.split(matrix, list(group["split"])) if group["split"] else (matrix,)
 
 
 def _check(p: Tensor, group: dict[str, Any]) -> None:
