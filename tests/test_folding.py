@@ -74,7 +74,9 @@ def factors(network: str, record: Optimizer, c: float) -> dict[str, Factors]:
     return found
 
 
-def groups(model: nn.Module, own: dict[str, Factors], lr: float, eps: float | None, matrices: Iterable[str] = ()) -> Any:
+def groups(
+    model: nn.Module, own: dict[str, Factors], lr: float, eps: float | None, matrices: Iterable[str] = ()
+) -> Any:
     made = []
     for name, p in model.named_parameters():
         f = own.get(name, Factors())

@@ -79,14 +79,12 @@ def only_whole(graph: Graph, folds: dict[int, Fold]) -> dict[int, Fold]:
             for places, power in ((fold.ends, 1), (fold.undone, -1)) if not fold.reason else ():
                 for place in places:
                     taken.setdefault((place[2], power), set()).add(place)
-        shared = {
-            v: name
-            for v, fold in folds.items()
-            if not fold.reason
-            for places, power in ((fold.ends, 1), (fold.undone, -1))
-            for _, _, name in places
-            if taken[name, power] != uses[name]
-        }
+        shared: dict[int, str] = {}
+        for v, fold in folds.items():
+            for places, power in ((fold.ends, 1), (fold.undone, -1)) if not fold.reason else ():
+                for _, _, name in sorted(places):
+                    if taken[name, power] != uses[name]:
+                        shared.setdefault(v, name)
         if not shared:
             return folds
         folds = {
