@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dagscale.graph.ends import fold_before, only_whole
+from dagscale.graph.ends import Fold, fold_before, only_whole
 from dagscale.graph.model import Graph
 
 
@@ -48,9 +48,24 @@ def find_attention(graph: Graph) -> tuple[Attention, ...]:
             folds[v] = replace(fold, reason=f"what makes the queries makes more than them ({fold.reason})")
     folds = only_whole(graph, folds)
     return tuple(
-        Attention(v, head, tuple(dict.fromkeys(name for _, _, name in sorted(folds[v].ends))), folds[v].reason)
-        for v, (_, head) in places.items()
+        Attention(v, head, _names(folds[v]) or _behind(graph, edge), folds[v].reason)
+        for v, (edge, head) in places.items()
     )
+
+
+def _names(fold: Fold) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for _, _, name in sorted(fold.ends)))
+
+
+def _behind(graph: Graph, e: int) -> tuple[str, ...]:
+    """The first parameters on the way back along an edge."""
+    while True:
+        edge = graph.edges[e]
+        names = next((tuple(p.name for p in op.params) for op in reversed(edge.ops) if op.params), ())
+        entering = [i for i in graph.in_edges[edge.src] if graph.live[i]]
+        if names or not entering:
+            return names
+        e = entering[0]
 
 
 def _values(graph: Graph, product: int) -> int | None:

@@ -122,6 +122,8 @@ def depth_scaling(
     found: dict[str, DepthScaling] = {p.name: DepthScaling() for p in target.parameters}
     for branch in ours.branches:
         m = growth[branch.trunk]
+        if m == own == 1:
+            continue
         if branch.note:
             note = f"in a residual branch that no multiplier can be folded into, because {branch.note}: left as it is"
             for name in branch.inside:
