@@ -66,6 +66,8 @@ class WidthScaling:
         weight_decay: factor on the weight decay: ``1/lr``, so that AdamW's and SGD's shrinkage per step,
             learning rate × decay, is the same in every parameter and at every width.
         note: what a reader should know of this parameter; ``""`` mostly.
+        eps: factor on an optimiser's eps, where it counts in units of the gradient: the gradient's own size, which
+            falls like 1/units everywhere but in a readout.
     """
 
     kind: WidthKind
@@ -74,6 +76,7 @@ class WidthScaling:
     lr: float
     weight_decay: float
     note: str = ""
+    eps: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,7 @@ def _scaling(
     note: str = "",
 ) -> WidthScaling:
     lr = rule(float(m_in), float(m_out))
-    return WidthScaling(kind, float(width_mult), init, lr, 1 / lr, note)
+    return WidthScaling(kind, float(width_mult), init, lr, 1 / lr, note, float(1 / m_out))
 
 
 def _vectors(
