@@ -21,7 +21,7 @@ def graph(model: nn.Module) -> Graph:
 def gradients(width: int) -> dict[str, float]:
     """Root mean square of every parameter's gradient at initialisation under μP, mean over seeds."""
     found: dict[str, list[float]] = {}
-    for seed in range(6):
+    for seed in range(12):
         torch.manual_seed(seed)
         model = Transformer("pre", 2, width)
         factors = width_scaling(graph(Transformer("pre", 2, 16)), graph(model), "adam")
@@ -30,7 +30,7 @@ def gradients(width: int) -> dict[str, float]:
                 if p.dim() > 1:
                     p.normal_(0, 1 if name in ("embed.weight", "position") else p[0].numel() ** -0.5)
                 p.mul_(factors[name].init)
-        x, y = example(model, 64, seed)
+        x, y = example(model, 2, seed)
         F.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()  # type: ignore[no-untyped-call]
         for name, p in model.named_parameters():
             if p.grad is not None:
