@@ -45,10 +45,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class ParamUse:
-    """One parameter as an op uses it."""
+    """One parameter as an op uses it.
+
+    Attributes:
+        own: whether the op uses the parameter itself, up to a constant factor; False for what is computed from it, such
+            as a gain ``1 + w`` or a standardised weight.
+    """
 
     name: str
     role: Role
+    own: bool = True
 
 
 @dataclass(frozen=True, slots=True)

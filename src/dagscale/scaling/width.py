@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -22,11 +22,11 @@ from typing import Literal
 
 from dagscale.errors import PlanError
 from dagscale.graph import Graph, LayerUse
+from dagscale.graph.roles import Position, positions
 from dagscale.registry import Registry
 from dagscale.training.optimizers import Optimizer, resolve
 
 WidthKind = Literal["input", "hidden", "output", "vector"]
-Position = Literal["input", "inner", "readout"]
 
 ONE = Fraction(1)
 MULTIPLIES = frozenset({"gain"})
@@ -66,6 +66,8 @@ class WidthScaling:
         weight_decay: factor on the weight decay: ``1/lr``, so that AdamW's and SGD's shrinkage per step,
             learning rate × decay, is the same in every parameter and at every width.
         note: what a reader should know of this parameter; ``""`` mostly.
+        eps: factor on an optimiser's eps, where it counts in units of the gradient: the gradient's own size, which
+            falls like 1/units everywhere but in a readout.
     """
 
     kind: WidthKind
@@ -74,6 +76,7 @@ class WidthScaling:
     lr: float
     weight_decay: float
     note: str = ""
+    eps: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,25 +145,10 @@ def width_scaling(
 def _places(graph: Graph) -> dict[str, _Place]:
     """Each weight at its first use; a readout use counts before others, so that tied weights show as readouts."""
     found: dict[str, _Place] = {}
-    for use, name, position in _positions(graph):
+    for use, name, position in positions(graph):
         if name not in found or (position == "readout" and found[name].position != "readout"):
             found[name] = _place(use, name, graph.parameter[name].shape, position)
     return found
-
-
-def _positions(graph: Graph) -> Iterator[tuple[LayerUse, str, Position]]:
-    """Every use of a layer, its weight (the largest, where it is computed from several), and where it stands."""
-    fresh = [v.kind == "input" for v in graph.vertices]  # whether what stands there has passed no weight layer
-    for v, entering in enumerate(graph.in_edges):
-        live = [graph.edges[e] for e in entering if graph.live[e]]
-        fresh[v] = fresh[v] or (bool(live) and all(fresh[e.src] and not e.layers for e in live))
-    for use in graph.layers:
-        weights = [p.name for p in use.op.params if p.role == "weight" and p.name in graph.parameter]
-        if weights:
-            edge = graph.edges[use.edge]
-            reads = fresh[edge.src] and use.op is edge.layers[0]
-            position: Position = "readout" if use.readout else "input" if reads else "inner"
-            yield use, max(weights, key=lambda n: graph.parameter[n].numel), position
 
 
 def _place(use: LayerUse, name: str, shape: tuple[int, ...], position: Position) -> _Place:
@@ -183,7 +171,7 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
     shared = not any(p.position != "readout" for p in places.values())
     for name, place in places.items():
         alike = {n: p for n, p in origins.items() if p.key == place.key}
-        match = _nearest(name, alike)
+        match = nearest(name, alike)
         if match is None and place.position != "inner":
             match = next(iter(alike), None)
         if match is None:
@@ -203,7 +191,7 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
     return growths
 
 
-def _nearest(name: str, names: Collection[str]) -> str | None:
+def nearest(name: str, names: Collection[str]) -> str | None:
     """The same name, else the one that differs in numbers only, and there least, earlier numbers first."""
     if name in names:
         return name
@@ -281,7 +269,7 @@ def _scaling(
     note: str = "",
 ) -> WidthScaling:
     lr = rule(float(m_in), float(m_out))
-    return WidthScaling(kind, float(width_mult), init, lr, 1 / lr, note)
+    return WidthScaling(kind, float(width_mult), init, lr, 1 / lr, note, float(1 / m_out))
 
 
 def _vectors(
@@ -315,7 +303,7 @@ def _by_shape(
     name: str, shape: tuple[int, ...], known: Mapping[str, tuple[int, ...]], sizes: Mapping[int, Fraction]
 ) -> Fraction:
     """Growth of the last dimension that differs from its counterpart's in the base."""
-    match = _nearest(name, [n for n, s in known.items() if len(s) == len(shape)])
+    match = nearest(name, [n for n, s in known.items() if len(s) == len(shape)])
     if match is not None:
         ratios = [Fraction(t, b) for t, b in zip(shape, known[match], strict=True) if b]
     else:
@@ -331,7 +319,7 @@ def _tied(graph: Graph, growths: Mapping[str, _Growth], rule: WidthRule, mean_fi
     is the same function. Its rate is 1/m under every optimiser here: Adam's steps shrink with the value;
     under SGD the gain's own m meets 1/m for the value and 1/m for the gradient.
     """
-    uses = list(_positions(graph))
+    uses = list(positions(graph))
     embedded = {name for _, name, position in uses if position == "input"}
     found: dict[str, WidthScaling] = {}
     for use, name, position in uses:
@@ -375,4 +363,4 @@ def _uses(graph: Graph, name: str) -> int:
     return sum(use.name == name for edge in graph.edges for op in edge.ops for use in op.params)
 
 
-__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "width_scaling"]
+__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "width_scaling"]

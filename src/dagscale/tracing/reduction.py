@@ -176,9 +176,19 @@ def _parameters_of(nodes: list[Node], n: int, seen: dict[int, tuple[str, ...]]) 
     return seen[n]
 
 
+def _is_own(nodes: list[Node], n: int) -> bool:
+    """Whether the signal-free node ``n`` is one parameter, up to moves, casts and constant factors."""
+    while (node := nodes[n]).op != "parameter":
+        sources = (*node.parents, *node.params)
+        if len(sources) != 1 or not (node.kind == "pass" or (node.kind == "product" and node.elementwise)):
+            return False
+        n = sources[0]
+    return True
+
+
 def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op | None:
     """The op that ``node`` puts on an edge; None where nothing is worth naming."""
-    uses: dict[str, Role] = {}
+    uses: dict[str, ParamUse] = {}
     for source, place in zip(node.params, node.places, strict=True):
         for name in _parameters_of(nodes, source, seen):
             role: Role
@@ -193,7 +203,7 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
                 role = "gain"
             else:
                 role = "other"
-            uses.setdefault(name, role)
+            uses.setdefault(name, ParamUse(name, role, _is_own(nodes, source)))
     kind: OpKind
     if node.kind in ("weight", "activation", "norm", "pool", "unknown"):
         kind = node.kind
@@ -214,7 +224,7 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
             "where",
         ):
             return None
-    params = tuple(ParamUse(name, role) for name, role in uses.items())
+    params = tuple(uses.values())
     if kind == "weight" and node.layer is not None:
         name = {
             "addmm": "linear",

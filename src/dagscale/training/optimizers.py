@@ -290,6 +290,14 @@ if hasattr(torch.optim, "Adafactor"):  # torch 2.5
     optimizer("adafactor", step="relative", grid=(-12.0, 1.0), decay="decoupled")(torch.optim.Adafactor)
 
 
+@optimizer("muon", step="spectral", grid=(-16.0, -4.0), decay="decoupled", weight_decay=0.1, eps=True)
+def muon(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+    """Muon [Jordan et al. 2024] for the groups that say ``"matrix": True``, AdamW for the rest, as one optimiser."""
+    from dagscale.training.muon import MuonWithAdamW
+
+    return MuonWithAdamW(groups, **settings)
+
+
 def _packaged(module: str, name: str, package: str) -> Any:
     """A class of another package.
 

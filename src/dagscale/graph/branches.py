@@ -1,0 +1,305 @@
+"""Residual branches, read from a traced graph.
+
+At an addition, the operand that the others are computed from is the trunk, and the others are the branch. Where none of
+them is passed on unchanged (a block that changes its shape), the trunk is the one operand without a nonlinearity: the
+shortcut. ``docs/depth.md`` says what is recognised and what is not.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from dagscale.graph.ends import Fold, fold_before, only_whole, passes
+from dagscale.graph.model import Graph
+
+BlockType = tuple[int, frozenset[str], bool]
+Way = Literal["unchanged", "gated", "shortcut"]
+_WAYS: tuple[Way, ...] = ("unchanged", "gated", "shortcut")
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One residual addition: what is added to the trunk there.
+
+    Attributes:
+        addition: the vertex where it is added.
+        origin: the trunk's vertex that it starts from.
+        operands: the edges that deliver it; a parallel block has several.
+        trunk: which trunk it is added to, from 0. An encoder and its decoder have one each.
+        ends: the parameters that multiply the branch by c if all of them are multiplied by c.
+        undone: parameters that then take 1/c, so that nothing else changes: the first layer of a gate that reads the
+            branch's end, for example.
+        inside: its other parameters.
+        edges: the edges that it consists of.
+        kind: what it is made of: weight layers on its longest way, their operators, whether it has a product.
+        note: why nothing can multiply it; "" mostly. It then has no ends.
+    """
+
+    addition: int
+    origin: int
+    operands: tuple[int, ...]
+    trunk: int
+    ends: tuple[str, ...]
+    undone: tuple[str, ...]
+    inside: tuple[str, ...]
+    edges: frozenset[int]
+    kind: BlockType
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """All residual branches of a graph.
+
+    Attributes:
+        branches: in topological order of their additions.
+        unclear: additions outside any branch whose operands share an origin, at least one of them through a
+            nonlinearity, and of which none can be told to be the trunk.
+    """
+
+    branches: tuple[Branch, ...]
+    unclear: tuple[int, ...] = ()
+
+    @property
+    def additions(self) -> tuple[int, ...]:
+        """Number of residual additions on each trunk."""
+        count = Counter(branch.trunk for branch in self.branches)
+        return tuple(count[trunk] for trunk in range(len(count)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Addition:
+    """A sum at ``vertex``: where the trunk that passes it comes from, how, and the edges of its branch."""
+
+    vertex: int
+    origin: int
+    operands: tuple[int, ...]
+    way: Way
+
+
+def find_branches(graph: Graph) -> Residuals:
+    """The residual branches of a graph, with the parameters at their ends and inside."""
+    above = _ancestors(graph)
+    told: dict[int, _Addition] = {}
+    unclear: list[int] = []
+    for vertex in graph.vertices:
+        entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
+        if vertex.kind == "sum" and len(entering) > 1:
+            addition = _addition(graph, vertex.id, entering, above, _trunk_vertices(told))
+            if addition is not None:
+                told[vertex.id] = addition
+            elif _share_nonlinear_origin(graph, entering, above):
+                unclear.append(vertex.id)
+    told = {v: a for v, a in told.items() if a.operands}  # without: a long skip, two points of one trunk
+    within = {
+        graph.edges[e].dst for a in told.values() for e in _edges(graph, a, above, frozenset()) if e not in a.operands
+    }
+    stop = _trunk_vertices(told)
+    loose = {v for v, a in told.items() if a.way == "gated" or fold_before(graph, a.operands, stop).reason}
+    told = {v: a for v, a in told.items() if v not in within & loose}  # without: a recurrence inside a branch
+    trunks = _trunks(told, _dominators(graph))
+    stop = _trunk_vertices(told)
+    folds = only_whole(graph, {v: fold_before(graph, a.operands, stop) for v, a in told.items()})
+    branches = []
+    for v, addition in told.items():
+        others = frozenset(w for w in told if trunks[w] != trunks[v])
+        branches.append(_branch(graph, addition, trunks[v], folds[v], _edges(graph, addition, above, others)))
+    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within))
+
+
+def _branch(graph: Graph, addition: _Addition, trunk: int, fold: Fold, edges: frozenset[int]) -> Branch:
+    powers = {} if fold.reason else fold.powers()
+    names = dict.fromkeys(
+        p.name for e in sorted(edges) for op in graph.edges[e].ops for p in op.params if p.name in graph.parameter
+    )
+    return Branch(
+        addition.vertex,
+        addition.origin,
+        addition.operands,
+        trunk,
+        tuple(name for name in names if powers.get(name, 0) > 0),
+        tuple(name for name in powers if powers[name] < 0),
+        tuple(name for name in names if powers.get(name, 0) <= 0),
+        edges,
+        _kind(graph, edges),
+        fold.reason,
+    )
+
+
+# --- trunk and operands ---------------------------------------------------------------------------------------
+
+
+def _trunk_vertices(told: Mapping[int, _Addition]) -> frozenset[int]:
+    return frozenset(told) | {a.origin for a in told.values()}
+
+
+def _addition(
+    graph: Graph, vertex: int, entering: list[int], above: list[int], stop: frozenset[int]
+) -> _Addition | None:
+    """Where the trunk passes a sum, and the edges of the branch; None if it cannot be told.
+
+    Args:
+        stop: vertices that are known to be the trunk's.
+    """
+    for way in _WAYS:
+        first = min if way == "gated" else max  # a gate is computed from the trunk, and comes after it
+        starts: list[tuple[int, int]] = []
+        for e in entering:
+            others = [i for i in entering if i != e]
+            shared = [
+                v
+                for v in _reached(graph, e, way)
+                if _fits(graph, v, vertex) and all(above[graph.edges[i].src] >> v & 1 for i in others)
+            ]
+            if shared and (way != "shortcut" or _is_shortcut(graph, max(shared), e, others)):
+                starts.append((first(shared), e))
+        if starts:
+            origin, trunk = first(starts)
+            reached = {e: _reached(graph, e, "unchanged") & (stop | {origin}) for e in entering if e != trunk}
+            branch = tuple(e for e in reached if not reached[e])
+            return _Addition(vertex, max(origin, *(v for e in reached for v in reached[e]), origin), branch, way)
+    return None
+
+
+def _reached(graph: Graph, e: int, way: Way) -> set[int]:
+    """The vertices whose signal an edge delivers: unchanged (moved, averaged, times a constant), as one factor of a
+    product (``gated``), or by linear layers and norms (``shortcut``). A sum is where another signal begins."""
+    through = {"unchanged": ("fork", "select"), "gated": ("fork", "select", "product"), "shortcut": ("fork", "select")}
+    kinds = ("pass", "pool", "weight", "norm", "shift", "scale") if way == "shortcut" else ("pass", "pool")
+    found: set[int] = set()
+    stack = [e]
+    while stack:
+        edge = graph.edges[stack.pop()]
+        if edge.src in found or not all(op.kind in kinds and "softmax" not in op.name for op in edge.ops):
+            continue
+        if way != "shortcut" and not all(passes(op) for op in edge.ops):
+            continue
+        found.add(edge.src)
+        if graph.vertices[edge.src].kind in through[way]:
+            stack += [i for i in graph.in_edges[edge.src] if graph.live[i]]
+    return found
+
+
+def _is_shortcut(graph: Graph, origin: int, e: int, others: list[int]) -> bool:
+    """Whether edge ``e`` of a sum is what a block that changes its shape adds its branch to.
+
+    Not where a recurrent network reads its input at every step, through one layer for all of them.
+    """
+    names = {p.name for op in graph.edges[e].ops for p in op.params}
+    uses = sum(p.name in names for edge in graph.edges for op in edge.ops for p in op.params)
+    return uses == len(names) and all(_nonlinear(graph, origin, i) for i in others)
+
+
+def _fits(graph: Graph, origin: int, vertex: int) -> bool:
+    """Whether the signal at a sum can be the whole of the one at ``origin``: not one step out of a sequence."""
+    start, end = graph.vertices[origin].shape, graph.vertices[vertex].shape
+    return len(start) == len(end) or prod(start) == prod(end)
+
+
+def _nonlinear(graph: Graph, origin: int, e: int) -> bool:
+    """Whether some way from ``origin`` along edge ``e`` passes an activation, a softmax or a product."""
+    stack, seen = [e], set()
+    while stack:
+        i = stack.pop()
+        edge = graph.edges[i]
+        if any(op.kind == "activation" or "softmax" in op.name for op in edge.ops):
+            return True
+        if edge.src <= origin or i in seen:
+            continue
+        seen.add(i)
+        if graph.vertices[edge.src].kind == "product":
+            return True
+        stack += [j for j in graph.in_edges[edge.src] if graph.live[j]]
+    return False
+
+
+def _share_nonlinear_origin(graph: Graph, entering: list[int], above: list[int]) -> bool:
+    common = -1
+    for e in entering:
+        common &= above[graph.edges[e].src]
+    if not common:
+        return False
+    origin = common.bit_length() - 1
+    return any(_nonlinear(graph, origin, e) for e in entering)
+
+
+# --- what stands where ----------------------------------------------------------------------------------------
+
+
+def _ancestors(graph: Graph) -> list[int]:
+    """For each vertex, itself and what it is computed from, as bits."""
+    above: list[int] = []
+    for v in range(len(graph.vertices)):
+        bits = 1 << v
+        for e in graph.in_edges[v]:
+            if graph.live[e]:
+                bits |= above[graph.edges[e].src]
+        above.append(bits)
+    return above
+
+
+def _dominators(graph: Graph) -> list[int]:
+    """For each vertex, the last one that every path to it passes; -1 where there is none."""
+    found: list[int] = []
+    for v in range(len(graph.vertices)):
+        sources = [graph.edges[e].src for e in graph.in_edges[v] if graph.live[e]]
+        at = sources[0] if sources else -1
+        for other in sources[1:]:
+            while at != other:
+                if at > other:
+                    at = found[at]
+                else:
+                    other = found[other]
+        found.append(at)
+    return found
+
+
+def _trunks(told: Mapping[int, _Addition], dominator: list[int]) -> dict[int, int]:
+    """Which trunk each addition is on: that of the last addition that every path to its origin passes."""
+    trunks: dict[int, int] = {}
+    for v, addition in told.items():
+        at = addition.origin
+        while at >= 0 and at not in trunks:
+            at = dominator[at]
+        trunks[v] = trunks[at] if at >= 0 else len(set(trunks.values()))
+    return trunks
+
+
+def _edges(graph: Graph, addition: _Addition, above: list[int], others: frozenset[int]) -> frozenset[int]:
+    """The edges of a branch: those whose signal goes nowhere else, back to the trunk, or to additions of ``others``."""
+    edges = set(addition.operands)
+    heap = [-graph.edges[e].src for e in edges]
+    heapq.heapify(heap)
+    seen: set[int] = set()
+    while heap:
+        v = -heapq.heappop(heap)
+        if v in seen or above[addition.origin] >> v & 1 or v in others:
+            continue
+        seen.add(v)
+        if all(e in edges for e in graph.out_edges[v] if graph.live[e]):
+            for e in graph.in_edges[v]:
+                if graph.live[e]:
+                    edges.add(e)
+                    heapq.heappush(heap, -graph.edges[e].src)
+    return frozenset(edges)
+
+
+def _kind(graph: Graph, edges: frozenset[int]) -> BlockType:
+    """A branch's block type, which does not depend on its sizes."""
+    longest: dict[int, int] = {}
+    deepest = 0
+    for e in sorted(edges, key=lambda e: (graph.edges[e].src, graph.edges[e].dst)):
+        edge = graph.edges[e]
+        depth = longest.get(edge.src, 0) + len(edge.layers)
+        longest[edge.dst] = max(longest.get(edge.dst, 0), depth)
+        deepest = max(deepest, depth)
+    names = frozenset(op.name for e in edges for op in graph.edges[e].layers)
+    return deepest, names, any(graph.vertices[graph.edges[e].src].kind == "product" for e in edges)
+
+
+__all__ = ["Branch", "Residuals", "find_branches"]

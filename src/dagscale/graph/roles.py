@@ -1,0 +1,68 @@
+"""What each parameter is to its network: embedding, input, hidden, readout, norm, bias, or another vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from dagscale.graph.model import Graph, LayerUse, Op
+
+Position = Literal["input", "inner", "readout"]
+ParameterRole = Literal["embedding", "input", "hidden", "readout", "norm", "bias", "vector"]
+
+_WEIGHTS: dict[Position, ParameterRole] = {"input": "input", "inner": "hidden", "readout": "readout"}
+
+
+def positions(graph: Graph) -> Iterator[tuple[LayerUse, str, Position]]:
+    """Every use of a layer, its weight (the largest, where it is computed from several), and where it stands."""
+    fresh = [v.kind == "input" for v in graph.vertices]  # whether what stands there has passed no weight layer
+    for v, entering in enumerate(graph.in_edges):
+        live = [graph.edges[e] for e in entering if graph.live[e]]
+        fresh[v] = fresh[v] or (bool(live) and all(fresh[e.src] and not e.layers for e in live))
+    for use in graph.layers:
+        weights = [p.name for p in use.op.params if p.role == "weight" and p.name in graph.parameter]
+        if weights:
+            edge = graph.edges[use.edge]
+            reads = fresh[edge.src] and use.op is edge.layers[0]
+            position: Position = "readout" if use.readout else "input" if reads else "inner"
+            yield use, max(weights, key=lambda n: graph.parameter[n].numel), position
+
+
+def roles(graph: Graph) -> dict[str, ParameterRole]:
+    """The role of every parameter, by its first name.
+
+    ``embedding`` is a table that is looked up in, tied to the readout or not; ``input`` another layer that reads the
+    model's input; ``readout`` one whose output is the model's, through neither a sum nor another layer; ``hidden`` a
+    weight between them. ``norm`` is a norm's gain or bias, ``bias`` what a layer adds to its output, ``vector``
+    anything else: gains of branches, position tables, depthwise kernels, and what is on no input→output path.
+
+    A hidden *matrix*, which is what Muon is for, has the role ``hidden`` and at least two dimensions.
+    """
+    found: dict[str, ParameterRole] = {}
+    for use, name, position in positions(graph):
+        if "embedding" in use.op.name:
+            found[name] = "embedding"
+        elif use.layer.groups > 1 and graph.parameter[name].shape[1:2] == (1,):
+            found.setdefault(name, "vector")
+        elif name not in found or (position == "readout" and found[name] != "embedding"):
+            found[name] = _WEIGHTS[position]
+    for edge, live in zip(graph.edges, graph.live, strict=True):
+        after: Op | None = None
+        for op in edge.ops if live else ():
+            for param in op.params:
+                if param.name in graph.parameter:
+                    found.setdefault(param.name, _other(op, param.role, after))
+            after = after if op.kind in ("pass", "scale", "shift") else op
+    return {p.name: next((found[n] for n in (p.name, *p.aliases) if n in found), "vector") for p in graph.parameters}
+
+
+def _other(op: Op, role: str, after: Op | None) -> ParameterRole:
+    """The role of what is no layer's weight: op uses it, after another op on the same edge."""
+    if op.kind == "norm" or (op.kind in ("scale", "shift") and after is not None and after.kind == "norm"):
+        return "norm"
+    if op.kind == "weight":
+        return "hidden" if role == "weight" else "bias"
+    return "bias" if role == "bias" else "vector"
+
+
+__all__ = ["ParameterRole", "Position", "positions", "roles"]

@@ -1,0 +1,251 @@
+"""Depth: how each parameter's settings change from a base to a deeper residual network.
+
+The published rules write a multiplier into the model, ``x + m^-α f(x)``, where m is the growth of the number of
+residual additions. Here it is folded into the last layer of each branch (:mod:`dagscale.scaling.folding`), so that the
+model stays as it is. ``docs/depth.md`` has the tables, their sources and what is recognised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from dagscale.errors import PlanError
+from dagscale.graph.branches import Branch, Residuals, find_branches
+from dagscale.graph.model import Graph
+from dagscale.registry import Registry
+from dagscale.scaling.folding import Factors, fold
+from dagscale.training.optimizers import Optimizer
+
+DepthRule = Callable[[Optimizer, float, float], Factors]
+"""(optimiser, m, α) → what a parameter inside a branch takes in a model that has the multiplier m^-α in its code."""
+
+
+@dataclass(frozen=True, slots=True)
+class DepthEntry:
+    """A depth rule: its function, the α that it takes by default for each kind of step, and whether α may be chosen."""
+
+    inside: DepthRule
+    alpha: Mapping[str, float]
+    free: bool = True
+
+
+DEPTH_RULES: Registry[DepthEntry] = Registry("depth rule")
+
+
+def depth_rule(name: str, *, gradient: float, other: float, free: bool = True) -> Callable[[DepthRule], DepthRule]:
+    """Decorator: register a depth rule.
+
+    Args:
+        gradient, other: its α for optimisers whose step is like the gradient, and for all others.
+        free: whether α may be chosen, between ½ and 1.
+    """
+
+    def put(rule: DepthRule) -> DepthRule:
+        alpha = {"gradient": gradient, "sign": other, "spectral": other, "relative": other}
+        DEPTH_RULES.add(name)(DepthEntry(rule, alpha, free))
+        return rule
+
+    return put
+
+
+@depth_rule("completep", gradient=0.5, other=1.0)
+@depth_rule("completedp", gradient=0.5, other=1.0)
+@depth_rule("depth-mup", gradient=0.5, other=0.5, free=False)
+def inside_branches(optimizer: Optimizer, m: float, alpha: float) -> Factors:
+    """Rate and eps that keep what m times as many branches change together, per step, as it was.
+
+    A branch's gradients carry its multiplier ``m^-α``, and so does its share of the output. Steps that do not have the
+    gradient's size in them therefore move the output by ``m · m^-α · η``, and steps along the gradient by
+    ``m · m^-2α · η``; eps counts in units of the gradient.
+    [CompleteP: Dey et al. 2025, arXiv 2505.01618, Table 1 and Eq. 40. Complete(d)P: arXiv 2512.22382, Table 1, with the
+    same powers of m. Depth-μP: Yang et al. 2023, arXiv 2310.02244, and Bordelon et al. 2023, arXiv 2309.16620,
+    are the case α = ½.]
+    """
+    if optimizer.step == "gradient":
+        return Factors(lr=m ** (2 * alpha - 1))
+    return Factors(lr=m ** (alpha - 1), eps=m**-alpha if optimizer.eps else 1.0)
+
+
+NOTHING = Factors()
+
+
+@dataclass(frozen=True, slots=True)
+class DepthScaling:
+    """What one parameter of the target takes for depth; all 1 outside branches, and where depth has not grown.
+
+    Attributes:
+        factors: on init, rate, eps and weight decay.
+        depth_mult: m, the growth of the number of residual additions on its trunk.
+        fold: the power of the multiplier that is folded into it: c, 1/c or 1. Its gradient is 1/fold of the edited
+            model's, which :func:`dagscale.scaling.folding.clip_grad_norm_` takes into account.
+        note: what a reader should know of it; ``""`` mostly.
+    """
+
+    factors: Factors = NOTHING
+    depth_mult: float = 1.0
+    fold: float = 1.0
+    note: str = ""
+
+
+def depth_scaling(
+    base: Graph,
+    target: Graph,
+    optimizer: Optimizer,
+    rule: str = "completep",
+    alpha: float | None = None,
+    own: float = 1.0,
+) -> dict[str, DepthScaling]:
+    """The factors of a depth rule on every parameter of ``target``, by first name.
+
+    Args:
+        base, target: traced graphs; the target may be shallower.
+        optimizer: how both are trained.
+        rule: ``completep``, ``completedp``, ``depth-mup`` or another that is registered.
+        alpha: the branches' multiplier is m^-α; the rule's own by default (1, and ½ under SGD).
+        own: what the target's own init already multiplies its branch ends by, compared with the base's
+            (:func:`own_scaling`); only where that init is kept.
+
+    Raises:
+        UnknownNameError: for a rule that is not registered.
+        OptimizerError: if nothing is known of the optimiser's step or decay.
+        PlanError: for an α outside [½, 1], a base without branches where the target has some, branches of another type
+            or on other trunks, additions whose trunk cannot be told, or branches none of which can be folded.
+    """
+    entry = DEPTH_RULES[rule]
+    step = optimizer.known("step", f"depth={rule!r}")
+    alpha = _alpha(rule, entry, step, alpha)
+    ours, theirs = find_branches(target), find_branches(base)
+    growth = _growth(theirs, ours)
+    found: dict[str, DepthScaling] = {p.name: DepthScaling() for p in target.parameters}
+    for branch in ours.branches:
+        m = growth[branch.trunk]
+        if m == own == 1:
+            continue
+        if branch.note:
+            note = f"in a residual branch that no multiplier can be folded into, because {branch.note}: left as it is"
+            for name in branch.inside:
+                if found[name] == DepthScaling():
+                    found[name] = DepthScaling(depth_mult=m, note=note)
+            continue
+        c = m**-alpha
+        inside = entry.inside(optimizer, m, alpha)
+        at_end = inside * fold(optimizer, c) * Factors(init=1 / own)
+        undone = inside * fold(optimizer, 1 / c)
+        for name in (*branch.ends, *branch.inside):
+            if found[name] != DepthScaling():
+                continue  # of a branch within this one, or shared between blocks
+            if name in branch.ends:
+                found[name] = DepthScaling(at_end, m, c, f"end of a residual branch: carries its multiplier {c:.4g}")
+            elif name in branch.undone:
+                found[name] = DepthScaling(undone, m, 1 / c, f"reads a branch's end: takes back its multiplier {c:.4g}")
+            else:
+                found[name] = DepthScaling(inside, m)
+    for name in _outside(target, ours) & {n for n, s in found.items() if s.fold == 1 and s != DepthScaling()}:
+        found[name] = DepthScaling(note="used both inside a residual branch and outside: scaled as outside")
+    return found
+
+
+def _alpha(rule: str, entry: DepthEntry, step: str, alpha: float | None) -> float:
+    default = entry.alpha[step]
+    if alpha is None or alpha == default:
+        return default
+    if not entry.free:
+        raise PlanError(f"depth={rule!r} has α = {default:g}, not {alpha:g}: leave alpha out, or use 'completep'")
+    if not 0.5 <= alpha <= 1:
+        raise PlanError(
+            f"α = {alpha:g}: a branch's multiplier is m^-α with α between ½ (the sum of the branches neither grows nor "
+            "fades at initialisation) and 1 (nor does what they learn)"
+        )
+    return alpha
+
+
+def _growth(base: Residuals, target: Residuals) -> list[float]:
+    """Growth of the number of residual additions, for each trunk of the target."""
+    for name, found in (("target", target), ("base", base)):
+        if found.unclear:
+            raise PlanError(
+                f"the {name} has {len(found.unclear)} additions of which no operand can be told to be the trunk (the "
+                f"first is vertex {found.unclear[0]} of its graph): a depth rule is for residual blocks, x + f(x)"
+            )
+    if not target.branches:
+        raise PlanError("the target has no residual branch: a depth rule is for residual blocks, x + f(x)")
+    if not base.branches:
+        raise PlanError(
+            f"the base has no residual branch and the target has {len(target.branches)}: give a base of the same blocks"
+        )
+    kinds = {branch.kind for branch in base.branches}
+    strange = next((b for b in target.branches if b.kind not in kinds), None)
+    if strange is not None:
+        first = (*strange.ends, *strange.inside)[0] if strange.ends or strange.inside else f"vertex {strange.addition}"
+        raise PlanError(
+            f"the target has residual branches ({first} is in one) of a type that the base has none of: "
+            f"{_said(strange)}, against {'; '.join(sorted({_said(b) for b in base.branches}))}; give a base of the "
+            "same blocks"
+        )
+    if len(base.additions) != len(target.additions):
+        raise PlanError(
+            f"the base has {len(base.additions)} residual trunks (chains of residual additions), the target "
+            f"{len(target.additions)}: give a base of the same structure"
+        )
+    if all(branch.note for branch in target.branches):
+        raise PlanError(f"no residual branch can be multiplied from outside, because {target.branches[0].note}")
+    return [t / b for t, b in zip(target.additions, base.additions, strict=True)]
+
+
+def _said(branch: Branch) -> str:
+    depth, names, product = branch.kind
+    return f"{depth} deep in {' and '.join(sorted(names)) or 'no layer'}{' with a product' if product else ''}"
+
+
+def _outside(graph: Graph, found: Residuals) -> set[str]:
+    """The parameters that act outside every branch too."""
+    within = {e for branch in found.branches for e in branch.edges}
+    return {
+        p.name
+        for e, edge in enumerate(graph.edges)
+        if graph.live[e] and e not in within
+        for op in edge.ops
+        for p in op.params
+    }
+
+
+def own_scaling(base: Graph, target: Graph, base_rms: Mapping[str, float], target_rms: Mapping[str, float]) -> float:
+    """What the target's own init multiplies branch ends by, compared with the base's.
+
+    GPT-2 and Megatron draw a branch's last layer with a standard deviation that is ``1/√(2L)`` of the others': between
+    a base and a target that is m times as deep, this is ``m^-½``, and of a rule's ``m^-α`` only ``m^(½-α)`` is left to
+    apply. Ends are compared with the other weights of the same network, so that what the width does to both cancels.
+    Ends that start at 0 (zero-initialised branches, ReZero) are left out: 0 stays 0 under any factor.
+
+    Args:
+        base_rms, target_rms: the root mean square of every parameter as the model's own init draws it.
+
+    Returns:
+        The geometric mean over ends, 1 where there is nothing to compare.
+    """
+    values = []
+    for graph, rms in ((target, target_rms), (base, base_rms)):
+        branches = find_branches(graph).branches
+        matrix = partial(_is_matrix, graph)
+        ends = [rms[n] for b in branches for n in b.ends if matrix(n) and rms[n] > 0]
+        others = [rms[n] for b in branches for n in b.inside if matrix(n) and rms[n] > 0]
+        if not ends:  # gains
+            ends, others = [rms[n] for b in branches for n in b.ends if rms[n] > 0], [1.0]
+        if not ends or not others:
+            return 1.0
+        values.append(_log_mean(ends) - _log_mean(others))
+    return math.exp(values[0] - values[1])
+
+
+def _is_matrix(graph: Graph, name: str) -> bool:
+    return len(graph.parameter[name].shape) > 1
+
+
+def _log_mean(values: list[float]) -> float:
+    return sum(map(math.log, values)) / len(values)
+
+
+__all__ = ["DEPTH_RULES", "DepthEntry", "DepthRule", "DepthScaling", "depth_rule", "depth_scaling", "own_scaling"]

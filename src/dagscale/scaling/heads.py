@@ -1,0 +1,63 @@
+"""Head size: what the queries take where attention heads grow from base to target.
+
+Queries and keys that have learned are aligned, so that their product over d channels grows like d; models divide by
+√d [Yang et al. 2022, Tensor Programs V, Appendix B.1]. With heads r times as large as the base's the factor that is
+left, r^-½, is folded into what makes the queries. Where heads keep their size and their number grows, nothing is
+needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dagscale.graph.attention import find_attention
+from dagscale.graph.model import Graph
+from dagscale.scaling.folding import Factors, fold
+from dagscale.scaling.width import nearest
+from dagscale.training.optimizers import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScaling:
+    """What a parameter takes because heads have grown.
+
+    Attributes:
+        factors: on init, rate, eps and weight decay.
+        fold: the multiplier that is folded into it, r^-½; 1 where none can be.
+        note: what a reader should know of it.
+    """
+
+    factors: Factors
+    fold: float
+    note: str
+
+
+def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, HeadScaling]:
+    """The factors on query projections (or on a norm's gain behind them), for those parameters only.
+
+    Attentions are matched by the names of what makes their queries. Rotary positions, grouped queries and ALiBi change
+    nothing here: the first two are linear in the queries, the last is added to what is scaled.
+
+    Raises:
+        OptimizerError: if heads have grown and nothing is known of the optimiser's step or decay.
+    """
+    sizes = {attention.queries[0]: attention.head for attention in find_attention(base) if attention.queries}
+    found: dict[str, HeadScaling] = {}
+    for attention in find_attention(target):
+        match = nearest(attention.queries[0], sizes) if attention.queries else None
+        if match is None or not attention.head or sizes[match] == attention.head:
+            continue
+        r = attention.head / sizes[match]
+        if attention.note:
+            note = (
+                f"heads are {r:g} times as large as the base's, and their queries cannot be scaled by {r**-0.5:.4g} "
+                f"alone: {attention.note}; keep the head size and let the number of heads grow"
+            )
+            found.update({name: HeadScaling(Factors(), 1.0, note) for name in attention.queries})
+            continue
+        note = f"makes queries of heads {r:g} times as large as the base's: carries {r**-0.5:.4g}, for logits over d"
+        found.update({n: HeadScaling(fold(optimizer, r**-0.5), r**-0.5, note) for n in attention.queries})
+    return found
+
+
+__all__ = ["HeadScaling", "head_scaling"]

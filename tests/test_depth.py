@@ -1,0 +1,381 @@
+"""Depth and head rules: the published tables, the published training step, what is refused."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tests.fixtures.residual import Mlp, ResNet, Transformer, example, losses, redraw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dagscale
+from dagscale.errors import DagscaleError, OptimizerError, PlanError, UnknownNameError
+from dagscale.graph import Graph
+from dagscale.graph.branches import find_branches
+from dagscale.models.timm import declare_torchvision_ops
+from dagscale.scaling.depth import DEPTH_RULES, DepthScaling, depth_scaling, own_scaling
+from dagscale.scaling.folding import Factors
+from dagscale.scaling.heads import head_scaling
+from dagscale.training.optimizers import Optimizer, resolve
+
+M = 4
+"""Growth of depth in most tests: 2 blocks → 8."""
+
+
+def graph(model: nn.Module, x: Any = None) -> Graph:
+    return dagscale.trace(model, example(model)[0] if x is None else x)
+
+
+@cache
+def pair(kind: str = "pre") -> tuple[Graph, Graph]:
+    return graph(Transformer(kind, 2)), graph(Transformer(kind, 2 * M))
+
+
+def scaled(optimizer: str | Optimizer, *args: Any, **options: Any) -> dict[str, DepthScaling]:
+    return depth_scaling(*pair(), resolve(optimizer), *args, **options)
+
+
+# --- the tables ----------------------------------------------------------------------------------------------------
+
+TABLE = {  # optimiser, α: of a branch's end, and of what is inside
+    ("adamw", 1.0): (Factors(1 / M, 1 / M, 1, M), Factors(1, 1, 1 / M, 1)),
+    ("adamw", 0.5): (Factors(M**-0.5, 1 / M, 1, M**0.5), Factors(1, M**-0.5, M**-0.5, 1)),
+    ("adam", 1.0): (Factors(1 / M, 1 / M, 1, M**2), Factors(1, 1, 1 / M, 1)),
+    ("muon", 1.0): (Factors(1 / M, 1 / M, 1, M), Factors(1, 1, 1 / M, 1)),
+    ("lion", 1.0): (Factors(1 / M, 1 / M, 1, M), Factors(1, 1, 1, 1)),
+    ("sgd", 0.5): (Factors(M**-0.5, 1 / M, 1, M), Factors(1, 1, 1, 1)),
+    ("momentum", 1.0): (Factors(1 / M, 1 / M, 1, M**2), Factors(1, M, 1, 1)),
+    ("adafactor", 1.0): (Factors(1 / M, 1, 1, 1), Factors(1, 1, 1, 1)),
+}
+"""[docs/depth.md; CompleteP's Table 1 folded]"""
+
+
+def close(one: Factors, other: Factors) -> bool:
+    return all(math.isclose(getattr(one, f), getattr(other, f)) for f in ("init", "lr", "eps", "weight_decay"))
+
+
+@pytest.mark.parametrize(("optimizer", "alpha"), TABLE)
+def test_factors_are_the_table(optimizer: str, alpha: float) -> None:
+    end, inside = TABLE[optimizer, alpha]
+    found = scaled(optimizer, alpha=alpha)
+    assert set(found) == {p.name for p in pair()[1].parameters}
+    for name, scaling in found.items():
+        if ".o." in name or ".down." in name:
+            assert close(scaling.factors, end), name
+            assert math.isclose(scaling.fold, M**-alpha)
+            assert "end of a residual branch" in scaling.note
+        elif "blocks" in name and name.rsplit(".", 2)[-2] in ("n1", "n2", "q", "k", "v", "up"):
+            assert close(scaling.factors, inside), name
+            assert (scaling.fold, scaling.note) == (1, "")
+        else:
+            assert scaling == DepthScaling(), name
+
+
+def test_alpha_by_default() -> None:
+    for optimizer, alpha in (("adamw", 1.0), ("muon", 1.0), ("lion", 1.0), ("sgd", 0.5), ("nesterov", 0.5)):
+        assert scaled(optimizer) == scaled(optimizer, alpha=alpha)
+    assert scaled("adamw", "depth-mup") == scaled("adamw", alpha=0.5)
+    assert set(DEPTH_RULES) == {"completep", "completedp", "depth-mup"}
+
+
+def test_equal_depth_changes_nothing_and_back_is_the_inverse() -> None:
+    base, target = pair()
+    for optimizer in ("adamw", "sgd"):
+        assert set(depth_scaling(base, base, resolve(optimizer)).values()) == {DepthScaling()}
+        deeper, shallower = (
+            depth_scaling(base, target, resolve(optimizer)),
+            depth_scaling(target, base, resolve(optimizer)),
+        )
+        for name, scaling in shallower.items():
+            assert close(scaling.factors * deeper[name].factors, Factors())
+
+
+def test_each_trunk_has_its_own_growth() -> None:
+    def make(encoder: int, decoder: int) -> Graph:
+        return graph(
+            nn.Transformer(8, 2, encoder, decoder, 16, batch_first=True), (torch.randn(2, 5, 8), torch.randn(2, 5, 8))
+        )
+
+    found = depth_scaling(make(1, 1), make(2, 6), resolve("adamw"))
+    assert found["encoder.layers.1.linear2.weight"].depth_mult == 2
+    assert found["decoder.layers.1.linear2.weight"].depth_mult == 6
+    assert found["decoder.layers.1.multihead_attn.in_proj_weight"].factors.eps == 1 / 6
+
+
+def test_a_gate_behind_the_end_is_undone() -> None:
+    found = depth_scaling(graph(ResNet((1, 1), squeeze=True)), graph(ResNet((2, 2), squeeze=True)), resolve("adamw"))
+    scaling = found["blocks.0.squeeze.weight"]
+    assert (scaling.factors.init, scaling.fold) == (2, 2)
+    assert "takes back" in scaling.note
+
+
+def test_what_cannot_be_folded_is_left_as_it_is_and_noted() -> None:
+    class Positions(nn.Module):
+        """Starts with x + gelu(W x), which no multiplier can be folded into."""
+
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.first, self.body = nn.Linear(16, 16), Mlp(depth)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x + F.gelu(self.first(x)))
+            return out
+
+    x = torch.randn(2, 16)
+    found = depth_scaling(graph(Positions(2), x), graph(Positions(5), x), resolve("adamw"))
+    assert found["first.weight"].factors == Factors()
+    assert "ends in 'gelu'" in found["first.weight"].note
+    assert found["body.v.0.weight"].fold < 1
+
+
+# --- the published step ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.75])
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_training_is_completep_s(kind: str, alpha: float) -> None:
+    """As EleutherAI/nanoGPT-mup's branch ``completep`` writes it, at equal width: ``x + m^-α f(x)``; the rate of what
+    is in blocks × m^(α-1), its eps × m^-α; embedding, final norm and readout as they are."""
+    edited, plain = Transformer(kind, 2 * M, c=M**-alpha).double(), Transformer(kind, 2 * M).double()
+    redraw(edited)
+    redraw(plain)
+    found = depth_scaling(*pair(kind), resolve("adamw"), alpha=alpha)
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            p.mul_(found[name].factors.init)
+    lr, eps, decay = 3e-3, 1e-2, 0.3
+    trunk = ("embed", "position", "last", "readout", *((".n1.", ".n2.") if kind == "post" else ()))
+    theirs, ours = [], []
+    for name, p in edited.named_parameters():
+        in_block = not any(part in name for part in trunk)
+        theirs.append(
+            {
+                "params": [p],
+                "lr": lr * M ** (alpha - 1 if in_block else 0),
+                "eps": eps * M ** (-alpha if in_block else 0),
+            }
+        )
+    for name, p in plain.named_parameters():
+        f = found[name].factors
+        ours.append({"params": [p], "lr": lr * f.lr, "eps": eps * f.eps, "weight_decay": decay * f.weight_decay})
+    published = losses(edited, torch.optim.AdamW(theirs, weight_decay=decay))
+    assert (losses(plain, torch.optim.AdamW(ours)) - published).abs().max() < 1e-9
+    assert (published[0] - published[-1]).abs() > 1e-2
+
+
+def moved(depth: int, optimizer: str, alpha: float | None) -> float:
+    """How far the output of a residual MLP without norms moves in three steps of the branches' parameters."""
+    torch.manual_seed(0)
+    model, record = Mlp(depth, 48), resolve(optimizer)
+    x, y = example(model, 32)
+    found = depth_scaling(graph(Mlp(2, 48)), graph(model), record, alpha=alpha)
+    groups = []
+    for name, p in model.named_parameters():
+        f = found[name].factors if alpha else Factors()
+        with torch.no_grad():
+            p.normal_(0, p[0].numel() ** -0.5).mul_(f.init) if p.dim() > 1 else p.zero_()
+        p.requires_grad_(name.startswith(("v.", "w.")))
+        groups.append({"params": [p], "lr": (0.1 if optimizer == "sgd" else 2e-3) * f.lr})
+    before = model(x).detach()
+    made = record.make(groups)
+    for _ in range(3):
+        made.zero_grad()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        made.step()
+    return float((model(x) - before).square().mean().sqrt().detach())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_change_per_step_does_not_grow_with_depth(optimizer: str) -> None:
+    """The derivation of both kinds of row: from 4 blocks to 32 the change stays within a factor of 2 under either α,
+    where without factors it grows more than tenfold."""
+    for alpha in (0.5, 1.0):
+        assert 1 / 2 < moved(32, optimizer, alpha) / moved(4, optimizer, alpha) < 2
+    assert not moved(32, optimizer, None) / moved(4, optimizer, None) < 10  # or it has overflowed
+
+
+# --- the model's own scaling -----------------------------------------------------------------------------------------
+
+
+def rms(model: nn.Module) -> dict[str, float]:
+    return {name: float(p.detach().double().square().mean().sqrt()) for name, p in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gpt2_s_own_scaling_is_found_and_only_the_rest_applied() -> None:
+    declare_torchvision_ops()
+    transformers = pytest.importorskip("transformers")
+
+    def make(layers: int, width: int) -> nn.Module:
+        config = transformers.GPT2Config(n_layer=layers, n_embd=width, n_head=2, vocab_size=50, use_cache=False)
+        torch.manual_seed(0)
+        model: nn.Module = transformers.GPT2LMHeadModel(config)
+        return model
+
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    base, target = make(2, 32), make(8, 64)
+    graphs = graph(base, tokens), graph(target, tokens)
+    own = own_scaling(*graphs, rms(base), rms(target))
+    assert own == pytest.approx(0.5, rel=0.03)  # 1/√4, from some 10^4 draws a layer
+    for alpha in (1.0, 0.5):
+        found = depth_scaling(*graphs, resolve("adamw"), alpha=alpha, own=own)
+        end = found["transformer.h.0.mlp.c_proj.weight"].factors
+        assert end.init == pytest.approx(4 ** (0.5 - alpha), rel=0.03)
+        assert end.lr == pytest.approx(1 / 4)
+
+
+def test_an_init_without_scaling_or_that_starts_at_zero_has_none() -> None:
+    small, large = Mlp(2), Mlp(8, 32)
+    graphs = graph(small), graph(large)
+    torch.manual_seed(0)
+    assert own_scaling(*graphs, rms(small), rms(large)) == pytest.approx(1, rel=0.1)
+    zero = {name: 0.0 if name.startswith("v.") else value for name, value in rms(large).items()}
+    assert own_scaling(*graphs, rms(small), zero) == 1
+
+
+def test_gains_that_shrink_with_depth_are_found() -> None:
+    base, target = pair("layer scale")
+    before = {p.name: 1.0 for p in base.parameters}
+    after = {p.name: 0.25 if ".ls" in p.name else 1.0 for p in target.parameters}
+    assert own_scaling(base, target, before, after) == pytest.approx(0.25)
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[Any, type[DagscaleError], str]] = [
+    (lambda: scaled("adamw", alpha=0.4), PlanError, "between ½ .* and 1"),
+    (lambda: scaled("adamw", alpha=1.1), PlanError, "between ½ .* and 1"),
+    (lambda: scaled("adamw", "depth-mup", alpha=1.0), PlanError, "has α = 0.5"),
+    (lambda: scaled("adamw", "completeP"), UnknownNameError, "did you mean 'completep'"),
+    (lambda: scaled(lambda groups: torch.optim.SGD(groups)), OptimizerError, "kind of step"),  # type: ignore[arg-type]
+    (lambda: depth_scaling(graph(nn.Linear(4, 4), torch.randn(2, 4)), pair()[1], resolve("sgd")), PlanError,
+     "the base has no residual branch and the target has 16"),
+    (lambda: depth_scaling(pair()[0], graph(nn.Linear(4, 4), torch.randn(2, 4)), resolve("sgd")), PlanError,
+     "the target has no residual branch"),
+    (lambda: depth_scaling(graph(ResNet()), graph(ResNet(bottleneck=True)), resolve("sgd")), PlanError,
+     "of a type that the base has none of: 3 deep in conv2d, against 2 deep in conv2d"),
+    (lambda: depth_scaling(pair()[0], graph(ResNet()), resolve("sgd")), PlanError, "give a base of the same blocks"),
+    (lambda: depth_scaling(*[graph(Unclear(), torch.randn(2, 4))] * 2, resolve("sgd")), PlanError,
+     "told to be the trunk"),
+    (lambda: depth_scaling(*[graph(Gated(), torch.randn(2, 4))] * 2, resolve("sgd")), PlanError,
+     "because it ends in 'tanh'"),
+]  # fmt: skip
+
+
+class Unclear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        out: Tensor = self.b(x.relu()) + self.c(x.tanh())
+        return out
+
+
+class Gated(Unclear):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return x + self.b(x).tanh()
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)))
+def test_refused_in_one_line(case: int) -> None:
+    call, error, text = REFUSED[case]
+    with pytest.raises(error, match=text) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+# --- head size -----------------------------------------------------------------------------------------------------
+
+
+class Heads(nn.Module):
+    """Attention whose logits are multiplied by ``c``; fused projections, grouped queries, norms on queries and keys."""
+
+    def __init__(self, head: int, c: float = 1.0, norm: str = "", fused: bool = False, groups: int = 1) -> None:
+        super().__init__()
+        width = 2 * head
+        self.c, self.head, self.groups = c, head, groups
+        self.embed, self.o, self.readout = nn.Embedding(11, width), nn.Linear(width, width), nn.Linear(width, 11)
+        if fused:
+            self.qkv = nn.Linear(width, 3 * width)
+        else:
+            self.q, self.k, self.v = nn.Linear(width, width), *(nn.Linear(width, width // groups) for _ in range(2))
+        self.norm_q = nn.LayerNorm(head, elementwise_affine=norm == "gain") if norm else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        q, k, v = self.qkv(x).chunk(3, -1) if hasattr(self, "qkv") else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (t.unflatten(-1, (-1, self.head)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = self.norm_q(q), *(t.repeat_interleave(self.groups, 1) for t in (k, v))
+        half = self.head // 2
+        q, k = (t * 0.8 + torch.cat([-t[..., half:], t[..., :half]], -1) * 0.6 for t in (q, k))  # rotated
+        weights = (self.c * q @ k.transpose(-1, -2) / self.head**0.5).softmax(-1)
+        out: Tensor = self.readout(x + self.o((weights @ v).transpose(1, 2).flatten(2)))
+        return out
+
+
+TOKENS = torch.zeros(2, 6, dtype=torch.long)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"norm": "gain"}])
+def test_heads_that_grow_are_folded_into_the_queries(options: dict[str, Any], optimizer: str) -> None:
+    """Plain model with factors = edited model with logits over d, in float64, 30 steps."""
+    record = resolve(optimizer, {"eps": 1e-2} if optimizer == "adamw" else {})
+    found = head_scaling(graph(Heads(4, **options), TOKENS), graph(Heads(16, **options), TOKENS), record)
+    where = "norm_q" if "norm" in options else "q"
+    assert set(found) == {f"{where}.weight", f"{where}.bias"}
+    assert {s.fold for s in found.values()} == {0.5}
+    seen = []
+    for model in (Heads(16, 0.5, **options).double(), Heads(16, **options).double()):
+        redraw(model)
+        groups = []
+        for name, p in model.named_parameters():
+            f = found[name].factors if model.c == 1 and name in found else Factors()
+            with torch.no_grad():
+                p.mul_(f.init)
+            group = {"params": [p], "lr": 1e-2 * f.lr, "weight_decay": 0.3 * f.weight_decay}
+            groups.append({**group, "eps": 1e-2 * f.eps} if record.eps else group)
+        seen.append(_train(model, record.make(groups)))
+    assert (seen[0] - seen[1]).abs().max() < 1e-9
+    assert (seen[0][0] - seen[0][-1]).abs() > 1e-2
+
+
+def _train(model: nn.Module, optimizer: Any) -> Tensor:
+    found = []
+    for step in range(30):
+        tokens, words = torch.randint(11, (2, 4, 6), generator=torch.Generator().manual_seed(step))
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), words.flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        found.append(loss.detach())
+    return torch.stack(found)
+
+
+def test_heads_of_one_size_need_nothing() -> None:
+    assert head_scaling(*pair(), resolve("adamw")) == {}
+    wide = graph(Transformer(width=16), None)
+    assert head_scaling(pair()[0], wide, resolve("adamw")) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"), [({"fused": True}, "makes more than them"), ({"norm": "no gain"}, "norm without gain")]
+)
+def test_queries_that_cannot_be_scaled_are_noted(options: dict[str, Any], text: str) -> None:
+    found = head_scaling(graph(Heads(4, **options), TOKENS), graph(Heads(16, **options), TOKENS), resolve("adamw"))
+    assert found
+    assert all(s.factors == Factors() and text in s.note for s in found.values())
+
+
+def test_notes_of_a_graph_reach_every_branch() -> None:
+    """Every parameter of the target that is in some branch has the growth of its trunk."""
+    _, target = pair()
+    touched = {name for b in find_branches(target).branches for name in (*b.ends, *b.inside)}
+    assert {name for name, s in scaled("adamw").items() if s.depth_mult == M} == touched
