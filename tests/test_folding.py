@@ -17,7 +17,8 @@ from dagscale.errors import OptimizerError
 from dagscale.graph import Graph
 from dagscale.graph.branches import find_branches
 from dagscale.graph.roles import roles
-from dagscale.scaling.folding import Factors, clip_grad_norm_, fold
+from dagscale.scaling.folding import Factors, fold
+from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import Optimizer, resolve
 
 C = 0.3

@@ -9,6 +9,7 @@ from dagscale.network import Network
 from dagscale.planning import Base, Plan, plan
 from dagscale.searching import search
 from dagscale.tracing import trace
+from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, optimizer
 from dagscale.training.recipe import Recipe
 from dagscale.training.schedules import Schedule, constant, cosine, linear
@@ -17,6 +18,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "INITS", "LAWS", "OPTIMIZERS", "Base", "DagscaleError", "Estimate", "Graph", "Network", "Optimizer", "PathSums",
-    "Plan", "Recipe", "Report", "Schedule", "check", "constant", "cosine", "init", "kernel_size", "law", "linear",
-    "optimizer", "path_sums", "plan", "search", "trace",
+    "Plan", "Recipe", "Report", "Schedule", "check", "clip_grad_norm_", "constant", "cosine", "init", "kernel_size",
+    "law", "linear", "optimizer", "path_sums", "plan", "search", "trace",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
+from dagscale.graph.roles import roles
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
 from dagscale.laws.base import Carried
@@ -20,9 +21,11 @@ from dagscale.planning.plans import ParameterPlan, Plan, named
 from dagscale.planning.prepare import about, initialised, traced
 from dagscale.planning.validate import check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
-from dagscale.scaling.width import WidthScaling, width_scaling
+from dagscale.scaling.depth import DEPTH_RULES, own_scaling
+from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
+from dagscale.tracing.forward import plain_parameters
 from dagscale.training.draws import Fill
-from dagscale.training.groups import Relative, roles
+from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
 from dagscale.training.recipe import Recipe, differences
 
@@ -43,6 +46,8 @@ def plan(
     init: str | None = None,
     seed: int = 0,
     width: str = "none",
+    depth: str = "none",
+    alpha: float | None = None,
     only: str | Iterable[str] | None = None,
     keep: str | Iterable[str] | None = None,
     reset: str | Iterable[str] | None = None,
@@ -71,6 +76,10 @@ def plan(
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
+        depth: ``none``, or a rule for the growth of residual depth: ``completep``, ``completedp``, ``depth-mup``
+            (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter. With it the base's rate is
+            carried over as it is, unless a law is named.
+        alpha: of the depth rule: the branches' multiplier is ``m^-alpha``; by default the rule's own.
         only, keep, reset: names of parameters or modules, or patterns (``head``, ``blocks.*.mlp``): initialise these
             alone; leave these as they are; initialise these alone in a model that otherwise stays as it is.
         lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
@@ -89,7 +98,9 @@ def plan(
     with shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         recipe = _recipe(recipe, training, bases)
-        chosen = _chosen(law, init, width, recipe, bases, given, has_base=base is not None or base_lr is not None)
+        chosen = _chosen(
+            law, init, width, depth, recipe, bases, given, has_base=base is not None or base_lr is not None
+        )
         rates = [float(rate) for rate in given]
         bar.say("tracing")
         with about("target"):
@@ -100,7 +111,7 @@ def plan(
         for name, network in networks.items():
             with about(name):
                 check_kin(network.graph, target.graph)
-        scaling = _width_scaling([*networks.values()], target, chosen)
+        parts = _scaling([*networks.values()], target, chosen, alpha)
         for name, network in {"target": target, **networks}.items() if chosen.law.measured else ():
             if network.model is not None:
                 with about(name):
@@ -109,22 +120,22 @@ def plan(
         with about("target"):
             target = initialised(target, chosen.init.name)
         kept = _kept(target.graph, only, keep, reset)
-        target = scaled_by(target, scaling, kept)
+        target = scaled_by(target, parts, kept)
         origins: dict[str, Network] = {}
         for name, network in networks.items():
             bar.say(f"init {chosen.init.name}: {name}")
             with about(name):
                 own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
-            origins[name] = replace(own, by_layer=bool(scaling), hint=rates[len(origins)])
+            origins[name] = replace(own, by_layer=bool(parts), hint=rates[len(origins)])
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
-        return _built(chosen, target, carried, start, rates, scaling, lr_scale or {})
+        return _built(chosen, target, carried, start, rates, parts, lr_scale or {})
 
 
 def starting_plan(network: Network, init: str, lr: float = 1.0) -> Plan:
     """The plan of a network's own init at one rate, without a law."""
     network = scaled_by(network, {})
-    chosen = _Chosen(LAWS["none"], INITS[init], "none", absolute=False)
+    chosen = _Chosen(LAWS["none"], INITS[init], "none", "none", absolute=False)
     return _built(chosen, network, Carried(({},)), lr, [lr], {}, {})
 
 
@@ -156,6 +167,7 @@ class _Chosen:
     law: Law
     init: Init
     width: str
+    depth: str
     absolute: bool
     note: str = ""
 
@@ -207,6 +219,7 @@ def _chosen(
     law: str | None,
     init: str | None,
     width: str,
+    depth: str,
     recipe: Recipe,
     bases: Sequence[Any],
     rates: list[Any],
@@ -216,7 +229,9 @@ def _chosen(
     """Names looked up, and every request refused that cannot be served."""
     found = [one for one in bases if isinstance(one, Base) and one.init is not None]
     has_data = recipe.data is not None and (recipe.loss is not None or bool(found) or recipe.step is not None)
-    rule = LAWS[default_law(recipe.optimizer, has_data, has_base) if law is None else law]
+    if law is None:
+        law = "none" if depth != "none" else default_law(recipe.optimizer, has_data, has_base)
+    rule = LAWS[law]
     fill = INITS[init or (found[0].init if found else None) or ("moments" if recipe.data is not None else "in-degree")]
     absolute = rule.absolute is not None and not has_base
     if not absolute and not (rates and all(map(_positive, rates))):
@@ -234,19 +249,22 @@ def _chosen(
             f"law {rule.name!r} is measured and needs data=(x, y) and loss=… (--data); without data use law "
             "'covariance', 'walk' or 'paths'"
         )
-    if width not in ("none", "mup"):
+    if width not in WIDTHS:
         raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
-    if width != "none" and len(bases) > 1:
-        raise PlanError(f"width={width!r} scales each layer from one base's shapes: give one, not {len(bases)}")
-    if width != "none" and not bases:
-        raise PlanError("width='mup' scales from a base's shapes: give base=(model, inputs)")
+    if depth != "none":
+        DEPTH_RULES[depth]  # unknown names raise before anything is traced
+    for name, mode in (("width", width), ("depth", depth)):
+        if mode != "none" and len(bases) > 1:
+            raise PlanError(f"{name}={mode!r} scales each layer from one base's shapes: give one, not {len(bases)}")
+        if mode != "none" and not bases:
+            raise PlanError(f"{name}={mode!r} scales from a base's shapes: give base=(model, inputs)")
     for one in found:
         if one.init != fill.name:
             raise PlanError(
                 f"the base's rate was found under init {one.init!r}, and the plan is for init {fill.name!r}: search "
                 f"the base with init={fill.name!r}"
             )
-    return _Chosen(rule, fill, width, absolute)
+    return _Chosen(rule, fill, width, depth, absolute)
 
 
 def _positive(number: Any) -> bool:
@@ -276,13 +294,28 @@ def _networks(bases: Sequence[Any], recipe: Recipe, chosen: _Chosen, seed: int) 
     return found
 
 
-def _width_scaling(bases: Sequence[Network], target: Network, chosen: _Chosen) -> dict[str, WidthScaling]:
-    """μP factors of each parameter, or none."""
-    if chosen.width == "none":
+def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: float | None) -> Mapping[str, Scaling]:
+    """Factors of each parameter for width and depth, or none."""
+    if chosen.width == chosen.depth == "none":
+        if alpha is not None:
+            raise PlanError("alpha= is that of a depth rule: give depth='completep' or another")
         return {}
-    rule = chosen.init.width
-    scaling = width_scaling(bases[0].graph, target.graph, target.recipe.optimizer, mean_field=rule == "mean-field")
-    return {n: replace(s, init=1.0) for n, s in scaling.items()} if rule == "own" else scaling
+    base, rule = bases[0], chosen.init
+    own = 1.0
+    if chosen.depth != "none" and not rule.draws and base.model is not None and target.model is not None:
+        own = own_scaling(base.graph, target.graph, _rms(base.model), _rms(target.model))
+    parts = scaling(
+        base.graph, target.graph, target.recipe.optimizer, width=chosen.width, depth=chosen.depth, alpha=alpha,
+        mean_field=rule.width == "mean-field", own=own,
+    )  # fmt: skip
+    if rule.width != "own":
+        return parts
+    return {n: replace(s, factors=replace(s.factors, init=1.0)) for n, s in parts.items()}
+
+
+def _rms(model: nn.Module) -> dict[str, float]:
+    """Root mean square of every parameter."""
+    return {n: float(p.detach().double().square().mean().sqrt()) for n, p in plain_parameters(model).items()}
 
 
 def _kept(graph: Graph, only: Any, keep: Any, reset: Any) -> set[str]:
@@ -295,20 +328,19 @@ def _kept(graph: Graph, only: Any, keep: Any, reset: Any) -> set[str]:
     return kept if keep is None else kept | named(names, keep, "keep")
 
 
-def scaled_by(target: Network, scaling: Mapping[str, WidthScaling], kept: Collection[str] = ()) -> Network:
+def scaled_by(target: Network, parts: Mapping[str, Scaling], kept: Collection[str] = ()) -> Network:
     """The target with its fills scaled, without those that stay as they are, and with each parameter's settings."""
-    fills = {name: fill for name, fill in target.fills.items() if name not in kept}
-    own = {name: scaling[name].init for name in fills if name in scaling}
     role = roles(target.graph)
+    own = {name: parts.get(name, Scaling()) for name in role}
+    fills = {name: fill for name, fill in target.fills.items() if name not in kept}
     return replace(
         target,
-        fills={n: Fill(f.mean * own.get(n, 1.0), f.std * own.get(n, 1.0)) for n, f in fills.items()},
+        fills={n: Fill(f.mean * own[n].factors.init, f.std * own[n].factors.init) for n, f in fills.items()},
         relative={
-            name: Relative(s.lr, 1.0, s.weight_decay, role[name]) if s is not None else Relative(role=role[name])
-            for name in role
-            for s in [scaling.get(name)]
+            name: Relative(s.factors.lr, s.factors.eps, s.factors.weight_decay, role[name], s.fold)
+            for name, s in own.items()
         },
-        by_layer=bool(scaling),
+        by_layer=bool(parts),
         memo={},
     )
 
@@ -349,7 +381,7 @@ def _built(
     carried: Carried,
     start: float,
     rates: list[float],
-    scaling: Mapping[str, WidthScaling],
+    parts: Mapping[str, Scaling],
     lr_scale: Mapping[str, float],
 ) -> Plan:
     """All of it together, as plain data."""
@@ -366,24 +398,23 @@ def _built(
         fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
         mean, std = (None, None) if fill is None else (fill.mean, fill.std)
         parameters[p.name] = ParameterPlan(
-            p.shape, mean, std, lr * own.lr * scale.get(p.name, 1.0), own.weight_decay, own.eps, own.role
+            p.shape, mean, std, lr * own.lr * scale.get(p.name, 1.0), own.weight_decay, own.eps, own.role, own.fold
         )
     interval = None
     if chosen.law.measured:
         spread = math.exp(half_width(carried.uncertain))
         interval = (lr / spread, lr * spread)
     alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
-    widths = dict.fromkeys(s.note for s in scaling.values() if s.note)
     notes = (
         *_origin(alone, chosen.absolute),
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init),
-        *widths,
+        *summary(parts),
     )
     live = target.recipe
     return Plan(
         lr, start, chosen.law.name, chosen.init.name, target.seed, live.describe(), factors, parameters, notes,
-        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, live,
+        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, chosen.depth, live,
     )  # fmt: skip
 
 

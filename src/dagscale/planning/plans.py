@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
+from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import read_document, write_text
 from dagscale.training.draws import Fill
-from dagscale.training.groups import Relative, Role, parameter_groups
+from dagscale.training.groups import Relative, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.schedules import Schedule, constant
 
@@ -41,6 +42,7 @@ class ParameterPlan:
         weight_decay: factor on the weight decay; 1 unless rates differ by layer.
         eps: factor on Adam's ε and its like; 1 unless scales differ by layer.
         role: what it is in the graph, such as ``norm`` or ``bias``.
+        fold: the multiplier that is folded into it by width or depth rules (`dagscale.scaling.folding`).
 
     Raises:
         PlanError: if a value is of the wrong type or range.
@@ -52,7 +54,8 @@ class ParameterPlan:
     lr: float
     weight_decay: float = 1.0
     eps: float = 1.0
-    role: Role = "other"
+    role: ParameterRole = "vector"
+    fold: float = 1.0
 
     def __post_init__(self) -> None:
         if not (isinstance(self.shape, tuple) and all(type(n) is int and n >= 0 for n in self.shape)):
@@ -64,7 +67,8 @@ class ParameterPlan:
             _number("init_std", self.init_std, least=0.0)
         for name in ("lr", "weight_decay", "eps"):
             _number(name, getattr(self, name), least=0.0)
-        if self.role not in get_args(Role):
+        _number("fold", self.fold, above=0.0)
+        if self.role not in get_args(ParameterRole):
             raise PlanError(f"unknown role {self.role!r}")
 
     @property
@@ -83,7 +87,7 @@ class Plan:
         lr: the target's learning rate.
         base_lr: the base's, from which it is carried over, of several bases the geometric mean; without a base, the
             target's own as measured.
-        law, init, width, seed: what made it.
+        law, init, width, depth, seed: what made it.
         recipe: how the rate is to be trained with, as plain data (`dagscale.Recipe.describe`).
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
@@ -108,6 +112,7 @@ class Plan:
     lr_interval: tuple[float, float] | None = None
     forwards: float = 0.0
     width: str = "none"
+    depth: str = "none"
     live: Recipe | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +125,7 @@ class Plan:
         _number("forwards", self.forwards, least=0.0)
         for name, factor in self.factors.items():
             _number(f"factor {name}", factor, above=0.0)
-        for name in ("law", "init", "width"):
+        for name in ("law", "init", "width", "depth"):
             if not isinstance(getattr(self, name), str):
                 raise PlanError(f"{name} must be a name, not {getattr(self, name)!r}")
         if type(self.seed) is not int or self.seed < 0:
@@ -230,7 +235,8 @@ class Plan:
             chosen = named(found, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
         relative = {
-            name: Relative(own.lr, own.eps, own.weight_decay, own.role) for name, own in self.parameters.items()
+            name: Relative(own.lr, own.eps, own.weight_decay, own.role, own.fold)
+            for name, own in self.parameters.items()
         }
         return parameter_groups(
             found, relative, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr, weight_decay=decay,
@@ -341,6 +347,7 @@ class Plan:
             "law": self.law,
             "init": self.init,
             "width": self.width,
+            "depth": self.depth,
             "optimizer": self.optimizer_name,
             "seed": self.seed,
             "factors": dict(self.factors),
@@ -402,7 +409,7 @@ class Plan:
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""
         lines = []
-        for name in ("lr", "base_lr", "law", "init", "width", "seed"):
+        for name in ("lr", "base_lr", "law", "init", "width", "depth", "seed"):
             lines += _line(name, getattr(self, name), getattr(other, name))
         lines += [line for k in sorted({*self.recipe, *other.recipe}) for line in _line(
             f"recipe {k}", self.recipe.get(k), other.recipe.get(k))]  # fmt: skip

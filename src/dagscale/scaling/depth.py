@@ -80,7 +80,7 @@ class DepthScaling:
         factors: on init, rate, eps and weight decay.
         depth_mult: m, the growth of the number of residual additions on its trunk.
         fold: the power of the multiplier that is folded into it: c, 1/c or 1. Its gradient is 1/fold of the edited
-            model's, which :func:`dagscale.scaling.folding.clip_grad_norm_` takes into account.
+            model's, which :func:`dagscale.clip_grad_norm_` takes into account.
         note: what a reader should know of it; ``""`` mostly.
     """
 

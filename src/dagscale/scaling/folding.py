@@ -17,11 +17,7 @@ differ: LAMB adds it after the gradient's size is gone (÷ c), LARS before (÷ c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from dagscale.errors import OptimizerError
 from dagscale.training.optimizers import Optimizer
@@ -81,30 +77,4 @@ def fold(optimizer: Optimizer, c: float) -> Factors:
     return Factors(c, c**lr, c**eps if optimizer.eps else 1.0, c**weight_decay)
 
 
-def clip_grad_norm_(parameters: Iterable[tuple[Tensor, float]], max_norm: float, norm_type: float = 2.0) -> Tensor:
-    """Clip gradients by their global norm as the model with the multipliers in its code would.
-
-    A parameter that carries a folded multiplier c has the gradient ``g/c`` of the edited model's, so its part of the
-    norm is weighed by c. With all c = 1 it is ``torch.nn.utils.clip_grad_norm_``.
-
-    Args:
-        parameters: (parameter, c) for each; those without gradient are left out.
-        max_norm: the largest norm, of the edited model's gradients.
-        norm_type: which norm; ``inf`` for the largest entry.
-
-    Returns:
-        The edited model's norm before clipping, a scalar.
-    """
-    held = [(p.grad, float(c)) for p, c in parameters if p.grad is not None]
-    if not held:
-        return torch.tensor(0.0)
-    device = held[0][0].device
-    norms = [torch.linalg.vector_norm(g.detach(), norm_type).to(device) * c for g, c in held]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
-    scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
-    for g, _ in held:
-        g.detach().mul_(scale.to(g.device))
-    return total
-
-
-__all__ = ["Factors", "clip_grad_norm_", "fold"]
+__all__ = ["Factors", "fold"]

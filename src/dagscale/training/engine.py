@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dagscale.errors import DagscaleError, RecipeError
 from dagscale.tracing import forward
 from dagscale.training.batches import Batch, call, logits, shapes, typed
+from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import Loss, Recipe, default_loss
 from dagscale.training.seeds import seeded
@@ -141,7 +142,7 @@ def step(
             )
         _backward(value if recipe.accumulate == 1 else value / recipe.accumulate)
     if recipe.clip is not None:
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], recipe.clip)
+        clip_grad_norm_(optimizer, recipe.clip)
     of_user(f"step of {recipe.optimizer.name}", optimizer.step)
     return total
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from dagscale.graph.roles import ParameterRole
 from dagscale.training.optimizers import Groups, Optimizer
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from dagscale.graph import Graph
-
-Role = Literal["weight", "embedding", "readout", "norm", "bias", "other"]
-"""What a parameter is in the graph: the weight of a layer, of an embedding or of a readout; gain and bias of a norm;
-bias of a layer; anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +20,15 @@ class Relative:
 
     Attributes:
         lr, eps, weight_decay: factors on the learning rate, on Adam's ε and its like, and on the weight decay.
-        role: what the parameter is.
+        role: what the parameter is in the graph.
+        fold: the multiplier that is folded into it: its gradient is 1/fold of the unfolded model's.
     """
 
     lr: float = 1.0
     eps: float = 1.0
     weight_decay: float = 1.0
-    role: Role = "other"
+    role: ParameterRole = "vector"
+    fold: float = 1.0
 
 
 def parameter_groups(
@@ -57,7 +54,8 @@ def parameter_groups(
 
     Returns:
         ``{"params": [...], "lr": …, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"`` where they are not
-        the optimiser's own.
+        the optimiser's own, ``"fold"`` where a multiplier is folded in, and for spectral optimisers whether it is a
+        hidden ``"matrix"``.
     """
     found: dict[Any, dict[str, Any]] = {}
     decay = weight_decay if weight_decay is not None else _own_decay(optimizer)
@@ -73,6 +71,10 @@ def parameter_groups(
                 settings["weight_decay"] = 0.0
         if own.eps != 1 and eps is not None:
             settings["eps"] = eps * own.eps
+        if own.fold != 1:
+            settings["fold"] = own.fold
+        if optimizer is not None and optimizer.step == "spectral":
+            settings["matrix"] = own.role == "hidden" and parameter.ndim > 1
         key = name if apart else tuple(settings.items())
         group = found.setdefault(key, {"params": [], **settings, "param_names": []})
         group["params"].append(parameter)
@@ -80,7 +82,7 @@ def parameter_groups(
     return list(found.values())
 
 
-def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: Role) -> bool:
+def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: ParameterRole) -> bool:
     return bool(rule(name, parameter)) if callable(rule) else role in rule
 
 
@@ -96,26 +98,3 @@ def _own_eps(optimizer: Optimizer | None) -> float | None:
         return float(optimizer.settings["eps"])
     parameter = inspect.signature(optimizer.build).parameters.get("eps")
     return float(parameter.default) if parameter is not None else None
-
-
-def roles(graph: Graph) -> dict[str, Role]:
-    """What each parameter is, from how the graph uses it; where it is used in several ways, the first of `Role`."""
-    found: dict[str, set[Role]] = {}
-    readouts = {id(use.op) for use in graph.layers if use.readout}
-    for edge in graph.edges:
-        for op in edge.ops:
-            for use in op.params:
-                role: Role = "other"
-                if op.kind == "norm":
-                    role = "norm"
-                elif use.role == "bias":
-                    role = "bias"
-                elif op.layer is not None and use.role == "weight":
-                    role = "embedding" if "embedding" in op.name else "readout" if id(op) in readouts else "weight"
-                found.setdefault(use.name, set()).add(role)
-    return {p.name: _chosen(found.get(p.name, set())) for p in graph.parameters}
-
-
-def _chosen(found: Iterable[Role]) -> Role:
-    order: tuple[Role, ...] = ("embedding", "readout", "weight", "norm", "bias", "other")
-    return next((role for role in order if role in set(found)), "other")

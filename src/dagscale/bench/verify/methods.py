@@ -22,7 +22,7 @@ from dagscale.planning.make import plan, scaled_by
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import about, initialised, traced
 from dagscale.registry import Registry
-from dagscale.scaling.width import width_scaling
+from dagscale.scaling.together import scaling
 from dagscale.training.engine import train
 from dagscale.training.optimizers import OPTIMIZERS, Groups
 from dagscale.training.recipe import Recipe
@@ -146,8 +146,8 @@ def networks(run: Run, base: str, scaled: bool = False) -> tuple[Network, Networ
     if not scaled:
         return origin, target
     rule = INITS[run.init].width
-    scaling = width_scaling(origin.graph, target.graph, run.optimizer, mean_field=rule == "mean-field")
-    return replace(origin, by_layer=True), scaled_by(target, scaling)
+    parts = scaling(origin.graph, target.graph, target.recipe.optimizer, width="mup", mean_field=rule == "mean-field")
+    return replace(origin, by_layer=True), scaled_by(target, parts)
 
 
 def network_of(run: Run, role: Role = "target") -> Network:

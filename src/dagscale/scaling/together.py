@@ -1,0 +1,97 @@
+"""Width, head size and depth together: what each parameter of a target takes against its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dagscale.errors import PlanError
+from dagscale.graph import Graph
+from dagscale.scaling.depth import depth_scaling
+from dagscale.scaling.folding import Factors
+from dagscale.scaling.heads import head_scaling
+from dagscale.scaling.spectral import matrix_rates
+from dagscale.scaling.width import width_scaling
+from dagscale.training.optimizers import OPTIMIZERS, Optimizer
+
+WIDTHS = ("none", "mup")
+NOTHING = Factors()
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What one parameter takes.
+
+    Attributes:
+        factors: on init, rate, eps and weight decay.
+        fold: the multiplier that it carries, see `dagscale.scaling.folding`.
+        notes: what a reader should know of it.
+    """
+
+    factors: Factors = NOTHING
+    fold: float = 1.0
+    notes: tuple[str, ...] = ()
+
+    def __mul__(self, other: Scaling) -> Scaling:
+        return Scaling(self.factors * other.factors, self.fold * other.fold, self.notes + other.notes)
+
+
+def scaling(
+    base: Graph,
+    target: Graph,
+    optimizer: Optimizer,
+    *,
+    width: str = "none",
+    depth: str = "none",
+    alpha: float | None = None,
+    mean_field: bool = False,
+    own: float = 1.0,
+) -> dict[str, Scaling]:
+    """The factors on every parameter of ``target`` that a width and a depth rule come to, by first name.
+
+    Args:
+        base, target: traced graphs.
+        optimizer: how both are trained.
+        width: ``none``, or ``mup``: maximal update parametrisation (:mod:`dagscale.scaling.width`), with attention
+            logits over d where heads grow (:mod:`dagscale.scaling.heads`).
+        depth: ``none``, or a depth rule (:mod:`dagscale.scaling.depth`); ``alpha`` is its α.
+        mean_field: the init gives readouts std ∝ 1/fan_in by itself.
+        own: what the target's own init already multiplies branch ends by, where that init is kept.
+
+    Raises:
+        PlanError, OptimizerError, UnknownNameError: if there is no such rule, or none for these networks.
+    """
+    if width not in WIDTHS:
+        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
+    found = {p.name: Scaling() for p in target.parameters}
+    if width == "mup":
+        for name, part in _width(base, target, optimizer, mean_field).items():
+            found[name] *= part
+    if depth != "none":
+        for name, own_part in depth_scaling(base, target, optimizer, depth, alpha, own).items():
+            notes = (own_part.note,) if own_part.note else ()
+            found[name] *= Scaling(own_part.factors, own_part.fold, notes)
+    return found
+
+
+def _width(base: Graph, target: Graph, optimizer: Optimizer, mean_field: bool) -> Mapping[str, Scaling]:
+    spectral = optimizer.step == "spectral"
+    rule = width_scaling(base, target, OPTIMIZERS["adamw"] if spectral else optimizer, mean_field=mean_field)
+    rates = matrix_rates(base, target, optimizer.settings.get("adjust_lr_fn", "match_rms_adamw")) if spectral else {}
+    found = {}
+    for name, s in rule.items():
+        lr = rates.get(name, s.lr)
+        factors = Factors(s.init, lr, s.eps if optimizer.eps else 1.0, s.weight_decay if lr == s.lr else 1 / lr)
+        found[name] = Scaling(factors, notes=(s.note,) if s.note else ())
+    for name, head in head_scaling(base, target, optimizer).items():
+        found[name] *= Scaling(head.factors, head.fold, (head.note,))
+    return found
+
+
+def summary(parts: Mapping[str, Scaling]) -> list[str]:
+    """The notes, each once: as they are where they are few, by kind and count where they are many."""
+    counted: dict[str, int] = {}
+    for part in parts.values():
+        for note in part.notes:
+            counted[note] = counted.get(note, 0) + 1
+    return [note if count == 1 else f"{count} parameters: {note}" for note, count in counted.items()]
