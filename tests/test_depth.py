@@ -106,6 +106,39 @@ def test_each_trunk_has_its_own_growth() -> None:
     assert found["decoder.layers.1.multihead_attn.in_proj_weight"].factors.eps == 1 / 6
 
 
+class Nested(nn.Module):
+    """Residual blocks, each with a residual network of ``inner`` blocks inside."""
+
+    def __init__(self, outer: int, inner: int) -> None:
+        super().__init__()
+        self.stem, self.readout = nn.Linear(16, 8), nn.Linear(8, 4)
+        self.down, self.up = (nn.ModuleList(nn.Linear(8, 8) for _ in range(outer)) for _ in range(2))
+        self.inner = nn.ModuleList(nn.ModuleList(Mlp(inner).children()) for _ in range(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for down, up, (_, _, firsts, seconds) in zip(self.down, self.up, self.inner, strict=True):
+            y = down(x)
+            for first, second in zip(firsts, seconds, strict=True):
+                y = y + second(first(y).relu())
+            x = x + up(y.relu())
+        out: Tensor = self.readout(x)
+        return out
+
+
+def test_a_residual_network_inside_a_branch_has_its_own_growth() -> None:
+    def factors(outer: int, inner: int) -> dict[str, DepthScaling]:
+        x = torch.randn(2, 16)
+        return depth_scaling(graph(Nested(2, 2), x), graph(Nested(outer, inner), x), resolve("adamw"))
+
+    deeper, wider = factors(6, 2), factors(2, 8)
+    assert deeper["up.0.weight"].depth_mult == deeper["inner.0.3.0.weight"].depth_mult == 3
+    assert deeper["up.0.weight"].fold == 1 / 3
+    assert deeper["inner.0.3.0.weight"].fold == 1  # inside a branch, and no end of one whose number has grown
+    assert wider["up.0.weight"] == DepthScaling()
+    assert wider["inner.0.3.0.weight"].fold == 1 / 4
+
+
 def test_a_gate_behind_the_end_is_undone() -> None:
     found = depth_scaling(graph(ResNet((1, 1), squeeze=True)), graph(ResNet((2, 2), squeeze=True)), resolve("adamw"))
     scaling = found["blocks.0.squeeze.weight"]

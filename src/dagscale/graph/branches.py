@@ -30,13 +30,15 @@ class Branch:
         addition: the vertex where it is added.
         origin: the trunk's vertex that it starts from.
         operands: the edges that deliver it; a parallel block has several.
-        trunk: which trunk it is added to, from 0. An encoder and its decoder have one each.
+        trunk: which trunk it is added to, from 0. An encoder and its decoder have one each, and so has a residual
+            network inside a branch.
         ends: the parameters that multiply the branch by c if all of them are multiplied by c.
         undone: parameters that then take 1/c, so that nothing else changes: the first layer of a gate that reads the
             branch's end, for example.
         inside: its other parameters.
         edges: the edges that it consists of.
-        kind: what it is made of: weight layers on its longest way, their operators, whether it has a product.
+        kind: what it is made of: weight layers on its longest way, their operators, whether it has a product; without
+            the branches inside it.
         note: why nothing can multiply it; "" mostly. It then has no ends.
     """
 
@@ -102,17 +104,24 @@ def find_branches(graph: Graph) -> Residuals:
     stop = _trunk_vertices(told)
     loose = {v for v, a in told.items() if a.way == "gated" or fold_before(graph, a.operands, stop).reason}
     told = {v: a for v, a in told.items() if v not in within & loose}  # without: a recurrence inside a branch
-    trunks = _trunks(told, _dominators(graph))
+    outer = _nests(graph, told, above)
+    trunks = _trunks(told, outer, _dominators(graph))
     stop = _trunk_vertices(told)
     folds = only_whole(graph, {v: fold_before(graph, a.operands, stop) for v, a in told.items()})
+    edges = {}
+    for v, addition in told.items():
+        others = frozenset(w for w in told if trunks[w] != trunks[v] and v not in outer[w])
+        edges[v] = _edges(graph, addition, above, others)
     branches = []
     for v, addition in told.items():
-        others = frozenset(w for w in told if trunks[w] != trunks[v])
-        branches.append(_branch(graph, addition, trunks[v], folds[v], _edges(graph, addition, above, others)))
+        own = edges[v].difference(*(edges[w] for w in told if v in outer[w]))
+        branches.append(_branch(graph, addition, trunks[v], folds[v], edges[v], _kind(graph, own)))
     return Residuals(tuple(branches), tuple(v for v in unclear if v not in within))
 
 
-def _branch(graph: Graph, addition: _Addition, trunk: int, fold: Fold, edges: frozenset[int]) -> Branch:
+def _branch(
+    graph: Graph, addition: _Addition, trunk: int, fold: Fold, edges: frozenset[int], kind: BlockType
+) -> Branch:
     powers = {} if fold.reason else fold.powers()
     names = dict.fromkeys(
         p.name for e in sorted(edges) for op in graph.edges[e].ops for p in op.params if p.name in graph.parameter
@@ -126,7 +135,7 @@ def _branch(graph: Graph, addition: _Addition, trunk: int, fold: Fold, edges: fr
         tuple(name for name in powers if powers[name] < 0),
         tuple(name for name in names if powers.get(name, 0) <= 0),
         edges,
-        _kind(graph, edges),
+        kind,
         fold.reason,
     )
 
@@ -259,12 +268,24 @@ def _dominators(graph: Graph) -> list[int]:
     return found
 
 
-def _trunks(told: Mapping[int, _Addition], dominator: list[int]) -> dict[int, int]:
-    """Which trunk each addition is on: that of the last addition that every path to its origin passes."""
+def _nests(graph: Graph, told: Mapping[int, _Addition], above: list[int]) -> dict[int, frozenset[int]]:
+    """For each addition, those whose branches it is inside of."""
+    outer: dict[int, frozenset[int]] = {v: frozenset() for v in told}
+    for v, addition in told.items():
+        edges = _edges(graph, addition, above, frozenset()) - set(addition.operands)
+        for w in {graph.edges[e].dst for e in edges} & told.keys():
+            if above[w] >> addition.origin & 1:
+                outer[w] |= {v}
+    return outer
+
+
+def _trunks(told: Mapping[int, _Addition], outer: Mapping[int, frozenset[int]], dominator: list[int]) -> dict[int, int]:
+    """Which trunk each addition is on: that of the last addition that every path to its origin passes, and that is
+    inside the same branches."""
     trunks: dict[int, int] = {}
     for v, addition in told.items():
         at = addition.origin
-        while at >= 0 and at not in trunks:
+        while at >= 0 and not (at in trunks and outer[at] == outer[v]):
             at = dominator[at]
         trunks[v] = trunks[at] if at >= 0 else len(set(trunks.values()))
     return trunks

@@ -8,12 +8,12 @@ model stays as it is. ``docs/depth.md`` has the tables, their sources and what i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from dagscale.errors import PlanError
-from dagscale.graph.branches import Branch, Residuals, find_branches
+from dagscale.graph.branches import BlockType, Residuals, find_branches
 from dagscale.graph.model import Graph
 from dagscale.registry import Registry
 from dagscale.scaling.folding import Factors, fold
@@ -182,22 +182,44 @@ def _growth(base: Residuals, target: Residuals) -> list[float]:
         first = (*strange.ends, *strange.inside)[0] if strange.ends or strange.inside else f"vertex {strange.addition}"
         raise PlanError(
             f"the target has residual branches ({first} is in one) of a type that the base has none of: "
-            f"{_said(strange)}, against {'; '.join(sorted({_said(b) for b in base.branches}))}; give a base of the "
-            "same blocks"
-        )
-    if len(base.additions) != len(target.additions):
-        raise PlanError(
-            f"the base has {len(base.additions)} residual trunks (chains of residual additions), the target "
-            f"{len(target.additions)}: give a base of the same structure"
+            f"{_listed({strange.kind})}, against {_listed(kinds)}; give a base of the same blocks"
         )
     if all(branch.note for branch in target.branches):
         raise PlanError(f"no residual branch can be multiplied from outside, because {target.branches[0].note}")
-    return [t / b for t, b in zip(target.additions, base.additions, strict=True)]
+    before, after = _alike(base), _alike(target)
+    growth = [1.0] * len(target.additions)
+    for blocks, trunks in after.items():
+        counts = [base.additions[t] for t in before.get(blocks, ())]
+        if len(set(counts)) == 1:
+            counts = counts[:1] * len(trunks)
+        if len(counts) != len(trunks):
+            raise PlanError(
+                f"the target has {len(trunks)} residual trunks (chains of residual additions) of {_listed(blocks)}, "
+                f"the base {len(before.get(blocks, ()))}: give a base of the same structure"
+            )
+        for trunk, count in zip(trunks, counts, strict=True):
+            growth[trunk] = target.additions[trunk] / count
+    return growth
 
 
-def _said(branch: Branch) -> str:
-    depth, names, product = branch.kind
-    return f"{depth} deep in {' and '.join(sorted(names)) or 'no layer'}{' with a product' if product else ''}"
+def _alike(found: Residuals) -> dict[frozenset[BlockType], list[int]]:
+    """Block types → the trunks that are made of them, in order."""
+    kinds: dict[int, set[BlockType]] = {}
+    for branch in found.branches:
+        kinds.setdefault(branch.trunk, set()).add(branch.kind)
+    alike: dict[frozenset[BlockType], list[int]] = {}
+    for trunk, blocks in kinds.items():
+        alike.setdefault(frozenset(blocks), []).append(trunk)
+    return alike
+
+
+def _listed(kinds: Iterable[BlockType]) -> str:
+    return "; ".join(
+        sorted(
+            f"{depth} deep in {' and '.join(sorted(names)) or 'no layer'}{' with a product' if product else ''}"
+            for depth, names, product in kinds
+        )
+    )
 
 
 def _outside(graph: Graph, found: Residuals) -> set[str]:
