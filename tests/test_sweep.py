@@ -286,14 +286,14 @@ def test_another_programs_database_is_refused_and_left_alone(file: Path) -> None
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize(("schema", "which"), [(2, "newer"), (0, "older")])
+@pytest.mark.parametrize(("schema", "which"), [(3, "newer"), (0, "older")])
 def test_another_schema_is_refused(file: Path, schema: int, which: str) -> None:
     sweep(several(1), execute, file, jobs=1)
     connection = sqlite3.connect(file)
     connection.execute(f"PRAGMA user_version = {schema}")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
-    with pytest.raises(SweepError, match=f"reads schema 1: use the {which}"):
+    with pytest.raises(SweepError, match=f"reads schema 2: use the {which}"):
         sweep(several(1), execute, file, jobs=1)
 
 
