@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json as json_
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -82,10 +83,36 @@ _document: ContextVar[TextIO | None] = ContextVar("document", default=None)
 
 @contextmanager
 def json_alone() -> Iterator[None]:
-    """What is printed inside, by a user's own model too, goes to stderr: all but the document of `print_json`."""
-    token = _document.set(sys.stdout)
+    """What is printed inside, by a user's own model too, goes to stderr: all but the document of `print_json`.
+
+    So does what is written to file descriptor 1 past Python's ``sys.stdout``, by C code or ``os.write``.
+    """
+    sys.stdout.flush()
     try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _document.reset(token)
+        aside = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        aside = None
+    with os.fdopen(aside, "w", encoding="utf-8") if aside is not None else nullcontext(sys.stdout) as document:
+        token = _document.set(document)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            _document.reset(token)
+            document.flush()
+            if aside is not None:
+                os.dup2(aside, 1)
+
+
+class Interrupted(Exception):
+    """Ctrl-C in a command that can be taken up again; the text says how."""
+
+
+@contextmanager
+def resumable(store: Path) -> Iterator[None]:
+    """Within, Ctrl-C is answered with how to go on: a sweep keeps what it has finished."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: what is finished is in {store}; the same command goes on from there") from None

@@ -22,6 +22,7 @@ from dagscale.cli.app import (
     screen,
 )
 from dagscale.pictures.files import check_path
+from dagscale.shown import cell, plain
 
 Law = Annotated[
     str | None,
@@ -69,9 +70,9 @@ def inspect(
     console = screen()
     console.print(tables(graph, target, full=full))
     if full:
-        console.print(str(graph), markup=False, highlight=False)
+        console.print(cell(str(graph)), markup=False, highlight=False)
     if picture is not None:
-        console.print(f"picture     {picture}", markup=False, highlight=False)
+        console.print(f"picture     {plain(str(picture))}", markup=False, highlight=False)
 
 
 @app.command()
@@ -165,4 +166,4 @@ def demo(
     shown = screen()
     shown.print(study.table(outcomes))
     shown.print(study.sentence(outcomes), highlight=False)
-    shown.print(f"picture: {picture}", highlight=False)
+    shown.print(f"picture: {plain(str(picture))}", markup=False, highlight=False)

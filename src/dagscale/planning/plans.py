@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import PlanError
 from dagscale.inits import padding_rows
+from dagscale.shown import cell
 from dagscale.training.draws import Fill
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Plan:
         table.add_column("init")
         table.add_column("lr", justify="right")
         for name, p in self.parameters.items():
-            table.add_row(name, "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}")
+            table.add_row(cell(name), "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}")
         lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement()]
         lines += [f"note: {note}" for note in self.notes]
         return Group(table, *map(Text, lines))

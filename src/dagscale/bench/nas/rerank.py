@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dagscale.bench.bounds import check_count
 from dagscale.bench.nas.agreement import (
     SMALLEST,
     Curve,
@@ -143,6 +144,8 @@ def rerank(
         DataError: if a column is missing or incomplete, or both are one and the same.
         TargetError: if a pick is no architecture.
     """
+    check_count("bootstrap", bootstrap, 1, 100_000)
+    check_count("random_seed", random_seed, 0, 2**63)
     if not partial:
         benchmark.check_complete()
     first = benchmark.select(dataset, column, seed, partial=partial)

@@ -346,9 +346,9 @@ class Store:
             SweepError: if it is not: a bit of it was lost, or another program changed it.
         """
         key, run, _, _, _, result, error, seconds, *kept = row
-        if isinstance(run, str) and hashlib.sha256(run.encode()).hexdigest() == key:
-            if kept == [digest(*row[:8])] if self.checked else _legible(run, result, error, seconds):
-                return row[:8]
+        whole = isinstance(run, str) and hashlib.sha256(run.encode()).hexdigest() == key
+        if whole and (kept == [digest(*row[:8])] if self.checked else _legible(run, result, error, seconds)):
+            return row[:8]
         raise SweepError(
             f"{self.path} is damaged (run {key} is not as it was written): restore a copy, or have it executed again: "
             f"sqlite3 {self.path} \"DELETE FROM runs WHERE key = '{key}'\""
@@ -473,8 +473,7 @@ def explain(path: Path, error: Exception) -> str:
 def _damaged(path: Path, what: str) -> str:
     what = line(what.splitlines()[-1], 200)
     return (
-        f"{path} is damaged ({what}): restore a copy, or save what is left with "
-        f"`sqlite3 {path} .recover | sqlite3 NEW`"
+        f"{path} is damaged ({what}): restore a copy, or save what is left with `sqlite3 {path} .recover | sqlite3 NEW`"
     )
 
 

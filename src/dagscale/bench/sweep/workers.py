@@ -48,8 +48,8 @@ def attempt(execute: Execute, key: str, run: str, code: str) -> Outcome:
     result depends on neither the machine's cores nor what ran there before.
 
     Raises:
-        SweepError: if the worker has other code than the driver, ``code``; or if the run raises it, or `DataError`: what
-            it then lacks, the others lack too, and it is no outcome.
+        SweepError: if the worker has other code than the driver, ``code``; or if the run raises it, or `DataError`:
+            what it then lacks, the others lack too, and it is no outcome.
     """
     if code_version() != code:
         raise SweepError(
