@@ -1,5 +1,6 @@
 """Pictures: what they say, where things stand, that they repeat to the byte; failures leave nothing."""
 
+import os
 import struct
 import subprocess
 import sys
