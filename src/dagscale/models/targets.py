@@ -290,7 +290,9 @@ def read_shape(text: str) -> tuple[int, ...] | None:
     if len(text) > MOST_DIGITS:
         return None
     sizes = tuple(int(part) if re.fullmatch(r"[0-9]+", part) else 0 for part in text.split("x"))
-    return sizes if min(sizes) > 0 and math.prod(sizes) <= MOST_VALUES else None
+    if math.prod(sizes) > MOST_VALUES:
+        raise TargetError(f"{text}: over {MOST_VALUES:,} values in one example")
+    return sizes if min(sizes) > 0 else None
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
