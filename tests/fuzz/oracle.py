@@ -42,7 +42,7 @@ class Done:
 
 
 def preload() -> None:
-    """Import all that commands import, once, so that each fork begins with it."""
+    """Import all that commands import, once, so that each fork begins with it; some of it only the first call does."""
     import matplotlib.figure
     import PIL.Image
     import pyarrow.parquet
@@ -51,7 +51,12 @@ def preload() -> None:
     import dagscale.bench.nas.rerank_page
     import dagscale.bench.verify.study
     import dagscale.cli
-    import dagscale.pictures  # noqa: F401
+    from dagscale.models.targets import load
+
+    graph = dagscale.trace(*load("mlp:2_02"))
+    with tempfile.TemporaryDirectory() as folder:
+        dagscale.pictures.draw(graph, Path(folder) / "x.svg")
+    dagscale.plan(*load("mlp:2_02"), base_lr=0.1, law="none", init="in-degree")
 
 
 def run(arguments: Sequence[str], folder: Path, started: Callable[[int], None] = lambda pid: None) -> Done:

@@ -44,6 +44,13 @@ NUMBERS = (
 characters = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
 text = st.sampled_from(NASTY) | st.text(characters, max_size=12)
 names = st.lists(st.sampled_from(NASTY) | st.text(characters, max_size=6), min_size=1, max_size=3).map("".join)
+
+
+def mostly(good: st.SearchStrategy[Any], bad: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Good ones, and in one of six a bad one: an input that is wrong all over is refused at its first part."""
+    return st.integers(0, 5).flatmap(lambda k: bad if k == 3 else good)
+
+
 number = st.sampled_from(NUMBERS) | st.integers(-(10**6), 10**6).map(str)
 
 
@@ -83,12 +90,14 @@ OPTIONS = ("width", "depth", "act", "norm", "order", "bias", "kernel", "input", 
 @surface
 def targets(draw: Draw, folder: Path) -> list[str]:
     """TARGET texts: spaces, codes and options, all of them right or wrong."""
-    space = draw(st.sampled_from(SPACES) | text)
-    code = draw(st.sampled_from(CODES) | text | st.from_regex(r"[012]{1,3}(_[012]{1,4}){0,3}", fullmatch=True))
+    space = draw(mostly(st.sampled_from(SPACES[:5]), st.sampled_from(SPACES) | text))
+    code = draw(mostly(st.sampled_from(("2", "8", "2_02", "3_24_440", "2_22_222")), st.sampled_from(CODES) | text))
     shapes = st.sampled_from(("3x8x8", "1x1x1", "0x1", "9999999x9999999x9", "3x", "x", "10"))
     values = number | text | shapes | st.sampled_from(("relu", "batch", "true"))
-    items = draw(st.lists(st.tuples(st.sampled_from(OPTIONS) | text, values), max_size=3))
-    query = "&".join(f"{name}={value}" for name, value in items)
+    right = st.sampled_from(("width=8", "width=8192", "depth=3", "act=gelu", "norm=batch", "input=3x8x8", "classes=3"))
+    wrong = st.tuples(mostly(st.sampled_from(OPTIONS), text), values).map("=".join)
+    items = draw(st.lists(mostly(right, wrong), max_size=3))
+    query = "&".join(items)
     target = argument(f"{space}:{code}{'?' if query else ''}{query}")
     return ["inspect", *draw(st.sampled_from(([], ["--json"], ["--full"]))), "--", target]
 
@@ -97,15 +106,16 @@ def targets(draw: Draw, folder: Path) -> list[str]:
 def plan_options(draw: Draw, folder: Path) -> list[str]:
     """What can stand behind the options of ``plan``."""
     known = {
-        "--base-lr": number, "--law": st.sampled_from(("paths", "covariance", "walk", "none", "released")) | text,
-        "--init": st.sampled_from(("in-degree", "keep", "released")) | text, "--seed": number,
-        "--optimizer": st.sampled_from(("sgd", "adam", "momentum")) | text, "--width": st.sampled_from(("none", "mup")) | text,
-        "--input-shape": st.sampled_from(("1x8x8", "0", "3x3", "99999999x9999999")) | text, "--steps": number,
-        "--batch-size": number,
+        "--law": mostly(st.sampled_from(("paths", "covariance", "walk", "none", "released")), text),
+        "--init": mostly(st.sampled_from(("in-degree", "keep", "released")), text), "--seed": number,
+        "--optimizer": mostly(st.sampled_from(("sgd", "momentum")), text),
+        "--width": mostly(st.sampled_from(("none", "mup")), text),
+        "--input-shape": mostly(st.sampled_from(("1x8x8", "3x3")), st.sampled_from(("0", "99999999x9999999")) | text),
+        "--steps": number, "--batch-size": number,
     }  # fmt: skip
     chosen = draw(st.lists(st.sampled_from(sorted(known)), max_size=3, unique=True))
     given = [part for name in chosen for part in (f"{name}={argument(draw(known[name]))}",)]
-    bases = ["--base", "mlp:2"] if draw(st.booleans()) else []
+    bases = draw(mostly(st.just(["--base", "mlp:2", "--base-lr", "0.1"]), number.map(lambda lr: [f"--base-lr={lr}"])))
     return ["plan", "mlp:2_02", *bases, *given, *draw(st.sampled_from(([], ["--json"])))]
 
 
@@ -121,7 +131,7 @@ def study_options(draw: Draw, folder: Path) -> list[str]:
     chosen = draw(st.lists(st.sampled_from(sorted(known)), max_size=3, unique=True))
     given = [f"{name}={argument(draw(known[name]))}" for name in chosen]
     grid = ["--grid", draw(number), draw(number)] if draw(st.booleans()) else []
-    suite = draw(st.sampled_from(("mlp-depth", "width", "vit-depth")) | text)
+    suite = draw(mostly(st.sampled_from(("mlp-depth", "width", "vit-depth")), text))
     end = ["--store", "store", "--json", "--", argument(suite)]
     return ["verify", "--method", "none/in-degree", *given, *grid, *end]
 
@@ -208,7 +218,7 @@ def _folders(draw: Draw, folder: Path) -> str:
         (folder / "set" / name).mkdir(parents=True, exist_ok=True)
         stream = io.BytesIO()
         size = draw(st.sampled_from(((4, 4), (4, 4), (8000, 8000), (1, 1))))
-        PIL.Image.new(draw(st.sampled_from(("L", "RGB", "1", "I"))), size).save(stream, "png")
+        PIL.Image.new(draw(st.sampled_from(("L", "RGB", "1", "I;16"))), size).save(stream, "png")
         (folder / "set" / name / "1.png").write_bytes(damaged(draw, stream.getvalue()))
     return "set"
 
@@ -294,22 +304,21 @@ def stores(draw: Draw, folder: Path) -> list[str]:
 def tables(draw: Draw, folder: Path) -> list[str]:
     """Tables of a NAS benchmark, and picks of methods."""
     rows = [["code", "dataset", "seed", "test_acc"]]
-    dataset = draw(st.just("cifar10") | names)
-    for k, code in enumerate(("3_03_101", "1_11_111", "0_10_120", "3_33_333", "2_22_222", "4_44_441")):
-        for seed in ("mean", "777", draw(st.just("888") | names)):
-            value = draw(st.just(str(80 + k)) | st.just(str(80 + k)) | st.just(str(80 + k)) | number)
-            rows.append([code, dataset, seed, value])
+    dataset = draw(mostly(st.just("cifar10"), names))
+    seeds = ("mean", "777", draw(mostly(st.just("888"), names)))
+    odd = draw(mostly(st.just(None), number))
+    for k, code in enumerate(("3_03_101", "1_11_111", "0_10_120", "3_33_333", "2_22_222", "4_44_441", "3_13_101")):
+        for j, seed in enumerate(seeds):
+            rows.append([code, dataset, seed, str(80 + k + (7 * j * k) % 5) if odd is None or k != 3 else odd])
     from csv import writer
 
     stream = io.StringIO()
     writer(stream).writerows(rows)
-    content = damaged(draw, stream.getvalue().encode("utf-8", "replace")) if draw(st.booleans()) else (
-        stream.getvalue().encode("utf-8", "replace")
-    )  # fmt: skip
-    (folder / "t.csv").write_bytes(content)
+    content = stream.getvalue().encode("utf-8", "replace")
+    (folder / "t.csv").write_bytes(draw(mostly(st.just(content), st.just(b""))) or damaged(draw, content))
     method = draw(names).replace("\n", " ")
     stream = io.StringIO()
-    writer(stream).writerows([["method", "arch"], [method, "1_11_111"], ["b", draw(st.just("0_10_120") | text)]])
+    writer(stream).writerows([["method", "arch"], [method, "1_11_111"], ["b", draw(mostly(st.just("0_10_120"), text))]])
     (folder / "picks.csv").write_bytes(stream.getvalue().encode("utf-8", "replace"))
     out = draw(st.sampled_from(([], [], [], ["--out", "out"])))
     shown = draw(st.sampled_from(([], ["--json"])))
