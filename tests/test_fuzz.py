@@ -1,6 +1,7 @@
 """Hostile input to the command line: never a traceback, a hang, much memory, or more than one line of complaint.
 
-A short fixed share runs with the other tests. ``make fuzz SECONDS=600`` goes on for as long as is wished, with new inputs.
+A short fixed share runs with the other tests. ``make fuzz SECONDS=600`` goes on for as long as is wished, with new
+inputs.
 """
 
 import importlib.util

@@ -595,7 +595,9 @@ def test_a_reader_in_the_same_process_does_not_lift_the_writers_locks(file: Path
         assert file.with_name("sweep.db-wal").exists(), "another process took itself for the last one"
 
 
-@pytest.mark.parametrize("what", ["removed", "replaced", "emptied", "overwritten", "its folder", "journal", "journal gone"])
+@pytest.mark.parametrize(
+    "what", ["removed", "replaced", "emptied", "overwritten", "its folder", "journal", "journal gone"]
+)
 def test_results_are_kept_when_the_file_is_taken_away(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -624,7 +626,7 @@ def test_results_are_kept_when_the_file_is_taken_away(tmp_path: Path, what: str)
 def test_no_flipped_bit_passes_unseen(file: Path) -> None:
     sweep([*several(20), *several(3, options={"fails": True})], execute, file, jobs=1)
     content, good = file.read_bytes(), (table(file), table(file, ".parquet"))
-    chance, seen = random.Random(0), 0
+    chance, seen, unseen = random.Random(0), 0, 0
     for _ in range(150):
         flipped = bytearray(content)
         at = chance.randrange(len(content))
@@ -635,9 +637,11 @@ def test_no_flipped_bit_passes_unseen(file: Path) -> None:
                 store.status()
             assert (table(file), table(file, ".parquet")) == good, f"byte {at} changed the table unseen"
         except SweepError as error:
-            seen += 1
-            assert "\n" not in str(error)
+            seen += "\n" not in str(error)
+        else:
+            unseen += 1
     assert seen > 50
+    assert seen + unseen == 150, "some message has several lines"
 
 
 EDITS = [

@@ -13,6 +13,7 @@ import traceback
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -43,10 +44,6 @@ class Done:
 
 def preload() -> None:
     """Import all that commands import, once, so that each fork begins with it; some of it only the first call does."""
-    import matplotlib.figure
-    import PIL.Image
-    import pyarrow.parquet
-    import sklearn.datasets
 
     import dagscale.bench.nas.rerank_page
     import dagscale.bench.verify.study
@@ -89,7 +86,9 @@ def _child(arguments: list[str], folder: Path, out: int, err: int) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, closefd=False) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(fd, mode, closefd=False) for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
+        )
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
         signal.signal(signal.SIGINT, signal.default_int_handler)
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
@@ -108,10 +107,8 @@ def _child(arguments: list[str], folder: Path, out: int, err: int) -> NoReturn:
         status = 1
     finally:
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with suppress(OSError, ValueError):
                 stream.flush()
-            except (OSError, ValueError):
-                pass
         os._exit(status)
 
 
