@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from dagscale.errors import DagscaleError
+
 AFFECTS_RESULTS = False
 
 
@@ -38,3 +40,15 @@ def write(path: Path, content: bytes) -> None:
     """Write a file whole, or leave the old one as it is. Raises: OSError, as `replacing`."""
     with replacing(path) as file:
         file.write(content)
+
+
+def make_folder(path: Path) -> None:
+    """The folder, and those above it, if they do not exist.
+
+    Raises:
+        DagscaleError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DagscaleError(f"cannot make the folder {path} ({error.strerror or error}): name another") from None

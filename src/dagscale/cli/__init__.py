@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import sys
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,9 +29,21 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the number of its signal."""
 
 
+AGAIN = 0.05
+"""Seconds after which an interrupt that was dropped is repeated."""
+
+
 def say(message: str) -> None:
     """One line on stderr."""
     print(f"dagscale: {message}", file=sys.stderr)
+
+
+def again(lost: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more where Ctrl-C came inside a destructor, in which Python drops every exception."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(AGAIN, _thread.interrupt_main).start()  # not from here, where it would be dropped too
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def main() -> None:
@@ -37,6 +51,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding has not
+    sys.unraisablehook = again
     try:
         with application.json_alone() if "--json" in sys.argv else nullcontext():
             status = application.app(standalone_mode=False)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from dagscale.errors import DagscaleError, TargetError
+from dagscale.errors import TargetError
+from dagscale.replacing import make_folder as make_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,18 +53,6 @@ def load_target(text: str, data: Dataset | None, input_shape: str | None, seed: 
     if input_shape is not None and shape is None:
         raise TargetError(f"--input-shape {input_shape!r} is no shape: write it as 3x32x32, without the batch")
     return load(text, data=data, input_shape=shape, seed=seed)
-
-
-def make_folder(path: Path) -> None:
-    """The folder, and those above it, if they do not exist.
-
-    Raises:
-        DagscaleError: if it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DagscaleError(f"cannot make the folder {path} ({error.strerror or error}): name another") from None
 
 
 def screen() -> Console:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagscale.cli.app import Json, Seed, app, make_folder, print_json, resumable, screen
+from dagscale.cli.app import Json, Seed, app, print_json, resumable, screen
 from dagscale.errors import DataError
 from dagscale.shown import plain
 
@@ -107,7 +107,6 @@ def rerank(
         archs = samples.distinct(archs) if once else archs
         if published is not None:
             published_values(published, archs)  # refused now, not after the training
-        make_folder(store.parent)
         with resumable(store):
             trained = retraining.retrain(
                 archs, data=data, recipes=_listed(recipes), preset=preset,

@@ -51,7 +51,6 @@ def verify(
 
     if quick:
         architectures, seeds, epochs, limit, spacing = 3, 2, 3, 64, 1.0
-    make_folder(store.parent)
     if out is not None:
         make_folder(out)
         report.check_folder(out)

@@ -21,6 +21,7 @@ from dagscale.bench.sweep import Run, Store, sweep
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import Nb201
 from dagscale.rates import find_band
+from dagscale.replacing import make_folder
 
 REFERENCE = "benchmark"
 TOLERANCE = 0.05
@@ -182,6 +183,7 @@ def retrain(
     able = [arch for arch in archs if arch.graph.has_path]
     if not able:
         raise DataError("no architecture with a path from input to output: there is nothing to train")
+    make_folder(Path(store).parent)
     bases = study.search({name: recipe for name, recipe in chosen.items() if recipe.base is not None})
     factors = study.factors(able, {name: recipe for name, recipe in chosen.items() if recipe.base is not None})
     for name, answers in factors.items():

@@ -22,6 +22,7 @@ from dagscale.bench.verify.truth import Truth
 from dagscale.bench.verify.verdict import Judge, Truths, Verdict
 from dagscale.errors import DagscaleError, UnknownNameError
 from dagscale.models import targets
+from dagscale.replacing import make_folder
 from dagscale.training.engine import OPTIMIZERS
 
 AFFECTS_TRAINING = False
@@ -131,6 +132,7 @@ def verify(
         for m in chosen for a in members for k in range(seeds if m.per_seed else 1)
     }  # fmt: skip
     asked = [*predictions.values(), *trainings.values()]
+    make_folder(Path(store).parent)
     sweep(
         asked, partial(placed, {images.digest: data}, execute), store, jobs=jobs, scheduler=scheduler,
         retry_failed=retry_failed, progress=progress,
