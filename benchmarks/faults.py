@@ -51,36 +51,44 @@ def row(what: str, tried: int, result: str) -> None:
 
 def fuzz(count: int, seed: int) -> None:
     """So many inputs, spread evenly over the surfaces."""
+    surfaces = part("surfaces").SURFACES
+    part("oracle").preload()
+    for name in surfaces:
+        fuzz_surface(name, count // len(surfaces), seed)
+
+
+def fuzz_surface(name: str, count: int, seed: int) -> None:
+    """A row on one surface; what is wrong goes to stderr."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
     from hypothesis import strategies as st
 
-    oracle, surfaces = part("oracle"), part("surfaces")
-    oracle.preload()
-    for name, surface in surfaces.SURFACES.items():
-        statuses: Counter[int] = Counter()
-        faults: Counter[str] = Counter()
-        slowest, largest = [0.0], [0]
+    oracle, surface = sys.modules["fuzz_oracle"], sys.modules["fuzz_surfaces"].SURFACES[name]
+    statuses: Counter[int] = Counter()
+    faults: Counter[str] = Counter()
+    slowest, largest = 0.0, 0
 
-        def one(data: Any, surface: Any = surface, statuses: Any = statuses, faults: Any = faults,
-                slowest: Any = slowest, largest: Any = largest) -> None:  # fmt: skip
-            with tempfile.TemporaryDirectory() as folder:
-                done = oracle.run(surface(data.draw, Path(folder)), Path(folder))
-            statuses[done.status] += 1
-            slowest[0], largest[0] = max(slowest[0], done.seconds), max(largest[0], done.memory)
-            if (what := oracle.fault(done)) is not None:
-                faults[what] += 1
-                print(oracle.report(done)[:2000], file=sys.stderr)
+    @seeded(seed)
+    @settings(
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.data())
+    def one(data: Any) -> None:
+        nonlocal slowest, largest
+        with tempfile.TemporaryDirectory() as folder:
+            done = oracle.run(surface(data.draw, Path(folder)), Path(folder))
+        statuses[done.status] += 1
+        slowest, largest = max(slowest, done.seconds), max(largest, done.memory)
+        if (what := oracle.fault(done)) is not None:
+            faults[what] += 1
+            print(oracle.report(done)[:2000], file=sys.stderr)
 
-        limits = settings(
-            max_examples=count // len(surfaces.SURFACES), database=None, deadline=None, phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
-        seeded(seed)(limits(given(st.data())(one)))()
-        found = ", ".join(f"{n} × {what}" for what, n in faults.items()) or "no fault"
-        answers = ", ".join(f"{n} × {status}" for status, n in sorted(statuses.items()))
-        result = f"{found}; exit statuses {answers}; slowest {slowest[0]:.1f} s, {largest[0] / 2**20:.0f} MiB at most"
-        row(f"fuzz: {name}", sum(statuses.values()), result)
+    one()
+    found = ", ".join(f"{n} × {what}" for what, n in faults.items()) or "no fault"
+    answers = ", ".join(f"{status}: {n}" for status, n in sorted(statuses.items()))
+    result = f"{found}; exit statuses {answers}; slowest {slowest:.1f} s, {largest / 2**20:.0f} MiB at most"
+    row(f"fuzz: {name}", sum(statuses.values()), result)
 
 
 # --- bits of a store
@@ -156,13 +164,13 @@ def kills(count: int, seed: int, jobs: int) -> None:
         sys.path.insert(0, folder)
         import driver  # type: ignore[import-not-found]
 
-        log, file, total, nap = home / "log", home / "s.db", 40 * count, 0.05
+        log, file, total, nap = home / "log", home / "s.db", 15 * count, 0.05
         arguments = [sys.executable, "driver.py", str(file), str(log), str(total), str(nap), str(jobs)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         for _ in range(count):
             before, begun = _finished(file, Store), _lines(log)
             process = subprocess.Popen(arguments, cwd=home, env=environment)
-            goal, deadline = len(begun) + chance.randrange(1, 30), time.monotonic() + 60
+            goal, deadline = len(begun) + chance.randrange(1, 12), time.monotonic() + 60
             while len(_lines(log)) < goal and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(chance.random() * 2 * nap)
