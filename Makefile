@@ -7,7 +7,7 @@ CONSTRAINTS ?= constraints.txt
 # Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
 PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate
 
-.PHONY: help demo test lint docs dist zoo bench clean
+.PHONY: help demo test fuzz lint docs dist zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -24,6 +24,10 @@ demo: $(READY)  ## the main job on embedded data: one table, one picture in out/
 
 test: $(READY)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+SECONDS := 60
+fuzz: $(READY)  ## hostile input to the command line, new each time; SECONDS=600 a surface
+	FUZZ_SECONDS=$(SECONDS) OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_fuzz.py
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check src tests benchmarks docs/*.py

@@ -2,8 +2,11 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
+import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -126,6 +129,13 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
         (["search", "mlp:2", "--seeds", "0"], "seeds"),
         (["search", "mlp:2", "--plot", "missing/folder/x.png"], "missing/folder"),
         (["verify", "mlp-dags", "--store", "s.sqlite"], "unknown suite 'mlp-dags'; did you mean 'mlp-dag'"),
+        (["verify", "mlp-dag", "--options", "&&"], "name nothing between two &"),
+        (["verify", "mlp-dag", "--batch-size", "0"], "batch_size must be at least 1"),
+        (["verify", "mlp-dag", "--epochs", "-1"], "epochs must be at least 1"),
+        (["verify", "mlp-dag", "--spacing", "1e-9"], "spacing must be 0.01 to 100"),
+        (["verify", "mlp-dag", "--grid", "-2000", "2000"], "exponent must be -100 to 100"),
+        (["verify", "mlp-dag", "--architectures", "9" * 24], "architectures must be at most 1,000"),
+        (["inspect", "mlp:2", "--seed", str(2**64)], "64 bits"),
         (["verify", "mlp-dag", "--store", "mymodel.py/s.sqlite"], "cannot make the folder mymodel.py"),
         (["demo", "--out", "mymodel.py"], "cannot make the folder mymodel.py"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--law", "curvature"], "needs data"),
@@ -163,3 +173,58 @@ def test_usage_errors_are_status_2() -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "--no-such-option" in done.stderr
+
+
+@pytest.mark.slow
+def test_interruption_is_one_line_and_says_how_to_go_on(tmp_path: Path) -> None:
+    for command, text in (
+        (["search", "mlp:2_22_222?width=256", "--epochs", "500"], "dagscale: interrupted"),
+        (
+            ["verify", "mlp-depth", "--method", "one-rate", "--epochs", "200", "--jobs", "1", "--store", "s.sqlite"],
+            "dagscale: interrupted: what is finished is in s.sqlite; the same command goes on from there",
+        ),
+    ):
+        with (tmp_path / "err").open("w+") as err:
+            running = subprocess.Popen(
+                [sys.executable, "-m", "dagscale", *command], cwd=tmp_path, stdout=err, stderr=err, text=True
+            )
+            time.sleep(12)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=60) == 130
+            err.seek(0)
+            assert [line for line in err.read().splitlines() if "dagscale" in line] == [text]
+
+
+def test_json_is_alone_on_stdout_even_past_python(project: Path) -> None:
+    with (project / "mymodel.py").open("a") as file:
+        file.write("\nimport os\nos.write(1, b'past print')\n")
+    made = document("plan", "mymodel.py:make", "--base-lr", "0.1", "--law", "none", cwd=project)
+    assert made["lr"] == 0.1
+
+
+def test_names_are_text(project: Path) -> None:
+    with (project / "mymodel.py").open("a") as file:
+        file.write(
+            "\ndef named():\n    net = nn.Sequential()\n"
+            "    for name in ('[/red]', '[bold]x', '\\x1b[31m', '\\udc80', '$\\\\frac{$'):\n"
+            "        net.add_module(name, nn.Linear(20, 20))\n    return net, torch.randn(2, 20)\n"
+        )
+    for command in (
+        ["inspect", "mymodel.py:named", "--picture", "x.svg"],
+        ["plan", "mymodel.py:named", "--base-lr", "0.1", "--law", "none"],
+    ):
+        done = dagscale(*command, cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert "[/red]" in done.stdout
+        assert "\\x1b[31m" in done.stdout
+        assert "\x1b" not in done.stdout
+    ET.parse(project / "x.svg")
+
+
+def test_messages_are_one_line_of_bounded_length(project: Path) -> None:
+    for target in ("mlp:2\n2", "x" * 5000, "\x1b[31mred:2"):
+        done = dagscale("inspect", target, cwd=project)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert len(done.stderr) < 700
+        assert "\x1b" not in done.stderr

@@ -5,9 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import re
 import struct
 import sys
 import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -591,3 +597,148 @@ def test_missing_libraries_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
     path = write_parquet(tmp_path / "x.parquet", [encoded(i) for i in pictures(4)], [0] * 4)
     monkeypatch.setitem(sys.modules, library, None)
     assert "pip install dagscale[images]" in error_of(path)
+
+
+# --- files that lie
+
+
+def npz(path: Path, x: Any, y: Any) -> Path:
+    np.savez(path, x=x, y=y)
+    return path
+
+
+def zipped(path: Path, x: bytes, kind: int = zipfile.ZIP_STORED, flags: int = 0) -> Path:
+    """An npz file whose member x holds these bytes."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros(2, np.int64))
+    with zipfile.ZipFile(path, "w", kind) as file:
+        file.writestr("x.npy", x)
+        file.writestr("y.npy", stream.getvalue())
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= flags
+    path.write_bytes(bytes(content))
+    return path
+
+
+def array_header(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda p: zipped(p, array_header("(1000000000000, 9, 9)") + bytes(64)), "unpacks to 81,000,000,000,000 bytes"),
+        (lambda p: zipped(p, bytes(100), flags=1), "encrypted"),
+        (lambda p: zipped(p, bytes(100), zipfile.ZIP_LZMA), "encrypted, or packed|packed in a way"),
+        (lambda p: zipped(p, bytes(100), zipfile.ZIP_BZIP2), "encrypted, or packed|packed in a way"),
+        (lambda p: zipped(p, b"no array at all"), "broken npz file"),
+        (lambda p: zipped(p, array_header("('a',)")), "broken npz file"),
+        (lambda p: npz(p, np.zeros((2, 4, 4), np.uint8), np.array([{}, {}])), "Python objects"),
+        (lambda p: npz(p, np.zeros((2, 4, 4), np.uint8), np.array([2**64 - 1] * 2, np.uint64)), "classes are the most"),
+        (lambda p: npz(p, np.zeros((2, 4, 4), np.uint8), np.array([10**12] * 2)), "classes are the most"),
+    ],
+)
+def test_npz_files_that_lie(tmp_path: Path, make: Any, text: str) -> None:
+    assert re.search(text, error_of(make(tmp_path / "train.npz")))
+
+
+def test_a_compressed_file_is_read_no_further_than_its_header_says(tmp_path: Path) -> None:
+    path = write_idx(tmp_path, suffix=".gz")
+    path.write_bytes(gzip.compress(idx_bytes(pictures(30)) + bytes(300_000_000), 1))
+    with bounded_memory(200):
+        assert "it goes on after the 1080 bytes that its header says" in error_of(path)
+    path.write_bytes(gzip.compress(struct.pack(">4B3I", 0, 0, 8, 3, 30_000, 100, 100) + bytes(300_000_000), 1))
+    with bounded_memory(200):
+        assert "over 50 times its size" in error_of(path)
+
+
+@contextmanager
+def bounded_memory(mebibytes: int) -> Iterator[None]:
+    """Within, Python and NumPy take no more than this at once."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < mebibytes << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_images_that_are_made_to_fill_the_memory(tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        image_module.new("L", (9000, 9000)).save(tmp_path / name / "1.png")
+    assert "9,000×9,000 pixels in" in error_of(tmp_path)
+
+
+def test_an_archive_with_a_huge_member_of_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        info = tarfile.TarInfo("zeros")
+        info.size = 400_000_000
+        with open("/dev/zero", "rb") as zeros:
+            archive.addfile(info, zeros)
+    assert "over 50 times its size" in error_of(path)
+
+
+@pytest.mark.parametrize("name", ["x", "x.npz", "x.parquet", "train-images-idx3-ubyte"])
+def test_what_is_no_plain_file_is_not_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    assert "no plain file" in error_of(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "no plain file" in error_of(path)
+
+
+def test_an_image_that_is_a_device(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").symlink_to("/dev/zero")
+    assert "no plain file" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("metadata", [b"[" * 100_000, b"\xff", b"{"])
+def test_parquet_metadata_of_others_are_no_matter(tmp_path: Path, metadata: bytes) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = write_parquet(tmp_path / "train.parquet", [encoded(i) for i in pictures(4)], [0, 1, 2, 0])
+    table = parquet.read_table(path).replace_schema_metadata({b"huggingface": metadata})
+    parquet.write_table(table, path)
+    assert load(path).classes == 3
+
+
+@pytest.mark.parametrize("path", ["~nobodyhere/x", "a" * 300, "x\0y"])
+def test_paths_that_cannot_be(path: str) -> None:
+    assert error_of(path)
+
+
+# --- what the data are
+
+
+def test_a_digest_is_of_the_examples_and_not_of_their_place(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    x, y = pictures(20), np.arange(20) % 3
+    first, moved = (load(npz(tmp_path / f / "train.npz", x, y)).digest for f in ("one", "two"))
+    assert first == moved
+    other = x.copy()
+    other[7, 3, 3] ^= 1
+    assert load(npz(tmp_path / "one" / "train.npz", other, y)).digest != first
+    assert load(npz(tmp_path / "one" / "train.npz", x, y[::-1].copy())).digest != first
+    assert load(tmp_path / "two" / "train.npz", limit=10).digest != first
+
+
+def test_a_sampled_digest_sees_labels_and_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load("digits")
+    monkeypatch.setattr("dagscale.bench.data.dataset.DIGESTED", 100 * 64 * 4)
+    sampled = Dataset("a", data.x, data.y, 10).digest
+    assert sampled == Dataset("b", data.x.clone(), data.y, 10).digest
+    y = data.y.clone()
+    y[-1] = (y[-1] + 1) % 10
+    assert Dataset("a", data.x, y, 10).digest != sampled
+    row = int(shuffled(len(data))[5])
+    x = data.x.clone()
+    x[row] += 1
+    assert Dataset("a", x, data.y, 10).digest != sampled

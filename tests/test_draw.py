@@ -1,5 +1,6 @@
 """Pictures: what they say, where things stand, that they repeat to the byte; failures leave nothing."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -240,12 +241,10 @@ def test_a_failing_write_keeps_the_older_file(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "a.svg"
     path.write_text("older")
 
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:10])
+    def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DagscaleError, match="No space left on device"):
         draw(diamond(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import os
 import pickle
 import random
 import re
@@ -11,7 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dagscale.bench.sweep import store as store_module
 from dagscale.bench.sweep import workers as workers_module
 from dagscale.bench.sweep.run import decode, encode
 from dagscale.cli.sweep import sweep_app
-from dagscale.errors import SweepError
+from dagscale.errors import DataError, SweepError
 
 EXECUTED: list[str] = []
 
@@ -286,14 +287,14 @@ def test_another_programs_database_is_refused_and_left_alone(file: Path) -> None
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize(("schema", "which"), [(2, "newer"), (0, "older")])
+@pytest.mark.parametrize(("schema", "which"), [(3, "newer"), (0, "older")])
 def test_another_schema_is_refused(file: Path, schema: int, which: str) -> None:
     sweep(several(1), execute, file, jobs=1)
     connection = sqlite3.connect(file)
     connection.execute(f"PRAGMA user_version = {schema}")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
-    with pytest.raises(SweepError, match=f"reads schema 1: use the {which}"):
+    with pytest.raises(SweepError, match=f"reads schema 2: use the {which}"):
         sweep(several(1), execute, file, jobs=1)
 
 
@@ -546,3 +547,248 @@ def test_status_and_export(file: Path) -> None:
     assert min(pyarrow.parquet.read_table(out)["seconds"].to_pylist()) > 0
     refused = runner.invoke(sweep_app, ["status", str(file.with_name("none.db"))])
     assert isinstance(refused.exception, SweepError)
+
+
+# --- one writer, and the file that was opened
+
+
+def interrupted_by(file: Path, what: Callable[[], None]) -> Callable[[Run], Mapping[str, Any]]:
+    """Executes runs; at the tenth, something happens to the file."""
+
+    def run(run: Run) -> Mapping[str, Any]:
+        if run.seed == 9:
+            what()
+        return execute(run)
+
+    return run
+
+
+def test_one_writer_however_the_path_is_spelled(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(several(1), execute, file, jobs=1)
+    (file.parent / "folder").symlink_to(file.parent)
+    (file.parent / "link.db").symlink_to(file)
+    monkeypatch.chdir(file.parent)
+    with Store(file, write=True):
+        for other in ("sweep.db", "./folder/sweep.db", "link.db", "folder/link.db"):
+            with pytest.raises(SweepError, match="another process is sweeping") as error:
+                sweep(several(1), execute, other, jobs=1)
+            one_line(error)
+        (file.parent / "hard.db").hardlink_to(file)
+        with pytest.raises(SweepError, match="2 names"):
+            sweep(several(1), execute, "hard.db", jobs=1)
+    with pytest.raises(SweepError, match=r"hard links.*remove the others"):
+        sweep(several(1), execute, file, jobs=1)
+    with Store("hard.db") as store:
+        assert store.status().counts.finished == 1
+    (file.parent / "hard.db").unlink()
+    assert sweep(several(3), execute, "link.db", jobs=1).executed == 2
+    assert not (file.parent / "link.db.lock").exists()
+
+
+def test_a_reader_in_the_same_process_does_not_lift_the_writers_locks(file: Path) -> None:
+    with Store(file, write=True) as store:
+        store.ask(several(3))
+        with Store(file):
+            pass
+        code = f"from dagscale.bench.sweep import Store; Store({str(file)!r}).close()"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        assert file.with_name("sweep.db-wal").exists(), "another process took itself for the last one"
+
+
+@pytest.mark.parametrize(
+    "what", ["removed", "replaced", "emptied", "overwritten", "its folder", "journal", "journal gone"]
+)
+def test_results_are_kept_when_the_file_is_taken_away(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / "sweep.db"
+    journal = folder / "sweep.db-wal"
+    deeds: dict[str, Callable[[], object]] = {
+        "removed": file.unlink,
+        "replaced": lambda: (file.unlink(), file.write_bytes(b"another")),
+        "emptied": lambda: os.truncate(file, 0),
+        "overwritten": lambda: file.write_bytes(b"x" * 50_000),
+        "its folder": lambda: shutil.rmtree(folder),
+        "journal": lambda: os.truncate(journal, 0),
+        "journal gone": journal.unlink,
+    }
+    runs = several(20)
+    with pytest.raises(SweepError, match="while it was in use: all its results are in") as error:
+        sweep(runs, interrupted_by(file, deeds[what]), file, jobs=1)  # type: ignore[arg-type]
+    kept = Path(one_line(error).partition(" are in ")[2].partition(";")[0])
+    before = len(EXECUTED)
+    again = sweep(runs, execute, kept, jobs=1)
+    assert again.finished == 20
+    assert again.executed == 20 - before, "a finished run was executed again"
+    kept.unlink()
+
+
+def test_no_flipped_bit_passes_unseen(file: Path) -> None:
+    sweep([*several(20), *several(3, options={"fails": True})], execute, file, jobs=1)
+    content, good = file.read_bytes(), (table(file), table(file, ".parquet"))
+    chance, seen, unseen = random.Random(0), 0, 0
+    for _ in range(150):
+        flipped = bytearray(content)
+        at = chance.randrange(len(content))
+        flipped[at] ^= 1 << chance.randrange(8)
+        file.write_bytes(flipped)
+        try:
+            with Store(file) as store:
+                store.status()
+            assert (table(file), table(file, ".parquet")) == good, f"byte {at} changed the table unseen"
+        except SweepError as error:
+            seen += "\n" not in str(error)
+        else:
+            unseen += 1
+    assert seen > 50
+    assert seen + unseen == 150, "some message has several lines"
+
+
+EDITS = [
+    "UPDATE runs SET result = '{\"loss\":1.0}' WHERE rowid = 1",
+    "UPDATE runs SET result = 'no json' WHERE rowid = 1",
+    "UPDATE runs SET result = x'80044e2e' WHERE rowid = 1",
+    "UPDATE runs SET seconds = 'long' WHERE rowid = 1",
+    "UPDATE runs SET error = '[]' WHERE state = 'failed'",
+    "UPDATE runs SET run = '{}' WHERE rowid = 1",
+    "UPDATE runs SET state = 'failed' WHERE rowid = 1",
+    "UPDATE runs SET digest = '' WHERE rowid = 1",
+    "ALTER TABLE runs ADD COLUMN more",
+    "CREATE TRIGGER own AFTER UPDATE ON runs BEGIN DELETE FROM runs; END",
+    "DROP INDEX runs_by_version",
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_store_edited_by_hand_is_refused_in_one_line(file: Path, edit: str) -> None:
+    sweep([*several(3), *several(1, options={"fails": True})], execute, file, jobs=1)
+    connection = sqlite3.connect(file)
+    connection.execute(edit)
+    connection.commit()
+    connection.close()
+    with pytest.raises(SweepError, match=r"is damaged .*: restore a copy") as error:
+        export(file, file.with_suffix(".csv"))
+    one_line(error)
+
+
+def test_the_mend_that_is_named_for_a_damaged_run_works(file: Path) -> None:
+    runs = several(5)
+    sweep(runs, execute, file, jobs=1)
+    whole = table(file)
+    connection = sqlite3.connect(file)
+    connection.execute("UPDATE runs SET result = 'x' WHERE rowid = 2")
+    connection.commit()
+    with pytest.raises(SweepError) as error:
+        table(file)
+    connection.execute(one_line(error).partition('"')[2].rstrip('"'))
+    connection.commit()
+    connection.close()
+    assert sweep(runs, execute, file, jobs=1).executed == 1
+    assert table(file) == whole
+
+
+def older(file: Path) -> None:
+    """Turn a store into one of schema 1, which had no digests."""
+    connection = sqlite3.connect(file)
+    connection.executescript(
+        f"DROP INDEX runs_by_version; ALTER TABLE runs RENAME TO new; {store_module.WITHOUT}; INSERT INTO runs SELECT "
+        f"{store_module.COLUMNS} FROM new; DROP TABLE new; {store_module.INDEX}; PRAGMA user_version = 1; VACUUM;"
+    )
+    connection.close()
+
+
+def test_a_store_without_digests_is_read_and_gets_them_when_it_is_written(file: Path) -> None:
+    runs = [*several(5), *several(1, options={"fails": True})]
+    sweep(runs, execute, file, jobs=1)
+    whole = table(file)
+    older(file)
+    assert table(file) == whole
+    assert "without checksums" in CliRunner().invoke(sweep_app, ["status", str(file)]).stdout
+    assert sweep(runs, execute, file, jobs=1).executed == 0
+    with Store(file) as store:
+        assert store.checked
+    assert table(file) == whole
+    older(file)
+    connection = sqlite3.connect(file)
+    connection.execute("UPDATE runs SET error = '[]' WHERE state = 'failed'")
+    connection.commit()
+    connection.close()
+    content = file.read_bytes()
+    for look in (lambda: table(file), lambda: sweep(runs, execute, file, jobs=1)):
+        with pytest.raises(SweepError, match="is damaged"):
+            look()
+    assert file.read_bytes() == content
+
+
+# --- faults that all share
+
+
+def without_data(run: Run) -> Mapping[str, Any]:
+    if run.seed == 3:
+        raise DataError("no data at 'x'")
+    return execute(run)
+
+
+def test_a_fault_that_all_runs_share_ends_the_sweep_and_is_no_result(file: Path) -> None:
+    with pytest.raises(SweepError, match=r"no data at 'x' .*none is recorded.*call again") as error:
+        sweep(several(), without_data, file, jobs=1)
+    one_line(error)
+    with Store(file) as store:
+        counts = store.status().counts
+    assert (counts.finished, counts.failed) == (3, 0)
+    assert sweep(several(), execute, file, jobs=1).executed == 9
+
+
+@pytest.mark.slow
+def test_a_shared_fault_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep_gone.py").write_text(
+        "from dagscale.errors import DataError\ndef execute(run):\n    raise DataError('gone')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import sweep_gone  # type: ignore[import-not-found]
+
+    with pytest.raises(SweepError, match="gone"):
+        sweep(several(), sweep_gone.execute, tmp_path / "s.db", jobs=2)
+    with Store(tmp_path / "s.db") as store:
+        assert store.status().counts.failed == 0
+
+
+# --- text and files of others
+
+
+def test_cells_that_a_spreadsheet_would_calculate_are_text(file: Path) -> None:
+    sweep(several(1), lambda run: {"=name": "=cmd()", "plus": "+1", "low": -1.5}, file, jobs=1)
+    (row,) = csv.DictReader(table(file).decode().splitlines())
+    assert (row["result.=name"], row["result.plus"], row["result.low"]) == ("'=cmd()", "'+1", "-1.5")
+    (exact,) = pyarrow.parquet.read_table(_parquet(file)).to_pylist()
+    assert exact["result.=name"] == "=cmd()"
+
+
+def test_names_are_no_markup(file: Path) -> None:
+    names = ["[/red]", "[bold]x[/bold]", "\x1b[31m"]
+    sweep([Run(f"mlp:{name}", 1.0, version=name) for name in names], execute, file, jobs=1)
+    shown = CliRunner().invoke(sweep_app, ["status", str(file)])
+    assert shown.exit_code == 0, shown.output
+    for name in ("mlp:[/red]", "mlp:[bold]x[/bold]", r"mlp:\x1b[31m"):
+        assert name in shown.stdout
+
+
+def test_no_link_is_followed_when_a_table_is_written(file: Path) -> None:
+    sweep(several(2), execute, file, jobs=1)
+    precious = file.with_name("precious")
+    precious.write_text("mine")
+    out = file.with_suffix(".csv")
+    out.symlink_to(precious)
+    file.with_name(f".{out.name}.{os.getpid()}").symlink_to(precious)
+    export(file, out)
+    assert precious.read_text() == "mine"
+    assert not out.is_symlink()
+
+
+def test_the_first_progress_bar_leaves_pythons_random_state_alone(tmp_path: Path) -> None:
+    code = (
+        "import random\nfrom dagscale.bench.sweep import Run, sweep\nrandom.seed(1)\nbefore = random.getstate()\n"
+        f"sweep([Run('mlp:2', 1.0)], lambda run: {{}}, {str(tmp_path / 's.db')!r}, jobs=1, progress=True)\n"
+        "assert random.getstate() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

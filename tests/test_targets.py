@@ -408,3 +408,42 @@ def test_the_cause_is_kept(write: Callable[..., str]) -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     assert fails(f"{tmp_path}/absent.py:build") == f"there is no file {tmp_path.resolve()}/absent.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mlp:2?width=99999999999", "width=99999999999: must be at most 8192"),
+        ("mlp:2?depth=99999999999", "depth=99999999999: must be at most 1000"),
+        (f"mlp:2?width={'9' * 500}", "is too long"),
+        (f"mlp:{'2_02_' * 2000}2", "characters; 5,000 are the most"),
+        ("mlp:2_22_222?width=8192", "over 268,435,456 parameters"),
+        ("mlp:2?classes=1000000000", "must be at most 100000"),
+        ("mlp:2?input=9999999x9999999", "values in one example"),
+        ("resnet:2000000", "is no depth"),
+        (f"resnet:{'9' * 500}", "is no depth"),
+        ("~nobodyhere/x.py:build", "is no path"),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused_at_once(text: str, message: str) -> None:
+    with pytest.raises(TargetError) as error:
+        load(text)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_seeds_have_64_bits() -> None:
+    load("mlp:2", seed=2**64 - 1)
+    with pytest.raises(TargetError, match="64 bits"):
+        load("mlp:2", seed=2**64)
+
+
+def test_counting_what_is_built_leaves_torch_as_it_was() -> None:
+    from torch.nn.modules import module
+
+    before = len(module._global_parameter_registration_hooks), len(module._global_module_registration_hooks)
+    load("mlp:2")
+    with pytest.raises(TargetError):
+        load("mlp:2_22_222?width=8192")
+    assert (len(module._global_parameter_registration_hooks), len(module._global_module_registration_hooks)) == before
+    nn.Linear(2, 2)

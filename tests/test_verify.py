@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dagscale.bench.sweep import Run
+from dagscale.bench.verify import study as study_module
 from dagscale.bench.verify.methods import KINDS, Method, by_width, law_methods, narrow
 from dagscale.bench.verify.peers import PEERS, in_mup
 from dagscale.bench.verify.report import row
@@ -19,7 +21,7 @@ from dagscale.bench.verify.suites import SUITES
 from dagscale.bench.verify.truth import Truth
 from dagscale.bench.verify.verdict import Judge, Verdict
 from dagscale.cli.verify import NAMES
-from dagscale.errors import DagscaleError, TargetError, UnknownNameError
+from dagscale.errors import DagscaleError, SweepError, TargetError, UnknownNameError
 from dagscale.models import load
 
 GRID = tuple(2.0**k for k in range(-6, 1))
@@ -304,3 +306,62 @@ def test_quick_runs_every_method_and_resumes_to_the_same_answer(tmp_path: Path) 
     points = json.loads((tmp_path / "points.json").read_text())
     assert len(points) == 3 * len(rows)
     assert all((tmp_path / name).read_bytes()[1:4] == b"PNG" for name in ("scatter.png", "regret.png"))
+
+
+SMALL: dict[str, object] = {
+    "methods": ["none/in-degree"], "architectures": 3, "limit": 32, "grid": (-4, -2), "jobs": 1, "spacing": 1.0,
+}  # fmt: skip
+
+
+def test_results_are_those_of_the_data_and_not_of_their_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(folder: str, seed: int) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rng = np.random.default_rng(seed)
+        path = tmp_path / folder / "train.npz"
+        np.savez(path, x=rng.integers(0, 256, (64, 8, 8), dtype=np.uint8), y=rng.integers(0, 3, 64))
+        return str(path)
+
+    store = tmp_path / "s"
+    executed: list[str] = []
+    own = study_module.execute
+    monkeypatch.setattr(study_module, "execute", lambda run: executed.append(run.key) or own(run))
+    first = verify("mlp-depth", data=write("a", 0), store=store, **SMALL)  # type: ignore[arg-type]
+    count = len(executed)
+    moved = verify("mlp-depth", data=write("b", 0), store=store, **SMALL)  # type: ignore[arg-type]
+    assert len(executed) == count, "the same data elsewhere were trained on again"
+    assert moved.truths == first.truths
+    other = verify("mlp-depth", data=write("a", 1), store=store, **SMALL)  # type: ignore[arg-type]
+    assert len(executed) == 2 * count
+    assert other.truths != first.truths
+
+
+def test_data_that_go_away_spoil_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    path = tmp_path / "train.npz"
+    np.savez(path, x=rng.integers(0, 256, (64, 8, 8), dtype=np.uint8), y=rng.integers(0, 3, 64))
+    own = study_module.execute
+
+    def gone(run: Run) -> dict[str, object]:
+        if path.exists():
+            path.rename(tmp_path / "away.npz")
+        return own(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "execute", gone)
+        with pytest.raises(SweepError, match=r"no data at .*none is recorded"):
+            verify("mlp-depth", data=str(path), store=tmp_path / "s", **SMALL)  # type: ignore[arg-type]
+    (tmp_path / "away.npz").rename(path)
+    assert verify("mlp-depth", data=str(path), store=tmp_path / "s", **SMALL).verdicts  # type: ignore[arg-type]
+
+
+def test_what_failed_is_executed_again_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: Run) -> dict[str, object]:
+        raise RuntimeError("no memory just now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "execute", fail)
+        with pytest.raises(DagscaleError, match="--retry-failed executes them again"):
+            verify("mlp-depth", store=tmp_path / "s", **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(DagscaleError, match="runs failed"):
+        verify("mlp-depth", store=tmp_path / "s", **SMALL)  # type: ignore[arg-type]
+    assert verify("mlp-depth", store=tmp_path / "s", retry_failed=True, **SMALL).verdicts  # type: ignore[arg-type]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from dagscale.shown import load_rich
 
 AFFECTS_RESULTS = False
 
@@ -120,12 +121,11 @@ class _Bar(_Counted):
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
-        state = random.getstate()  # rich draws from it when it is imported
+        load_rich()
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        random.setstate(state)
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import io
 import sys
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +14,7 @@ import typer
 from dagscale.cli import app as application
 from dagscale.cli import check, commands, rerank, sweep, verify  # noqa: F401  each puts its commands on the application
 from dagscale.errors import DagscaleError
+from dagscale.shown import line
 
 AFFECTS_RESULTS = False
 
@@ -21,26 +25,58 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 """Of click, which typer brings along in some versions and depends on in others."""
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the number of its signal."""
+
+
+AGAIN = 0.05
+"""Seconds after which an interrupt that was dropped is repeated."""
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(f"dagscale: {message}", file=sys.stderr)
+
+
+def again(lost: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more where Ctrl-C came inside a destructor, in which Python drops every exception."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(AGAIN, _thread.interrupt_main).start()  # not from here, where it would be dropped too
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def main() -> None:
-    """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served."""
+    """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding has not
+    sys.unraisablehook = again
     try:
         with application.json_alone() if "--json" in sys.argv else nullcontext():
             status = application.app(standalone_mode=False)
+        if status == INTERRUPTED:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
         else:
             where = getattr(getattr(error, "ctx", None), "command_path", "dagscale")
-            message = " ".join(error.format_message().split())
-            print(f"dagscale: {message} ({where} --help lists what it takes)", file=sys.stderr)
+            say(f"{line(error.format_message())} ({where} --help lists what it takes)")
         sys.exit(2)
     except DagscaleError as error:
-        print(f"dagscale: {error}", file=sys.stderr)
+        say(line(str(error)))
         sys.exit(2)
+    except application.Interrupted as error:
+        say(line(str(error)))
+        sys.exit(INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
-        print("dagscale: interrupted", file=sys.stderr)
-        sys.exit(130)
+        say("interrupted")
+        sys.exit(INTERRUPTED)
+    except MemoryError:
+        say("out of memory: give a smaller network, fewer examples (--limit) or smaller batches")
+        sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

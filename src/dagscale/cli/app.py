@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json as json_
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from dagscale.errors import DagscaleError, TargetError
+from dagscale.errors import TargetError
+from dagscale.replacing import make_folder as make_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,18 +85,6 @@ def load_target(text: str, data: Any, input_shape: str | None, seed: int) -> tup
     return load(text, data=shaping, input_shape=shape, seed=seed)
 
 
-def make_folder(path: Path) -> None:
-    """The folder, and those above it, if they do not exist.
-
-    Raises:
-        DagscaleError: if it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DagscaleError(f"cannot make the folder {path} ({error.strerror or error}): name another") from None
-
-
 def screen() -> Console:
     """Where readable output goes: as wide as the terminal, or wide enough for tables in a file."""
     from rich.console import Console
@@ -112,10 +102,36 @@ _document: ContextVar[TextIO | None] = ContextVar("document", default=None)
 
 @contextmanager
 def json_alone() -> Iterator[None]:
-    """What is printed inside, by a user's own model too, goes to stderr: all but the document of `print_json`."""
-    token = _document.set(sys.stdout)
+    """What is printed inside, by a user's own model too, goes to stderr: all but the document of `print_json`.
+
+    So does what is written to file descriptor 1 past Python's ``sys.stdout``, by C code or ``os.write``.
+    """
+    sys.stdout.flush()
     try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _document.reset(token)
+        aside = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        aside = None
+    with os.fdopen(aside, "w", encoding="utf-8") if aside is not None else nullcontext(sys.stdout) as document:
+        token = _document.set(document)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            _document.reset(token)
+            document.flush()
+            if aside is not None:
+                os.dup2(aside, 1)
+
+
+class Interrupted(Exception):
+    """Ctrl-C in a command that can be taken up again; the text says how."""
+
+
+@contextmanager
+def resumable(store: Path) -> Iterator[None]:
+    """Within, Ctrl-C is answered with how to go on: a sweep keeps what it has finished."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: what is finished is in {store}; the same command goes on from there") from None

@@ -37,6 +37,7 @@ from dagscale.cli.training import (
     make_recipe,
 )
 from dagscale.pictures.files import check_path
+from dagscale.shown import cell, plain
 
 Law = Annotated[
     str | None, typer.Option(help="Learning-rate law, `dagscale list laws`; by default by optimiser and data.")
@@ -79,9 +80,9 @@ def inspect(
     console = screen()
     console.print(tables(graph, target, full=full))
     if full:
-        console.print(str(graph), markup=False, highlight=False)
+        console.print(cell(str(graph)), markup=False, highlight=False)
     if picture is not None:
-        console.print(f"picture     {picture}", markup=False, highlight=False)
+        console.print(f"picture     {plain(str(picture))}", markup=False, highlight=False)
 
 
 @app.command()
@@ -238,4 +239,4 @@ def demo(
     shown = screen()
     shown.print(study.table(outcomes))
     shown.print(study.sentence(outcomes), highlight=False)
-    shown.print(f"picture: {picture}", highlight=False)
+    shown.print(f"picture: {plain(str(picture))}", markup=False, highlight=False)

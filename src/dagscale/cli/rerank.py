@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagscale.cli.app import Json, Seed, app, make_folder, print_json, screen
+from dagscale.cli.app import Json, Seed, app, print_json, resumable, screen
 from dagscale.errors import DataError
+from dagscale.shown import plain
 
 if TYPE_CHECKING:
     from dagscale.bench.nas.rerank_page import Rows
@@ -35,7 +36,7 @@ def rerank(
     picks: Annotated[Path | None, typer.Option(help="CSV with columns method and arch.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Compare what both have; tables may be samples.")] = False,
     unpublished: Annotated[bool, typer.Option("--unpublished", help="The benchmark is one of your own.")] = False,
-    bootstrap: Annotated[int, typer.Option(help="Resamples for intervals.", min=20)] = 100,
+    bootstrap: Annotated[int, typer.Option(help="Resamples for intervals.", min=20, max=100_000)] = 100,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train architectures under several recipes.", rich_help_panel=NEW)
     ] = False,
@@ -69,6 +70,9 @@ def rerank(
     ),
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", rich_help_panel=NEW)] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.", rich_help_panel=NEW)] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.", rich_help_panel=NEW)
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, page and pictures.")] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -103,12 +107,12 @@ def rerank(
         archs = samples.distinct(archs) if once else archs
         if published is not None:
             published_values(published, archs)  # refused now, not after the training
-        make_folder(store.parent)
-        trained = retraining.retrain(
-            archs, data=data, recipes=_listed(recipes), preset=preset,
-            size=size if limit is None else replace(size, images=limit), seeds=seeds, seed=seed, store=store,
-            jobs=jobs, scheduler=scheduler, progress=True,
-        )  # fmt: skip
+        with resumable(store):
+            trained = retraining.retrain(
+                archs, data=data, recipes=_listed(recipes), preset=preset,
+                size=size if limit is None else replace(size, images=limit), seeds=seeds, seed=seed, store=store,
+                jobs=jobs, scheduler=scheduler, retry_failed=retry_failed, progress=True,
+            )  # fmt: skip
         compared = compare(
             trained.archs, trained.accuracies, retraining.REFERENCE, trained.data, published,
             picks=None if picks is None else study.read_picks(picks), bootstrap=bootstrap, seed=seed,
@@ -149,9 +153,9 @@ def _show(
     for table in printable(rows):
         shown.print(table)
     for line in legend:
-        shown.print(line, markup=False, highlight=False)
+        shown.print(plain(line), markup=False, highlight=False)
     for name, path in written.items():
-        shown.print(f"{name:18} {path}", markup=False, highlight=False)
+        shown.print(f"{plain(name):18} {plain(str(path))}", markup=False, highlight=False)
 
 
 def _published(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dagscale.cli.app import Json, app, print_json, screen
+from dagscale.shown import cell, line, load_rich, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,16 +29,18 @@ def status(file: File, json: Json = False) -> None:
     from dagscale.bench.sweep import Store
 
     with Store(file) as store:
-        found = store.status()
+        found, checked = store.status(), store.checked
     if json:
-        print_json(found.to_dict())
+        print_json(found.to_dict() | {"checked": checked})
         return
     console = screen()
     console.print(_table("in all", {str(file): found.counts}))
     console.print(_table("by code version", found.by_version))
     console.print(_table("by architecture", found.by_architecture))
     for error, count in list(found.errors.items())[:SHOWN]:
-        console.print(f"{count:>8,} × {error}", markup=False, highlight=False)
+        console.print(f"{count:>8,} × {line(error)}", markup=False, highlight=False)
+    if not checked:
+        console.print("note: a store without checksums; the next sweep into it adds them", highlight=False)
 
 
 @sweep_app.command()
@@ -55,19 +58,20 @@ def export(
     if json:
         print_json({"out": str(out), "rows": rows})
     else:
-        print(f"{rows:,} runs written to {out}")
+        print(f"{rows:,} runs written to {plain(str(out))}")
 
 
 def _table(title: str, groups: dict[str, Counts]) -> Table:
     from rich.table import Table
 
     more = len(groups) - SHOWN
+    load_rich()
     table = Table(title=title, caption=f"and {more:,} more: --json has them" if more > 0 else None)
     table.add_column("", overflow="fold")
     for name in ("total", "finished", "failed", "pending"):
         table.add_column(name, justify="right")
     for name, counts in list(groups.items())[:SHOWN]:
-        table.add_row(name, *(f"{count:,}" for count in counts.to_dict().values()))
+        table.add_row(cell(name), *(f"{count:,}" for count in counts.to_dict().values()))
     return table
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dagscale.cli.app import Json, Seed, app, make_folder, print_json, screen
+from dagscale.cli.app import Json, Seed, app, make_folder, print_json, resumable, screen
+from dagscale.shown import line, plain
 
 NAMES = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width."
 
@@ -41,6 +42,9 @@ def verify(
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.")
+    ] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -57,22 +61,23 @@ def verify(
 
     if quick:
         architectures, seeds, epochs, limit, spacing = 3, 2, 3, 64, 1.0
-    make_folder(store.parent)
     if out is not None:
         make_folder(out)
         report.check_folder(out)
-    done = study.verify(
-        suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, bases=bases,
-        seeds=seeds, epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, spacing=spacing, options=options,
-        seed=seed, store=store, jobs=jobs, scheduler=scheduler, progress=True,
-    )  # fmt: skip
+    with resumable(store):
+        done = study.verify(
+            suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, bases=bases,
+            seeds=seeds, epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, spacing=spacing,
+            options=options, seed=seed, store=store, jobs=jobs, scheduler=scheduler, retry_failed=retry_failed,
+            progress=True,
+        )  # fmt: skip
     rows = report.rows(done)
     told = Console(stderr=True, soft_wrap=True)
     for note in done.notes:
-        told.print(f"note: {note}", markup=False, highlight=False)
+        told.print(f"note: {line(note)}", markup=False, highlight=False)
     if out is not None:
         for path in report.save_all(done, rows, out):
-            told.print(f"wrote {path}", markup=False, highlight=False)
+            told.print(f"wrote {plain(str(path))}", markup=False, highlight=False)
     if json:
         print_json(report.to_dict(rows))
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dagscale.graph.model import Graph
 from dagscale.graph.paths import kernel_size, path_sums
 from dagscale.graph.repeats import Folded, fold_rows
+from dagscale.shown import cell, load_rich
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -50,13 +51,13 @@ def tables(graph: Graph, title: str = "", *, full: bool = False) -> Group:
     Args:
         full: one row a layer, instead of one for all repeats of a block (``layers.0–31 ×32``).
     """
+    load_rich()
     from rich import box
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
     facts = inspect(graph)
-    layers = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    layers = Table(title=cell(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
     layers.add_column("layer", overflow="fold")
     layers.add_column("op")
     for name in ("fan-in", "fan-out", "kernel", "in-degree"):
@@ -64,7 +65,8 @@ def tables(graph: Graph, title: str = "", *, full: bool = False) -> Group:
     shown = [_figures(row) for row in facts["layers"]]
     names = [row["name"] for row in facts["layers"]]
     for row in [Folded(name, 1, i) for i, name in enumerate(names)] if full else fold_rows(names, shown):
-        layers.add_row(f"{row.name} ×{row.times}" if row.times > 1 else row.name, *shown[row.index])
+        name = f"{row.name} ×{row.times}" if row.times > 1 else row.name
+        layers.add_row(*map(cell, (name, *shown[row.index])))
     depth, parameters = facts["depth"], facts["parameters"]
     lines = [
         f"paths       {shorten(facts['paths'])}",
@@ -77,7 +79,7 @@ def tables(graph: Graph, title: str = "", *, full: bool = False) -> Group:
         unreached = fold_rows(parameters["unreached"], [()] * len(parameters["unreached"]))
         lines.append(f"not on any path: {', '.join(row.name for row in unreached)}")
     lines += [f"note: {note}" for note in facts["notes"]]
-    return Group(layers, *(Text(line) for line in lines))
+    return Group(layers, *map(cell, lines))
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, ...]:

@@ -369,7 +369,7 @@ class Graph:
 def _op_to_dict(op: Op) -> dict[str, Any]:
     layer = None if op.layer is None else {**asdict(op.layer), "kernel": list(op.layer.kernel)}
     return {
-        "kind": op.kind, "name": op.name, "module": op.module, "params": [[p.name, p.role] for p in op.params],
+        "kind": op.kind, "name": op.name, "module": op.module, "params": [[p.name, p.role, p.own] for p in op.params],
         "layer": layer,
     }  # fmt: skip
 
@@ -377,6 +377,6 @@ def _op_to_dict(op: Op) -> dict[str, Any]:
 def _op_from_dict(raw: Mapping[str, Any]) -> Op:
     layer = raw["layer"]
     return Op(
-        raw["kind"], raw["name"], raw["module"], tuple(ParamUse(name, role) for name, role in raw["params"]),
+        raw["kind"], raw["name"], raw["module"], tuple(ParamUse(name, role, own) for name, role, own in raw["params"]),
         None if layer is None else Layer(**{**layer, "kernel": tuple(layer["kernel"])}),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dagscale.errors import TargetError
-from dagscale.models.targets import Setting
+from dagscale.models.targets import MOST_STACKED, Setting
 
 
 def read_depth(code: str, example: str) -> int:
@@ -15,8 +15,10 @@ def read_depth(code: str, example: str) -> int:
     Raises:
         TargetError: if it is no integer from 1 on.
     """
-    if not (code.isascii() and code.isdigit() and int(code) > 0):
-        raise TargetError(f"{code!r} is no depth; write a number of layers or blocks, as {example}")
+    if not (code.isascii() and code.isdigit() and len(code) < 10 and 0 < int(code) <= MOST_STACKED):
+        raise TargetError(
+            f"{code[:40]!r} is no depth; write a number of layers or blocks up to {MOST_STACKED:,}, as {example}"
+        )
     return int(code)
 
 

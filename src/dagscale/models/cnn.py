@@ -83,6 +83,8 @@ def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
     return partial(CNN, dag, in_channels=setting.shape[0], classes=setting.classes, **options)
 
 
-KERNEL = Option("kernel", "int", "side of the square kernels", low=1, odd=True)
-DOWNSAMPLE = Option("downsample", "int", "side of the squares that images are averaged over before the stem", low=1)
+KERNEL = Option("kernel", "int", "side of the square kernels", low=1, high=999, odd=True)
+DOWNSAMPLE = Option(
+    "downsample", "int", "side of the squares that images are averaged over before the stem", low=1, high=4096
+)
 SPACES.add("cnn")(Space(read=_read, options=(*DAG_OPTIONS, KERNEL, DOWNSAMPLE), sample=sample_codes))

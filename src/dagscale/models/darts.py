@@ -157,8 +157,8 @@ SPACES.add("darts")(
         options=(
             INPUT,
             CLASSES,
-            Option("channels", "int", "channels of a vertex in the first cells (published: 36)", low=1),
-            Option("cells", "int", "cells in all (published: 20)", low=1),
+            Option("channels", "int", "channels of a vertex in the first cells (published: 36)", low=1, high=4096),
+            Option("cells", "int", "cells in all (published: 20)", low=1, high=100),
         ),
     )
 )

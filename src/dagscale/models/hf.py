@@ -86,15 +86,16 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
 SPACES.add("hf")(
     Space(
         read=_read,
+        parameters=1 << 40,  # large ones stay on meta
         options=(
-            Option("width", "int", "hidden size", low=1),
-            Option("layers", "int", "number of blocks", low=1),
-            Option("heads", "int", "attention heads", low=1),
-            Option("kv_heads", "int", "key and value heads", low=1),
-            Option("mlp", "int", "width of the MLP", low=1),
-            Option("vocab", "int", "size of the vocabulary", low=1),
-            Option("experts", "int", "experts of a block", low=1),
-            Option("length", "int", "tokens of an example", low=1),
+            Option("width", "int", "hidden size", low=1, high=8192),
+            Option("layers", "int", "number of blocks", low=1, high=1000),
+            Option("heads", "int", "attention heads", low=1, high=8192),
+            Option("kv_heads", "int", "key and value heads", low=1, high=8192),
+            Option("mlp", "int", "width of the MLP", low=1, high=65_536),
+            Option("vocab", "int", "size of the vocabulary", low=1, high=1_000_000),
+            Option("experts", "int", "experts of a block", low=1, high=1024),
+            Option("length", "int", "tokens of an example", low=1, high=65_536),
         ),
     )
 )

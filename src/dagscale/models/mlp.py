@@ -66,11 +66,11 @@ class MLP(DagNet):
 DAG_OPTIONS = (
     INPUT,
     CLASSES,
-    Option("width", "int", "features (channels) at every vertex", low=1),
+    Option("width", "int", "features (channels) at every vertex", low=1, high=8192),
     Option("act", "str", "activation", choices=tuple(ACTIVATIONS)),
     Option("order", "str", "post: weight then activation; pre: activation then weight", choices=ORDERS),
     Option("norm", "str", "normalisation after each weight layer", choices=NORMS),
-    Option("depth", "int", "how many times the DAG is stacked", low=1),
+    Option("depth", "int", "how many times the DAG is stacked", low=1, high=1000),
     Option("bias", "bool", "whether weight layers have a bias"),
 )
 

@@ -187,8 +187,8 @@ SPACES.add("nb101")(
         options=(
             INPUT,
             CLASSES,
-            Option("channels", "int", "channels of the first stack (benchmark: 128)", low=1),
-            Option("cells", "int", "cells in each of the three stacks (benchmark: 3)", low=1),
+            Option("channels", "int", "channels of the first stack (benchmark: 128)", low=1, high=4096),
+            Option("cells", "int", "cells in each of the three stacks (benchmark: 3)", low=1, high=100),
         ),
     )
 )

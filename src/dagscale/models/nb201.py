@@ -240,8 +240,8 @@ SPACES.add("nb201")(
         options=(
             INPUT,
             CLASSES,
-            Option("channels", "int", "channels of the first stage (benchmark: 16)", low=1),
-            Option("cells", "int", "cells in each of the three stages (benchmark: 5)", low=1),
+            Option("channels", "int", "channels of the first stage (benchmark: 16)", low=1, high=4096),
+            Option("cells", "int", "cells in each of the three stages (benchmark: 5)", low=1, high=100),
         ),
         sample=_sample,
     )

@@ -117,8 +117,8 @@ def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
 OPTIONS = (
     INPUT,
     CLASSES,
-    Option("width", "int", "channels of the first stage", low=1),
-    Option("stride", "int", "stride of the stem", low=1),
+    Option("width", "int", "channels of the first stage", low=1, high=8192),
+    Option("stride", "int", "stride of the stem", low=1, high=4096),
     Option("act", "str", "activation", choices=tuple(ACTIVATIONS)),
     Option("norm", "str", "normalisation after each convolution", choices=NORMS),
 )

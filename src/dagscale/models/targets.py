@@ -22,6 +22,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from dagscale.errors import TargetError
 from dagscale.registry import Registry
@@ -72,6 +76,8 @@ class Option:
         Raises:
             TargetError: if it spells none, or one out of bounds.
         """
+        if len(text) > MOST_DIGITS:
+            raise TargetError(f"{self.name}={text[:40]!r}… is too long: {len(text):,} characters")
         value = _READERS[self.kind](text)
         if value is None:
             raise TargetError(f"{self.name}={text!r} is not {_KINDS[self.kind]}")
@@ -88,7 +94,22 @@ class Option:
 
 
 INPUT = Option("input", "shape", "shape of one example")
-CLASSES = Option("classes", "int", "number of outputs", low=1)
+CLASSES = Option("classes", "int", "number of outputs", low=1, high=100_000)
+
+MOST_DIGITS = 100
+"""Characters of an option's value at most: Python refuses to read very long numbers, and no option means one."""
+
+MOST_VALUES = 1 << 26
+"""Values of one example at most."""
+
+LONGEST = 5_000
+"""Characters of a TARGET at most."""
+
+MOST_STACKED = 1_500
+"""Layers, blocks or cells on top of one another at most."""
+
+MOST_PARAMETERS, MOST_MODULES = 1 << 28, 100_000
+"""Of a network of a space at most, unless it says otherwise: 1 GiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +129,14 @@ class Space:
             the module, or the module and its inputs. It checks the code now and raises TargetError; the
             building comes later, under a seed. A module without inputs gets a batch of the setting's shape.
         options: all options that the space takes; ``INPUT`` and ``CLASSES`` reach ``read`` in the setting.
+        parameters: how many its networks may have.
         sample: (vertices, count, generator) → that many distinct codes; None if the space cannot be sampled.
     """
 
     read: Callable[[str, Mapping[str, Any], Setting], Callable[[], Made]]
     options: tuple[Option, ...] = ()
     sample: Callable[[int, int, random.Random], tuple[str, ...]] | None = None
+    parameters: int = MOST_PARAMETERS
 
 
 SPACES: Registry[Space] = Registry("space")
@@ -155,6 +178,10 @@ def resolve(
     name, _, query = text.partition("?")
     head, colon, code = name.partition(":")
     with _naming(text):
+        if len(text) > LONGEST:
+            raise TargetError(f"a TARGET of {len(text):,} characters; {LONGEST:,} are the most")
+        if not -(2**63) <= seed < 2**64:
+            raise TargetError("the seed is no number of 64 bits; give one from 0 to 2^64 - 1")
         if not colon:
             raise TargetError(f"not a TARGET; {_FORMS}{did_you_mean(name, tuple(SPACES))}")
         if head in SPACES:
@@ -163,7 +190,7 @@ def resolve(
             shape = _shape(options.pop("input", None), input_shape, data) or DEFAULT_SHAPE
             classes = options.pop("classes", None) or (data.classes if data is not None else DEFAULT_CLASSES)
             make = space.read(code, options, Setting(shape, classes))
-            return Target(text, _Build(text, make, shape, data, seed))
+            return Target(text, _Build(text, make, shape, data, seed, space.parameters))
         where, _, attribute = name.rpartition(":")
         options = _parse_options(query, (INPUT,), "a callable")
         source = _find_source(where, attribute)
@@ -196,8 +223,8 @@ def sample(space: str = "mlp", vertices: int = 5, count: int = 12, seed: int = 0
     if entry.sample is None:
         able = ", ".join(name for name in SPACES if SPACES[name].sample is not None)
         raise TargetError(f"space {space!r} cannot be sampled; choose one of {able}")
-    if count < 1:
-        raise TargetError(f"count={count}: must be at least 1")
+    if not 1 <= count <= 100_000:
+        raise TargetError(f"count={count}: must be at least 1 and at most 100,000")
     query = "&".join(f"{name}={_spelt(value)}" for name, value in options.items())
     _parse_options(query, entry.options, space)
     codes = entry.sample(vertices, count, random.Random(seed))
@@ -211,10 +238,11 @@ class _Build:
     shape: tuple[int, ...] | None
     data: DataLike | None
     seed: int
+    most: int | None = None
 
     def __call__(self) -> tuple[nn.Module, Any]:
         with _naming(self.text):
-            with _seeded(self.seed):
+            with _seeded(self.seed), contextlib.nullcontext() if self.most is None else _building(self.most):
                 made = self.make()
             if isinstance(made, nn.Module):
                 return made, self._inputs()
@@ -258,7 +286,12 @@ def _read_float(text: str) -> float | None:
 
 
 def read_shape(text: str) -> tuple[int, ...] | None:
+    """A shape such as ``3x32x32``; None if it is none. Raises: TargetError, if it is too large."""
+    if len(text) > MOST_DIGITS:
+        return None
     sizes = tuple(int(part) if re.fullmatch(r"[0-9]+", part) else 0 for part in text.split("x"))
+    if math.prod(sizes) > MOST_VALUES:
+        raise TargetError(f"{text}: over {MOST_VALUES:,} values in one example")
     return sizes if min(sizes) > 0 else None
 
 
@@ -300,6 +333,8 @@ def _shape(
     if argument is not None:
         if not argument or min(argument) < 1:
             raise TargetError(f"input_shape={tuple(argument)}: sizes must be at least 1, without the batch")
+        if math.prod(argument) > MOST_VALUES:
+            raise TargetError(f"input_shape={tuple(argument)}: over {MOST_VALUES:,} values in one example")
         return tuple(argument)
     return tuple(data.shape) if data is not None else None
 
@@ -337,8 +372,12 @@ def _find_source(where: str, attribute: str) -> _Source:
     if not attribute:
         raise TargetError(f"no callable is named after the colon; {_FORMS}")
     if where.endswith(".py"):
-        file = Path(where).expanduser().resolve()
-        if not file.is_file():
+        try:
+            file = Path(where).expanduser().resolve()
+            there = file.is_file()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TargetError(f"{where!r} is no path ({error})") from None
+        if not there:
             raise TargetError(f"there is no file {file}")
         return _Source(attribute, home=file.parent, file=file)
     if not all(part.isidentifier() for part in where.split(".")):
@@ -442,7 +481,35 @@ def _naming(text: str) -> Iterator[None]:
     try:
         yield
     except TargetError as error:
-        raise TargetError(f"{text}: {error}") from error.__cause__
+        raise TargetError(f"{text if len(text) <= 200 else text[:200] + '…'}: {error}") from error.__cause__
+
+
+@contextlib.contextmanager
+def _building(most: int) -> Iterator[None]:
+    """Say in one line that a network is too large, while it is built, or has sizes that torch refuses."""
+    parameters, modules = 0, 0
+
+    def count(_: nn.Module, __: str, added: nn.Parameter | nn.Module | None) -> None:
+        nonlocal parameters, modules
+        if isinstance(added, nn.Parameter):
+            parameters += added.numel()
+        else:
+            modules += 1
+        if parameters > most or modules > MOST_MODULES:
+            raise TargetError(
+                f"the network has over {most:,} parameters or {MOST_MODULES:,} modules, which is the most; "
+                "give smaller sizes"
+            )
+
+    hooks = register_module_parameter_registration_hook(count), register_module_module_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise TargetError(f"the network cannot be built ({reason}); give smaller sizes") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager

@@ -76,4 +76,5 @@ def example(model: nn.Module, shape: tuple[int, ...] | None = None, device: str 
     return torch.randn(EXAMPLES, *size, device=device)
 
 
-SPACES.add("timm")(Space(read=_read, options=(INPUT, CLASSES, Option("drop_rate", "float", "dropout", low=0, high=1))))
+OPTIONS = (INPUT, CLASSES, Option("drop_rate", "float", "dropout", low=0, high=1))
+SPACES.add("timm")(Space(read=_read, options=OPTIONS, parameters=1 << 33))

@@ -115,10 +115,10 @@ def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
 OPTIONS = (
     INPUT,
     CLASSES,
-    Option("width", "int", "width of the residual stream", low=1),
-    Option("heads", "int", "attention heads", low=1),
-    Option("patch", "int", "side of a patch", low=1),
-    Option("ratio", "int", "the MLP's hidden width, relative to width", low=1),
+    Option("width", "int", "width of the residual stream", low=1, high=8192),
+    Option("heads", "int", "attention heads", low=1, high=8192),
+    Option("patch", "int", "side of a patch", low=1, high=4096),
+    Option("ratio", "int", "the MLP's hidden width, relative to width", low=1, high=64),
     Option("act", "str", "activation", choices=tuple(ACTIVATIONS)),
     Option("pool", "str", "what the readout reads", choices=POOLS),
 )

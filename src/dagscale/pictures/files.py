@@ -7,11 +7,11 @@ import io
 import math
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dagscale import replacing
 from dagscale.errors import DagscaleError
 
 if TYPE_CHECKING:
@@ -47,12 +47,16 @@ def check_path(path: str | Path) -> Path:
         raise DagscaleError(f"cannot draw to {str(path)!r}: the suffix names the format, use one of {known}")
     if find_spec("matplotlib") is None:
         raise DagscaleError(MISSING)
-    problem = (
-        errno.EISDIR if path.is_dir()
-        else errno.ENOENT if not path.parent.is_dir()
-        else errno.EACCES if not os.access(path.parent, os.W_OK)
-        else None
-    )  # fmt: skip
+    try:
+        problem = (
+            errno.EISDIR if path.is_dir()
+            else errno.ENOENT if not path.parent.is_dir()
+            else errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY
+            else errno.EACCES if not os.access(path.parent, os.W_OK)
+            else None
+        )  # fmt: skip
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte in it
+        raise _unwritable(path, str(error)) from None
     if problem is not None:
         raise _unwritable(path, os.strerror(problem))
     return path
@@ -108,11 +112,7 @@ def render(figure: Figure, suffix: str) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """Write beside ``path`` first, so that it is never half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        replacing.write(path, content)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise _unwritable(path, error.strerror or str(error)) from error

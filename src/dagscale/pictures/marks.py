@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from dagscale.pictures.style import Point
+from dagscale.shown import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,4 +41,4 @@ def draw_text(
 ) -> None:
     weight = "bold" if bold else "normal"
     text = "".join(c if c.isprintable() else " " for c in text)  # XML has no way to write control characters
-    axes.text(*at, text, fontsize=size, color=colour, weight=weight, ha=ha, va=va, zorder=6, parse_math=False)
+    axes.text(*at, plain(text), fontsize=size, color=colour, weight=weight, ha=ha, va=va, zorder=6, parse_math=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import PlanError
+from dagscale.replacing import write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,19 +47,9 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         PlanError: if it cannot be written.
     """
-    import os
-    import tempfile
-
     path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write(path, (text + "\n").encode())
     except OSError as error:
         raise PlanError(f"cannot write {path} ({error.strerror or error})") from None
 
@@ -79,6 +70,9 @@ def rendered(value: RenderableType, html: bool = False) -> str:
     """What rich prints, as text of 100 columns, or as HTML."""
     import io
 
+    from dagscale.shown import load_rich
+
+    load_rich()
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=100, color_system=None, record=True, force_jupyter=False)

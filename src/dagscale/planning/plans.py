@@ -13,6 +13,7 @@ from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import read_document, write_text
+from dagscale.shown import cell
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
@@ -443,7 +444,7 @@ class Plan:
             table.add_column(f"{name.replace('_', ' ')} ×", justify="right")
         for name, p in self.parameters.items():
             factors = [f"{getattr(p, factor):.4g}" for factor in more]
-            table.add_row(Text(name), "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}", *factors)
+            table.add_row(cell(name), "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}", *factors)
         title = f"law {self.law} · init {self.init} · {self.optimizer_name} · seed {self.seed}"
         lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement()]
         lines += [f"note: {note}" for note in self.notes]

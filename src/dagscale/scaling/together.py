@@ -12,7 +12,7 @@ from dagscale.scaling.folding import Factors
 from dagscale.scaling.heads import head_scaling
 from dagscale.scaling.spectral import matrix_rates
 from dagscale.scaling.width import width_scaling
-from dagscale.training.optimizers import OPTIMIZERS, Optimizer
+from dagscale.training.optimizers import Optimizer
 
 WIDTHS = ("none", "mup")
 NOTHING = Factors()
@@ -76,7 +76,7 @@ def scaling(
 
 def _width(base: Graph, target: Graph, optimizer: Optimizer, mean_field: bool) -> Mapping[str, Scaling]:
     spectral = optimizer.step == "spectral"
-    rule = width_scaling(base, target, OPTIMIZERS["adamw"] if spectral else optimizer, mean_field=mean_field)
+    rule = width_scaling(base, target, optimizer, mean_field=mean_field)
     rates = matrix_rates(base, target, optimizer.settings.get("adjust_lr_fn", "match_rms_adamw")) if spectral else {}
     found = {}
     for name, s in rule.items():

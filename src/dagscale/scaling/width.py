@@ -46,8 +46,12 @@ def gradient_rule(m_in: float, m_out: float) -> float:
 
 
 @WIDTH_RULES.add("sign")
+@WIDTH_RULES.add("spectral")
 def sign_rule(m_in: float, m_out: float) -> float:
-    """``1 / m_in``: ``Δz_i = -η Σ_j sign(δ_i x_j) x_j``, as many aligned terms of one size as there are inputs."""
+    """``1 / m_in``: ``Δz_i = -η Σ_j sign(δ_i x_j) x_j``, as many aligned terms of one size as there are inputs.
+
+    Of spectral optimisers, what is no hidden matrix (`dagscale.scaling.spectral` has those).
+    """
     return 1 / m_in
 
 

@@ -6,8 +6,8 @@ green and blue 32×32 planes. CIFAR-100 is read with its fine labels. [Krizhevsk
 
 from __future__ import annotations
 
+import gzip
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dagscale.bench.data.dataset import READERS, Arrays, Source, Splits, first_line, head, in_folder
+from dagscale.bench.data.dataset import READERS, Arrays, Source, Splits, head, in_folder
+from dagscale.bench.data.files import Bounded, first_line, open_plain, parsing, read_all, room
 from dagscale.bench.data.pickles import PICKLED, refusal
-from dagscale.errors import DataError
+from dagscale.errors import DagscaleError, DataError
 
 SIDE, CHANNELS = 32, 3
 GZIP = b"\x1f\x8b"
@@ -93,7 +94,7 @@ def _members(path: Path, contents: dict[str, bytes] | None = None) -> Iterator[s
         contents: takes up the bytes of each member whose name is one of its keys.
     """
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with open_plain(path) as raw, gzip.open(raw) as unpacked, _tar(unpacked, path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
                 if not member.isfile():
@@ -104,20 +105,25 @@ def _members(path: Path, contents: dict[str, bytes] | None = None) -> Iterator[s
                     file = archive.extractfile(member)
                     contents[name] = file.read() if file else b""
                 yield name
-    except (EOFError, zlib.error) as error:
+    except (DagscaleError, tarfile.TarError):
+        raise
+    except Exception as error:  # damaged headers raise a dozen kinds
         raise tarfile.ReadError(first_line(error)) from error
+
+
+def _tar(unpacked: gzip.GzipFile, path: Path) -> tarfile.TarFile:
+    """The archive, read in one go and no further than its size on the disk allows."""
+    return tarfile.open(fileobj=Bounded(unpacked, room(path), path), mode="r|")
 
 
 def _open(place: Path, version: _Version, files: Sequence[str]) -> Source:
     """Read a split from a folder or an archive."""
     contents = dict.fromkeys(files, b"")
     if place.is_dir():
-        contents = {file: (place / file).read_bytes() for file in files if (place / file).is_file()}
+        contents = {file: read_all(place / file, LARGEST) for file in files if (place / file).is_file()}
     else:
-        try:
+        with parsing(f"{place} cannot be read to its end"):
             seen = list(_members(place, contents))
-        except (tarfile.TarError, OSError) as error:
-            raise DataError(f"{place} cannot be read to its end: {first_line(error)}") from error
         contents = {file: contents[file] for file in files if file in seen}
     if missing := [file for file in files if file not in contents]:
         raise DataError(f"{place} lacks {', '.join(missing)} of {version.name}: unpack or download it again")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dagscale.bench.data.files import first_line, open_plain
 from dagscale.errors import DataError
 from dagscale.registry import Registry
+
+MOST_CLASSES = 100_000
+"""A readout over more would be most of any network here."""
+
+DIGESTED = 1 << 28
+"""Bytes of images that a digest is of, at most."""
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -63,6 +72,20 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of what the examples are, in short, wherever they lie and whatever they are called.
+
+        Of more than ``DIGESTED`` bytes of images, it is of as many whole ones, drawn with a fixed seed, and of all
+        labels. As loaded images are normalised by the mean and variance of all, a change elsewhere shows there too.
+        """
+        rows = max(1, DIGESTED // (4 * self.x[0].numel()))
+        x = self.x if rows >= len(self) else self.x[torch.from_numpy(shuffled(len(self))[:rows])]
+        found = hashlib.sha256(repr((tuple(self.x.shape), self.classes)).encode())
+        for values in (self.y, x):
+            found.update(values.contiguous().numpy().data.cast("B"))
+        return f"sha256:{found.hexdigest()[:32]}"
 
     def subset(self, n: int, seed: int = 0) -> Dataset:
         """``n`` examples drawn without replacement, in the order and with the labels they have here.
@@ -158,6 +181,8 @@ def load(source: str | Path, *, split: str = "train", limit: int | None = None) 
             classes = max(classes, train.classes)
     except OSError as error:
         raise DataError(f"{source} cannot be read: {first_line(error)}") from error
+    except MemoryError as error:
+        raise DataError(f"{source} does not fit in memory: use less of it, with limit") from error
     if reference.shape[1:] != pixels.shape[1:]:
         raise DataError(
             f"{source}: train images are {_size(reference)} (height×width×channels), {split} images {_size(pixels)}"
@@ -170,18 +195,16 @@ def shuffled(n: int) -> Ints:
     return np.random.RandomState(0).permutation(n).astype(np.int64)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or the error's type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _find(source: str | Path) -> tuple[str, Splits]:
     """The data set's name and its splits."""
     if isinstance(source, str) and source in NAMED:
         return source, NAMED[source]()
-    path = Path(source).expanduser()
-    if not path.exists():
+    try:
+        path = Path(source).expanduser()
+        there = path.exists()
+    except (RuntimeError, ValueError) as error:  # no such user; a zero byte
+        raise DataError(f"no data at {str(source)!r}: {first_line(error)}") from None
+    if not there:
         raise DataError(f"no data at {str(source)!r}: neither a path nor a named data set ({', '.join(NAMED)})")
     found = {name: splits for name in READERS if (splits := READERS[name](path))}
     if len(found) > 1:
@@ -198,7 +221,7 @@ def _find(source: str | Path) -> tuple[str, Splits]:
 
 def head(path: Path, count: int) -> bytes:
     """The first ``count`` bytes of a file."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return file.read(count)
 
 
@@ -220,6 +243,11 @@ def _take(name: str, source: Source, limit: int | None) -> tuple[Bytes, Ints]:
     """The first ``limit`` examples in the fixed order."""
     if len(source.labels) == 0:
         raise DataError(f"{name} holds no examples")
+    highest = max(source.classes - 1, int(source.labels.max()))
+    if highest >= MOST_CLASSES:
+        raise DataError(
+            f"{name} has the label {highest}, and {MOST_CLASSES:,} classes are the most: number them from 0"
+        )
     rows = shuffled(len(source.labels))[:limit]
     labels = source.labels[rows]
     if source.labels.min() < 0:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
 
-from dagscale.bench.data.dataset import Bytes, first_line
+from dagscale.bench.data.dataset import Bytes
+from dagscale.bench.data.files import EXPANSION, FREE, first_line
 from dagscale.errors import DataError
 
 GREY = ("1", "L", "LA")
@@ -24,8 +26,11 @@ def stack(count: int, encoded: Iterable[tuple[int, str, bytes | None]]) -> Bytes
     """
     images: Bytes | None = None
     colour = False
+    allowed, taken = FREE, 0
     for place, where, data in encoded:
-        image, coloured = _decode(data, where)
+        allowed += EXPANSION * len(data or b"")
+        image, coloured = _decode(data, where, allowed - taken)
+        taken += image.size
         colour |= coloured
         if images is None:
             images = np.empty((count, *image.shape), dtype=np.uint8)
@@ -45,19 +50,30 @@ def need_pillow() -> None:
         raise DataError("reading encoded images needs Pillow: pip install dagscale[images]") from error
 
 
-def _decode(encoded: bytes | None, where: str) -> tuple[Bytes, bool]:
+def _decode(encoded: bytes | None, where: str, allowed: int) -> tuple[Bytes, bool]:
     """(height, width, 3) pixels of one encoded image, and whether it has colour.
 
-    Raises: DataError, naming ``where``, if it is missing, corrupt or not of 8 bits a channel.
+    Args:
+        allowed: bytes that it may unpack to.
+
+    Raises: DataError, naming ``where``, if it is missing, corrupt, larger, or not of 8 bits a channel.
     """
     from PIL import Image
 
     if not encoded:
         raise DataError(f"{where} holds no image bytes")
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded)) as image:
+            warnings.simplefilter("ignore")
             mode = image.mode
+            if 3 * image.width * image.height > allowed:
+                raise DataError(
+                    f"{where} has {image.width:,}×{image.height:,} pixels in {len(encoded):,} bytes: it is made to "
+                    "fill the memory; if not, save the images in an .npz file"
+                )
             pixels = np.asarray(image if mode == "RGB" else image.convert("RGB"))
+    except DataError:
+        raise
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on corrupt bytes
         raise DataError(f"{where}: corrupt image bytes: {first_line(error)}") from error
     if mode not in GREY and mode not in COLOUR:

@@ -14,6 +14,7 @@ import numpy as np
 
 from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, in_folder
 from dagscale.bench.data.decode import need_pillow, stack
+from dagscale.bench.data.files import read_all
 from dagscale.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -104,4 +105,4 @@ class _Files:
 
     def _encoded(self, rows: Ints) -> Iterator[tuple[int, str, bytes]]:
         for place, row in enumerate(rows):
-            yield place, str(self.files[row]), self.files[row].read_bytes()
+            yield place, str(self.files[row]), read_all(self.files[row])

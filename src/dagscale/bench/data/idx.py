@@ -10,13 +10,13 @@ import gzip
 import math
 import re
 import struct
-import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dagscale.bench.data.dataset import READERS, Arrays, Bytes, Source, Splits, first_line, head, in_folder
+from dagscale.bench.data.dataset import READERS, Arrays, Bytes, Source, Splits, head, in_folder
+from dagscale.bench.data.files import check_room, open_plain, parsing
 from dagscale.errors import DataError
 
 GZIP = b"\x1f\x8b"
@@ -83,11 +83,8 @@ def _magic(path: Path) -> bytes:
     first = head(path, 4)
     if not first.startswith(GZIP):
         return first
-    try:
-        with gzip.open(path) as file:
-            return file.read(4)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is a broken gzip file: {first_line(error)}") from error
+    with parsing(f"{path} is a broken gzip file"), open_plain(path) as raw, gzip.open(raw) as file:
+        return file.read(4)
 
 
 def _read(path: Path, dimensions: int) -> Bytes:
@@ -95,16 +92,17 @@ def _read(path: Path, dimensions: int) -> Bytes:
     magic = _magic(path)
     if magic != MAGIC[dimensions]:
         raise DataError(f"{path} is not an idx{dimensions} file: wrong magic {magic!r}, not {MAGIC[dimensions]!r}")
-    try:
-        with gzip.open(path) if head(path, 2) == GZIP else path.open("rb") as file:
+    with parsing(f"{path} cannot be read to its end"), open_plain(path) as raw:
+        with gzip.open(raw) if head(path, 2) == GZIP else raw as file:
             header = file.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions:
                 raise DataError(f"{path} is truncated: it ends within its header")
             sides = struct.unpack(f">{dimensions}I", header[4:])
-            values = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read to its end: {first_line(error)}") from error
-    if len(values) != math.prod(sides):
-        fault = "is truncated" if len(values) < math.prod(sides) else "is too long"
-        raise DataError(f"{path} {fault}: {len(values)} bytes where its header says {math.prod(sides)}")
+            wanted = math.prod(sides)
+            check_room(path, wanted)
+            values = file.read(wanted + 1)
+    if len(values) < wanted:
+        raise DataError(f"{path} is truncated: {len(values)} bytes where its header says {wanted}")
+    if len(values) > wanted:
+        raise DataError(f"{path} is too long: it goes on after the {wanted} bytes that its header says")
     return np.frombuffer(values, dtype=np.uint8).reshape(sides)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Arrays, Bytes, Source, Splits, first_line, head, in_folder
+from dagscale.bench.data.dataset import (
+    MOST_CLASSES,
+    READERS,
+    SPLIT_NAMES,
+    Arrays,
+    Bytes,
+    Source,
+    Splits,
+    head,
+    in_folder,
+)
+from dagscale.bench.data.files import check_room, open_plain, parsing, room
 from dagscale.errors import DataError
 
 MAGIC = b"PK"
@@ -44,13 +57,12 @@ def _folder(folder: Path) -> Splits:
 
 
 def _open(path: Path) -> Source:
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if not {"x", "y"} <= set(file.files):
-                raise DataError(f"{path} needs the arrays x (pixels) and y (labels), and has {', '.join(file.files)}")
-            x, y = file["x"], file["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is a broken npz file, or holds Python objects: {first_line(error)}") from error
+    with parsing(f"{path} is a broken npz file, or holds Python objects"):
+        with open_plain(path) as raw, zipfile.ZipFile(raw) as members:
+            names = {name.removesuffix(".npy"): name for name in members.namelist()}
+            if not {"x", "y"} <= names.keys():
+                raise DataError(f"{path} needs the arrays x (pixels) and y (labels), and has {', '.join(names)}")
+            x, y = (_array(members, names[name], path) for name in ("x", "y"))
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise DataError(f"{path}: y must be (n,) integers, got {y.shape} {y.dtype}")
     if x.dtype != np.uint8:
@@ -58,7 +70,30 @@ def _open(path: Path) -> Source:
     images = _channels_last(x, path)
     if len(images) != len(y):
         raise DataError(f"{path}: {len(images)} images but {len(y)} labels")
-    return Arrays(images, y.astype(np.int64), classes=int(y.max(initial=-1)) + 1)
+    if len(y) and int(y.max()) >= MOST_CLASSES:
+        raise DataError(
+            f"{path} has the label {y.max()}, and {MOST_CLASSES:,} classes are the most: number them from 0"
+        )
+    return Arrays(images, y.astype(np.int64), classes=int(y.max()) + 1 if len(y) else 0)
+
+
+def _array(members: zipfile.ZipFile, name: str, path: Path) -> npt.NDArray[Any]:
+    """One member, if its header, the zip file's own and the size on the disk agree."""
+    listed = members.getinfo(name)
+    if listed.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or listed.flag_bits & 1:
+        raise DataError(
+            f"{path}: {name} is encrypted or packed in a way that NumPy does not write: save it with np.savez"
+        )
+    check_room(path, listed.file_size, room(path))
+    with members.open(listed) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, kind = read(file)
+    if kind.hasobject:
+        raise DataError(f"{path}: {name} holds Python objects, which could run any code: save plain numbers")
+    check_room(path, math.prod(shape) * kind.itemsize, listed.file_size)
+    with members.open(listed) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _channels_last(x: Bytes, path: Path) -> Bytes:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, first_line, head, in_folder
+from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, head, in_folder
 from dagscale.bench.data.decode import need_pillow, stack
+from dagscale.bench.data.files import check_room, open_plain, parsing
 from dagscale.errors import DataError
 
 MAGIC = b"PAR1"
@@ -70,18 +71,16 @@ def _open(files: Sequence[Path], shards: int | None = None) -> Source:
     arrow = _arrow()
     labels, classes, columns = [], 0, []
     for file in files:
-        try:
-            opened = arrow.parquet.ParquetFile(file)
+        with parsing(f"{file} is a broken parquet file"), open_plain(file) as raw:
+            opened = check_parquet(arrow.parquet.ParquetFile(raw), file)
             image, label = _columns(opened.schema_arrow, file)
             column = opened.read(columns=[label]).column(label)
-        except (OSError, arrow.ArrowException) as error:
-            raise DataError(f"{file} is a broken parquet file: {first_line(error)}") from error
-        if column.null_count:
-            raise DataError(f"{file}: {column.null_count} rows have no {label}")
-        values = column.to_numpy().astype(np.int64)
+            if column.null_count:
+                raise DataError(f"{file}: {column.null_count} rows have no {label}")
+            values = column.to_numpy().astype(np.int64)
+            classes = max(classes, int(values.max(initial=-1)) + 1, _class_names(opened.schema_arrow, label))
         labels.append(values)
         columns.append(image)
-        classes = max(classes, int(values.max(initial=-1)) + 1, _class_names(opened.schema_arrow, label))
     return _Parquet(tuple(files), tuple(columns), np.concatenate(labels), classes)
 
 
@@ -95,6 +94,18 @@ def _arrow() -> ModuleType:
         raise DataError("reading parquet needs pyarrow: pip install dagscale[images]") from error
     module: ModuleType = pyarrow
     return module
+
+
+def check_parquet(opened: Any, file: Path) -> Any:
+    """The opened file, if what its metadata say fits its size on the disk.
+
+    Raises:
+        DataError: if not.
+    """
+    groups = [opened.metadata.row_group(k) for k in range(opened.num_row_groups)]
+    check_room(file, sum(max(0, group.total_byte_size) for group in groups))
+    check_room(file, 8 * max(0, opened.metadata.num_rows, sum(group.num_rows for group in groups)))
+    return opened
 
 
 def _columns(schema: Any, file: Path) -> tuple[str, str]:
@@ -120,7 +131,7 @@ def _class_names(schema: Any, label: str) -> int:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return len(features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return 0
 
 
@@ -143,8 +154,8 @@ class _Parquet:
         arrow = _arrow()
         start = 0
         for file, column in zip(self.files, self.columns, strict=True):
-            try:
-                opened = arrow.parquet.ParquetFile(file)
+            with parsing(f"{file} is a broken parquet file"), open_plain(file) as raw:
+                opened = check_parquet(arrow.parquet.ParquetFile(raw), file)
                 first = start
                 for group in range(opened.num_row_groups):
                     count = opened.metadata.row_group(group).num_rows
@@ -155,5 +166,3 @@ class _Parquet:
                         for row in inside:
                             yield row, f"{file} row {row - first}", encoded[row - start].as_py()
                     start += count
-            except (OSError, arrow.ArrowException) as error:
-                raise DataError(f"{file} is a broken parquet file: {first_line(error)}") from error

@@ -9,6 +9,7 @@ which are one network trained several times.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from dagscale.bench.bounds import check_count
+from dagscale.bench.data.files import parsing, read_all
 from dagscale.bench.nas.agreement import (
     SMALLEST,
     Curve,
@@ -143,6 +146,8 @@ def rerank(
         DataError: if a column is missing or incomplete, or both are one and the same.
         TargetError: if a pick is no architecture.
     """
+    check_count("bootstrap", bootstrap, 1, 100_000)
+    check_count("random_seed", random_seed, 0, 2**63)
     if not partial:
         benchmark.check_complete()
     first = benchmark.select(dataset, column, seed, partial=partial)
@@ -205,11 +210,9 @@ def read_picks(path: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         DataError: if it is no such file.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            found = [(row.get("method"), row.get("arch")) for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    with parsing(f"{path} cannot be read as CSV"):
+        text = read_all(path).decode("utf-8")
+        found = [(row.get("method"), row.get("arch")) for row in csv.DictReader(io.StringIO(text, newline=""))]
     picks = tuple((method, arch) for method, arch in found if method and arch)
     if not picks or len(picks) < len(found):
         raise DataError(f"{path}: each row needs a method and an arch (a code or an architecture string)")

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dagscale import replacing
 from dagscale.bench.nas.agreement import SMALLEST, Curve, Estimate, top
 from dagscale.bench.nas.recipes import RECIPES
 from dagscale.bench.nas.rerank import Report
 from dagscale.bench.nas.tables import Column
 from dagscale.errors import DagscaleError
+from dagscale.shown import cell, for_picture, load_rich, plain
 
 AFFECTS_RESULTS = False
 
@@ -59,7 +61,7 @@ def write_files(folder: Path, contents: dict[str, tuple[str, bytes | str]]) -> d
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.values():
-            (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+            replacing.write(folder / file, content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise DagscaleError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
     return {name: folder / file for name, (file, _) in contents.items()}
@@ -121,13 +123,13 @@ def _scatter(axes: Axes, report: Report, percent: int, title: str) -> None:
 
 
 def _column(column: Column) -> str:
-    return f"{Path(column.source).name}: {column.label}"
+    return for_picture(f"{Path(column.source).name}: {column.label}")
 
 
 def _kendall(axes: Axes, report: Report) -> None:
     _line(axes, report.tau, INK, "-", f"{_column(report.benchmark)} / {_column(report.against)}")
     for curve, colour in zip(report.floors, FLOORS, strict=False):
-        _line(axes, curve, colour, "--", f"noise floor: {curve.label} (n = {curve.n:,})")
+        _line(axes, curve, colour, "--", f"noise floor: {for_picture(curve.label)} (n = {curve.n:,})")
     axes.set_xscale("log")
     axes.set_xlim(105, 0.95)
     axes.set_xticks(SHOWN_KS, [f"{k} %" for k in SHOWN_KS])
@@ -271,15 +273,16 @@ def legend(report: Report) -> list[str]:
 
 def printable(body: Iterable[Rows]) -> list[Table]:
     """Tables for the terminal."""
+    load_rich()
     from rich.table import Table
 
     made = []
     for title, names, lines in body:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=cell(title), title_justify="left")
         for i, name in enumerate(names):
-            table.add_column(name, justify="left" if i == 0 else "right")
+            table.add_column(cell(name), justify="left" if i == 0 else "right")
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(cell, line))
         made.append(table)
     return made
 
@@ -298,7 +301,7 @@ def page(report: Report, images: dict[str, bytes]) -> str:
     recipe = RECIPES["benchmark"]
     title = f"Re-ranking of NAS-Bench-201: {report.benchmark.dataset}"
     trained = f"The published benchmark trains every network alike: {recipe.trained()}, rate {recipe.lr}."
-    lines = (f"<p>{html.escape(line)}</p>" for line in (*legend(report), trained))
+    lines = (f"<p>{html.escape(plain(line))}</p>" for line in (*legend(report), trained))
     return document(title, [*lines, *sections(report, images)])
 
 
@@ -320,8 +323,8 @@ def sections(report: Report, images: dict[str, bytes], name: str = "") -> list[s
 def document(title: str, parts: Iterable[str]) -> str:
     """One HTML document that needs no other file."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(plain(title))}</title>'
+        f"<style>{STYLE}</style></head><body>\n<h1>{html.escape(plain(title))}</h1>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
@@ -338,10 +341,10 @@ def html_table(table: Rows) -> str:
     title, names, body = table
 
     def line(tag: str, cells: Iterable[str]) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells)}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{html.escape(plain(c))}</{tag}>' for c in cells)}</tr>"
 
     lines = [line("th", names), *(line("td", row) for row in body)]
-    return f"<table><caption>{html.escape(title)}</caption>{''.join(lines)}</table>"
+    return f"<table><caption>{html.escape(plain(title))}</caption>{''.join(lines)}</table>"
 
 
 def interval(e: Estimate | None, form: str = ".3f") -> str:

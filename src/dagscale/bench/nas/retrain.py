@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dagscale.bench.bounds import check_count
+from dagscale.bench.data import load
+from dagscale.bench.data.places import placed
 from dagscale.bench.nas.recipes import PRESETS, RECIPES, Preset, Recipe, differences
 from dagscale.bench.nas.retrain_run import execute, read
 from dagscale.bench.nas.tables import Floats
@@ -17,6 +21,7 @@ from dagscale.bench.sweep import Run, Store, sweep
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import Nb201
 from dagscale.rates import find_band
+from dagscale.replacing import make_folder
 
 REFERENCE = "benchmark"
 TOLERANCE = 0.05
@@ -132,6 +137,7 @@ def retrain(
     store: str | Path,
     jobs: int = -1,
     scheduler: str | None = None,
+    retry_failed: bool = False,
     progress: bool = False,
 ) -> Retraining:
     """Train every architecture under every recipe, all through one resumable sweep's store.
@@ -148,7 +154,7 @@ def retrain(
         size: another size than the preset's own.
         seeds: runs of each architecture and recipe, at least 2; the base's search has as many.
         seed: the first one.
-        store, jobs, scheduler, progress: see `dagscale.bench.sweep.sweep`.
+        store, jobs, scheduler, retry_failed, progress: see `dagscale.bench.sweep.sweep`.
 
     Raises:
         UnknownNameError: for an unknown recipe or preset.
@@ -162,12 +168,22 @@ def retrain(
         raise DataError(f"a comparison needs another recipe than {REFERENCE}: name some of {', '.join(RECIPES)}")
     if seeds < 2:
         raise DataError(f"{seeds} seed: give 2 or more, since only they tell a change of the ranking from noise")
-    test = read(data, scale.images, scale.side, "test")
-    study = _Study(data, scale, tuple(range(seed, seed + seeds)), store, jobs, scheduler, progress)
+    check_count("seeds", seeds, 2, 1000)
+    check_count("seed", seed, 0, 2**63)
+    if scale.images is not None:
+        check_count("limit", scale.images, 1, 10**9)
+    # As it is now, since what was read before may have changed.
+    test = read.__wrapped__(data, scale.images, scale.side, "test")
+    names_of = {split: load(data, split=split, limit=scale.images).digest for split in ("train", "test")}
+    study = _Study(
+        names_of["train"], scale, tuple(range(seed, seed + seeds)), store, jobs, scheduler, progress,
+        names_of["test"], dict.fromkeys(names_of.values(), data), retry_failed,
+    )  # fmt: skip
     left = [LeftOut(a.code, a.kind, "nothing to train: no path") for a in archs if not a.graph.has_path]
     able = [arch for arch in archs if arch.graph.has_path]
     if not able:
         raise DataError("no architecture with a path from input to output: there is nothing to train")
+    make_folder(Path(store).parent)
     bases = study.search({name: recipe for name, recipe in chosen.items() if recipe.base is not None})
     factors = study.factors(able, {name: recipe for name, recipe in chosen.items() if recipe.base is not None})
     for name, answers in factors.items():
@@ -215,6 +231,9 @@ class _Study:
     jobs: int
     scheduler: str | None
     progress: bool
+    test: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    retry_failed: bool = False
 
     def search(self, recipes: Mapping[str, Recipe]) -> dict[str, Base]:
         """The rate of every recipe's base."""
@@ -275,6 +294,7 @@ class _Study:
             "base": self._base(recipe) if scaled else None,
             "recipe": asdict(own),
         }
+        options |= {"test": self.test} if kind == "train" else {}
         return Run(
             target, lr, recipe.init, recipe.optimizer, self.data, self.size.images, own.batch_size, own.epochs,
             seed=seed, options=options,
@@ -282,13 +302,16 @@ class _Study:
 
     def _execute(self, asked: Mapping[Any, Sequence[Run]]) -> dict[Any, list[Mapping[str, Any]]]:
         runs = [run for group in asked.values() for run in group]
-        sweep(runs, execute, self.store, jobs=self.jobs, scheduler=self.scheduler, progress=self.progress)
+        sweep(
+            runs, partial(placed, self.places, execute), self.store, jobs=self.jobs, scheduler=self.scheduler,
+            retry_failed=self.retry_failed, progress=self.progress,
+        )  # fmt: skip
         with Store(self.store) as book:
             results = dict(book.results(runs))
         failed = [run for run, result in results.items() if result is None]
         if failed:
             raise DagscaleError(
                 f"{len(failed)} runs failed, the first {failed[0].architecture} (rate {failed[0].lr:g}): "
-                f"see `dagscale sweep status {self.store}`"
+                f"see `dagscale sweep status {self.store}`; once it is mended, --retry-failed executes them again"
             )
         return {name: [results[run] for run in group] for name, group in asked.items()}

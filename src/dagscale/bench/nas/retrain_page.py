@@ -26,6 +26,7 @@ from dagscale.bench.nas.rerank_page import (
 )
 from dagscale.bench.nas.retrain import Retraining
 from dagscale.bench.nas.tables import MEAN
+from dagscale.shown import for_spreadsheet, plain
 
 AFFECTS_RESULTS = False
 
@@ -56,7 +57,7 @@ def accuracies(trained: Retraining, recipe: str) -> str:
     lines.writerow(("code", "dataset", "seed", "test_acc"))
     for arch, values in zip(trained.archs, trained.accuracies[recipe], strict=True):
         named = [(MEAN, values.mean()), *zip(trained.seeds, values, strict=True)]
-        lines.writerows((arch.code, trained.data, seed, f"{value:.4f}") for seed, value in named)
+        lines.writerows((arch.code, for_spreadsheet(trained.data), seed, f"{value:.4f}") for seed, value in named)
     return stream.getvalue()
 
 
@@ -156,7 +157,7 @@ def legend(trained: Retraining, compared: Comparison) -> list[str]:
 
 def page(trained: Retraining, compared: Comparison, images: dict[str, bytes]) -> str:
     """Everything as one HTML document that needs no other file."""
-    parts = [f"<p>{html.escape(line)}</p>" for line in legend(trained, compared)]
+    parts = [f"<p>{html.escape(plain(line))}</p>" for line in legend(trained, compared)]
     parts += map(html_table, rows(trained, compared))
     for recipe, report in compared.reports.items():
         parts.append(f"<h1>{html.escape(compared.reference)} against {html.escape(recipe)}</h1>")

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 import dagscale
 from dagscale.bench.data import Dataset, load
+from dagscale.bench.data.places import check, place
 from dagscale.bench.nas.recipes import SCHEDULES, Augment, Recipe, padding
 from dagscale.bench.sweep import Run
 from dagscale.errors import DagscaleError, DataError
@@ -39,7 +40,7 @@ def execute(run: Run) -> dict[str, Any]:
     )  # fmt: skip
     result = {"loss": done.loss, "steps": done.steps}
     if run.options["kind"] == "train":
-        test = read(run.data, run.limit, run.options["side"], "test")
+        test = read(run.options["test"], run.limit, run.options["side"], "test")
         result["test_acc"] = 100 / test.classes if done.diverged else accuracy(model, test.x, test.y)
     return result
 
@@ -65,6 +66,8 @@ def _factor(run: Run) -> dict[str, Any]:
         )
         factor = math.prod(law.carry({"base": base}, target, about).factors.values())
         forwards = sum(part.forwards for part in law(target).values()) if law.measured else 0
+    except DataError:
+        raise  # no fault of the architecture
     except DagscaleError as error:
         return {"factor": None, "why": str(error), "forwards": 0}
     return {"factor": factor, "forwards": forwards}
@@ -85,7 +88,7 @@ def _recipe(run: Run) -> Recipe:
 @lru_cache(maxsize=2)
 def read(source: str, limit: int | None, side: int | None, split: str) -> Dataset:
     """A split, averaged down; test images are normalised as the train images under the same limit."""
-    data = load(source, split=split, limit=limit)
+    data = check(load(place(source), split=split, limit=limit), source)
     if side is None or side == data.shape[1]:
         return data
     if data.shape[1] % side or data.shape[1] != data.shape[2]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dagscale.bench.data.files import parsing, read_all
 from dagscale.bench.nas.agreement import top as best
 from dagscale.bench.nas.isomorphism import canonical
 from dagscale.bench.nas.tables import Column
@@ -24,9 +25,11 @@ def read(text: str) -> tuple[Nb201, ...]:
     """
     path = Path(text)
     try:
-        parts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{text} cannot be read: {error}") from error
+        there = path.is_file()
+    except (OSError, ValueError):  # a list too long for a name
+        there = False
+    with parsing(f"{text} cannot be read"):
+        parts = read_all(path).decode("utf-8").splitlines() if there else text.split(",")
     found: list[Nb201] = []
     for number, part in enumerate(parts, 1):
         if not part.strip():

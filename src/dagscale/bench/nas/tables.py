@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dagscale.bench.data.files import open_plain, parsing, read_all
+from dagscale.bench.data.parquet import check_parquet
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import COUNT, Nb201, published_order
 from dagscale.registry import Registry
@@ -151,7 +154,11 @@ def read_table(source: str) -> Table:
     if colon and kind in READERS:
         return READERS[kind](argument)
     path = Path(source)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        there = False
+    if not there:
         kinds = "".join(f", {name}:PATH" for name in READERS)
         raise DataError(f"{source}: no such file; name a .parquet or .csv table{kinds}")
     if path.suffix not in (".parquet", ".csv"):
@@ -282,21 +289,18 @@ def _read_parquet(path: Path) -> dict[str, Sequence[Any]]:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError("reading parquet needs pyarrow: pip install dagscale[images]") from error
-    try:
-        columns: dict[str, Sequence[Any]] = pyarrow.parquet.read_table(path).to_pydict()
+    with parsing(f"{path} is a broken parquet file"), open_plain(path) as raw:
+        opened = check_parquet(pyarrow.parquet.ParquetFile(raw), path)
+        columns: dict[str, Sequence[Any]] = opened.read().to_pydict()
         return columns
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} is a broken parquet file: {' '.join(str(error).split())}") from error
 
 
 def _read_csv(path: Path) -> dict[str, Sequence[Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV table: {' '.join(str(error).split())}") from error
-    except ValueError:
-        raise DataError(f"{path} is empty") from None
+    with parsing(f"{path} is no CSV table"):
+        lines = list(csv.reader(io.StringIO(read_all(path).decode("utf-8"), newline="")))
+    if not lines:
+        raise DataError(f"{path} is empty")
+    header, *rows = lines
     for i, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise DataError(f"{path} line {i} has {len(row)} fields, the header has {len(header)}")

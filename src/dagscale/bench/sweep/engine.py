@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dagscale.bench.sweep.run import Run
 from dagscale.bench.sweep.store import Outcome, Store
 from dagscale.bench.sweep.workers import Execute, attempts, open_pool
+from dagscale.shown import load_rich
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,8 @@ def sweep(
 
     It may be killed at any moment and called again: what was finished is kept and not executed again, and in the end
     the store holds what an undisturbed sweep would have written. A run that raises is recorded as failed with
-    its error, and the others go on.
+    its error, and the others go on; but what raises `DataError` or `SweepError` says that something is wrong which is
+    not its own (the data are gone, an option serves no run): the sweep ends, and nothing is recorded of it.
 
     Args:
         runs: what to execute; read once, and never held in memory all together.
@@ -81,7 +83,8 @@ def sweep(
         progress: show a progress bar on stderr: rate, time left, failures.
 
     Raises:
-        SweepError: if the store, the scheduler or the workers cannot be used. What is finished is kept.
+        SweepError: if the store, the scheduler or the workers cannot be used, or a run meets a fault that all share.
+            What is finished is kept.
     """
     with Store(store, write=True) as book:
         given = book.ask(runs)
@@ -96,6 +99,7 @@ def sweep(
                     book.record(outcomes)
                     executed += len(outcomes)
                     report(outcomes)
+            book.check_place(fully=True)
         after = book.asked()
     return Summary(after.total, after.finished, after.failed, executed, given - after.total)
 
@@ -103,6 +107,7 @@ def sweep(
 @contextmanager
 def _progress(shown: bool, total: int) -> Iterator[Callable[[list[Outcome]], None]]:
     """A progress bar on stderr, fed with outcomes."""
+    load_rich()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text

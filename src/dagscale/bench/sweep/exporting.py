@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dagscale.bench.sweep.run import Run, decode, encode
 from dagscale.bench.sweep.store import Store, error_line
 from dagscale.errors import SweepError
+from dagscale.replacing import replacing
+from dagscale.shown import for_spreadsheet
 
 ROWS = 2_000
 """Rows of a parquet row group, and in memory at once."""
@@ -49,8 +50,8 @@ def export(store: str | Path, out: str | Path, *, version: str | None = None, ti
         version = _choose(book, version)
         kinds = _kinds(_rows(book, version, timing))
         try:
-            with _replacing(out) as partial:
-                return writers[out.suffix.lower()](_rows(book, version, timing), kinds, partial)
+            with replacing(out) as file:
+                return writers[out.suffix.lower()](_rows(book, version, timing), kinds, file)
         except OSError as error:
             raise SweepError(f"cannot write {out}: {error.strerror or error}") from error
 
@@ -123,7 +124,7 @@ def _value(value: Any, kind: str) -> Any:
     return float(value) if kind == "float" else value
 
 
-def _parquet(rows: Iterator[Row], kinds: Mapping[str, str], path: Path) -> int:
+def _parquet(rows: Iterator[Row], kinds: Mapping[str, str], file: BinaryIO) -> int:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -135,7 +136,7 @@ def _parquet(rows: Iterator[Row], kinds: Mapping[str, str], path: Path) -> int:
     }  # fmt: skip
     schema = pyarrow.schema([(name, types[kind]) for name, kind in kinds.items()])
     count = 0
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         while group := list(islice(rows, ROWS)):
             columns = {name: [_value(row.get(name), kind) for row in group] for name, kind in kinds.items()}
             writer.write_table(pyarrow.table(columns, schema=schema))
@@ -143,28 +144,23 @@ def _parquet(rows: Iterator[Row], kinds: Mapping[str, str], path: Path) -> int:
     return count
 
 
-def _csv(rows: Iterator[Row], kinds: Mapping[str, str], path: Path) -> int:
+def _csv(rows: Iterator[Row], kinds: Mapping[str, str], file: BinaryIO) -> int:
     count = 0
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(kinds)
-        for row in rows:
-            values = (_value(row.get(name), kind) for name, kind in kinds.items())
-            writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in values])
-            count += 1
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_cell, kinds))
+    for row in rows:
+        writer.writerow([_cell(_value(row.get(name), kind)) for name, kind in kinds.items()])
+        count += 1
+    text.detach()  # written out, and left open
     return count
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, that takes its place when all went well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+def _cell(value: Any) -> Any:
+    """A value as CSV has it: text that a spreadsheet would take for a formula gets a ``'`` in front."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return for_spreadsheet(value) if isinstance(value, str) else value
 
 
 __all__ = ["export"]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sqlite3
-import struct
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from dagscale.bench.sweep.place import APPLICATION, SCHEMA, Place, resolve
 from dagscale.bench.sweep.run import Run, decode
 from dagscale.errors import SweepError
+from dagscale.shown import line
 
-APPLICATION = 0x64616773
-"""SQLite's application id of a store: ``dags``."""
-
-SCHEMA = 1
-"""Version of the tables below, in SQLite's user version. It changes whenever they do."""
-
-TABLES = """
-CREATE TABLE runs (
+RUNS = """CREATE TABLE runs (
     key TEXT NOT NULL UNIQUE,
     run TEXT NOT NULL,
     architecture TEXT NOT NULL,
@@ -31,14 +28,27 @@ CREATE TABLE runs (
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'finished', 'failed')),
     result TEXT,
     error TEXT,
-    seconds REAL
-);
-CREATE INDEX runs_by_version ON runs (version, architecture, state);
-"""
-"""``run``, ``result`` and ``error`` are JSON as `dagscale.bench.sweep.run.encode` writes it."""
+    seconds REAL,
+    digest TEXT NOT NULL
+)"""
+"""``run``, ``result`` and ``error`` are JSON as `dagscale.bench.sweep.run.encode` writes it; ``key`` is the sha256 of
+``run``, ``digest`` that of all the rest, see `digest`."""
+
+INDEX = "CREATE INDEX runs_by_version ON runs (version, architecture, state)"
+
+WITHOUT = RUNS.replace(",\n    digest TEXT NOT NULL", "")
+"""The table of schema 1."""
+
+COLUMNS = "key, run, architecture, version, state, result, error, seconds"
+"""What `digest` is of."""
 
 PAGE = 256
 """Runs read from the file at once."""
+
+
+def digest(*values: str | float | None) -> str:
+    """The sha256 of one row's columns, in the order of ``COLUMNS``: what a read row is held against."""
+    return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Outcome(NamedTuple):
@@ -114,22 +124,31 @@ class Store:
 
     Raises:
         SweepError: if the file is no store, is damaged, comes from another version of the store, cannot be opened, or
-            (to write) another process has it. The file is not changed then.
+            (to write) another process has it, under whatever name. The file is not changed then.
+
+    Attributes:
+        path: without symbolic links.
+        checked: every row has a checksum; False for a file of schema 1 that no sweep has written to since.
     """
 
     def __init__(self, path: str | Path, *, write: bool = False) -> None:
-        self.path = Path(path)
-        self._lock: sqlite3.Connection | None = None
+        self.path = resolve(path)
         self._db: sqlite3.Connection | None = None
-        _check_header(self.path, write)
+        self._forsaken = False
+        with _plainly(self.path):
+            self._place = Place(self.path, write=write)
         try:
             with _plainly(self.path):
-                if write:
-                    self._lock = _lock(self.path)
                 self._db = _connect(self.path, write)
+                self._db.create_function("digest", -1, digest)
                 if write:
-                    _check_pages(self._db, self.path)
                     _make_tables(self._db)
+                self.checked = self._db.execute("PRAGMA user_version").fetchone()[0] != 1
+                _check_pages(self._db, self.path, RUNS if self.checked else WITHOUT)
+                if write:
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                if write and not self.checked:
+                    self._add_digests()
         except BaseException:
             self.close()
             raise
@@ -142,11 +161,52 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        for connection in (self._db, self._lock):
-            if connection is not None:
-                with suppress(sqlite3.Error):
-                    connection.close()
-        self._db = self._lock = None
+        if self._db is not None:
+            with suppress(sqlite3.Error), _unfinished(self.path) if self._forsaken else nullcontext():
+                self._db.close()
+        self._db = None
+        self._place.close()
+
+    def check_place(self, *, fully: bool = False) -> None:
+        """See that the file is still the one at its path, so that what is written there is found again.
+
+        Args:
+            fully: read all of it back from the disk.
+
+        Raises:
+            SweepError: if it was removed, replaced or overwritten. All that was recorded is then in a new file, which
+                the message names.
+        """
+        what = self._place.moved()
+        if what is None and fully:
+            try:
+                with closing(_connect(self.path, False)) as fresh, _plainly(self.path):
+                    _check_pages(fresh, self.path, RUNS)
+            except (SweepError, sqlite3.Error):
+                what = "was damaged by another program"
+                self._forsaken = True
+        if what is not None:
+            raise SweepError(f"{self.path} {what} while it was in use: {self._rescue()}")
+
+    def _rescue(self) -> str:
+        """Write everything into a new file, beside this one or among the temporary files; where that is, in words."""
+        for folder in (self.path.parent, Path(tempfile.gettempdir())):
+            try:
+                descriptor, name = tempfile.mkstemp(self.path.suffix, f"{self.path.stem[:100]}-kept-", folder)
+            except OSError:
+                continue
+            os.close(descriptor)
+            try:
+                with self._open() as db:
+                    db.execute("VACUUM INTO ?", (name,))
+                with Store(name) as kept:
+                    for _ in kept.rows():
+                        pass
+            except SweepError:
+                os.unlink(name)
+                return "some of its last results are lost; see that it is left alone, and call again"
+            return f"all its results are in {name}; move that to a path of its own and call again with it"
+        return "and there is no folder to keep its results in; make one and call again"
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -178,10 +238,8 @@ class Store:
             for run in runs:
                 if not isinstance(run, Run):
                     raise SweepError(f"a sweep is over values of Run, not {type(run).__name__}")
-                db.execute(
-                    "INSERT OR IGNORE INTO runs (key, run, architecture, version) VALUES (?, ?, ?, ?)",
-                    (run.key, run.json, run.architecture, run.version),
-                )
+                row = (run.key, run.json, run.architecture, run.version, "pending", None, None, None)
+                db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, digest(*row)))
                 db.execute("INSERT OR IGNORE INTO asked (key) VALUES (?)", (run.key,))
                 given += 1
         return given
@@ -198,7 +256,7 @@ class Store:
             failed: those that failed before this call of `waiting` too.
         """
         states = "('pending', 'failed')" if failed else "('pending')"
-        query = f"""SELECT place, key, run FROM asked JOIN runs USING (key)
+        query = f"""SELECT place, {self._columns} FROM asked JOIN runs USING (key)
                     WHERE place > ? AND state IN {states} ORDER BY place LIMIT {PAGE}"""
         last = 0
         while True:
@@ -207,16 +265,23 @@ class Store:
             if not page:
                 return
             last = page[-1][0]
-            for _, key, run in page:
+            for _, *row in page:
+                key, run, *_ = self._sound(row)
                 yield key, run
 
     def record(self, outcomes: Iterable[Outcome]) -> None:
-        """Write what came of runs, in one transaction."""
+        """Write what came of runs, in one transaction.
+
+        Raises:
+            SweepError: if that fails, or the file is no longer the one at its path, see `check_place`.
+        """
         with self._transaction() as db:
             db.executemany(
-                "UPDATE runs SET state = ?, result = ?, error = ?, seconds = ? WHERE key = ?",
-                ((done.state, done.result, done.error, done.seconds, done.key) for done in outcomes),
+                """UPDATE runs SET state = ?1, result = ?2, error = ?3, seconds = ?4,
+                   digest = digest(key, run, architecture, version, ?1, ?2, ?3, ?4) WHERE key = ?5""",
+                ((done.state, done.result, done.error, float(done.seconds), done.key) for done in outcomes),
             )
+        self.check_place()
 
     def results(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Any]]:
         """Each of these runs with its result; None for one that is not finished.
@@ -225,8 +290,9 @@ class Store:
         """
         for run in runs:
             with self._open() as db:
-                row = db.execute("SELECT result FROM runs WHERE key = ?", (run.key,)).fetchone()
-            yield run, None if row is None or row[0] is None else decode(row[0])
+                row = db.execute(f"SELECT {self._columns} FROM runs WHERE key = ?", (run.key,)).fetchone()
+            result = None if row is None else self._sound(row)[5]
+            yield run, None if result is None else decode(result)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -241,7 +307,7 @@ class Store:
 
     def rows(self, version: str | None = None) -> Iterator[tuple[str, str, str, str | None, str | None, float]]:
         """Key, run, state, result, error and seconds of all finished and failed runs, sorted by key."""
-        query = f"""SELECT key, run, state, result, error, seconds FROM runs
+        query = f"""SELECT {self._columns} FROM runs
                     WHERE key > ?1 AND state != 'pending' AND (?2 IS NULL OR version = ?2) ORDER BY key LIMIT {PAGE}"""
         last = ""
         while True:
@@ -250,21 +316,57 @@ class Store:
             if not page:
                 return
             last = page[-1][0]
-            yield from page
+            for row in page:
+                key, run, _, _, state, result, error, seconds = self._sound(row)
+                yield key, run, state, result, error, seconds
 
     def status(self) -> Status:
         """Counts of everything in the store."""
         status = Status()
         with self._open() as db:
             rows = db.execute("SELECT version, architecture, state, count(*) FROM runs GROUP BY 1, 2, 3").fetchall()
-            failed = db.execute("SELECT error FROM runs WHERE state = 'failed'")
-            status.errors = dict(Counter(error_line(error) for (error,) in failed).most_common())
+            failed = db.execute(f"SELECT {self._columns} FROM runs WHERE state = 'failed'")
+            status.errors = dict(Counter(error_line(self._sound(row)[6]) for row in failed).most_common())
         for version, architecture, state, count in rows:
             status.counts.add(state, count)
             status.by_version.setdefault(version, Counts()).add(state, count)
             status.by_architecture.setdefault(architecture, Counts()).add(state, count)
         status.by_architecture = dict(sorted(status.by_architecture.items()))
         return status
+
+    @property
+    def _columns(self) -> str:
+        """What `_sound` takes."""
+        return f"{COLUMNS}, digest" if self.checked else COLUMNS
+
+    def _sound(self, row: Sequence[Any]) -> Sequence[Any]:
+        """The columns of a row that is as it was written.
+
+        Raises:
+            SweepError: if it is not: a bit of it was lost, or another program changed it.
+        """
+        key, run, _, _, _, result, error, seconds, *kept = row
+        whole = isinstance(run, str) and hashlib.sha256(run.encode()).hexdigest() == key
+        if whole and (kept == [digest(*row[:8])] if self.checked else _legible(run, result, error, seconds)):
+            return row[:8]
+        raise SweepError(
+            f"{self.path} is damaged (run {key} is not as it was written): restore a copy, or have it executed again: "
+            f"sqlite3 {self.path} \"DELETE FROM runs WHERE key = '{key}'\""
+        )
+
+    def _add_digests(self) -> None:
+        """Bring the tables of schema 1 up to this one; everything in them is looked at."""
+        with self._transaction() as db:
+            for row in db.execute(f"SELECT {COLUMNS} FROM runs"):
+                self._sound(row)
+            db.execute("DROP INDEX runs_by_version")
+            db.execute("ALTER TABLE runs RENAME TO older")
+            db.execute(RUNS)
+            db.execute(f"INSERT INTO runs SELECT {COLUMNS}, digest({COLUMNS}) FROM older ORDER BY rowid")
+            db.execute("DROP TABLE older")
+            db.execute(INDEX)
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
+        self.checked = True
 
 
 def error_line(error: str | None) -> str:
@@ -282,47 +384,16 @@ def _count(rows: Iterable[tuple[str, int]]) -> Counts:
     return counts
 
 
-def _check_header(path: Path, write: bool) -> None:
-    """Look at the first bytes of the file, before SQLite does anything to it.
-
-    They are set when a store is made and never again, so they can be trusted even while another process writes.
-    """
+def _legible(run: str, result: Any, error: Any, seconds: Any) -> bool:
+    """Whether a row without a digest can be read."""
     try:
-        with path.open("rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        if write:
-            return
-        raise SweepError(f"there is no store at {path}: `dagscale sweep` reads a file that a sweep has made") from None
-    except OSError as error:
-        raise SweepError(f"{path} cannot be read: {error.strerror or error}") from None
-    if not header and write:
-        return  # a sweep that was killed while it made the file
-    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise SweepError(f"{path} is no store of a sweep (it is no SQLite file): give another path")
-    schema, application = struct.unpack(">i4xi", header[60:72])
-    if application != APPLICATION:
-        raise SweepError(f"{path} is an SQLite file of another program, no store of a sweep: give another path")
-    if schema != SCHEMA:
-        raise SweepError(
-            f"{path} is a store of schema {schema}, and this dagscale reads schema {SCHEMA}: "
-            f"use the {'newer' if schema > SCHEMA else 'older'} dagscale that wrote it, or give a new path"
-        )
-
-
-def _lock(path: Path) -> sqlite3.Connection:
-    """Hold the store for this process, by a lock on an empty file beside it; the system lifts it if we die."""
-    lock = sqlite3.connect(f"{path}.lock", isolation_level=None, timeout=0)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        lock.close()
-        if "locked" in str(error):
-            raise SweepError(
-                f"another process is sweeping into {path}: wait until it ends, or give this sweep a file of its own"
-            ) from None
-        raise
-    return lock
+        Run.from_json(run)
+        good = result is None or isinstance(decode(result), dict)
+        if error is not None:
+            error_line(error)
+        return good and isinstance(seconds, float | None)
+    except (SweepError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
 
 
 def _connect(path: Path, write: bool) -> sqlite3.Connection:
@@ -345,11 +416,23 @@ def _connect(path: Path, write: bool) -> sqlite3.Connection:
     return db
 
 
-def _check_pages(db: sqlite3.Connection, path: Path) -> None:
-    """See that the whole file is sound, before anything is added to it."""
-    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+@contextmanager
+def _unfinished(path: Path) -> Iterator[None]:
+    """Within, closing a connection leaves the journal as it is: the last one would write it into the file, and it may
+    be damaged. One that only reads does not, and is the last."""
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as reader:
+        reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        yield
+
+
+def _check_pages(db: sqlite3.Connection, path: Path, table: str) -> None:
+    """See that the whole file is sound, and holds our tables and nothing else."""
+    found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if found != "ok":
-        raise SweepError(_damaged(path, found))
+        raise SweepError(_damaged(path, str(found)))
+    made = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+    if made != {table, INDEX}:
+        raise SweepError(_damaged(path, "its tables are not a store's"))
 
 
 def _make_tables(db: sqlite3.Connection) -> None:
@@ -357,9 +440,9 @@ def _make_tables(db: sqlite3.Connection) -> None:
     if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
         db.execute("PRAGMA journal_mode = DELETE")
         db.executescript(
-            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA}; {TABLES} COMMIT;"
+            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA}; {RUNS}; {INDEX}; "
+            "COMMIT;"
         )
-    db.execute("PRAGMA journal_mode = WAL")
 
 
 @contextmanager
@@ -367,13 +450,13 @@ def _plainly(path: Path) -> Iterator[None]:
     """Say in one line what SQLite complains of, and what to do."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise SweepError(explain(path, error)) from error
 
 
-def explain(path: Path, error: sqlite3.Error) -> str:
+def explain(path: Path, error: Exception) -> str:
     """One line that names the cause of an SQLite error and its mend."""
-    text = str(error)
+    text = line(str(error), 200)
     if "full" in text:
         return f"no space left for {path}: free some and call again; every result written so far is in it"
     if "readonly" in text or "read-only" in text:
@@ -382,15 +465,15 @@ def explain(path: Path, error: sqlite3.Error) -> str:
         return f"{path} is in use by another program for over a minute ({text}): close that and call again"
     if "unable to open" in text:
         return f"{path} cannot be opened: see that its folder exists and that you may write there"
-    if "not a database" in text or "malformed" in text:
+    if any(word in text for word in ("not a database", "malformed", "decode", "no such", "text encoding")):
         return _damaged(path, text)
     return f"{path} cannot be used ({text}): see that the disk is sound and has room, then call again"
 
 
 def _damaged(path: Path, what: str) -> str:
+    what = line(what.splitlines()[-1], 200)
     return (
-        f"{path} is damaged ({what.splitlines()[-1]}): restore a copy, or save what is left with "
-        f"`sqlite3 {path} .recover | sqlite3 NEW`"
+        f"{path} is damaged ({what}): restore a copy, or save what is left with `sqlite3 {path} .recover | sqlite3 NEW`"
     )
 
 

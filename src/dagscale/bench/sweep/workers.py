@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from dagscale.bench.sweep.run import Run, code_version, encode
 from dagscale.bench.sweep.store import Outcome
-from dagscale.errors import SweepError
+from dagscale.errors import DataError, SweepError
+from dagscale.shown import line
 
 Execute = Callable[[Run], Mapping[str, Any]]
 """What a sweep does with a run: a function of a module's top level, its result plain data."""
@@ -47,7 +48,8 @@ def attempt(execute: Execute, key: str, run: str, code: str) -> Outcome:
     result depends on neither the machine's cores nor what ran there before.
 
     Raises:
-        SweepError: if the worker has other code than the driver, ``code``.
+        SweepError: if the worker has other code than the driver, ``code``; or if the run raises it, or `DataError`:
+            what it then lacks, the others lack too, and it is no outcome.
     """
     if code_version() != code:
         raise SweepError(
@@ -61,6 +63,11 @@ def attempt(execute: Execute, key: str, run: str, code: str) -> Outcome:
             if not isinstance(result, Mapping):
                 raise TypeError(f"execute must return a mapping, not {type(result).__name__}")
             text = encode(result)
+        except (DataError, SweepError) as error:
+            raise SweepError(
+                f"{line(str(error))} (found in a run of {line(_named(run), 100)}; every run would meet it, so none is "
+                "recorded for it: mend it and call again, what is finished is kept)"
+            ) from None
         except (Exception, SystemExit) as error:
             return Outcome(key, "failed", None, _error(error), time.perf_counter() - start)
         return Outcome(key, "finished", text, None, time.perf_counter() - start)
@@ -123,6 +130,10 @@ def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> G
                     "what is finished is kept"
                 )
             pool.renew()
+
+
+def _named(run: str) -> str:
+    return Run.from_json(run).architecture
 
 
 def _failure(future: Future[Outcome], kinds: tuple[type[BaseException], ...]) -> BaseException | None:

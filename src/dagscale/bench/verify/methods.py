@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.bench.data import Dataset, load
+from dagscale.bench.data import Dataset
+from dagscale.bench.data.places import load_named
 from dagscale.bench.sweep import Run
 from dagscale.inits import INITS
 from dagscale.laws import LAWS, Law
@@ -182,7 +183,7 @@ def dataset(run: Run) -> Dataset:
 
 @cache
 def _dataset(source: str, limit: int | None) -> Dataset:
-    return load(source, limit=limit)
+    return load_named(source, limit=limit)
 
 
 def planned(run: Run) -> Plan:

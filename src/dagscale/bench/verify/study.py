@@ -6,19 +6,23 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dagscale.bench.bounds import check_count
+from dagscale.bench.data import load
+from dagscale.bench.data.places import placed
 from dagscale.bench.sweep import Run, Store, code_version, sweep
-from dagscale.bench.verify.methods import KINDS, Method, dataset, law_method, law_methods
+from dagscale.bench.verify.methods import KINDS, Method, law_method, law_methods
 from dagscale.bench.verify.peers import PEERS
 from dagscale.bench.verify.suites import SUITES, Exponents
 from dagscale.bench.verify.truth import Truth
 from dagscale.bench.verify.verdict import Judge, Truths, Verdict
 from dagscale.errors import DagscaleError, UnknownNameError
 from dagscale.models import targets
-from dagscale.planning.validate import check_whole
+from dagscale.replacing import make_folder
 from dagscale.training.optimizers import OPTIMIZERS
 
 AFFECTS_TRAINING = False
@@ -58,6 +62,7 @@ def verify(
     store: str | Path,
     jobs: int = -1,
     scheduler: str | None = None,
+    retry_failed: bool = False,
     progress: bool = False,
 ) -> Study:
     """Compare methods on a suite.
@@ -85,6 +90,7 @@ def verify(
         store: the sweep's file.
         jobs: processes on this machine, -1 for one a core.
         scheduler: a Dask scheduler's address, in place of processes.
+        retry_failed: execute the runs again that failed in an earlier call.
 
     Raises:
         UnknownNameError: for an unknown suite, method or optimiser.
@@ -94,18 +100,24 @@ def verify(
     family = SUITES[suite].adapted(options)
     OPTIMIZERS[optimizer]
     count = family.count if architectures is None else architectures
-    if not spacing > 0:
-        raise DagscaleError(f"spacing must be positive, got {spacing}")
+    for name, value, high in (
+        ("architectures", count, 1000), ("bases", bases, 1000), ("seeds", seeds, 1000), ("epochs", epochs, 10**6),
+        ("batch_size", batch_size, 10**6), ("limit", 1 if limit is None else limit, 10**9),
+    ):  # fmt: skip
+        check_count(name, value, 1, high)
+    check_count("seed", seed, 0, 2**63)
     rates = family.rates(optimizer, grid, spacing)
-    check_whole("bases", bases)
     if count < bases + 2 or seeds < 2 or len(rates) < 3:
         raise DagscaleError(
             "verify needs at least 3 architectures beside further bases, 3 rates and 2 seeds to correlate anything"
         )
     chosen, notes = choose(methods, optimizer, family.extra)
     members = family.members(count, seed)
+    images = load(data, limit=limit)
+    for a in (family.base, *members):
+        targets.resolve(a, data=images)  # what cannot be read is refused before anything is trained
     common: dict[str, Any] = {
-        "optimizer": optimizer, "data": data, "limit": limit, "batch_size": batch_size, "epochs": epochs,
+        "optimizer": optimizer, "data": images.digest, "limit": limit, "batch_size": batch_size, "epochs": epochs,
     }  # fmt: skip
     trained = code_version("AFFECTS_TRAINING")
     trainings = {
@@ -119,11 +131,12 @@ def verify(
         (m.name, a, k): Run(a, 1.0, m.init, seed=seed + k, options={**m.options, "base": family.base}, **common)
         for m in chosen for a in members for k in range(seeds if m.per_seed else 1)
     }  # fmt: skip
-    images = dataset(next(iter(trainings.values())))
-    for a in (family.base, *members):
-        targets.resolve(a, data=images)  # what cannot be read is refused before anything is trained
     asked = [*predictions.values(), *trainings.values()]
-    sweep(asked, execute, store, jobs=jobs, scheduler=scheduler, progress=progress)
+    make_folder(Path(store).parent)
+    sweep(
+        asked, partial(placed, {images.digest: data}, execute), store, jobs=jobs, scheduler=scheduler,
+        retry_failed=retry_failed, progress=progress,
+    )  # fmt: skip
     with Store(store) as book:
         results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
     curves = _complete(trainings, results, store)
@@ -209,7 +222,8 @@ def _complete(trainings: Mapping[Key, Run], results: Mapping[str, Any], store: s
     if failed:
         raise DagscaleError(
             f"{len(failed)} runs failed, the first {failed[0].architecture} (lr {failed[0].lr:.3g}, init "
-            f"{failed[0].init}): see `dagscale sweep status {store}`"
+            f"{failed[0].init}): see `dagscale sweep status {store}`; once it is mended, --retry-failed executes them "
+            "again"
         )
     return {key: results[run.key] for key, run in trainings.items()}
 

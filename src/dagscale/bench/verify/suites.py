@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from dagscale.bench.bounds import check_count, check_number
 from dagscale.errors import DagscaleError
 from dagscale.models import sample
 from dagscale.registry import Registry
@@ -38,17 +39,27 @@ class Suite:
         """The rates to train at, ascending, ``spacing`` octaves apart; ``grid`` in place of the suite's exponents.
 
         Raises:
-            DagscaleError: if the grid runs downwards.
+            DagscaleError: if the grid runs downwards, its exponents are beyond 100, or it has over 1,000 rates.
         """
+        check_number("spacing", spacing, 0.01, 100)
         low, high = grid or self.grids.get(optimizer) or OPTIMIZERS[optimizer].grid
         if not low < high:
             raise DagscaleError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
+        for end in (low, high):
+            check_number("the grid's exponent", end, -100, 100)
+        check_count("the grid's number of rates", round((high - low) / spacing) + 1, 1, 1000)
         return tuple(2.0 ** (low + k * spacing) for k in range(round((high - low) / spacing) + 1))
 
     def adapted(self, options: str) -> Suite:
-        """With these options, as ``norm=batch&width=128``, on every TARGET in place of its own of the same names."""
+        """With these options, as ``norm=batch&width=128``, on every TARGET in place of its own of the same names.
+
+        Raises:
+            DagscaleError: if an option is empty.
+        """
         if not options:
             return self
+        if not all(options.split("&")):
+            raise DagscaleError(f"options {options!r} name nothing between two &: write NAME=VALUE&NAME=VALUE")
         return replace(
             self,
             base=with_options(self.base, options),

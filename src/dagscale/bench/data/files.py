@@ -1,0 +1,123 @@
+"""Files that may lie: plain ones only, read no further than their header and their size on the disk allow."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from dagscale.errors import DagscaleError, DataError
+from dagscale.shown import line
+
+EXPANSION, FREE = 50, 1 << 26
+"""Packed data may unpack to so many times their size on the disk and 64 MiB; real images come nowhere near."""
+
+LARGEST = 1 << 28
+"""Bytes of a single image file, or of a table, at most."""
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """The file, opened to read. Of anything but a plain file (a pipe, a device) reading might never end.
+
+    Raises:
+        DataError: if it is none.
+        OSError: if it cannot be opened.
+    """
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise DataError(f"{path} is no plain file but a folder, a pipe or a device: name one that holds data")
+    return os.fdopen(file, "rb")
+
+
+def read_all(path: Path, largest: int = LARGEST) -> bytes:
+    """All bytes of a plain file.
+
+    Raises:
+        DataError: if it is no plain one, or larger.
+        OSError: if it cannot be read.
+    """
+    with open_plain(path) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise DataError(f"{path} is too large: over {largest:,} bytes")
+    return content
+
+
+def room(path: Path) -> int:
+    """Bytes that the file may unpack to."""
+    return FREE + EXPANSION * os.stat(path).st_size
+
+
+def check_room(path: Path, claimed: int, allowed: int | None = None) -> None:
+    """Refuse what claims to unpack to more than it may, before any memory is taken for it.
+
+    Raises:
+        DataError: if ``claimed`` bytes are more than ``allowed``, by default `room`.
+    """
+    allowed = room(path) if allowed is None else allowed
+    if claimed > allowed:
+        raise DataError(
+            f"{path} says that it unpacks to {claimed:,} bytes, over {EXPANSION} times its size: it is damaged or made "
+            "to fill the memory; if not, save it unpacked (np.savez)"
+        )
+
+
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Within, whatever another library's reader raises on a damaged file becomes one line: their kinds are many.
+
+    Raises:
+        DataError: ``what`` and the first line of the error.
+    """
+    try:
+        yield
+    except DagscaleError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{what}: it asks for more memory than there is") from error
+    except Exception as error:
+        raise DataError(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the error's type where it has none."""
+    text = str(error).strip()
+    return line(text.splitlines()[0], 200) if text else type(error).__name__
+
+
+class Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes."""
+
+
+class Bounded(io.RawIOBase):
+    """A stream that ends in an error once more than ``allowed`` bytes were read from it.
+
+    Args:
+        stream: what to read from.
+        allowed: bytes.
+        path: for the message.
+    """
+
+    def __init__(self, stream: Readable, allowed: int, path: Path) -> None:
+        self._stream, self._left, self._allowed, self._path = stream, allowed, allowed, path
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size < 0 or size > self._left:
+            size = self._left + 1
+        found = self._stream.read(size)
+        self._left -= len(found)
+        if self._left < 0:
+            check_room(self._path, self._allowed + 1, self._allowed)
+        return found
+
+
+__all__ = ["Bounded", "check_room", "first_line", "open_plain", "parsing", "read_all", "room"]

@@ -1,0 +1,54 @@
+"""Files written whole: beside the old one first, under a name that nobody could have prepared."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from dagscale.errors import DagscaleError
+
+AFFECTS_RESULTS = False
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file in the folder of ``path`` to write to, which takes its place when all went well.
+
+    It is made exclusively, under a random name, so that no link that lies there is ever followed.
+
+    Raises:
+        OSError: if it cannot be made, written or moved; no part of it is left then.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(partial, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave the old one as it is. Raises: OSError, as `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def make_folder(path: Path) -> None:
+    """The folder, and those above it, if they do not exist.
+
+    Raises:
+        DagscaleError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DagscaleError(f"cannot make the folder {path} ({error.strerror or error}): name another") from None

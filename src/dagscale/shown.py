@@ -1,0 +1,61 @@
+"""Text from outside, to show: names of modules, methods, data sets and files are text, never markup or commands."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+AFFECTS_RESULTS = False
+
+LONGEST = 600
+"""Characters of a message at most; its middle is left out, since cause and mend stand at its ends."""
+
+HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+"""Unicode's categories of what steers a terminal or is no text at all: controls, direction marks, half surrogates."""
+
+
+def plain(text: str) -> str:
+    """The text with every control character and half surrogate pair escaped, as ``\\x1b``; it has one line."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in HIDDEN else c for c in text)
+
+
+def line(text: str, longest: int = LONGEST) -> str:
+    """The text as one line of at most ``longest`` characters."""
+    text = plain(" ".join(text.split()))
+    if len(text) <= longest:
+        return text
+    left = (longest - 3) // 2
+    return f"{text[:left]} … {text[left + 3 - longest :]}"
+
+
+def for_picture(text: str) -> str:
+    """The text as matplotlib must get it to draw just this: a pair of ``$`` would begin a formula."""
+    return plain(text).replace("$", r"\$")
+
+
+def for_spreadsheet(text: str) -> str:
+    """The text as a cell that no spreadsheet takes for a formula: one that begins like one gets a ``'`` in front."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def cell(text: str) -> Text:
+    """The text as rich prints it as it is."""
+    load_rich()
+    from rich.text import Text
+
+    return Text("\n".join(map(plain, text.split("\n"))))
+
+
+def load_rich() -> None:
+    """Import rich: its import draws from Python's global random state, which stays as it was."""
+    state = random.getstate()
+    import rich.progress
+    import rich.table  # noqa: F401
+
+    random.setstate(state)

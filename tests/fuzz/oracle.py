@@ -1,0 +1,159 @@
+"""Run the command line on one input, in a fork with bounds, and say what is wrong with how it took it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+SECONDS = 20.0
+"""That one input may take."""
+
+MEMORY = 2 << 30
+"""Bytes that it may take beyond what the process held before."""
+
+ADDRESSES = 12 << 30
+"""Bytes of address space, so that what does ask for all memory does not take the machine along."""
+
+STATUS = {0, 1, 2, 130}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of one command: exit status (negative: the signal that ended it), output, seconds, bytes."""
+
+    arguments: tuple[str, ...]
+    status: int
+    out: str
+    err: str
+    seconds: float
+    memory: int
+
+
+def preload() -> None:
+    """Import all that commands import, once, so that each fork begins with it; some of it only the first call does."""
+
+    import dagscale.bench.nas.rerank_page
+    import dagscale.bench.verify.study
+    import dagscale.cli
+    from dagscale.models.targets import load
+
+    graph = dagscale.trace(*load("mlp:2_02"))
+    with tempfile.TemporaryDirectory() as folder:
+        dagscale.pictures.draw(graph, Path(folder) / "x.svg")
+    dagscale.plan(*load("mlp:2_02"), base_lr=0.1, law="none", init="in-degree")
+
+
+def run(arguments: Sequence[str], folder: Path, started: Callable[[int], None] = lambda pid: None) -> Done:
+    """Run ``dagscale ARGUMENTS`` in a folder.
+
+    Args:
+        started: called with the process id, for instance to send it signals.
+    """
+    begin = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        pid = os.fork()
+        if pid == 0:
+            _child(list(arguments), folder, out.fileno(), err.fileno())
+        started(pid)
+        status, memory = _wait(pid, begin)
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode("utf-8", "surrogateescape"))
+    taken = max(0, memory - before)
+    return Done(tuple(arguments), status, texts[0], texts[1], time.monotonic() - begin, taken)
+
+
+def _child(arguments: list[str], folder: Path, out: int, err: int) -> NoReturn:
+    """In the fork: be the command."""
+    status = 70
+    try:
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
+        sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        warnings.resetwarnings()
+        sys.argv = ["dagscale", *arguments]
+        from dagscale.cli import main
+
+        try:
+            main()
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+
+def _wait(pid: int, begin: float) -> tuple[int, int]:
+    """Exit status and peak memory; a process over its time is killed."""
+    pause = 0.002
+    while True:
+        done, status, used = os.wait4(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024
+        if time.monotonic() - begin > SECONDS:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(pause)
+        pause = min(0.02, pause * 1.5)
+
+
+def fault(done: Done) -> str | None:
+    """What is wrong with it, if anything is."""
+    if done.seconds > SECONDS:
+        return f"took over {SECONDS:.0f} seconds"
+    if "Traceback" in done.err or "Traceback" in done.out:
+        return "a traceback"
+    if done.status not in STATUS:
+        return f"exit status {done.status}"
+    if done.memory > MEMORY:
+        return f"{done.memory / 2**30:.1f} GiB of memory"
+    if done.status in (2, 130):
+        lines = done.err.splitlines()
+        if len(lines) != 1 or not lines[0].startswith("dagscale: "):
+            return f"{len(lines)} lines on stderr, not one"
+        if done.out:
+            return "output on stdout beside an error"
+    elif "--json" in done.arguments:
+        try:
+            json.loads(done.out)
+        except ValueError:
+            return "no JSON document on stdout"
+    for character in {*done.out, *done.err} - {"\n"}:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            return f"a raw {character!r} in the output"
+    return None
+
+
+def report(done: Done) -> str:
+    """The input and what came of it, to read in a failure."""
+    what = fault(done)
+    return (
+        f"{what}: dagscale {' '.join(map(ascii, done.arguments))}\nstatus {done.status}, {done.seconds:.1f} s, "
+        f"{done.memory / 2**20:.0f} MiB\n{done.out[-500:]}\n{done.err[-3000:]}"
+    )
