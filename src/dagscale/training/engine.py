@@ -186,10 +186,13 @@ def train(
         scheduled: steps that the schedule is stretched over; by default those of this run.
 
     Raises:
-        RecipeError: if loss, step or schedule fail at the first step, or no parameter takes part in the loss.
+        RecipeError: if loss, step or schedule fail at the first step, no parameter takes part in the loss, or
+            ``evaluate`` is below 1.
         ForwardError: if the forward raises at the first step.
     """
     total = recipe.total_steps if steps is None else steps
+    if evaluate < 1:
+        raise RecipeError(f"evaluate must be at least 1, got {evaluate}")
     groups = [{**group, "params": _listed(group["params"])} for group in groups]
     trained = [parameter for group in groups for parameter in group["params"]]
     if not any(parameter.requires_grad for parameter in trained):
