@@ -253,7 +253,7 @@ def test_errors_are_one_line_and_name_the_fault() -> None:
         ),
         (RecipeError, "take its mean", lambda: fit(mlp(), x, y, loss=lambda out, y: out)),
         (RecipeError, "the loss raised IndexError", lambda: fit(mlp(), x, y + 1)),
-        (ForwardError, r"raised RuntimeError: mat1.*on inputs \(96, 3\)", lambda: fit(mlp(), x[:, :3], y)),
+        (ForwardError, r"raised RuntimeError: mat1.*on data of shape \(96, 3\)", lambda: fit(mlp(), x[:, :3], y)),
     ]
     for kind, words, call in wrong:
         with pytest.raises(kind, match=words) as caught:
