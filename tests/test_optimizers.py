@@ -93,7 +93,7 @@ def test_a_factory_that_returns_none_is_refused() -> None:
 def test_a_wrong_setting_is_told_in_one_line() -> None:
     with pytest.raises(OptimizerError, match="'betas' is no setting of the optimizer sgd"):
         resolve("sgd", {"betas": (0.9, 0.99)})
-    with pytest.raises(OptimizerError, match="'wieght_decay' .*did you mean 'weight_decay'"):
+    with pytest.raises(OptimizerError, match=r"'wieght_decay' .*did you mean 'weight_decay'"):
         resolve("sgd", {"wieght_decay": 0.1})
     with pytest.raises(OptimizerError, match=r"adam cannot be made \(ValueError: Invalid beta"):
         resolve("adam", {"betas": (2.0, 0.99)}).make(groups())

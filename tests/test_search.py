@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from dagscale.bench.data import Dataset
 from dagscale.errors import DagscaleError, SearchError, UnknownNameError
-from dagscale.rates import default_grid, find_band
 from dagscale.planning.base import Base
+from dagscale.rates import default_grid, find_band
 from dagscale.searching import search
 from dagscale.searching.fast import estimates, next_rate
 from dagscale.training.optimizers import OPTIMIZERS, resolve
