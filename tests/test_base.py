@@ -100,7 +100,7 @@ def test_files_hold_results_whole(base: dagscale.Base, kind: str, tmp_path: Any)
     value.save(tmp_path / "it.json")
     assert type(value).load(tmp_path / "it.json") == value
     later = {**json.loads(value.to_json()), "format": 99}
-    with pytest.raises(PlanError, match="format 99, of a later version .*upgrade dagscale"):
+    with pytest.raises(PlanError, match=r"format 99, of a later version .*upgrade dagscale"):
         type(value).from_json(json.dumps(later))
     for text in ("", "[]", "{}", "null", '{"format": 1}', '{"format": "1"}', "[" * 100_000):
         with pytest.raises(PlanError, match=f"this is no {kind}") as caught:
@@ -122,7 +122,8 @@ BROKEN: list[tuple[str, Any]] = [
     *[(name, value) for name in ("lr", "base_lr") for value in (None, "0.1", 0, -1.0, True, [0.1], 1e400)],
     ("seed", -1), ("seed", 0.5), ("law", 3), ("init", None), ("width", 7), ("notes", 3), ("notes", [1]),
     ("factors", [1]), ("factors", {"a": -1.0}), ("factors", {"a": "x"}), ("recipe", None), ("recipe", [1]),
-    ("forwards", -1), ("lr_interval", [0.1]), ("lr_interval", "ab"), ("parameters", None), ("parameters", {"0.weight": 3}),
+    ("forwards", -1), ("lr_interval", [0.1]), ("lr_interval", "ab"), ("parameters", None),
+    ("parameters", {"0.weight": 3}),
 ]  # fmt: skip
 BROKEN_PARAMETER: list[tuple[str, Any]] = [
     ("shape", "ab"), ("shape", [8, -4]), ("shape", 3), ("shape", [8.0, 4]), ("init_mean", "x"), ("init_mean", None),
