@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,11 @@ from rich.table import Table
 from torch.nn.functional import cross_entropy
 
 from dagscale.bench.data import load
-from dagscale.inits import INITS
 from dagscale.laws import curvature, short_run
 from dagscale.models import targets
-from dagscale.network import Subject
+from dagscale.planning.prepare import initialised, traced
 from dagscale.searching import search
-from dagscale.tracing import trace
+from dagscale.training.recipe import Recipe
 
 NETWORKS = ("mlp:2_22?width=96", "mlp:1_20_202?width=96", "cnn:2_02?width=8")
 BATCHES = (24, 96)
@@ -43,10 +41,11 @@ def setting(source: str, network: str, batch: int, optimizer: str) -> dict[str, 
     data = load(source)
     data = data.subset(min(LIMIT, len(data)))
     model, inputs = targets.load(network, data=data)
-    found = search(model, data, optimizer=optimizer, steps=STEPS, batch_size=batch, seeds=2)
-    subject = Subject(trace(model, inputs), model, inputs, (data.x, data.y), cross_entropy, optimizer, batch_size=batch)
-    subject = replace(subject, fills=INITS["moments"](subject))
-    rates = {"short-run": short_run.absolute(subject), "2/λ": 2 / curvature.known(subject).value}
+    recipe = Recipe((data.x, data.y), cross_entropy, optimizer, steps=STEPS, batch_size=batch)
+    found = search(model, recipe, seeds=2)
+    drawn = initialised(traced(model, inputs, recipe.changed(steps=None), 0), "moments")
+    asked = {"short-run": short_run.rate(drawn).log_rate, "2/λ": math.log(2) - curvature.known(drawn).log_rate}
+    rates = {name: math.exp(log) for name, log in asked.items()}
     finite = [p for p in found.curve if math.isfinite(p.loss)]
     logs, losses = np.log2([p.lr for p in finite]), [p.loss for p in finite]
     beyond = max(p.lr for p in finite)

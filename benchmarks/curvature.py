@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dagscale.bench.sweep import Run
-from dagscale.bench.verify.methods import subject_of
+from dagscale.bench.verify.methods import network_of
 from dagscale.laws import curvature
 from dagscale.laws.over_seeds import BATCHES
 from dagscale.training.probe import BATCH, Cost
@@ -42,8 +42,8 @@ def by_batches(target: str, optimizer: str, data: str, seed: int) -> list[float]
         found.extend(map(measure, COUNTS))
         return found[-1]
 
-    with mock.patch.object(curvature, "settled", all_of_them):
-        curvature.measure(subject_of(run), seed, curvature.STEPS, Cost())
+    with mock.patch.object(curvature, "until_settled", all_of_them):
+        curvature.measure(network_of(run), seed, curvature.STEPS, Cost())
     return found
 
 

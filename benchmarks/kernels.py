@@ -20,7 +20,6 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from itertools import pairwise
 from math import exp, log, nan, sqrt
 from pathlib import Path
@@ -32,10 +31,12 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 import dagscale
 from dagscale.bench import data
-from dagscale.inits import INITS
 from dagscale.laws.curvature import measure
-from dagscale.network import Subject
-from dagscale.training.probe import BATCH, Cost, Probe, leading_eigenpair
+from dagscale.laws.gauss_newton import leading_eigenpair
+from dagscale.network import Network
+from dagscale.planning.prepare import initialised, traced
+from dagscale.training.batches import some
+from dagscale.training.probe import BATCH, Cost
 
 OUT = Path("out/kernels.jsonl")
 KERNELS = (1, 3, 5, 7)
@@ -113,32 +114,34 @@ def searched(model: nn.Module, examples: tuple[Tensor, Tensor], init: str, aroun
     return {"middle": [f.lr for f in found], "edge": [f.edge for f in found], "loss": [f.loss for f in found]}
 
 
-def curvature(subject: Subject) -> dict[str, list[float]]:
+def curvature(network: Network) -> dict[str, list[float]]:
     """The three eigenvalues at each seed."""
     found: dict[str, list[float]] = {name: [] for name in ("λ", "λ of convolutions", "λ after 32 steps")}
     for seed in range(SEEDS):
-        probe = Probe(subject, seed)
-        found["λ"].append(leading_eigenpair(probe, [1.0] * len(probe.parameters))[0])
-        convolutions = [float(name.startswith("convs")) for name in probe.parameters]
-        found["λ of convolutions"].append(leading_eigenpair(Probe(subject, seed), convolutions)[0])
-        found["λ after 32 steps"].append(measure(subject, seed, 32, Cost()))
+        with network.probe(seed) as probe:
+            examples = probe.measuring()
+            convolutions = [float(name.startswith("convs")) for name in probe.parameters]
+            for name, scale in (("λ", [1.0] * len(convolutions)), ("λ of convolutions", convolutions)):
+                found[name].append(leading_eigenpair(probe, scale, batches=examples)[0])
+        found["λ after 32 steps"].append(measure(network, seed, 32, Cost()))
     return found
 
 
-def updates(subject: Subject) -> dict[str, list[float]]:
+def updates(network: Network) -> dict[str, list[float]]:
     """:func:`update` at each seed."""
-    last, out = zip(*(update(subject, seed) for seed in range(UPDATES)), strict=True)
+    last, out = zip(*(update(network, seed) for seed in range(UPDATES)), strict=True)
     return {"Δz last convolution": list(last), "Δz output": list(out)}
 
 
-def update(subject: Subject, seed: int) -> tuple[float, float]:
+def update(network: Network, seed: int) -> tuple[float, float]:
     """Root mean square of the change per unit of rate at the last convolution and at the output.
 
     One SGD step on the batch it is read on, in float64, so small that it is linear.
     """
-    probe = Probe(subject, seed)
-    x, y = probe.batch(BATCH)
-    model = copy.deepcopy(probe.model).double()
+    with network.probe(seed) as probe:
+        model = copy.deepcopy(probe.model).double()
+    (batch,) = some(network.recipe.source.batches(seed, BATCH), 1)
+    x, y = batch.inputs, batch.target
     seen: list[Tensor] = []
     model.convs[-1].register_forward_hook(lambda module, args, out: seen.append(out.detach()))  # type: ignore
     out = model(x.double())
@@ -179,10 +182,9 @@ def run(cifar: str | None, only: str) -> None:
             if part == "middle":
                 row |= searched(model, (x, y), init, 2 / mean(so_far["λ after 32 steps"]))
             else:
-                graph = dagscale.trace(model, x[:2])
-                subject = Subject(graph, model, x[:2], (x, y), cross_entropy, batch_size=BATCH_SIZE)
-                subject = replace(subject, fills=INITS[init](subject))
-                row |= curvature(subject) if part == "λ" else updates(subject)
+                recipe = dagscale.Recipe((x, y), cross_entropy, batch_size=BATCH_SIZE)
+                network = initialised(traced(model, x[:2], recipe, 0), init)
+                row |= curvature(network) if part == "λ" else updates(network)
             so_far |= row
             with OUT.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -34,10 +34,11 @@ from torch import nn
 
 from dagscale.inits import INITS
 from dagscale.inits.base import zeros_and_ones
-from dagscale.network import Subject
-from dagscale.tracing import forward, recorder, reduction, trace
+from dagscale.planning.prepare import traced
+from dagscale.tracing import forward, recorder, reduction
 from dagscale.tracing.calls import Use
-from dagscale.training.probe import apply_fills
+from dagscale.training.copies import apply_fills
+from dagscale.training.recipe import Recipe
 
 sys.path.insert(0, str(Path(__file__).parent))
 OUT = Path("out/moments.jsonl")
@@ -246,14 +247,14 @@ def torch_init(model: nn.Module, weights: list[str], draw: Callable[[torch.Tenso
 
 def check(model: nn.Module, inputs: Any) -> dict[str, Any]:
     """One model under every init."""
-    graph = trace(model, inputs)
-    subject = Subject(graph, model=model, inputs=inputs)
+    network = traced(model, inputs, Recipe(), 0)
+    graph = network.graph
     parameters = forward.plain_parameters(model)
     wanted: dict[tuple[str, ...], float] = {}
     for use in graph.layers:
         names = tuple(p.name for p in use.op.params if p.role == "weight")
         wanted[names] = min(1 / use.in_degree, wanted.get(names, 1.0))
-    fitted = INITS["moments"](subject)
+    fitted = INITS["moments"](network)
     known = zeros_and_ones(graph)
     shared = Counter(name for names in wanted for name in names)  # a computed weight is set by a parameter of its own
     own = {name for name in fitted if name not in known}
@@ -270,7 +271,7 @@ def check(model: nn.Module, inputs: Any) -> dict[str, Any]:
         draws = []
         for k in range(DRAWS if init == "moments" else 1):
             fresh = copy.deepcopy(model)
-            fills = fitted if init == "moments" else {} if init in TORCH else INITS[init](subject)
+            fills = fitted if init == "moments" else {} if init in TORCH else INITS[init](network)
             if init in TORCH:
                 torch_init(fresh, weights, TORCH[init], FRESH + k)
             apply_fills(fresh, fills, FRESH + k)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from dagscale.bench.nas.recipes import RECIPES, optimiser
+from dagscale.bench.nas.recipes import RECIPES
 from dagscale.bench.nas.samples import distinct, draw
 from dagscale.models.cells import CELL_OPS
 from dagscale.models.nb201 import NB201, Nb201
@@ -37,7 +37,8 @@ def multiply_adds(arch: Nb201) -> int:
 def seconds(arch: Nb201, batch: int) -> float:
     """Processor seconds a training image."""
     model = NB201(arch)
-    made = optimiser(RECIPES["benchmark"])([{"params": list(model.parameters()), "lr": 0.1}])
+    recipe = RECIPES["benchmark"]
+    made = torch.optim.SGD(model.parameters(), 0.1, momentum=recipe.momentum, nesterov=recipe.nesterov)
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
 
     def step() -> None:

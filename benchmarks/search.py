@@ -38,8 +38,9 @@ from torch.nn.functional import cross_entropy
 import dagscale
 from dagscale.bench.data import Dataset, load
 from dagscale.models import sample, targets
-from dagscale.searching import Found
+from dagscale.planning.base import Base
 from dagscale.training.engine import train
+from dagscale.training.recipe import Recipe
 
 
 class Residual(nn.Module):
@@ -100,7 +101,7 @@ def models(data: Dataset) -> list[tuple[str, Callable[[], nn.Module], dict[str, 
     return made
 
 
-def timed(make: Callable[[], nn.Module], data: Dataset, **options: Any) -> tuple[Found, float]:
+def timed(make: Callable[[], nn.Module], data: Dataset, **options: Any) -> tuple[Base, float]:
     """A search and its CPU seconds."""
     torch.manual_seed(0)
     model = make()
@@ -109,7 +110,7 @@ def timed(make: Callable[[], nn.Module], data: Dataset, **options: Any) -> tuple
     return found, time.process_time() - start
 
 
-def regret(grid: Found, rate: float) -> float:
+def regret(grid: Base, rate: float) -> float:
     """Relative excess loss at ``rate`` on the grid's curve; ``inf`` next to a divergence."""
     logs, losses = [math.log(p.lr) for p in grid.curve], [p.loss for p in grid.curve]
     x = min(max(math.log(rate), logs[0]), logs[-1])
@@ -182,7 +183,7 @@ def one_by_one(model: nn.Module, data: Dataset, count: int, batch: int, steps: i
     losses = []
     for replica, k in zip(replicas(model, count), range(count), strict=True):
         groups = [{"params": list(replica.parameters()), "lr": lr}]
-        done = train(replica, data.x, data.y, params=groups, batch_size=batch, steps=steps, seed=k)
+        done = train(replica, Recipe((data.x, data.y), batch_size=batch, steps=steps), groups, seed=k)
         losses.append(done.loss)
     return losses
 

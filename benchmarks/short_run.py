@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dagscale.bench.sweep import Run
-from dagscale.bench.verify.methods import built, dataset, planned, subject_of
+from dagscale.bench.verify.methods import built, network_of, planned, recipe_of
 from dagscale.bench.verify.suites import dags
 from dagscale.bench.verify.truth import TOLERANCE
 from dagscale.laws.base import FADING
@@ -103,7 +103,7 @@ def curve(run: Run, steps: int) -> list[list[float]]:
     """Loss of every batch of a run, then its final training loss; ``inf`` from where it diverged. And the same with
     each example's neighbour's labels."""
     torch.set_num_threads(1)
-    data, model = dataset(run), built(run)
+    model = built(run)
     strange: list[float] = []
 
     def loss(out: Tensor, y: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ def curve(run: Run, steps: int) -> list[list[float]]:
         return cross_entropy(out, y)
 
     done = train(
-        model, data.x, data.y, params=planned(run).param_groups(model, lr=run.lr), optimizer=run.optimizer, loss=loss,
-        steps=steps, batch_size=run.batch_size, seed=run.seed,
+        model, recipe_of(run).changed(loss=loss, steps=steps, epochs=None), planned(run).param_groups(model, lr=run.lr),
+        seed=run.seed,
     )  # fmt: skip
     both = done.losses, strange[: len(done.losses)]
     kept = [[loss if math.isfinite(loss) else math.inf for loss in losses] for losses in both]
@@ -179,10 +179,10 @@ def examine(name: str, curves: Losses, rates: Sequence[float], closed: Losses | 
 def derived(cell: Cell, data: str, limit: int) -> Losses | None:
     """Log2 of what the first step's update says that the members' rates are relative to the base's, if it can say."""
     common = {"optimizer": cell.optimizer, "data": data, "limit": limit, "options": {"kind": "law"}}
-    subjects = [subject_of(Run(a, 1.0, cell.init, **common)) for a in (cell.base, *cell.members)]
-    if not all(described(subject) for subject in subjects):
+    networks = [network_of(Run(a, 1.0, cell.init, **common)) for a in (cell.base, *cell.members)]
+    if not all(described(network) for network in networks):
         return None
-    changes = np.log2([hidden_change(subject) for subject in subjects])
+    changes = np.log2([hidden_change(network) for network in networks])
     return (changes[0] - changes[1:]) / 2
 
 

@@ -16,6 +16,7 @@ import dagscale
 from dagscale.errors import DagscaleError, SearchError
 from dagscale.training.batches import checked, output, shapes, take
 from dagscale.training.engine import train
+from dagscale.training.recipe import Recipe
 
 N = 96
 IDS = torch.randint(20, (N, 6), generator=torch.Generator().manual_seed(0))
@@ -106,7 +107,7 @@ def test_a_step_of_the_users_own_gets_what_the_model_takes() -> None:
         return cross_entropy(model(**x)["logits"], y).item()
 
     groups = [{"params": list(model.parameters()), "lr": 0.1}]
-    train(model, {"ids": IDS, "mask": MASK}, Y, params=groups, steps=2, batch_size=8, train_step=step)
+    train(model, Recipe(({"ids": IDS, "mask": MASK}, Y), step=step, steps=2, batch_size=8), groups)
     assert seen == [["ids", "mask"]] * 2
 
 
@@ -122,6 +123,6 @@ def test_refusals_show_every_input() -> None:
             checked((x, Y))
     model = Tagger()
     groups = [{"params": list(model.parameters()), "lr": 0.1}]
-    with pytest.raises(DagscaleError, match=r"on inputs \{'ids': \(8, 6\), 'mask': \(8, 5\)\}"):
-        train(model, {"ids": IDS, "mask": MASK[:, :5]}, Y, params=groups, steps=1, batch_size=8)
+    with pytest.raises(DagscaleError, match=r"on data of shape \{'ids': \(8, 6\), 'mask': \(8, 5\)\}"):
+        train(model, Recipe(({"ids": IDS, "mask": MASK[:, :5]}, Y), steps=1, batch_size=8), groups)
     assert shapes((IDS, {"mask": MASK})) == "((96, 6), {'mask': (96, 6)})"

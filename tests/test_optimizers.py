@@ -91,8 +91,12 @@ def test_a_factory_that_returns_none_is_refused() -> None:
 
 
 def test_a_wrong_setting_is_told_in_one_line() -> None:
-    with pytest.raises(OptimizerError, match=r"sgd cannot be made \(TypeError"):
-        resolve("sgd", {"betas": (0.9, 0.99)}).make(groups())
+    with pytest.raises(OptimizerError, match="'betas' is no setting of the optimizer sgd"):
+        resolve("sgd", {"betas": (0.9, 0.99)})
+    with pytest.raises(OptimizerError, match=r"'wieght_decay' .*did you mean 'weight_decay'"):
+        resolve("sgd", {"wieght_decay": 0.1})
+    with pytest.raises(OptimizerError, match=r"adam cannot be made \(ValueError: Invalid beta"):
+        resolve("adam", {"betas": (2.0, 0.99)}).make(groups())
 
 
 def test_a_trait_that_nobody_knows_is_refused() -> None:

@@ -11,13 +11,15 @@ from torch.nn.functional import cross_entropy
 
 import dagscale
 from dagscale.errors import DagscaleError, ForwardError, PlanError, TraceError, UnknownNameError
-from dagscale.laws.curvature import curvature
-from dagscale.laws.over_seeds import BATCHES, settled
+from dagscale.laws.curvature import curvature_after
+from dagscale.laws.gauss_newton import leading_eigenpair
+from dagscale.laws.over_seeds import BATCHES, until_settled
 from dagscale.models.targets import load
-from dagscale.network import Subject
+from dagscale.network import Network
 from dagscale.planning.make import default_law
+from dagscale.training.batches import Batch
 from dagscale.training.draws import Fill
-from dagscale.training.probe import Probe, leading_eigenpair
+from dagscale.training.recipe import Recipe
 
 
 @pytest.fixture
@@ -203,28 +205,27 @@ def test_curvature_gives_a_network_its_own_rate_and_a_deeper_one_less() -> None:
 def test_curvature_is_preconditioned_as_the_optimiser_steps(optimizer: str, scale: float) -> None:
     """(2w - 1)² at w = 1 has curvature 8 and gradient 4, by which Adam divides; a multiple of the loss cancels."""
     model, x = torch.nn.Linear(1, 1, bias=False), torch.full((64, 1), 2.0)
-    subject = Subject(
-        dagscale.trace(model, x), model, x, (x, torch.ones(64, 1)), lambda out, y: scale * (out - y).square().mean(),
-        optimizer, fills={"weight": Fill(1.0, 0.0)}, batch_size=8,
-    )  # fmt: skip
+    recipe = Recipe((x, torch.ones(64, 1)), lambda out, y: scale * (out - y).square().mean(), optimizer, batch_size=8)
+    network = Network(dagscale.trace(model, x), recipe, model, x, fills={"weight": Fill(1.0, 0.0)})
     wanted = 8 / 4 if optimizer.startswith("adam") else 8 * scale
-    assert curvature(subject, steps=2).value == pytest.approx(wanted, rel=1e-3)
+    assert math.exp(curvature_after(network, steps=2).log_rate) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_examples_are_doubled_until_the_measurement_settles() -> None:
     values = {1: 8.0, 2: 4.0, 4: 4.1, 8: 9.0}
-    assert [settled(values.__getitem__, most) for most in (0, 1, 2, 3, 4, 100)] == [8.0, 8.0, 4.0, 4.0, 4.1, 4.1]
+    assert [until_settled(values.__getitem__, most) for most in (0, 1, 2, 3, 4, 100)] == [8.0, 8.0, 4.0, 4.0, 4.1, 4.1]
     seen: list[int] = []
-    assert settled(lambda count: seen.append(count) or 2.0**count, 1000) == 2.0**BATCHES  # type: ignore[func-returns-value]
+    assert until_settled(lambda count: seen.append(count) or 2.0**count, 1000) == 2.0**BATCHES  # type: ignore[func-returns-value]
     assert seen == [1, 2, 4, 8, 16]
 
 
 def test_curvature_of_batches_is_that_of_their_examples_together() -> None:
-    network = small_net()
-    probe = Probe(Subject(dagscale.trace(network, X[:2]), network, X[:2], (X, Y), cross_entropy), 0)
-    parts = [probe.batch(16) for _ in range(3)]
-    whole = [tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))]
-    one, three = (leading_eigenpair(probe, probe.ratios, batches=batches)[0] for batches in (whole, parts))
+    model = small_net()
+    network = Network(dagscale.trace(model, X[:2]), Recipe((X, Y), cross_entropy, batch_size=16), model, X[:2])
+    with network.probe(0) as probe:
+        parts = [probe.batch() for _ in range(3)]
+        whole = [Batch(torch.cat([b.inputs for b in parts]), torch.cat([b.target for b in parts]))]
+        one, three = (leading_eigenpair(probe, probe.ratios, batches=batches)[0] for batches in (whole, parts))
     assert three == pytest.approx(one, rel=1e-3)
 
 
@@ -262,12 +263,10 @@ def test_adams_curvature_does_not_rest_on_parameters_that_few_examples_move() ->
     """Words of which most are rare: in small batches nearly none has a gradient."""
     torch.manual_seed(0)
     words = torch.distributions.Geometric(0.05).sample((512, 4)).long().clamp(max=99)
-    network = nn.Sequential(nn.Embedding(100, 8), nn.Flatten(), nn.Linear(32, 2))
-    subject = Subject(
-        dagscale.trace(network, words[:2]), network, words[:2], (words, words[:, 0] % 2), cross_entropy, "adam",
-        batch_size=4,
-    )  # fmt: skip
-    assert curvature(subject).value < 1e4  # 1e8 and more where 1/ε divides
+    model = nn.Sequential(nn.Embedding(100, 8), nn.Flatten(), nn.Linear(32, 2))
+    recipe = Recipe((words, words[:, 0] % 2), cross_entropy, "adam", batch_size=4)
+    network = Network(dagscale.trace(model, words[:2]), recipe, model, words[:2])
+    assert curvature_after(network).log_rate < math.log(1e4)  # 1e8 and more where 1/ε divides
 
 
 @pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])
@@ -361,7 +360,7 @@ X, Y = examples()
 @pytest.mark.parametrize(
     ("changed", "error", "text"),
     [
-        ({"data": X}, PlanError, r"data must be two tensors, data=\(x, y\)"),
+        ({"data": X}, PlanError, r"data is one tensor, \(64, 8\): give data=\(x, y\)"),
         ({"data": (X.tolist(), Y)}, PlanError, "data must be two tensors"),
         ({"data": (X, Y[:5])}, PlanError, r"x and y must have one length, got shapes \(64, 8\) and \(5,\)"),
         ({"data": (X[:1], Y[:1])}, PlanError, "at least 2 examples are needed, got 1"),
@@ -387,7 +386,7 @@ X, Y = examples()
                 "optimizer": "adamw",
             },
             PlanError,
-            "a training step with adamw raised RuntimeError: .*sparse gradients",
+            "the step of adamw raised RuntimeError: .*sparse gradients",
         ),
         ({"batch_size": 1, "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
         ({"inputs": X[:1], "model": small_net(norm=True)}, ForwardError, "batch statistics need more: give 2 examples"),
@@ -395,23 +394,29 @@ X, Y = examples()
         ({"model": small_net().requires_grad_(False)}, PlanError, "does not depend on any trainable parameter"),
         ({"loss": lambda out, y: torch.tensor(1.0)}, PlanError, "without .item"),
         ({"loss": lambda out, y: cross_entropy(out, y).item()}, PlanError, "the loss must be one number and is float"),
-        ({"model": small_net().to("meta"), "inputs": X[:2].to("meta")}, PlanError, "on meta: materialise it"),
+        (
+            {"model": small_net().to("meta"), "inputs": X[:2].to("meta")},
+            PlanError,
+            "on meta and has no values to measure on: materialise it",
+        ),
         ({"optimizer": "sdg"}, UnknownNameError, "unknown optimizer 'sdg'; did you mean 'sgd'"),
         ({"base": small_net()}, PlanError, r"base=\(model, inputs\)"),
         ({"base": load("cnn:2")}, PlanError, "base: shares no layer with the target: it has convolution"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_init_runs(
-    monkeypatch: pytest.MonkeyPatch, law: str, changed: dict, error: type[DagscaleError], text: str
+    law: str, changed: dict, error: type[DagscaleError], text: str
 ) -> None:  # type: ignore[type-arg]
-    def never(*_: object) -> None:
+    def never(network: Network) -> dict[str, Fill]:
         raise AssertionError("the init has run")
 
-    monkeypatch.setattr("dagscale.inits.moments._one_draw", never)
     given = {"base": (small_net(), X[:2]), "base_lr": 0.1, "data": (X, Y), "loss": cross_entropy, "law": law} | changed
     model = given.pop("model", small_net())
-    with pytest.raises(error, match=text) as caught:
-        dagscale.plan(model, given.pop("inputs", X[:2]), **given)
+    inputs = given.pop("inputs", X[:2])
+    with dagscale.INITS.temporarily():
+        dagscale.init("never")(never)
+        with pytest.raises(error, match=text) as caught:
+            dagscale.plan(model, inputs, init="never", **given)
     assert "\n" not in str(caught.value)
 
 
@@ -513,7 +518,10 @@ def test_factors_that_one_base_alone_has_count_by_its_share() -> None:
         ({"base_lr": [0.1, 0.2, 0.3]}, "bases: 2, rates: 3"),
         ({"base_lr": [0.1, -0.2]}, "base_lr must be a positive number, not"),
         ({"base_lr": [0.1, 0.2], "width": "mup"}, "from one base's shapes: give one, not 2"),
-        ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), "mlp:2"]}, "base must be two things"),
+        (
+            {"base_lr": [0.1, 0.2], "base": [load("mlp:2"), "mlp:2"]},
+            r"base must be what dagscale.search returns, or base=\(model, inputs\), got str",
+        ),
         ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), load("cnn:2")]}, "base 2: shares no layer with the target"),
         ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), (nn.ReLU(), "x")]}, "base 2: "),
     ],

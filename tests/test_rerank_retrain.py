@@ -13,11 +13,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import dagscale.cli.rerank  # noqa: F401  puts the command on the application
+from dagscale.bench.data import Dataset
 from dagscale.bench.nas import retrain, retrain_run, samples
 from dagscale.bench.nas.comparison import compare, table
 from dagscale.bench.nas.isomorphism import canonical
 from dagscale.bench.nas.paper_code import NAME, depth_sum
-from dagscale.bench.nas.recipes import PRESETS, RECIPES, SCHEDULES, Augment, differences, optimiser
+from dagscale.bench.nas.recipes import PRESETS, RECIPES, Augment, differences
 from dagscale.bench.nas.tables import read_table
 from dagscale.bench.sweep import Run, Store
 from dagscale.cli.app import app
@@ -25,9 +26,11 @@ from dagscale.errors import DagscaleError, DataError, GraphError
 from dagscale.inits import INITS
 from dagscale.laws import LAWS
 from dagscale.laws.base import Law
+from dagscale.laws.estimate import Estimate
 from dagscale.models.nb201 import EDGES, NB201, Nb201
-from dagscale.network import Subject
-from dagscale.tracing import trace
+from dagscale.network import Network
+from dagscale.planning.prepare import traced
+from dagscale.training import recipe as training
 
 SOME = [a for a in Nb201.enumerate() if a.kind == "convolutional"][::110]
 
@@ -51,8 +54,7 @@ def test_released_rate_counts_convolutions_of_one_cell(code: str) -> None:
 
 def test_released_init_divides_by_the_source_vertex() -> None:
     model = NB201(Nb201.parse("3_13_032"), channels=4, cells=1)
-    subject = Subject(trace(model, torch.zeros(2, 3, 8, 8)), model)
-    fills = INITS[NAME](subject)
+    fills = INITS[NAME](traced(model, torch.zeros(2, 3, 8, 8), training.Recipe(), 0))
     stds = {name: fill.std for name, fill in fills.items()}
     cell = "stages.1.0.edges"
     assert stds["stem.conv.weight"] == pytest.approx(math.sqrt(2 / 27))
@@ -70,8 +72,10 @@ def test_the_published_optimiser_and_schedule() -> None:
     recipe = RECIPES["benchmark"]
     weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
     groups = [{"params": [w], "lr": lr, "weight_decay": 5e-4} for w, lr in zip(weights, (1, 3), strict=True)]
-    made = optimiser(recipe)(groups)
-    schedule = SCHEDULES[recipe.schedule](made, 10)
+    asked = retrain_run._training(recipe, Dataset("blank", torch.zeros(4, 3, 8, 8), torch.zeros(4).long(), 2))
+    made = asked.optimizer.make(groups)
+    assert asked.schedule is not None
+    schedule = asked.schedule(made, 10)
     for step in range(10):
         seen = [group["lr"] for group in made.param_groups]
         assert seen == pytest.approx([lr * (1 + math.cos(math.pi * step / 10)) / 2 for lr in (1, 3)])
@@ -250,12 +254,12 @@ def test_the_search_looks_at_no_test_image(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_a_law_cannot_serve_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def picky(base: Subject, target: Subject) -> dict[str, float]:
-        if target.model.arch.kind != "convolutional":  # type: ignore[union-attr]
+    def picky(network: Network) -> dict[str, Estimate]:
+        if network.model.arch.kind != "convolutional":  # type: ignore[union-attr]
             raise GraphError("no rate for this")
-        return {"one": 1.0}
+        return {"one": Estimate(0.0)}
 
-    monkeypatch.setitem(LAWS._entries, "none", Law(picky))
+    monkeypatch.setitem(LAWS._entries, "none", Law("none", picky))
     archs = tuple(map(Nb201.parse, ("4_44_444", "0_00_200")))
     found = retrain.retrain(archs, data="digits", recipes=["one-rate"], preset="tiny-1", store=tmp_path / "s", jobs=1)
     assert [a.code for a in found.archs] == ["0_00_200"]
@@ -263,7 +267,7 @@ def test_what_a_law_cannot_serve_is_left_out_by_name(tmp_path: Path, monkeypatch
     assert (left.arch, left.kind, left.reason) == (
         "4_44_444",
         "pooling only",
-        "no rate under one-rate: no rate for this",
+        "no rate under one-rate: target: no rate for this",
     )
     with pytest.raises(DataError, match="no architecture can be trained under every recipe"):
         retrain.retrain(archs[:1], data="digits", recipes=["one-rate"], preset="tiny-1", store=tmp_path / "s", jobs=1)

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from dagscale.bench.data import Dataset
 from dagscale.errors import DagscaleError, SearchError, UnknownNameError
+from dagscale.planning.base import Base
 from dagscale.rates import default_grid, find_band
-from dagscale.searching import Found, search
+from dagscale.searching import search
 from dagscale.searching.fast import estimates, next_rate
-from dagscale.training.engine import Run
+from dagscale.training.optimizers import OPTIMIZERS, resolve
+from dagscale.training.recipe import Recipe
 
 INF = math.inf
 
@@ -39,35 +41,34 @@ def mlp() -> nn.Sequential:
 
 @dataclass
 class FakePlan:
-    """Normal initialisation, and rates in the given ratios; records what it was asked."""
+    """Normal initialisation, and rates in the given ratios; records what it was asked, and tells the model its seed."""
 
     ratios: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     seeds: list[int] = field(default_factory=list)
+    ran: list[float] = field(default_factory=list)
 
     def init_(self, model: nn.Module, *, seed: int) -> nn.Module:
         self.seeds.append(seed)
+        model.seed = seed  # type: ignore[assignment]
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.5, generator=generator)
         return model
 
     def param_groups(self, model: nn.Module, *, lr: float) -> list[dict[str, Any]]:
+        self.ran.append(lr)
         pairs = zip(model.parameters(), self.ratios, strict=True)
         return [{"params": [parameter], "lr": lr * ratio} for parameter, ratio in pairs]
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, curve: Callable[[float, int], float]) -> list[float]:
-    """Let every run end with ``curve(rate, seed)`` at once; the rates run are appended to the result."""
-    ran: list[float] = []
+def answer(curve: Callable[[float, int], float], plan: FakePlan | None = None, **options: Any) -> Base:
+    """What a search says whose every run ends with the loss ``curve(rate, seed)``, through a training step that only
+    tells it."""
 
-    def train(model: nn.Module, x: Tensor, y: Tensor, *, params: Any, seed: int, **_: Any) -> Run:
-        rate = params[0]["lr"]
-        ran.append(rate)
-        loss = curve(rate, seed)
-        return Run(loss, math.isinf(loss), 10, (loss,))
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+        return curve(optimizer.param_groups[0]["lr"], model.seed)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sys.modules["dagscale.searching.make"], "train", train)
-    return ran
+    return search(mlp(), Recipe(blobs(), step=step, steps=10), plan=plan or FakePlan(), **options)
 
 
 def valley(bottom: float) -> Callable[[float, int], float]:
@@ -110,78 +111,76 @@ def test_a_tolerance_of_zero_leaves_the_best_alone() -> None:
 # --- the answer
 
 
-def test_lr_edge_and_argmin_of_a_valley(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, valley(2**-4.0))
-    found = search(mlp(), blobs(), plan=FakePlan(), method="grid")
+def test_lr_edge_and_argmin_of_a_valley() -> None:
+    found = answer(valley(2**-4.0), method="grid")
     assert found.argmin == 2**-4
     assert found.band == pytest.approx((2**-5, 2**-3))
     assert (found.lr, found.edge) == (pytest.approx(2**-4), pytest.approx(2**-3))
     assert (found.loss, found.at_edge, found.widened, found.seeds) == (1.0, False, 0, 3)
-    assert [point.lr for point in found.curve] == list(default_grid("sgd"))
+    assert [point.lr for point in found.curve] == list(default_grid(OPTIMIZERS["sgd"]))
     assert found.steps == 10 * 3 * len(found.curve)
 
 
-def test_the_mean_over_seeds_decides_and_one_divergence_spoils_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_over_seeds_decides_and_one_divergence_spoils_a_rate() -> None:
     table = {1.0: (2.0, 2.0), 2.0: (1.0, 1.6), 4.0: (0.1, INF), 8.0: (3.0, 3.0)}
     plan = FakePlan()
-    pretend(monkeypatch, lambda rate, seed: table[rate][seed - 7])
-    found = search(mlp(), blobs(), plan=plan, method="grid", grid=[8, 1, 2, 4, 2], seeds=2, seed=7, widen=0)
+    found = answer(
+        lambda rate, seed: table[rate][seed - 7], plan, method="grid", grid=[8, 1, 2, 4, 2], seeds=2, seed=7, widen=0
+    )
     assert plan.seeds == [7, 8] * 4, "the same seeds at every rate"
     assert [(p.lr, p.losses) for p in found.curve] == list(table.items())
     assert [p.loss for p in found.curve] == [2.0, 1.3, INF, 3.0]
     assert (found.argmin, found.edge) == (2, 2)
 
 
-def test_the_grid_is_widened_towards_the_best_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_is_widened_towards_the_best_rate() -> None:
     grid = [2.0**k for k in range(-4, 0)]
     for bottom, widened in ((2.0, 1), (2.0**-9, 2), (2.0**5, 2)):
-        ran = pretend(monkeypatch, valley(bottom))
-        found = search(mlp(), blobs(), plan=FakePlan(), method="grid", grid=grid, seeds=1)
+        plan = FakePlan()
+        found = answer(valley(bottom), plan, method="grid", grid=grid, seeds=1)
         assert found.lr == pytest.approx(bottom)
         assert (found.widened, found.at_edge) == (widened, False)
-        assert len(ran) == len(set(ran)) == 4 + 4 * widened, "no rate is run twice"
-        assert [point.lr for point in found.curve] == sorted(ran)
+        assert len(plan.ran) == len(set(plan.ran)) == 4 + 4 * widened, "no rate is run twice"
+        assert [point.lr for point in found.curve] == sorted(plan.ran)
 
 
-def test_the_grid_is_widened_while_the_band_reaches_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, valley(1.0))
-    found = search(mlp(), blobs(), plan=FakePlan(), method="grid", grid=[0.25, 0.5, 1.0, 1.5], seeds=1)
+def test_the_grid_is_widened_while_the_band_reaches_its_end() -> None:
+    found = answer(valley(1.0), method="grid", grid=[0.25, 0.5, 1.0, 1.5], seeds=1)
     assert found.widened == 1, "the best is inside, the band's upper end is not"
     assert found.edge == pytest.approx(2, rel=0.01)
 
 
-def test_widening_has_an_end_and_the_result_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, lambda rate, seed: 1 / (1 + rate))
-    found = search(mlp(), blobs(), plan=FakePlan(), method="grid", grid=[1, 2], seeds=1, widen=2)
+def test_widening_has_an_end_and_the_result_says_so() -> None:
+    found = answer(lambda rate, seed: 1 / (1 + rate), method="grid", grid=[1, 2], seeds=1, widen=2)
     assert (found.widened, found.at_edge, len(found.curve)) == (2, True, 10)
     assert found.argmin == found.edge == found.curve[-1].lr == 2**9
     assert "edge of the grid" in str(found)
 
 
 @pytest.mark.parametrize("method", ["grid", "fast"])
-def test_a_rate_far_too_high_finds_its_way_down(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    pretend(monkeypatch, lambda rate, seed: INF if rate > 2 else valley(0.5)(rate, seed))
-    found = search(mlp(), blobs(), plan=FakePlan(), grid=[64, 128], seeds=1, method=method)
+def test_a_rate_far_too_high_finds_its_way_down(method: str) -> None:
+    found = answer(
+        lambda rate, seed: INF if rate > 2 else valley(0.5)(rate, seed), grid=[64, 128], seeds=1, method=method
+    )
     assert found.lr == pytest.approx(0.5)
     assert not found.at_edge
 
 
 @pytest.mark.parametrize("method", ["grid", "fast"])
-def test_all_diverged_is_an_error_that_names_the_range(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    pretend(monkeypatch, lambda rate, seed: INF)
+def test_all_diverged_is_an_error_that_names_the_range(method: str) -> None:
     with pytest.raises(SearchError, match=r"every rate from 1 to 4 diverged: .*lower rates"):
-        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], method=method, widen=0)
+        answer(lambda rate, seed: INF, grid=[1, 2, 4], method=method, widen=0)
     with pytest.raises(SearchError, match=r"every rate from 0.0625 to 4 diverged"):
-        search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2, 4], method=method, widen=1)
+        answer(lambda rate, seed: INF, grid=[1, 2, 4], method=method, widen=1)
 
 
 def test_default_grids_are_half_an_octave_apart() -> None:
     for name in ("sgd", "momentum", "adam", "adamw"):
-        grid = default_grid(name)
+        grid = default_grid(OPTIMIZERS[name])
         assert all(b / a == pytest.approx(2**0.5) for a, b in pairwise(grid))
-    assert (default_grid("sgd")[0], default_grid("sgd")[-1]) == (2**-10, 2)
-    assert default_grid("adam")[-1] < 0.1
-    assert default_grid(torch.optim.SGD) == default_grid("sgd")
+    assert (default_grid(OPTIMIZERS["sgd"])[0], default_grid(OPTIMIZERS["sgd"])[-1]) == (2**-10, 2)
+    assert default_grid(OPTIMIZERS["adam"])[-1] < 0.1
+    assert default_grid(resolve(torch.optim.SGD)) == default_grid(OPTIMIZERS["sgd"])
 
 
 # --- the fast search
@@ -210,40 +209,35 @@ def noisy(rate: float, seed: int) -> float:
 
 
 @pytest.mark.parametrize("curve", [bowl, plateau, cliff, noisy])
-def test_fast_answers_as_the_grid_with_fewer_runs(monkeypatch: pytest.MonkeyPatch, curve: Any) -> None:
-    pretend(monkeypatch, curve)
-    grid = search(mlp(), blobs(), plan=FakePlan(), method="grid")
-    ran = pretend(monkeypatch, curve)
-    fast = search(mlp(), blobs(), plan=FakePlan())
+def test_fast_answers_as_the_grid_with_fewer_runs(curve: Any) -> None:
+    grid = answer(curve, method="grid")
+    plan = FakePlan()
+    fast = answer(curve, plan)
     off = 0.51 if curve is noisy else 1e-6
     for name in ("lr", "edge", "argmin"):
         assert abs(math.log2(getattr(fast, name) / getattr(grid, name))) <= off, name
     assert fast.loss == pytest.approx(grid.loss, rel=0.03 if curve is noisy else 1e-9)
-    assert len(ran) < 0.45 * 69, "6 of them are glances"
+    assert len(plan.ran) < 0.45 * 69, "6 of them are glances"
     assert {point.lr for point in fast.curve} <= {point.lr for point in grid.curve}
     assert (fast.method, grid.method, fast.at_edge) == ("fast", "grid", False)
 
 
-def test_fast_widens_as_far_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_widens_as_far_as_it_may() -> None:
     grid = [2.0**k for k in range(-4, 0)]
     for bottom, widened in ((2.0, 1), (2.0**-9, 2), (2.0**5, 2)):
-        pretend(monkeypatch, valley(bottom))
-        found = search(mlp(), blobs(), plan=FakePlan(), grid=grid, seeds=2)
+        found = answer(valley(bottom), grid=grid, seeds=2)
         assert found.band == pytest.approx((bottom / 2, bottom * 2))
         assert found.widened >= widened
         assert not found.at_edge
-    pretend(monkeypatch, lambda rate, seed: 1 / (1 + rate))
-    found = search(mlp(), blobs(), plan=FakePlan(), grid=[1, 2], widen=2)
+    found = answer(lambda rate, seed: 1 / (1 + rate), grid=[1, 2], widen=2)
     assert (found.widened, found.at_edge, found.argmin) == (2, True, 2**9)
-    pretend(monkeypatch, lambda rate, seed: 1.0)
-    assert search(mlp(), blobs(), plan=FakePlan()).at_edge, "a flat curve has no ends"
+    assert answer(lambda rate, seed: 1 + 1e-3 * rate).at_edge, "a flat curve has no ends"
 
 
-def test_a_lucky_high_rate_does_not_hide_the_valley_below(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lucky_high_rate_does_not_hide_the_valley_below() -> None:
     """A local dip at 1, where the glances are best, beyond a hump that a walk from there would not cross."""
     valley_ = {2.0**-1.5: 0.9, 2.0**-1.0: 1.6, 2.0**-0.5: 1.2, 1.0: 0.8, 2**0.5: 1.4, 2.0: 3.0}
-    pretend(monkeypatch, lambda rate, seed: valley_.get(rate, 0.3 + 0.2 * abs(math.log2(rate / 2**-2.0))))
-    found = search(mlp(), blobs(), plan=FakePlan())
+    found = answer(lambda rate, seed: valley_.get(rate, 0.3 + 0.2 * abs(math.log2(rate / 2**-2.0))))
     assert found.argmin == 2**-2
 
 
@@ -282,7 +276,7 @@ def test_fast_on_real_runs_repeats_and_costs_less() -> None:
 
 @pytest.mark.parametrize("method", ["grid", "fast"])
 def test_a_step_of_the_users_own_and_a_schedule(method: str) -> None:
-    """The built-in step written out gives the same search; a schedule of zeros trains nothing."""
+    """The built-in step written out gives the same search; a schedule of zeros trains nothing, and is told so."""
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -293,12 +287,13 @@ def test_a_step_of_the_users_own_and_a_schedule(method: str) -> None:
 
     options: dict[str, Any] = {"grid": [0.01, 0.1, 1.0], "seeds": 2, "batch_size": 16, "widen": 0, "method": method}
     plain = search(mlp(), blobs(), plan=FakePlan(), **options)
-    assert search(mlp(), blobs(), plan=FakePlan(), train_step=step, **options) == plain
-    still = search(
-        mlp(), blobs(), plan=FakePlan(),
-        schedule=lambda optimizer, total: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0), **options,
-    )  # fmt: skip
-    assert len({point.losses[0] for point in still.curve}) == 1
+    stepped = search(mlp(), blobs(), plan=FakePlan(), train_step=step, **options)
+    assert replace(stepped, recipe=plain.recipe) == plain
+    with pytest.raises(SearchError, match=r"the loss is .* at every rate .*no rate reaches the training"):
+        search(
+            mlp(), blobs(), plan=FakePlan(),
+            schedule=lambda optimizer, total: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0), **options,
+        )  # fmt: skip
 
 
 def test_a_step_that_raises_is_one_line_with_rate_seed_and_step() -> None:
@@ -315,7 +310,7 @@ def test_a_step_that_raises_is_one_line_with_rate_seed_and_step() -> None:
     assert str(caught.value) == (
         "at learning rate 0.125: the training step raised KeyError: 'mask', at step 1 of 4, seed 5"
     )
-    assert isinstance(caught.value.__cause__.__cause__, KeyError)  # type: ignore[union-attr]
+    assert isinstance(caught.value.__cause__, KeyError)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -361,16 +356,15 @@ def test_the_default_plan_initialises_every_run() -> None:
     assert model[0].weight.isnan().all()
 
 
-def test_what_the_plan_leaves_alone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, valley(2**-4.0))
+def test_what_the_plan_leaves_alone_is_said() -> None:
 
     class Partial(FakePlan):
         notes = ("init 'x' does not cover, left as they are: [0].weight",)
 
-    found = search(mlp(), blobs(), plan=Partial())
+    found = answer(valley(2**-4.0), Partial())
     assert found.notes == tuple(found.to_dict()["notes"]) == Partial.notes
     assert Partial.notes[0] in str(found.table().caption)
-    assert search(mlp(), blobs(), plan=FakePlan()).notes == ()
+    assert answer(valley(2**-4.0)).notes == ()
 
 
 def test_hopeless_rates_diverge_for_real() -> None:
@@ -398,12 +392,11 @@ def test_progress_goes_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Found:
-    pretend(monkeypatch, lambda rate, seed: INF if rate > 0.2 else valley(2**-4.0)(rate, seed) + seed / 100)
-    return search(mlp(), blobs(), plan=FakePlan(), method="grid")
+def found() -> Base:
+    return answer(lambda rate, seed: INF if rate > 0.2 else valley(2**-4.0)(rate, seed) + seed / 100, method="grid")
 
 
-def test_to_dict_is_strict_json(found: Found) -> None:
+def test_to_dict_is_strict_json(found: Base) -> None:
     read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert read["lr"] == found.lr
     assert read["band"] == list(found.band)
@@ -411,7 +404,7 @@ def test_to_dict_is_strict_json(found: Found) -> None:
     assert len(read["curve"]) == len(found.curve)
 
 
-def test_table_shows_every_rate(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_shows_every_rate(found: Base, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
     Console(width=100).print(found.table())
@@ -424,13 +417,13 @@ def test_table_shows_every_rate(found: Found, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
-def test_plot(found: Found, tmp_path: Path, suffix: str, magic: bytes) -> None:
+def test_plot(found: Base, tmp_path: Path, suffix: str, magic: bytes) -> None:
     pytest.importorskip("matplotlib")
     found.plot(tmp_path / f"curve{suffix}")
     assert (tmp_path / f"curve{suffix}").read_bytes().startswith(magic)
 
 
-def test_plot_errors(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_errors(found: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     for path, words in ((tmp_path / "x.docx", ".svg, .png"), (tmp_path / "no" / "x.png", "cannot write .*No such")):
         with pytest.raises(DagscaleError, match=words):
@@ -472,8 +465,14 @@ def test_arguments_that_cannot_be_searched() -> None:
         search(mlp(), (x, y), plan=FakePlan(), method="gird")
 
 
-def test_a_model_that_cannot_be_copied() -> None:
-    model = mlp()
+def test_a_model_that_cannot_be_copied_is_borrowed_and_given_back() -> None:
+    options: dict[str, Any] = {"plan": FakePlan(), "grid": [0.01, 0.1, 1.0], "seeds": 1, "batch_size": 16}
+    model = mlp().eval()
     model.stuck = (_ for _ in ())  # type: ignore[assignment]
-    with pytest.raises(SearchError, match="cannot be copied"):
-        search(model, blobs(), plan=FakePlan())
+    before = copy.deepcopy(model.state_dict())
+    assert search(model, blobs(), **options) == search(mlp(), blobs(), **options)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(SearchError, match=r"cannot be copied .*and is in half precision.*give it in float32"):
+        search(model.bfloat16(), blobs(), **options)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dagscale.errors import ForwardError, SearchError, UnknownNameError
-from dagscale.training.engine import OPTIMIZERS, Run, train
+from dagscale.errors import ForwardError, RecipeError, UnknownNameError
+from dagscale.training.engine import Run, train
+from dagscale.training.optimizers import OPTIMIZERS
+from dagscale.training.recipe import Recipe
 
 
 def blobs(n: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -27,7 +29,9 @@ def mlp(*extra: nn.Module) -> nn.Sequential:
 
 
 def fit(model: nn.Module, x: Tensor, y: Tensor, lr: float = 0.1, **options: Any) -> Run:
-    return train(model, x, y, params=[{"params": list(model.parameters()), "lr": lr}], **options)
+    """A run at one rate; of the options ``seed`` and ``evaluate`` are `train`'s, the others the recipe's."""
+    own = {name: options.pop(name) for name in ("seed", "evaluate") if name in options}
+    return train(model, Recipe((x, y), **options), [{"params": list(model.parameters()), "lr": lr}], **own)
 
 
 @pytest.mark.parametrize(("name", "lr"), [("sgd", 0.1), ("momentum", 0.02), ("adam", 0.01), ("adamw", 0.01)])
@@ -39,7 +43,7 @@ def test_every_optimizer_learns(name: str, lr: float) -> None:
 
 
 def test_names_of_the_optimizers() -> None:
-    assert list(OPTIMIZERS) == ["adam", "adamw", "momentum", "sgd"]
+    assert set(OPTIMIZERS) >= {"adam", "adamw", "lion", "momentum", "nesterov", "rmsprop", "sgd"}
     with pytest.raises(UnknownNameError, match="did you mean 'adamw'"):
         fit(mlp(), *blobs(), optimizer="adamw2")
 
@@ -48,7 +52,7 @@ def test_one_step_is_one_gradient_step_at_each_groups_rate() -> None:
     x, y = blobs(8)
     model, oracle = mlp(), mlp()
     groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[2].weight, "lr": 0.25}]
-    run = train(model, x, y, params=groups, batch_size=100)
+    run = train(model, Recipe((x, y), batch_size=100), groups)
     assert run.steps == 1, "an incomplete batch is used where it is the only one"
     assert set(groups[0]) == {"params", "lr"}, "the caller's groups are left as they were"
     loss = F.cross_entropy(oracle(x), y)
@@ -181,12 +185,17 @@ def own_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: T
 
 
 def test_the_built_in_step_written_out_is_the_same_run() -> None:
-    options: dict[str, Any] = {"epochs": 3, "batch_size": 16, "optimizer": "momentum"}
-    assert fit(mlp(), *blobs(), train_step=own_step, **options) == fit(mlp(), *blobs(), **options)
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 16, "optimizer": "momentum", "loss": F.cross_entropy}
+    assert fit(mlp(), *blobs(), step=own_step, **options) == fit(mlp(), *blobs(), **options)
+
+
+def test_the_final_loss_of_a_step_without_a_loss_is_that_of_its_last_tenth() -> None:
+    run = fit(mlp(), *blobs(), step=own_step, steps=30, batch_size=16)
+    assert run.loss == pytest.approx(sum(run.losses[-3:]) / 3)
 
 
 def test_a_step_of_the_users_own_is_held_against_divergence() -> None:
-    run = fit(mlp(), *blobs(), train_step=lambda *_: math.inf, batch_size=16)
+    run = fit(mlp(), *blobs(), step=lambda *_: math.inf, batch_size=16)
     assert (run.diverged, run.steps, run.loss) == (True, 1, math.inf)
 
 
@@ -205,45 +214,46 @@ def test_a_schedule_sets_the_rate_of_every_step() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         return own_step(model, optimizer, x, y)
 
-    scheduled = fit(mlp(), *blobs(), lr=0.4, steps=3, batch_size=96, schedule=halving, train_step=spying)
+    given: dict[str, Any] = {"batch_size": 96, "loss": F.cross_entropy}
+    scheduled = fit(mlp(), *blobs(), lr=0.4, steps=3, schedule=halving, step=spying, **given)
     assert (asked, rates) == ([3], [0.4, 0.2, 0.1])
     model = mlp()
     for rate in (0.4, 0.2, 0.1):
         last = fit(model, *blobs(), lr=rate, steps=1, batch_size=96)
     assert scheduled.loss == pytest.approx(last.loss, rel=1e-5)
-    assert fit(mlp(), *blobs(), lr=0.4, steps=3, batch_size=96, schedule=halving).loss == scheduled.loss
+    assert fit(mlp(), *blobs(), lr=0.4, steps=3, schedule=halving, **given).loss == scheduled.loss
 
 
 def test_errors_are_one_line_and_name_the_fault() -> None:
     x, y = blobs()
     frozen = mlp().requires_grad_(False)
     wrong: list[tuple[type[Exception], str, Any]] = [
-        (SearchError, "one length", lambda: fit(mlp(), x, y[:5])),
-        (SearchError, "at least 2 examples", lambda: fit(mlp(), x[:1], y[:1])),
-        (SearchError, "torch.uint8", lambda: fit(mlp(), x.byte(), y)),
-        (SearchError, "make images floating", lambda: fit(mlp(), torch.ones(9, 1, 2, 2).long(), y[:9])),
-        (SearchError, "two tensors", lambda: fit(mlp(), x.numpy(), y)),  # type: ignore[arg-type]
-        (SearchError, "steps must be at least 1", lambda: fit(mlp(), x, y, steps=0)),
-        (SearchError, "epochs must be", lambda: fit(mlp(), x, y, epochs=0)),
-        (SearchError, "batch_size must be", lambda: fit(mlp(), x, y, batch_size=0)),
-        (SearchError, "evaluate must be", lambda: fit(mlp(), x, y, evaluate=0)),
-        (SearchError, "nothing to train", lambda: fit(frozen, x, y)),
-        (SearchError, "nothing to train", lambda: train(mlp(), x, y, params=[])),
-        (SearchError, "nothing to train", lambda: fit(mlp(), x, y, loss=lambda out, y: out.detach().mean())),
+        (RecipeError, "one length", lambda: fit(mlp(), x, y[:5])),
+        (RecipeError, "at least 2 examples", lambda: fit(mlp(), x[:1], y[:1])),
+        (RecipeError, "torch.uint8", lambda: fit(mlp(), x.byte(), y)),
+        (RecipeError, "make images floating", lambda: fit(mlp(), torch.ones(9, 1, 2, 2).long(), y[:9])),
+        (RecipeError, "two tensors", lambda: fit(mlp(), x.numpy(), y)),  # type: ignore[arg-type]
+        (RecipeError, "steps must be at least 1", lambda: fit(mlp(), x, y, steps=0)),
+        (RecipeError, "epochs must be", lambda: fit(mlp(), x, y, epochs=0)),
+        (RecipeError, "batch_size must be", lambda: fit(mlp(), x, y, batch_size=0)),
+        (RecipeError, "evaluate must be", lambda: fit(mlp(), x, y, evaluate=0)),
+        (RecipeError, "nothing to train", lambda: fit(frozen, x, y)),
+        (RecipeError, "nothing to train", lambda: train(mlp(), Recipe((x, y)), [])),
+        (RecipeError, "nothing to train", lambda: fit(mlp(), x, y, loss=lambda out, y: out.detach().mean())),
         (
-            SearchError,
+            RecipeError,
             "training step raised TypeError: it must return .* not NoneType, at step 1 of 6, seed 0",
-            lambda: fit(mlp(), x, y, batch_size=16, train_step=lambda *_: None),
+            lambda: fit(mlp(), x, y, batch_size=16, step=lambda *_: None),
         ),  # type: ignore[arg-type, return-value]
-        (SearchError, "the schedule raised TypeError", lambda: fit(mlp(), x, y, schedule=lambda optimizer: None)),
+        (RecipeError, "the schedule raised TypeError", lambda: fit(mlp(), x, y, schedule=lambda optimizer: None)),
         (
-            SearchError,
+            RecipeError,
             "the schedule raised TypeError: .*metrics",
             lambda: fit(mlp(), x, y, schedule=lambda o, n: torch.optim.lr_scheduler.ReduceLROnPlateau(o)),
         ),
-        (SearchError, "take its mean", lambda: fit(mlp(), x, y, loss=lambda out, y: out)),
-        (SearchError, "the loss raised IndexError", lambda: fit(mlp(), x, y + 1)),
-        (ForwardError, r"raised RuntimeError: mat1.*on inputs \(96, 3\)", lambda: fit(mlp(), x[:, :3], y)),
+        (RecipeError, "take its mean", lambda: fit(mlp(), x, y, loss=lambda out, y: out)),
+        (RecipeError, "the loss raised IndexError", lambda: fit(mlp(), x, y + 1)),
+        (ForwardError, r"raised RuntimeError: mat1.*on data of shape \(96, 3\)", lambda: fit(mlp(), x[:, :3], y)),
     ]
     for kind, words, call in wrong:
         with pytest.raises(kind, match=words) as caught:

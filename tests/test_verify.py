@@ -175,7 +175,7 @@ def test_methods_are_those_that_cover_the_optimiser() -> None:
         named("none/moments/mu")
     with pytest.raises(UnknownNameError, match="did you mean 'lr-finder'"):
         named("lr-finde")
-    with pytest.raises(DagscaleError, match="covariance / keep left out: it is for momentum, sgd, not adam"):
+    with pytest.raises(DagscaleError, match="covariance / keep left out: it is for momentum, nesterov, sgd, not adam"):
         choose(("covariance/keep",), "adam")
 
 

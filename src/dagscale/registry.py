@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from dagscale.errors import UnknownNameError
@@ -32,6 +33,15 @@ class Registry(Generic[T]):
             return entry
 
         return put
+
+    @contextmanager
+    def temporarily(self) -> Iterator[Registry[T]]:
+        """What is added or replaced inside ``with`` is gone on leaving, as a test needs it."""
+        before = dict(self._entries)
+        try:
+            yield self
+        finally:
+            self._entries = before
 
     def __getitem__(self, name: str) -> T:
         try:

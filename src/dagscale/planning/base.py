@@ -187,6 +187,8 @@ class Base:
             numbers = (base.lr, base.edge, base.argmin, *base.band)
             if not all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers):
                 raise ValueError("its rates are no positive numbers")
+            if len(base.band) != 2 or not isinstance(base.recipe, dict) or not isinstance(base.init, str | None):
+                raise ValueError("its band is no two rates, its recipe no object, or its init no name")
             if more is None:
                 return base
             network = Network(

@@ -97,6 +97,7 @@ def plan(
     """
     with shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
+        whole = recipe is not None
         recipe = _recipe(recipe, training, bases)
         chosen = _chosen(
             law, init, width, depth, recipe, bases, given, has_base=base is not None or base_lr is not None
@@ -225,10 +226,12 @@ def _chosen(
     rates: list[Any],
     *,
     has_base: bool,
+    whole: bool,
 ) -> _Chosen:
     """Names looked up, and every request refused that cannot be served."""
     found = [one for one in bases if isinstance(one, Base) and one.init is not None]
-    has_data = recipe.data is not None and (recipe.loss is not None or bool(found) or recipe.step is not None)
+    said = whole or bool(found) or recipe.loss is not None or recipe.step is not None  # data alone may be for the init
+    has_data = recipe.data is not None and said
     if law is None:
         law = "none" if depth != "none" else default_law(recipe.optimizer, has_data, has_base)
     rule = LAWS[law]

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dagscale.errors import PlanError, RecipeError
+from dagscale.errors import ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.network import Network
 from dagscale.training import engine
-from dagscale.training.batches import logits
+from dagscale.training.batches import Batch, logits, shapes
+from dagscale.training.probe import Probe
 from dagscale.training.seeds import seeded
 
 
@@ -70,10 +71,12 @@ def rehearse(network: Network) -> None:
     """
     with network.probe(network.seed) as probe:
         recipe = network.recipe
+        if not probe.parameters:
+            raise RecipeError("nothing to train: the loss does not depend on any trainable parameter; unfreeze some")
         batch = probe.batch().to(probe.model)
         with seeded(network.seed):
             if recipe.step is None:
-                out = probe.output(batch)
+                out = _output(probe, batch)
                 check_loss(network, logits(out), batch.target, probe.loss(out, batch))
             engine.step(probe.model, probe.optimizer(), recipe, iter([batch] * recipe.accumulate))
 
@@ -89,8 +92,17 @@ def first_look(network: Network) -> None:
         batch = probe.batch().to(probe.model)
         if recipe.step is None:
             with torch.no_grad(), seeded(network.seed):
-                out = probe.output(batch)
+                out = _output(probe, batch)
                 check_loss(network, logits(out), batch.target, probe.loss(out, batch))
+
+
+def _output(probe: Probe, batch: Batch) -> Any:
+    """What the model makes of a batch; a forward that raises says which inputs it was traced on."""
+    try:
+        return probe.output(batch)
+    except ForwardError as error:
+        error.args = (f"{error}; its example inputs are {shapes(probe.network.inputs)}",)
+        raise
 
 
 def check_loss(network: Network, out: Any, target: Any, value: Tensor) -> None:

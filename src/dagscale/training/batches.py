@@ -29,6 +29,9 @@ Inputs = Any
 """What a model takes: a tensor, a tuple of positional arguments or a dict of keyword arguments, of tensors whose first
 dimension counts examples."""
 
+LARGEST = 1 << 24
+"""Examples of which an order is kept in memory."""
+
 LABELS = ("labels", "label")
 """Keys of a batch that is a dict under which its target stands."""
 
@@ -219,7 +222,10 @@ class _Indexed:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Batches of numbered examples, reshuffled at every pass; the last incomplete batch is dropped."""
+    """Batches of numbered examples, reshuffled at every pass; the last incomplete batch is dropped.
+
+    Of more than ``LARGEST`` examples each batch is drawn by itself.
+    """
 
     numbered: _Examples
     batch_size: int
@@ -236,13 +242,22 @@ class Rows:
         size = min(n, size or self.batch_size)
         generator = torch.Generator().manual_seed(seed)
         while True:
+            if n > LARGEST:  # an order of so many numbers is as large as the data
+                yield self.numbered.rows(torch.randint(n, (size,), generator=generator))
+                continue
             order = torch.randperm(n, generator=generator)
             for rows in torch.split(order[: n - n % size], size):
                 yield self.numbered.rows(rows)
 
     def sample(self, examples: int, size: int) -> Iterator[Batch]:
         """Batch sizes differ by at most one: no batch statistics come from a lone last example."""
-        rows = torch.randperm(len(self.numbered), generator=torch.Generator().manual_seed(0))[:examples]
+        n, generator = len(self.numbered), torch.Generator().manual_seed(0)
+        small = n <= LARGEST
+        rows = (
+            torch.randperm(n, generator=generator)[:examples]
+            if small
+            else torch.randint(n, (examples,), generator=generator)
+        )
         for part in rows.tensor_split(-(-len(rows) // size)):
             yield self.numbered.rows(part)
 

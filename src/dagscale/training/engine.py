@@ -187,10 +187,13 @@ def train(
         scheduled: steps that the schedule is stretched over; by default those of this run.
 
     Raises:
-        RecipeError: if loss, step or schedule fail at the first step, or no parameter takes part in the loss.
+        RecipeError: if loss or step fail at the first step, or the schedule at any; if no parameter takes part in the
+            loss, or ``evaluate`` is below 1.
         ForwardError: if the forward raises at the first step.
     """
     total = recipe.total_steps if steps is None else steps
+    if evaluate < 1:
+        raise RecipeError(f"evaluate must be at least 1, got {evaluate}")
     groups = [{**group, "params": _listed(group["params"])} for group in groups]
     trained = [parameter for group in groups for parameter in group["params"]]
     if not any(parameter.requires_grad for parameter in trained):
@@ -208,14 +211,14 @@ def train(
             try:
                 losses.append(step(model, optimizer, recipe, batches, losses[0] if losses else None))
                 diverged = exploded(losses[-1], losses[0]) or not finite(trained)
-                if scheduler is not None and not diverged:
-                    of_user("schedule", scheduler.step)
             except DagscaleError as error:
                 where = f", at step {len(losses) + 1} of {total}, seed {seed}"
                 if not losses:
                     error.args = (f"{error}{where}",)
                     raise
                 diverged, raised = True, f"{error}{where}"
+            if scheduler is not None and not diverged:
+                of_user("schedule", scheduler.step)  # no rate is to blame if it raises
         taken = len(losses) - (recipe.step is None and exploded(losses[-1], losses[0]))
         if not diverged and recipe.step is not None and recipe.loss is None:
             final = fmean(losses[-max(1, total // 10) :])

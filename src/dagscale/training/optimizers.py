@@ -170,6 +170,8 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
             f"optimizer must be a name ({', '.join(OPTIMIZERS)}), a torch.optim class or a function of parameter "
             f"groups, not {type(given).__name__}"
         )
+    if given is getattr(torch.optim, "Muon", None):
+        return OPTIMIZERS["muon"].configured(settings)  # of which torch's takes hidden matrices alone
     alike = [entry for name in OPTIMIZERS if (entry := OPTIMIZERS[name]).build is given]
     if not alike:
         return Optimizer(getattr(given, "__name__", type(given).__name__), given).configured(settings)

@@ -1,0 +1,165 @@
+"""A base serves any number of targets, keeps to its recipe, and can be kept in a file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import dagscale
+from dagscale.errors import DagscaleError, PlanError
+from dagscale.training.recipe import Recipe
+
+X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+RECIPE = Recipe((X, Y), cross_entropy, batch_size=16, steps=8)
+
+
+def net(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+@pytest.fixture(scope="module")
+def base() -> dagscale.Base:
+    return dagscale.search(net(), RECIPE, grid=[0.05, 0.1, 0.2, 0.4], seeds=1)
+
+
+def test_twelve_targets_measure_their_base_once(base: dagscale.Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by the networks that a law is asked about, and by the models that are copied."""
+    asked: list[str] = []
+    copied: list[int] = []
+    deepcopy = copy.deepcopy
+
+    def counting(value: Any, *more: Any) -> Any:
+        if isinstance(value, nn.Module) and not more:
+            copied.append(id(value))
+        return deepcopy(value, *more)
+
+    def size(network: dagscale.Network) -> dict[str, dagscale.Estimate]:
+        return {"size": counted(network)}
+
+    @dagscale.network.remembered
+    def counted(network: dagscale.Network) -> dagscale.Estimate:
+        asked.append(network.role)
+        with network.probe(network.seed) as probe:
+            return dagscale.Estimate(float(len(probe.parameters)))
+
+    monkeypatch.setattr(copy, "deepcopy", counting)
+    targets = [net(width) for width in range(9, 21)]
+    with dagscale.LAWS.temporarily():
+        dagscale.law("size", measured=True)(size)
+        plans = [dagscale.plan(target, base=base, law="size") for target in targets]
+    assert asked.count("base") == 1
+    assert asked.count("target") == 12
+    assert all(plan.lr == pytest.approx(base.lr) for plan in plans)
+    assert max(copied.count(id(target)) for target in targets) <= 2
+    assert len(copied) <= 2 * 13
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"recipe": RECIPE.changed(batch_size=32)}, "not that of the base.*batch_size 16 and 32"),
+        ({"steps": 99}, "steps 8 and 99"),
+        ({"optimizer": "adamw"}, "optimizer .*'sgd'.*'adamw'"),
+        ({"init": "in-degree"}, "found under init 'moments', and the plan is for init 'in-degree': search"),
+    ],
+)
+def test_a_base_found_otherwise_is_refused(base: dagscale.Base, given: dict[str, Any], text: str) -> None:
+    with pytest.raises(PlanError, match=text) as caught:
+        dagscale.plan(net(16), base=base, **given)
+    assert "\n" not in str(caught.value)
+
+
+KEPT: dict[str, Callable[[dagscale.Base], Any]] = {
+    "base": lambda base: base,
+    "plan": lambda base: dagscale.plan(net(16), base=base, law="none"),
+    "graph": lambda base: dagscale.trace(net(), X[:2]),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_results_are_values(base: dagscale.Base, kind: str) -> None:
+    value = KEPT[kind](base)
+    for other in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value), copy.copy(value)):
+        assert other == value
+        assert hash(other) == hash(value)
+
+
+@pytest.mark.parametrize("kind", ["base", "plan"])
+def test_files_hold_results_whole(base: dagscale.Base, kind: str, tmp_path: Any) -> None:
+    value = KEPT[kind](base)
+    value.save(tmp_path / "it.json")
+    assert type(value).load(tmp_path / "it.json") == value
+    later = {**json.loads(value.to_json()), "format": 99}
+    with pytest.raises(PlanError, match=r"format 99, of a later version .*upgrade dagscale"):
+        type(value).from_json(json.dumps(later))
+    for text in ("", "[]", "{}", "null", '{"format": 1}', '{"format": "1"}', "[" * 100_000):
+        with pytest.raises(PlanError, match=f"this is no {kind}") as caught:
+            type(value).from_json(text)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(PlanError, match="cannot read"):
+        type(value).load(tmp_path / "none.json")
+    with pytest.raises(PlanError, match="cannot write"):
+        value.save(tmp_path / "no" / "it.json")
+
+
+def test_a_base_from_a_file_still_serves_what_was_measured(base: dagscale.Base) -> None:
+    again = dagscale.Base.from_json(base.to_json())
+    one, two = (dagscale.plan(net(16), X[:2], base=b, recipe=RECIPE, law="paths") for b in (base, again))
+    assert one == two
+
+
+BROKEN: list[tuple[str, Any]] = [
+    *[(name, value) for name in ("lr", "base_lr") for value in (None, "0.1", 0, -1.0, True, [0.1], 1e400)],
+    ("seed", -1), ("seed", 0.5), ("law", 3), ("init", None), ("width", 7), ("notes", 3), ("notes", [1]),
+    ("factors", [1]), ("factors", {"a": -1.0}), ("factors", {"a": "x"}), ("recipe", None), ("recipe", [1]),
+    ("forwards", -1), ("lr_interval", [0.1]), ("lr_interval", "ab"), ("parameters", None),
+    ("parameters", {"0.weight": 3}),
+]  # fmt: skip
+BROKEN_PARAMETER: list[tuple[str, Any]] = [
+    ("shape", "ab"), ("shape", [8, -4]), ("shape", 3), ("shape", [8.0, 4]), ("init_mean", "x"), ("init_mean", None),
+    ("init_std", -1.0), ("init_std", None), ("lr", None), ("lr", -0.1), ("lr", "x"), ("weight_decay", "x"), ("eps", -1),
+    ("role", "head"), ("role", 3), ("more", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "name", "value"), [
+    *[("plan", *one) for one in BROKEN], *[("parameter", *one) for one in BROKEN_PARAMETER],
+])  # fmt: skip
+def test_what_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, where: str, name: str, value: Any) -> None:
+    document = json.loads(KEPT["plan"](base).to_json())
+    (document if where == "plan" else document["parameters"]["0.weight"])[name] = value
+    with pytest.raises(DagscaleError, match="this is no plan") as caught:
+        dagscale.Plan.from_json(json.dumps(document))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("lr", 0), ("lr", "x"), ("band", [1]), ("band", 3), ("curve", 3), ("curve", [{"lr": 1}]), ("notes", 3),
+    ("network", 3), ("network", {}), ("more", 1), ("recipe", 3), ("init", 3), ("edge", None), ("argmin", -1),
+])  # fmt: skip
+def test_a_base_that_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, name: str, value: Any) -> None:
+    document = json.loads(base.to_json())
+    document[name] = value
+    with pytest.raises(DagscaleError, match="this is no base") as caught:
+        dagscale.Base.from_json(json.dumps(document))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_does_not_fit_leaves_the_model_untouched(base: dagscale.Base) -> None:
+    document = json.loads(KEPT["plan"](base).to_json())
+    document["parameters"]["4.bias"]["shape"] = [3]
+    model = net(16)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PlanError, match="another model"):
+        dagscale.Plan.from_json(json.dumps(document)).init_(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

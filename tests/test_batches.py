@@ -1,0 +1,140 @@
+"""Only what is used is read, whatever the data come as, and what is random there is repeatable."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import dagscale
+from dagscale.training.recipe import Recipe
+
+X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+class Virtual(Dataset):  # type: ignore[type-arg]
+    """50 GB of examples, each made when it is read; counts what is read."""
+
+    length = 50 * 10**9 // (4 * 4)
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        self.read += 1
+        x = torch.randn(4, generator=torch.Generator().manual_seed(i))
+        return x, int(x[0] > 0)
+
+
+class Streamed:
+    """The same, as batches without an end in sight."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(Virtual.length // 32):
+            self.read += 32
+            x = torch.randn(32, 4, generator=generator)
+            yield x, (x[:, 0] > 0).long()
+
+
+def test_of_endless_batches_only_those_used_are_read_and_memory_is_flat() -> None:
+    data = Streamed()
+    tracemalloc.start()
+    plan = dagscale.plan(net(), recipe=Recipe(data, cross_entropy, steps=8))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert plan.law == "short-run"
+    assert data.read < 20_000  # of 3·10⁹: up to 16 draws of 256 for the init, up to 4 seeds of 8 batches
+    assert peak < 64 * 2**20
+
+
+def same(a: dagscale.Plan, b: dagscale.Plan) -> bool:
+    return {**a.to_dict(), "recipe": None} == {**b.to_dict(), "recipe": None}
+
+
+@pytest.mark.parametrize("law", ["short-run", "curvature", "function-change"])
+def test_the_same_plan_from_tensors_and_from_a_data_set(law: str) -> None:
+    def planned(data: Any) -> dagscale.Plan:
+        given = {"recipe": Recipe(data, cross_entropy, batch_size=16, steps=8), "law": law, "base_lr": 0.1}
+        return dagscale.plan(net(), X[:2], base=(net(), X[:2]), **given)
+
+    assert same(planned((X, Y)), planned(TensorDataset(X, Y)))
+
+
+def test_the_same_plan_from_a_list_of_batches_and_from_the_loader_that_gives_them() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=16)
+    listed = [tuple(batch) for batch in loader]
+    one, two = (dagscale.plan(net(), recipe=Recipe(data, cross_entropy, steps=8)) for data in (loader, listed))
+    assert one.lr == two.lr
+    assert one.parameters == two.parameters
+
+
+class Augmented(Dataset):  # type: ignore[type-arg]
+    """Noise of every generator that people use."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return X[i] + torch.tensor([random.random(), float(np.random.rand()), torch.rand(()).item(), 0.0]), Y[i]
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_what_is_random_in_a_stream_is_repeatable_and_the_users_generators_stay(size: int | None) -> None:
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+
+    def seen(seed: int) -> list[list[float]]:
+        source = Recipe(DataLoader(Augmented(), batch_size=16, shuffle=True)).source.batches(seed, size)
+        found = []
+        for _ in range(6):  # a pass and a half
+            found.append(next(source).inputs.flatten().tolist())
+        return found
+
+    first = seen(0)
+    assert first == seen(0)
+    assert first != seen(1)
+    assert first[0] != first[4], "every pass has noise of its own"
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
+
+
+def test_draws_of_the_user_between_batches_change_nothing() -> None:
+    def seen(draw: bool) -> list[float]:
+        source = Recipe(DataLoader(Augmented(), batch_size=16, shuffle=True)).source.batches(0)
+        found = []
+        for _ in range(3):
+            found.append(next(source).inputs.sum().item())
+            if draw:
+                random.random(), np.random.rand(), torch.rand(3)
+        return found
+
+    assert seen(draw=True) == seen(draw=False)
+
+
+def test_planning_with_augmented_data_repeats() -> None:
+    def planned() -> dagscale.Plan:
+        return dagscale.plan(
+            net(), recipe=Recipe(DataLoader(Augmented(), batch_size=16, shuffle=True), steps=8), law="short-run"
+        )
+
+    assert planned() == planned()

@@ -1,0 +1,184 @@
+"""One recipe for whatever the data come as and whatever the loss takes; each mistake is one line with its mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import dagscale
+from dagscale.errors import DagscaleError, RecipeError
+from dagscale.training.engine import train
+from dagscale.training.recipe import Recipe, differences
+
+X = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+class Again:
+    """Batches that can be iterated again."""
+
+    def __init__(self, *batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    loss: Tensor | None
+
+
+class Labelled(nn.Module):
+    """Takes features and labels by name, and answers with its own loss, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Any:
+        logits = self.layer(features)
+        return Answer(logits, None if labels is None else F.cross_entropy(logits, labels))
+
+
+def net(out: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, out))
+
+
+def tokens() -> nn.Module:
+    return nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+
+
+def detection(batch: Any) -> tuple[Tensor, Tensor]:
+    """A list of (features, {"label": …}), an example each."""
+    return torch.stack([x for x, _ in batch]), torch.stack([own["label"] for _, own in batch])
+
+
+LIST = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)]
+IDS = torch.randint(5, (32, 6), generator=torch.Generator().manual_seed(0))
+DETECTED = [[(X[i + j], {"label": Y[i + j]}) for j in range(8)] for i in (0, 8, 16)]
+COMES: dict[str, tuple[Any, Recipe]] = {
+    "tensors": (net, Recipe((X, Y), batch_size=16)),
+    "x and y": (net, Recipe(SimpleNamespace(x=X, y=Y), batch_size=16)),
+    "dataset": (net, Recipe(TensorDataset(X, Y), batch_size=16)),
+    "loader": (net, Recipe(DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True))),
+    "list of batches": (net, Recipe(LIST)),
+    "iterable": (net, Recipe(Again(*LIST))),
+    "labels": (Labelled, Recipe(Again(*({"features": x, "labels": y} for x, y in LIST)))),
+    "no target": (net, Recipe(Again(*(x for x, _ in LIST)), lambda out: (out - 1).square().mean())),
+    "detection": (net, Recipe(DETECTED, unpack=detection)),
+    "regression": (lambda: net(1), Recipe((X, X[:, :1]), F.mse_loss, batch_size=16)),
+    "multi-label": (net, Recipe((X, (X[:, :2] > 0).float()), F.binary_cross_entropy_with_logits, batch_size=16)),
+    "per pixel": (
+        lambda: nn.Conv2d(1, 3, 3, padding=1),
+        Recipe((torch.randn(16, 1, 6, 6), torch.randint(3, (16, 6, 6))), F.cross_entropy, batch_size=8),
+    ),
+    "token targets": (
+        tokens,
+        Recipe((IDS, IDS.roll(-1, 1)), lambda out, y: F.cross_entropy(out.flatten(0, 1), y.flatten()), batch_size=16),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMES)
+def test_whatever_the_data_come_as_it_trains_and_is_planned(name: str) -> None:
+    make, recipe = COMES[name]
+    model = make()
+    run = train(model, recipe.changed(steps=30), [{"params": list(model.parameters()), "lr": 0.1}])
+    assert run.steps == 30
+    assert run.loss < run.losses[0]
+    plan = dagscale.plan(make(), recipe=recipe.changed(steps=8), law="short-run")
+    assert (plan.law, plan.init) == ("short-run", "moments")
+    assert 1e-4 < plan.lr < 1e3
+
+
+@pytest.mark.parametrize(("given", "steps"), [({}, 3), ({"epochs": 4}, 12), ({"steps": 7}, 7), ({"accumulate": 3}, 1)])
+def test_the_length_of_a_run_follows_from_the_data(given: dict[str, Any], steps: int) -> None:
+    for data, size in (((X, Y), 16), (DataLoader(TensorDataset(X, Y), batch_size=16), None), (LIST, None)):
+        assert Recipe(data, batch_size=size, **given).total_steps == steps
+
+
+def test_changes_keep_the_rest_and_descriptions_tell_them_apart() -> None:
+    recipe = Recipe((X, Y), F.cross_entropy, torch.optim.AdamW, betas=(0.9, 0.95), batch_size=16, clip=1.0)
+    other = recipe.changed(batch_size=8)
+    assert (other.clip, other.optimizer.settings["betas"]) == (1.0, (0.9, 0.95))
+    assert differences(recipe.describe(), other.describe()) == ["batch_size 16 and 8"]
+    assert differences(recipe.describe(), recipe.changed().describe()) == []
+
+
+class Endless(IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(X)
+
+
+def first(data: Any, **more: Any) -> Any:
+    return Recipe(data, **more).example
+
+
+def passes(data: Any) -> None:
+    source = Recipe(data).source.batches(0)
+    for _ in range(10):
+        next(source)
+
+
+class Once(Again):
+    """Says that it can be iterated again, and cannot."""
+
+    def __iter__(self) -> Iterator[Any]:
+        batches, self.batches = self.batches, ()
+        return iter(batches)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "empty loader": (lambda: first(DataLoader(TensorDataset(X[:0], Y[:0]))), "the data hold no batch"),
+    "iterator": (lambda: first(iter(LIST)), "iterated once only .*give what makes it anew, such as a list"),
+    "once after all": (lambda: passes(Once(*LIST)), "iterated once only: give what makes them anew"),
+    "changing": (lambda: passes([LIST[0], {"x": X}]), "batches change their structure: .* give a collate_fn"),
+    "batch size twice": (
+        lambda: first(DataLoader(TensorDataset(X, Y), batch_size=16), batch_size=8),
+        "batch_size=8, and the DataLoader has 16: leave batch_size out",
+    ),
+    "iterable dataset": (lambda: first(Endless()), "has no batches yet: wrap it, DataLoader"),
+    "text": (lambda: first("cifar10"), "not str"),
+    "number": (lambda: first(7), "not int"),
+    "dict": (lambda: first({"x": X, "y": Y}), "not dict"),
+    "three things": (lambda: first([(X, Y, Y)]), "is 3 things: give the recipe unpack="),
+    "unpack raises": (lambda: first(LIST, unpack=lambda b: b["x"]), r"unpack raised TypeError: .*\(inputs, target\)"),
+    "unpack is none": (lambda: first(LIST, unpack="x"), "unpack must be a function, not str"),
+    "loss": (lambda: Recipe((X, Y), "mse"), "loss must be a function, not str"),
+    "clip": (lambda: Recipe((X, Y), clip=-1.0), "clip must be a positive number, got -1.0"),
+    "decay": (lambda: Recipe((X, Y), weight_decay=float("nan")), "weight_decay must be a positive number, got nan"),
+    "accumulate": (lambda: Recipe((X, Y), accumulate=0.5), "accumulate must be a whole number, got 0.5"),
+    "autocast": (lambda: Recipe((X, Y), autocast="bf16"), "autocast must be a type such as torch.bfloat16"),
+    "step and clip": (lambda: Recipe((X, Y), step=print, clip=1.0), "step= is the whole training step"),
+    "unknown word": (lambda: Recipe((X, Y), batchsize=3), "'batchsize' is no setting .*did you mean 'batch_size'"),
+    "no length": (lambda: Recipe(Again(*LIST)).total_steps, "do not say how many batches .*give steps="),
+    "no data": (lambda: Recipe().source, "needs data"),
+    "float classes": (
+        lambda: dagscale.plan(net(), recipe=Recipe((X, X[:, 0]), batch_size=16), law="short-run"),
+        "no class labels: give loss=, such as torch.nn.functional.mse_loss",
+    ),
+    "no target, no loss": (
+        lambda: dagscale.plan(net(), recipe=Recipe(Again(X[:16], X[16:]), steps=8), law="short-run"),
+        "the batches have no target .*give loss=",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_mistake_is_one_line_with_its_mend(name: str) -> None:
+    call, words = WRONG[name]
+    with pytest.raises(DagscaleError, match=words) as caught:
+        call()
+    assert isinstance(caught.value, RecipeError)
+    assert "\n" not in str(caught.value)
