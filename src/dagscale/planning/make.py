@@ -100,7 +100,7 @@ def plan(
         whole = recipe is not None
         recipe = _recipe(recipe, training, bases)
         chosen = _chosen(
-            law, init, width, depth, recipe, bases, given, has_base=base is not None or base_lr is not None
+            law, init, width, depth, recipe, bases, given, has_base=base is not None or base_lr is not None, whole=whole
         )
         rates = [float(rate) for rate in given]
         bar.say("tracing")
