@@ -135,11 +135,14 @@ class _Runs:
         recipe = probe.recipe
         self.batches = [probe.batch() for _ in range(steps * (1 if recipe.step is not None else recipe.accumulate))]
         if recipe.step is None:
+            each = recipe.accumulate
             with torch.no_grad(), seeded(probe.seed):
-                self.before = fmean(self._loss(i) for i in range(len(self.batches)))
+                losses = [self._loss(i) for i in range(len(self.batches))]
+            self.starts = [fmean(losses[i : i + each]) for i in range(0, len(losses), each)]
         else:  # a step of the user's own: its losses at a rate at which nothing moves
-            self.before = 0.0
-            self.before = self(0.0)
+            self.starts = [0.0] * steps
+            self.starts = self._losses(0.0) or [math.nan]
+        self.before = fmean(self.starts)
 
     def _loss(self, i: int) -> float:
         self.probe.cost.forwards += 1
@@ -154,6 +157,15 @@ class _Runs:
         return engine.of_user("schedule", lambda: make(optimizer, total))
 
     def __call__(self, rate: float) -> float:
+        losses = self._losses(rate)
+        if not losses:
+            return math.inf
+        change = fmean(losses) - fmean(self.starts[: len(losses)])
+        self.best = min(self.best, change)
+        return change
+
+    def _losses(self, rate: float) -> list[float]:
+        """Of each step, fewer where the run was given up; none where it diverged."""
         probe, recipe = self.probe, self.probe.recipe
         model = probe.copied.reset(probe.network.fills, probe.seed)
         optimizer = probe.optimizer(rate)
@@ -161,23 +173,25 @@ class _Runs:
         losses: list[float] = []
         batches = iter(self.batches)
         with seeded(probe.seed):
-            while len(losses) < self.steps:
+            while len(losses) < self.steps and not self._hopeless(losses):
                 try:
                     losses.append(engine.step(model, optimizer, recipe, batches, losses[0] if losses else None))
                 except DagscaleError:
                     if not losses:
                         raise
-                    return math.inf
+                    return []
                 probe.cost.forwards += 3 * recipe.accumulate
                 if engine.exploded(losses[-1], losses[0]):
-                    return math.inf
+                    return []
                 if scheduler is not None:
                     engine.of_user("schedule", scheduler.step)
-                change = fmean(losses) - self.before
-                if len(losses) >= HOPELESS and change > max(-self.best, NOTHING * abs(self.before)) > 0:
-                    return change
-        self.best = min(self.best, fmean(losses) - self.before)
-        return fmean(losses) - self.before
+        return losses
+
+    def _hopeless(self, losses: list[float]) -> bool:
+        """Whether the loss has risen by more than that of the best run has fallen."""
+        if len(losses) < HOPELESS or self.best >= 0:
+            return False
+        return fmean(losses) - fmean(self.starts[: len(losses)]) > -self.best
 
 
 @remembered
