@@ -116,4 +116,3 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if storage_key(tensor) not in self._own:
                         self._made_of.pop(storage_key(tensor), None)
         return out
-

@@ -6,7 +6,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -62,8 +62,8 @@ __all__ = [
     "recorded",
     "run_fake",
     "run_real",
-    "undisturbed",
     "unchanged_random_state",
+    "undisturbed",
     "unwrapped",
 ]
 
@@ -251,14 +251,17 @@ def recorded(
     """
     recorder = Recorder()
     recorder.waiting = waiting
+    real = not any(p.is_meta or is_sharded(p) for p in parameters.values())
     try:
-        return recorder, run_fake(recorder, model, parameters, args, kwargs, select, notes)
+        failing = looks_at_values if real else None
+        read = run_fake(recorder, model, parameters, args, kwargs, select, notes, failing)
     except DagscaleError:
         raise
-    except Exception as fake_error:
-        if any(p.is_meta or is_sharded(p) for p in parameters.values()):
-            raise forward_error(model, recorder, fake_error, (args, kwargs)) from fake_error
-        why = looks_at_values(fake_error)
+    except Exception as error:
+        raise forward_error(model, recorder, error, (args, kwargs)) from error
+    if isinstance(read, Read):
+        return recorder, read
+    why = read
     recorder = Recorder()
     recorder.waiting = waiting
     try:
@@ -281,15 +284,28 @@ def run_fake(
     args: Any,
     kwargs: Any,
     select: Select,
-    notes: list[str] | None = None,
-) -> Read:
-    """The forward on fake tensors: shapes and dependencies without arithmetic or memory."""
+    notes: list[str],
+    failing: Callable[[Exception], str] | None = None,
+) -> Read | str:
+    """The forward on fake tensors: shapes and dependencies without arithmetic or memory.
+
+    Args:
+        failing: what to say of a forward that raises, instead of letting its exception through. The exception is
+            let go here, since what its frames hold is fake.
+    """
     mode = fake_mode()
-    with nothing_left(lambda objects: [o for o in objects if is_fake(o, mode)], [] if notes is None else notes):
+    with nothing_left(lambda objects: [o for o in objects if is_fake(o, mode)], notes):
         try:
             return _run_fake(mode, recorder, model, parameters, args, kwargs, select)
+        except DagscaleError:
+            raise
+        except Exception as error:
+            if failing is None:
+                raise
+            why = failing(error)
         finally:
             recorder.forget()
+        return why
 
 
 def _run_fake(
@@ -316,6 +332,8 @@ def _run_fake(
         if any(is_sharded(p) for p in parameters.values()):
             without_sharding(model)
         for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # its tables lie in C++, where what is put in them cannot be put back
             tables: list[dict[str, Any]] = [module._parameters, module._buffers]
             for table in tables:
                 for name, tensor in table.items():

@@ -120,4 +120,3 @@ def copied(inputs: Any, stand_in: Callable[[Tensor], Tensor] = lambda t: t) -> A
         return value
 
     return tree_map(copy, inputs, is_leaf=lambda value: isinstance(value, PackedSequence))
-

@@ -46,7 +46,7 @@ def _holding(run: Callable[[Sequence[int]], T]) -> T:
         if number in ENDING:
             waiting.append(number)
 
-    handlers = {n: h for n in signal.valid_signals() if callable(h := signal.getsignal(n))}
+    handlers: dict[int, Any] = {n: h for n in signal.valid_signals() if callable(h := signal.getsignal(n))}
     try:
         for number in handlers:
             signal.signal(number, keep)

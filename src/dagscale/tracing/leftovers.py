@@ -16,7 +16,7 @@ from typing import Any
 
 Find = Callable[[], list[Any]]
 
-ROUNDS = 8
+ROUNDS = 4
 _CACHE = type(functools.lru_cache(lambda: None))
 
 
@@ -83,7 +83,7 @@ def _take_out(find: Find, fresh: frozenset[int]) -> list[str]:
         ours = {id(found)}
         for tensor in found:
             _let_go(tensor, fresh, ours, places, bool(again))
-        tensor = None
+        del tensor, found  # they would keep alive what is looked for
     notes = [
         f"the forward left a tensor of the trace in {place} and what was there before is not known: set it anew"
         for place in dict.fromkeys(places)

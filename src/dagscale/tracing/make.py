@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,8 @@ def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], w
         Parameter(name, tuple(p.shape), tuple(names[id(p)][1:]), True, p.requires_grad) for name, p in owned.items()
     ]
     graph = reduce(nodes, outputs, parameters, notes)
-    return replace(graph, notes=(*graph.notes, *differences(graph, read.reached, recorder.cut)))
+    ended = {node.name for node in (nodes[n] for n in ancestors(nodes, recorder.ended)) if node.op == "parameter"}
+    return replace(graph, notes=(*graph.notes, *differences(graph, read.reached - ended, recorder.cut)))
 
 
 def hidden_outputs(nodes: list[Node], read: Read) -> list[int]:
@@ -112,14 +113,21 @@ def hidden_outputs(nodes: list[Node], read: Read) -> list[int]:
 
     A cache of keys and values is on the way to the logits and no output; a distribution's mean is one.
     """
-    seen = set(read.outputs)
+    seen = ancestors(nodes, read.outputs)
+    return [n for n in dict.fromkeys(read.hidden) if n not in seen]
+
+
+def ancestors(nodes: list[Node], of: Iterable[int]) -> set[int]:
+    """The nodes that ``of`` are computed from, themselves among them."""
+    seen = set(of)
     stack = list(seen)
     while stack:
-        for parent in nodes[stack.pop()].parents:
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return [n for n in dict.fromkeys(read.hidden) if n not in seen]
+        node = nodes[stack.pop()]
+        for before in (*node.parents, *node.params):
+            if before not in seen:
+                seen.add(before)
+                stack.append(before)
+    return seen
 
 
 def differences(graph: Graph, with_gradient: set[str], cut: Mapping[str, bool]) -> list[str]:

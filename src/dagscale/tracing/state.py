@@ -12,7 +12,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from operator import is_
 from typing import Any
@@ -109,7 +109,7 @@ class State:
             (_ALIASES, self._alias),
             (type, self._class),
         ):
-            if issubclass(kind, types_):  # type: ignore[arg-type]
+            if issubclass(kind, types_):
                 return visit
         for type_, (get, put) in _STATEFUL.items():
             if issubclass(kind, type_):
@@ -121,10 +121,14 @@ class State:
         if not container and type(container) in _CONTAINERS:
             self._empty.append(container)
             return
-        put, kept = (_put_items, _items(container)) if isinstance(container, dict) else (_put_elements, _elements(container))
-        self._saved.append((put, container, kept))
-        values = kept.values() if isinstance(kept, dict) else kept
-        self._stack.extend(itertools.islice(values, LARGE))
+        if isinstance(container, dict):
+            items = _items(container)
+            self._saved.append((_put_items, container, items))
+            self._stack.extend(itertools.islice(items.values(), LARGE))
+        else:
+            elements = _elements(container)
+            self._saved.append((_put_elements, container, elements))
+            self._stack.extend(elements[:LARGE])
         if type(container) not in _CONTAINERS:
             self._instance(container)
 

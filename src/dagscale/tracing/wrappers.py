@@ -11,9 +11,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
     wrappers: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
-        inner = dict(model.named_children()).get("_orig_mod")
-        if inner is None and isinstance(model, wrappers):
-            inner = model.module
+        children = dict(model.named_children())
+        inner = children.get("module" if isinstance(model, wrappers) else "_orig_mod")
         if inner is None:
             return model
         model = inner
