@@ -63,6 +63,7 @@ __all__ = [
     "run_fake",
     "run_real",
     "unchanged_random_state",
+    "unchanged_state",
     "undisturbed",
     "unwrapped",
 ]
@@ -81,6 +82,7 @@ class Read:
         hidden: nodes of tensors inside other objects that the forward returned.
         passed_over: names of the types of what it returned that holds no tensor.
         reached: names of the parameters that autograd has a gradient for.
+        custom: whether a custom ``autograd.Function`` is on the way of one.
     """
 
     def __init__(self, recorder: Recorder, value: Any, select: Select) -> None:
@@ -103,6 +105,7 @@ class Read:
         self.hidden = _nodes_of(recorder, [t for inside in hidden.values() for t in inside])
         self.passed_over = [name for name, inside in hidden.items() if not inside]
         self.reached: set[str] = set()
+        self.custom = False
 
 
 def _nodes_of(recorder: Recorder, tensors: Iterable[Tensor]) -> list[int]:
@@ -341,7 +344,7 @@ def _run_fake(
         with unchanged_values(recorder, (*parameters.values(), *state.tensors)), mode:
             with recorder:
                 read = Read(recorder, model(*args, **kwargs), select)
-            read.reached = with_gradient(read.tensors, versions, fake=True)
+            read.reached, read.custom = with_gradient(read.tensors, versions, fake=True)
     del read.tensors
     return read
 
@@ -399,6 +402,6 @@ def _run_real(
     with unchanged_values(recorder, (*parameters.values(), *others), others), undisturbed(recorder, model, state):
         with recorder:
             read = Read(recorder, model(*args, **kwargs), select)
-        read.reached = with_gradient(read.tensors, list(parameters.items()), fake=False)
+        read.reached, read.custom = with_gradient(read.tensors, list(parameters.items()), fake=False)
     del read.tensors
     return read

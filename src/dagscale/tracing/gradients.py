@@ -11,7 +11,9 @@ from torch import Tensor
 from dagscale.tracing._torch import by_python, is_fake, leaf_of
 
 
-def with_gradient(outputs: Sequence[Tensor], parameters: Sequence[tuple[str, Tensor]], fake: bool) -> set[str]:
+def with_gradient(
+    outputs: Sequence[Tensor], parameters: Sequence[tuple[str, Tensor]], fake: bool
+) -> tuple[set[str], bool]:
     """Names of the parameters that get a gradient of the sum of all ``outputs``.
 
     Autograd's own record is followed backwards. Where a custom function is on the way, what its backward gives is
@@ -20,6 +22,9 @@ def with_gradient(outputs: Sequence[Tensor], parameters: Sequence[tuple[str, Ten
     Args:
         parameters: name and tensor, of a parameter and of what stands in for it.
         fake: whether gradients may be collected in the tensors: they are fake, and will go.
+
+    Returns:
+        The names, and whether a custom function is on the way. A gradient that is zero everywhere counts.
     """
     outputs = [t for t in outputs if t.requires_grad]
     reached, custom = _followed(outputs)
@@ -28,7 +33,7 @@ def with_gradient(outputs: Sequence[Tensor], parameters: Sequence[tuple[str, Ten
         with suppress(Exception):  # the user's backward looks at values, say: what autograd has recorded must do
             reached = _run_backward(outputs, wanted, fake and all(map(is_fake, reached)))
     found = set(map(id, reached))
-    return {name for name, tensor in parameters if id(tensor) in found}
+    return {name for name, tensor in parameters if id(tensor) in found}, custom
 
 
 def _followed(outputs: list[Tensor]) -> tuple[list[Tensor], bool]:

@@ -6,6 +6,7 @@ import functools
 import gc
 import traceback
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,8 @@ def _let_go(thing: Any, fresh: frozenset[int], ours: set[int], places: list[str]
             holder.cache_clear()
         elif isinstance(holder, types.CellType) and cut and id(holder) in fresh:
             del holder.cell_contents
+        elif type(holder) is dict and _is_variable(holder, ours):
+            _out_of_dict(holder, thing, ours, places)
         elif id(holder) in fresh or isinstance(holder, (tuple, frozenset, types.FunctionType, types.MethodType)):
             ours.add(id(holder))
             _let_go(holder, fresh, ours, places, cut)
@@ -134,6 +137,40 @@ def _let_go(thing: Any, fresh: frozenset[int], ours: set[int], places: list[str]
 
 def _without(thing: Any, items: Iterable[Any]) -> list[Any]:
     return list(filterfalse(partial(is_, thing), items))
+
+
+def _is_variable(holder: dict[Any, Any], ours: set[int]) -> bool:
+    """Whether a dict is what a global variable or an attribute names.
+
+    The collector does not track a dict before it holds something it tracks, so that an empty one of before looks
+    like one of meanwhile.
+    """
+    owners = gc.get_referrers(holder)
+    ours.add(id(owners))
+    for owner in owners:
+        if isinstance(owner, dict):
+            if any(map(_is_of_a_thread, owner)):
+                return True
+            further = gc.get_referrers(owner)
+            ours.add(id(further))
+            if any(map(partial(_is_namespace_of, owner), further)):
+                return True
+        elif not _is_namespace_of(holder, owner) and any(map(partial(is_, holder), _values_of(owner))):
+            return True
+    return False
+
+
+def _is_of_a_thread(key: Any) -> bool:
+    """Whether it stands for a thread in the table of a ``threading.local``, which is Python's own to change."""
+    return isinstance(key, weakref.ref) and type(key()).__name__ == "_localdummy"
+
+
+def _is_namespace_of(mapping: dict[Any, Any], owner: Any) -> bool:
+    return getattr(owner, "__dict__", None) is mapping
+
+
+def _values_of(owner: Any) -> Iterable[Any]:
+    return getattr(owner, "__dict__", {}).values()
 
 
 def _out_of_dict(holder: dict[Any, Any], thing: Any, ours: set[int], places: list[str]) -> None:

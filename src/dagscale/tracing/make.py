@@ -104,8 +104,7 @@ def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], w
         Parameter(name, tuple(p.shape), tuple(names[id(p)][1:]), True, p.requires_grad) for name, p in owned.items()
     ]
     graph = reduce(nodes, outputs, parameters, notes)
-    ended = {node.name for node in (nodes[n] for n in ancestors(nodes, recorder.ended)) if node.op == "parameter"}
-    return replace(graph, notes=(*graph.notes, *differences(graph, read.reached - ended, recorder.cut)))
+    return replace(graph, notes=(*graph.notes, *differences(graph, read, recorder.cut)))
 
 
 def hidden_outputs(nodes: list[Node], read: Read) -> list[int]:
@@ -130,22 +129,24 @@ def ancestors(nodes: list[Node], of: Iterable[int]) -> set[int]:
     return seen
 
 
-def differences(graph: Graph, with_gradient: set[str], cut: Mapping[str, bool]) -> list[str]:
-    """What autograd says otherwise than the graph of which parameters are reached, in a line each."""
-    reached = {p.name for p in graph.parameters if p.trainable and p.reached}
-    trainable = {p.name for p in graph.parameters if p.trainable}
+def differences(graph: Graph, read: Read, cut: Mapping[str, bool]) -> list[str]:
+    """What autograd says otherwise than the graph of which parameters are reached, in a line each.
+
+    A gradient that is zero by construction (of a part that is sliced away, of a branch times 0) is none.
+    """
     lines = []
-    if without := [n for n in reached if n not in with_gradient]:
+    trainable = [p for p in graph.parameters if p.trainable]
+    if without := [p.name for p in trainable if p.reached and p.name not in read.reached]:
         why = (
             "re-entrant checkpointing, whose inputs ask for none: give checkpoint(..., use_reentrant=False)"
             if any(cut.values())
             else "no_grad, detach, or a function without a gradient is on the way"
         )
-        lines.append(f"the signal passes, but no gradient reaches {listed(sorted(without))}: {why}")
-    if unseen := [n for n in trainable - reached if n in with_gradient]:
+        lines.append(f"the signal passes, but no gradient reaches {listed(without)}: {why}")
+    if read.custom and (unseen := [p.name for p in trainable if not p.reached and p.name in read.reached]):
         lines.append(
-            f"a gradient reaches {listed(sorted(unseen))}, but no operator was seen to use it: computed outside of "
-            "PyTorch's operators in a custom function, say"
+            f"a gradient reaches {listed(unseen)}, but no path leads through: it is zero, or passes a custom function "
+            "that computes outside of PyTorch's operators"
         )
     return lines
 

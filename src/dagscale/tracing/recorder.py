@@ -93,7 +93,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finished: whether the forward returned.
         waiting: signals that ask to stop; the next operator does.
         made: gets a reference to each result, if it is a list.
-        ended: nodes that were multiplied by the number 0.
         cut: modules that computed without gradients → whether re-entrant checkpointing was why.
     """
 
@@ -111,7 +110,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.finished = False
         self.waiting: Sequence[int] = ()
         self.made: list[weakref.ref[Tensor]] | None = None
-        self.ended: list[int] = []
         self.cut: dict[str, bool] = {}
 
     # -- sources ------------------------------------------------------------------------------------------
@@ -243,8 +241,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 node = self._carried_on(operator, meaning, known, results)
                 carried = node is not None
         if node is None:
-            if known and meaning.kind == "constant" and operator.meaning is not meaning:  # by a rule: it is times 0
-                self.ended += [n for values in known.values() for n, _ in values]
             if not known or meaning.kind in ("constant", "flat"):
                 for tensor in written:  # a constant overwrites what was there
                     self.memory.write(tensor, None)

@@ -227,7 +227,8 @@ def _is_dunder(name: str) -> bool:
 
 def _attributes(owner: Any) -> dict[str, Any] | None:
     try:
-        found = object.__getattribute__(owner, "__dict__")
+        threads = isinstance(owner, threading.local)
+        found = owner.__dict__ if threads else object.__getattribute__(owner, "__dict__")
     except AttributeError:
         return None
     return found if isinstance(found, dict) else None
