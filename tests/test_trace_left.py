@@ -67,11 +67,12 @@ def with_gradient(model: nn.Module, inputs: Any) -> set[str]:
 
 
 def check(model: nn.Module, twin: nn.Module, inputs: Any, layers: dict[str, int], note: str = "") -> Any:
+    alive = oracle.fake_tensors()
     before = oracle.of_model(model), oracle.of_process()
     graph = trace(model, inputs)
     after = oracle.of_model(model), oracle.of_process()
     assert [key for b, a in zip(before, after, strict=True) for key in b if b[key] != a[key]] == []
-    assert oracle.survivors() == []
+    assert oracle.survivors(alive) == []
     assert {use.name: use.in_degree for use in graph.layers} == layers, str(graph)
     assert trace(model, inputs) == graph
     assert outputs(model, inputs) == outputs(twin, inputs)
@@ -89,10 +90,10 @@ def test_whatever_a_model_keeps(name: str) -> None:
     (make, layers), (twin, _) = cases("keeping")[name], cases("keeping")[name]
     if name in ("parameters re-pointed", "parameters re-pointed in a list outside of the module"):
         model, x = build(make), torch.randn(2, 4)
-        before = oracle.of_model(model)
+        before, alive = oracle.of_model(model), oracle.fake_tensors()
         trace(model, x)
         assert oracle.of_model(model) == before
-        assert oracle.survivors() == []
+        assert oracle.survivors(alive) == []
         assert outputs(model, x, 3) == outputs(build(twin), x, 3)
     else:
         check(build(make), build(twin), torch.randn(2, 4), layers)
@@ -144,7 +145,8 @@ def test_nothing_is_left_after_an_error() -> None:
             kept.append(super().forward(x))
             raise RuntimeError("stop")
 
+    alive = oracle.fake_tensors()
     with pytest.raises(ForwardError, match="stop"):
         trace(Raises(4, 4), torch.randn(2, 4))
     assert kept == []
-    assert oracle.survivors() == []
+    assert oracle.survivors(alive) == []
