@@ -40,6 +40,7 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "unseen",
+    "without_formula",
 ]
 
 DEVICE_OF = torch.ops.prim.device.default
@@ -110,6 +111,11 @@ def apply_code() -> CodeType:
 def by_python(node: object) -> bool:
     """Whether an autograd node's backward is a custom ``autograd.Function``'s."""
     return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def without_formula(node: object) -> bool:
+    """Whether it stands for an operator of ``torch.library``, whose backward may be missing and then raises."""
+    return type(node).__name__.startswith("GeneratedBackwardFor_")
 
 
 def leaf_of(node: object) -> Tensor | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from dagscale.tracing._torch import by_python, is_fake, leaf_of
+from dagscale.tracing._torch import by_python, is_fake, leaf_of, without_formula
 
 
 def with_gradient(
@@ -27,24 +27,28 @@ def with_gradient(
         The names, and whether a custom function is on the way. A gradient that is zero everywhere counts.
     """
     outputs = [t for t in outputs if t.requires_grad]
-    reached, custom = _followed(outputs)
+    reached, nodes = _followed(outputs)
+    custom = bool(nodes)
     if custom:
         wanted = [t for _, t in parameters if t.requires_grad and t.is_leaf]
-        with suppress(Exception):  # the user's backward looks at values, say: what autograd has recorded must do
-            reached = _run_backward(outputs, wanted, fake and all(map(is_fake, reached)))
+        collect = fake and all(map(is_fake, reached))
+        if not any(map(without_formula, nodes)):
+            with suppress(Exception):  # the user's backward looks at values, say: what autograd has recorded must do
+                reached = _run_backward(outputs, wanted, collect)
     found = set(map(id, reached))
     return {name for name, tensor in parameters if id(tensor) in found}, custom
 
 
-def _followed(outputs: list[Tensor]) -> tuple[list[Tensor], bool]:
-    """The leaves behind ``outputs``, and whether a custom function is on the way."""
+def _followed(outputs: list[Tensor]) -> tuple[list[Tensor], list[object]]:
+    """The leaves behind ``outputs``, and the custom functions on the way."""
     leaves = {id(t): t for t in outputs if t.is_leaf}
     stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
     seen = dict.fromkeys(stack)
-    custom = False
+    custom: list[object] = []
     while stack:
         node = stack.pop()
-        custom = custom or by_python(node)
+        if by_python(node):
+            custom.append(node)
         leaf = leaf_of(node)
         if leaf is not None:
             leaves[id(leaf)] = leaf
