@@ -202,7 +202,7 @@ def measure(
     args, kwargs = forward.bind_inputs(model, inputs)
     torch.manual_seed(seed)
     with torch.no_grad():
-        outputs = forward.run_real(meter, model, forward.plain_parameters(model), args, kwargs, lambda out: out)
+        outputs = forward.run_real(meter, model, forward.plain_parameters(model), args, kwargs, lambda out: out).outputs
     nodes = meter.nodes
     live = reduction._reaching(nodes, outputs)
     reduction._fold_functions(nodes, live)

@@ -48,14 +48,15 @@ def bare(model: Any, inputs: Any) -> Callable[[], Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._pytree import tree_map
 
-    from dagscale.tracing.forward import bind_inputs, plain_eager, unchanged_modules, unchanged_random_state
+    from dagscale.tracing.forward import bind_inputs, plain_eager, unchanged_random_state, unchanged_state
+    from dagscale.tracing.state import State
 
     args, kwargs = bind_inputs(model, inputs)
 
     def run() -> None:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         given, named = tree_map(lambda t: fake.from_tensor(t) if isinstance(t, torch.Tensor) else t, (args, kwargs))
-        with unchanged_modules(model), unchanged_random_state(), plain_eager(), fake:
+        with unchanged_state(State(*model.modules())), unchanged_random_state(), plain_eager(), fake:
             for module in model.modules():
                 for table in (module._parameters, module._buffers):
                     for name, tensor in table.items():

@@ -5,7 +5,8 @@
 
 For each model: it is traced; the parameters that the graph reaches are compared with those that get a gradient
 in a backward of the sum of all outputs; and the model is compared with itself before (parameters and buffers
-bit for bit where they have values, hooks, attributes, training flags, random state). Models are built on
+bit for bit where they have values, hooks, attributes, training flags, random state), its later outputs with those of
+before, and the garbage collector is asked for fake tensors that are still alive. Models are built on
 ``meta``, so that size costs nothing; the smallest model of each timm family, all of torchvision's and the small
 transformers are built, traced, and sent backward for real.
 """
@@ -69,6 +70,44 @@ def snapshot(model: Any) -> dict[str, Any]:
     }
 
 
+def fake_tensors() -> dict[int, Any]:
+    """The fake tensors alive."""
+    import gc
+
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    gc.collect()
+    return {id(o): o for o in gc.get_objects() if issubclass(type(o), FakeTensor)}
+
+
+def outputs(model: Any, inputs: Any) -> Any:
+    """Types and bits of what the model gives now, buffers and random state put back; None if it does not run."""
+    import torch
+
+    from dagscale.tracing.forward import bind_inputs, output_tensors, unchanged_random_state
+
+    args, kwargs = bind_inputs(model, inputs)
+    kept = [(b, b.clone()) for b in model.buffers()]
+    try:
+        with unchanged_random_state(), torch.no_grad():
+            torch.manual_seed(0)
+            return [(type(t).__name__, t.dtype, bits(t)) for t in output_tensors(model(*args, **kwargs))]
+    except Exception:
+        return None
+    finally:
+        with torch.no_grad():
+            for buffer, values in kept:
+                buffer.copy_(values)
+
+
+def bits(t: Any) -> Any:
+    import torch
+
+    if t.is_meta or not type(t).__module__.startswith("torch") or "Fake" in type(t).__name__:
+        return tuple(t.shape)
+    return hash(t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
 def check(model: Any, inputs: Any) -> dict[str, Any]:
     """Trace ``model`` and say what is right and wrong."""
     import dagscale
@@ -82,7 +121,8 @@ def check(model: Any, inputs: Any) -> dict[str, Any]:
         wanted = None
         row["runs"] = False
         row["forward_error"] = one_line(error)
-    before = snapshot(model)
+    given = outputs(model, inputs) if row["runs"] else None
+    before, alive = snapshot(model), fake_tensors()
     start = time.perf_counter()
     try:
         graph = dagscale.trace(model, inputs)
@@ -107,6 +147,9 @@ def check(model: Any, inputs: Any) -> dict[str, Any]:
             row["unreached"] = len(trainable - reached)
     after = snapshot(model)
     row["changed"] = [k for k in before if before[k] != after[k]]
+    row["survivors"] = sum(key not in alive for key in fake_tensors())
+    del alive
+    row["outputs_changed"] = given is not None and outputs(model, inputs) != given
     return row
 
 
@@ -262,6 +305,10 @@ def verdict(row: dict[str, Any]) -> str:
     for key in ("only_graph", "only_gradient", "changed", "unknown"):
         if row.get(key):
             problems.append(f"{key} {len(row[key])}: {row[key][:3]}")
+    if row.get("survivors"):
+        problems.append(f"{row['survivors']} fake tensors alive")
+    if row.get("outputs_changed"):
+        problems.append("other outputs than before")
     return "; ".join(problems) or "ok"
 
 
@@ -270,8 +317,11 @@ def report() -> None:
     by: dict[str, list[dict[str, Any]]] = {}
     for row in rows():
         by.setdefault(row["library"], []).append(row)
-    print("| library | models | built | run | traced | parameters as gradients | unchanged | unknown ops | for real |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| library | models | built | run | traced | parameters as gradients | unchanged | nothing left "
+        "| unknown ops | for real |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for library, group in by.items():
         built = [r for r in group if r.get("built")]
         runs = [r for r in built if r["runs"] or r["traced"]]
@@ -279,10 +329,12 @@ def report() -> None:
         compared = [r for r in traced if r["runs"]]
         same = [r for r in compared if not r["only_graph"] and not r["only_gradient"]]
         kept = [r for r in built if not r["changed"]]
+        clean = [r for r in built if "survivors" in r and not r["survivors"] and not r["outputs_changed"]]
+        asked = [r for r in built if "survivors" in r]
         ops = Counter(op for r in traced for op in r["unknown"])
         real = sum(r["real_run"] for r in traced)
         print(f"| {library} | {len(group)} | {len(built)} | {len(runs)} | {len(traced)} | {len(same)}/{len(compared)} "
-              f"| {len(kept)}/{len(built)} | {len(ops)} | {real} |")  # fmt: skip
+              f"| {len(kept)}/{len(built)} | {len(clean)}/{len(asked)} | {len(ops)} | {real} |")  # fmt: skip
     for library, group in by.items():
         print(f"\n{library}:")
         for row in group:

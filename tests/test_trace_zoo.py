@@ -38,6 +38,7 @@ def check(library: str, name: str) -> None:
     row = zoo.check(*zoo.build(library, name))
     assert row["traced"], row["error"]
     assert row["runs"], row["forward_error"]
+    assert (row["survivors"], row["outputs_changed"]) == (0, False)
     assert (row["only_graph"], row["only_gradient"], row["changed"], row["unknown"]) == ([], [], [], [])
 
 

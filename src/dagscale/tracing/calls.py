@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.tracing import forward
+from dagscale.tracing._torch import TorchDispatchMode, storage_key
 from dagscale.tracing.meaning import Meaning
 
 
@@ -71,11 +71,11 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import Operator, describe
 
-        self._made_of: dict[int, frozenset[str]] = {_key(t): frozenset() for t in forward.held_tensors(model)}
+        self._made_of: dict[int, frozenset[str]] = {storage_key(t): frozenset() for t in forward.held_tensors(model)}
         self._own: set[int] = set()
         for name, parameter in forward.plain_parameters(model).items():
-            self._made_of[_key(parameter)] = frozenset({name})
-            self._own.add(_key(parameter))
+            self._made_of[storage_key(parameter)] = frozenset({name})
+            self._own.add(storage_key(parameter))
         self._made_of.pop(0, None)
         self._kept: list[Tensor] = []
         self._describe = describe
@@ -91,7 +91,7 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
         named = dict(zip(operator.arguments, args, strict=False)) | kwargs
-        made_of = {a: [self._made_of.get(_key(t)) for t in tensors_in(v)] for a, v in named.items()}
+        made_of = {a: [self._made_of.get(storage_key(t)) for t in tensors_in(v)] for a, v in named.items()}
         sources = [names for found in made_of.values() for names in found]
         constant = None not in sources
         meaning = operator.meaning
@@ -102,26 +102,17 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 held = [(a, names) for a, names in places.items() if names]
                 if len(held) == 1:
                     place, names = held[0]
-                    self.on_use(Use(func, meaning, named, place, names, _key(named[place]) in self._own))
+                    self.on_use(Use(func, meaning, named, place, names, storage_key(named[place]) in self._own))
         out = func(*args, **kwargs)
         if constant:
             names = frozenset().union(*(found for found in sources if found))
             for tensor in tensors_in(out):
-                if _key(tensor) and _key(tensor) not in self._made_of:
-                    self._made_of[_key(tensor)] = names
+                if storage_key(tensor) and storage_key(tensor) not in self._made_of:
+                    self._made_of[storage_key(tensor)] = names
                     self._kept.append(tensor)
         else:
             for argument in operator.written:  # a signal has been written there
                 for tensor in tensors_in(named.get(argument)):
-                    if _key(tensor) not in self._own:
-                        self._made_of.pop(_key(tensor), None)
+                    if storage_key(tensor) not in self._own:
+                        self._made_of.pop(storage_key(tensor), None)
         return out
-
-
-def _key(tensor: Tensor) -> int:
-    """Its storage; 0 for a tensor that has none (sparse ones)."""
-    try:
-        key: int = tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return 0
-    return key

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DagscaleError, TraceError
@@ -12,6 +13,9 @@ from dagscale.tracing.meaning import Meaning, rule, spelling
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from dagscale.tracing.forward import Read
+    from dagscale.tracing.reading import Node
 
 __all__ = ["Meaning", "rule", "spelling", "trace"]
 
@@ -41,10 +45,22 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
             output depends on an input.
         ForwardError: if the forward itself raises; the user's exception is its ``__cause__``.
     """
+    from dagscale.tracing import forward
+    from dagscale.tracing.interrupts import uninterrupted
+
+    choose = select if select is not None else _everything
+    with forward.ONE_AT_A_TIME:
+        return uninterrupted(lambda waiting: _read(model, example_inputs, choose, waiting))
+
+
+def _everything(value: Any) -> Any:
+    return value
+
+
+def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], waiting: Sequence[int]) -> Graph:
     from torch import nn
 
     from dagscale.tracing import forward
-    from dagscale.tracing.recorder import Recorder
     from dagscale.tracing.reduction import reduce
 
     if isinstance(model, nn.Module):
@@ -53,6 +69,8 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
     forward.check_devices(model, (args, kwargs))
     try:
         model = forward.materialised(model, args, kwargs)
+    except DagscaleError:
+        raise
     except Exception as error:
         raise forward.forward_error(model, None, error, (args, kwargs)) from error
     names: dict[int, list[str]] = {}
@@ -64,25 +82,11 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
         names[id(parameter)].append(name)
     if not names:
         raise TraceError(f"{type(model).__name__} has no parameters: nothing to initialise or to train")
-    choose = select if select is not None else lambda value: value
     notes: list[str] = []
-    recorder = Recorder()
-    try:
-        outputs = forward.run_fake(recorder, model, owned, args, kwargs, choose)
-    except DagscaleError:
-        raise
-    except Exception as fake_error:
-        if any(p.is_meta or forward.is_sharded(p) for p in owned.values()):
-            raise forward.forward_error(model, recorder, fake_error, (args, kwargs)) from fake_error
-        recorder = Recorder()
-        try:
-            outputs = forward.run_real(recorder, model, owned, args, kwargs, choose)
-        except DagscaleError:
-            raise
-        except Exception as error:
-            raise forward.forward_error(model, recorder, error, (args, kwargs)) from error
-        notes.append(forward.looks_at_values(fake_error))
-    if not any(recorder.nodes[n].signal for n in outputs):
+    recorder, read = forward.recorded(model, owned, args, kwargs, select, waiting, notes)
+    nodes = recorder.nodes
+    outputs = [*read.outputs, *hidden_outputs(nodes, read)]
+    if not any(nodes[n].signal for n in outputs):
         last = recorder.last_signal
         where = f"{last.op!r} in {last.module or 'the model'}" if last is not None else "none did"
         raise TraceError(
@@ -94,7 +98,60 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
             f"unknown operator {op} in {module or 'the model'}: taken as a plain dependency; "
             "tell its meaning with rule or spelling of dagscale.tracing"
         )
+    if read.passed_over:
+        notes.append(f"passed over among the outputs, no tensor was found in it: {listed(read.passed_over)}")
     parameters = [
         Parameter(name, tuple(p.shape), tuple(names[id(p)][1:]), True, p.requires_grad) for name, p in owned.items()
     ]
-    return reduce(recorder.nodes, outputs, parameters, notes)
+    graph = reduce(nodes, outputs, parameters, notes)
+    return replace(graph, notes=(*graph.notes, *differences(graph, read, recorder.cut)))
+
+
+def hidden_outputs(nodes: list[Node], read: Read) -> list[int]:
+    """Of the tensors inside objects that were returned, those that no other output depends on.
+
+    A cache of keys and values is on the way to the logits and no output; a distribution's mean is one.
+    """
+    seen = ancestors(nodes, read.outputs)
+    return [n for n in dict.fromkeys(read.hidden) if n not in seen]
+
+
+def ancestors(nodes: list[Node], of: Iterable[int]) -> set[int]:
+    """The nodes that ``of`` are computed from, themselves among them."""
+    seen = set(of)
+    stack = list(seen)
+    while stack:
+        node = nodes[stack.pop()]
+        for before in (*node.parents, *node.params):
+            if before not in seen:
+                seen.add(before)
+                stack.append(before)
+    return seen
+
+
+def differences(graph: Graph, read: Read, cut: Mapping[str, bool]) -> list[str]:
+    """What autograd says otherwise than the graph of which parameters are reached, in a line each.
+
+    A gradient that is zero by construction (of a part that is sliced away, of a branch times 0) is none.
+    """
+    lines = []
+    trainable = [p for p in graph.parameters if p.trainable]
+    if without := [p.name for p in trainable if p.reached and p.name not in read.reached]:
+        why = (
+            "re-entrant checkpointing, whose inputs ask for none: give checkpoint(..., use_reentrant=False)"
+            if any(cut.values())
+            else "no_grad, detach, or a function without a gradient is on the way"
+        )
+        lines.append(f"the signal passes, but no gradient reaches {listed(without)}: {why}")
+    if read.custom and (unseen := [p.name for p in trainable if not p.reached and p.name in read.reached]):
+        lines.append(
+            f"a gradient reaches {listed(unseen)}, but no path leads through: it is zero, or passes a custom function "
+            "that computes outside of PyTorch's operators"
+        )
+    return lines
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """``a, b, c, d and 3 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

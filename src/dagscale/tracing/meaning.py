@@ -20,6 +20,7 @@ Kind = Literal[
     "concat",
     "select",
     "constant",
+    "flat",
     "unknown",
 ]
 Arguments = Mapping[str, Any]
@@ -32,7 +33,8 @@ class Meaning:
 
     Attributes:
         kind: ``pass`` carries a signal on unchanged in kind (casts, masks, constant factors, indexing);
-            ``constant`` gives a value that does not depend on its arguments' values.
+            ``constant`` gives a value that does not depend on its arguments' values; ``flat`` one that depends on
+            them stepwise, so that no gradient passes unless a custom function gives it one.
         data: the arguments that carry signal; ``()`` means every tensor argument.
         weight, bias: for ``weight`` ops the arguments in those places. For a ``norm``, the gain and bias.
         layer: fan and kernel of a ``weight`` op, where its weight is a parameter.

@@ -13,7 +13,8 @@ from math import prod
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+
+from dagscale.tracing._torch import StorageWeakRef, storage_key
 
 Relation = Literal["apart", "inside", "overlap"]
 
@@ -117,11 +118,8 @@ class Memory:
 
     @staticmethod
     def key(tensor: Tensor) -> int:
-        """Identifies the storage."""
-        try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):  # sparse and other tensors without storage
-            return id(tensor)
+        """Identifies the storage, or a tensor that has none."""
+        return storage_key(tensor) or id(tensor)
 
     def __contains__(self, tensor: Tensor) -> bool:
         return self.key(tensor) in self._cells

@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
-from dagscale.errors import TraceError
-from dagscale.graph import Layer
-from dagscale.tracing.meaning import OPS, Kind, Meaning, Spelling
+from dagscale.tracing._torch import DEVICE_OF, TorchDispatchMode, apply_code, device_of, is_fake
+from dagscale.tracing.interrupts import Interrupted
+from dagscale.tracing.meaning import OPS, Meaning, Spelling
 from dagscale.tracing.memory import Memory, Region, region_of
+from dagscale.tracing.reading import (
+    Known,
+    Node,
+    Reading,
+    Value,
+    floating,
+    no_gradient_passes,
+    read_call,
+    read_everything,
+)
 
-Place = Literal["weight", "bias", ""]
-
-
-@dataclass(slots=True)
-class Node:
-    """One recorded value.
-
-    Attributes:
-        kind: its operator's meaning, or ``source`` for model inputs and parameters.
-        parents: the nodes whose values carry signal into it, in argument order, repeats kept.
-        whole: for each parent, whether all of its elements were read.
-        params: node ids of parameter-derived values it uses; first the one in the weight's place.
-        places: for each of ``params``, the argument's role: ``weight``, ``bias`` or ``""``.
-        signal: whether it depends on a model input's values.
-        discrete: an integer signal: token ids.
-        axes: of a concat, the (stride, number) of its parts if they are equally long; of a pool, the
-            (stride, size) of each dimension it adds up over.
-        via: for each parent, the nodes passed on the way from it, where reduction has melted them in.
-        name: the parameter's name for parameter sources.
-    """
-
-    id: int
-    kind: Kind | str
-    op: str
-    module: str = ""
-    parents: tuple[int, ...] = ()
-    whole: tuple[bool, ...] = ()
-    params: tuple[int, ...] = ()
-    places: tuple[Place, ...] = ()
-    layer: Layer | None = None
-    axes: tuple[tuple[int, int], ...] = ()
-    via: tuple[tuple[int, ...], ...] = ()
-    elementwise: bool = False
-    signal: bool = False
-    discrete: bool = False
-    name: str = ""
-    shape: tuple[int, ...] = ()
-    numel: int = 0
+__all__ = ["Node", "Operator", "Recorder", "describe", "tensors_in"]
 
 
 @dataclass(slots=True)
@@ -100,7 +73,6 @@ _VIEWS = frozenset(
                  "transpose_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_")
 )  # fmt: skip
 """Operators whose results share their argument's storage though the schema says otherwise, or calls it writing."""
-_DEVICE = torch.ops.prim.device.default
 _IGNORED = frozenset({"prim.device", "prim.layout", "aten.sym_size", "aten.sym_stride", "aten.record_stream"})
 
 
@@ -119,6 +91,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         last_signal: the last node whose value depended on an input.
         failed: the last operator that raised, and the module that ran it.
         finished: whether the forward returned.
+        waiting: signals that ask to stop; the next operator does.
+        made: gets a reference to each result, if it is a list.
+        cut: modules that computed without gradients → whether re-entrant checkpointing was why.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -133,6 +108,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.last_signal: Node | None = None
         self.failed: tuple[str, str] | None = None
         self.finished = False
+        self.waiting: Sequence[int] = ()
+        self.made: list[weakref.ref[Tensor]] | None = None
+        self.cut: dict[str, bool] = {}
 
     # -- sources ------------------------------------------------------------------------------------------
 
@@ -183,17 +161,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # -- the record ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _DEVICE and isinstance(args[0], FakeTensor):  # the commonest call by far
-            return args[0].fake_device
+        if func is DEVICE_OF and is_fake(args[0]):  # the commonest call by far
+            return device_of(args[0])
         kwargs = kwargs or {}
         operator = self._operators.get(func)
         if operator is None:
             operator = self._operators[func] = describe(func)
         if operator.name in _IGNORED:
             return func(*args, **kwargs)
+        if self.waiting:
+            raise Interrupted
         if operator.view:
             out = func(*args, **kwargs)
             self._alias(args, out)
+            self._keep_track(args, out)
             return out
         named = dict(zip(operator.arguments, args, strict=False)) | kwargs
         known = self._known(named)
@@ -214,7 +195,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.failed = (operator.name, self._module)
             raise
         self._record(operator, meaning, named, known, out)
+        self._keep_track(args, out)
         return out
+
+    def _keep_track(self, args: Any, out: Any) -> None:
+        """Of what is new among the results: in-place operators give back what they were given."""
+        if self.made is not None:
+            given = set(map(id, tensors_in(args)))
+            self.made += [weakref.ref(tensor) for tensor in tensors_in(out) if id(tensor) not in given]
 
     def _alias(self, args: Any, out: Any) -> None:
         """A view: its storage is known, unless the view was made from a stand-in for the real tensor."""
@@ -246,8 +234,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = list(tensors_in(out))
         written = [t for a in operator.written for t in tensors_in(named.get(a))]
         node = self._interpret(operator, meaning, known, results) if known else None
+        carried = False
+        if known and not torch.is_grad_enabled():
+            self._note_cut(known)
+            if node is None:
+                node = self._carried_on(operator, meaning, known, results)
+                carried = node is not None
         if node is None:
-            if not known or meaning.kind == "constant":
+            if not known or meaning.kind in ("constant", "flat"):
                 for tensor in written:  # a constant overwrites what was there
                     self.memory.write(tensor, None)
             return
@@ -260,7 +254,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if meaning.kind == "norm":
             written = []  # running statistics carry no signal on
         for tensor in (*results, *(t for t in written if all(t is not r for r in results))):
-            if tensor.is_floating_point() or tensor.is_complex() or node.discrete or not node.signal:
+            if carried or tensor.is_floating_point() or tensor.is_complex() or node.discrete or not node.signal:
                 self.memory.write(tensor, node.id, parts)
 
     def _lay_out(self, node: Node, tensors: list[Tensor], out: Tensor, dim: int) -> list[tuple[Region, int | None]]:
@@ -284,112 +278,105 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results: list[Tensor],
     ) -> Node | None:
         """Make the node for one call, or None if its result is a constant."""
-        if meaning.kind == "constant":
+        if meaning.kind in ("constant", "flat"):
             return None
-        nodes = self.nodes
-        data_names: Iterable[str] = meaning.data or known
-        data = [(n, t) for a in data_names for n, t in known.get(a, ())]
-        signals = [(n, t) for n, t in data if nodes[n].signal]
-        roles: list[tuple[int, Place]] = []
-        kind: Kind = meaning.kind
-        layer = meaning.layer
-        if kind == "weight":
-            weights = [(n, t) for n, t in known.get(meaning.weight, ())]
-            moving = [(n, t) for n, t in weights if nodes[n].signal]
-            if moving and signals:
-                kind, layer, signals = "product", None, signals + moving
-            elif moving:
-                roles += [(n, "weight") for n, _ in data]
-                signals, layer = moving, meaning.swapped
-                if not data:
-                    kind, layer = "pass", None
-            else:
-                roles += [(n, "weight") for n, _ in weights]
-                if not weights:
-                    kind, layer = "pass", None  # a fixed linear map
-                elif meaning.data != ("indices",):
-                    self._check_dtypes(signals, weights)
-        elif meaning.weight:
-            roles += [(n, "weight") for n, _ in known.get(meaning.weight, ())]
-        added: list[tuple[int, Tensor]] = []
-        if meaning.bias:
-            for n, t in known.get(meaning.bias, ()):
-                if nodes[n].signal:  # addmm and baddbmm add a signal to the contraction
-                    added.append((n, t))
-                else:
-                    roles.append((n, "bias"))
-        named = {n for n, _ in roles}
-        for values in known.values():
-            for n, _ in values:
-                if not nodes[n].signal and n not in named:
-                    roles.append((n, ""))
-                    named.add(n)
-        if not signals and not roles and not added:
+        reading = read_call(meaning, self._values(known))
+        if reading.is_constant or no_gradient_passes(reading, results):
             return None
-        result = next((t for t in results if t.is_floating_point() or t.is_complex()), None)
-        discrete = bool(signals) and result is None and all(nodes[n].discrete for n, _ in signals)
-        if signals and result is None and not discrete:
-            return None  # comparisons and indices derived from a signal: no gradient passes
-        if discrete and results and results[0].dtype is torch.bool:
-            return None
-        if kind == "unknown" and signals:
+        if reading.kind == "unknown" and reading.signals:
             self.unknown.setdefault(operator.name, self._module)
-        head = result if result is not None else (results[0] if results else None)
-        name = operator.name.partition(".")[2].rstrip("_")
-        node = self._new(
-            kind,
-            name,
-            module=self._module,
-            parents=tuple(n for n, _ in signals),
-            whole=tuple(t.numel() >= nodes[n].numel for n, t in signals),
-            params=tuple(n for n, _ in roles),
-            places=tuple(r for _, r in roles),
-            layer=layer if kind == "weight" else None,
-            elementwise=meaning.elementwise,
-            signal=bool(signals),
-            discrete=discrete,
-            shape=tuple(head.shape) if head is not None else (),
-            numel=head.numel() if head is not None else 0,
-        )
-        if added:
-            inner = node
-            terms = [(inner.id, True)] if inner.signal else []
-            terms += [(n, t.numel() >= nodes[n].numel) for n, t in added]
-            node = self._new(
-                "sum",
-                name,
-                module=self._module,
-                parents=tuple(n for n, _ in terms),
-                whole=tuple(whole for _, whole in terms),
-                elementwise=True,
-                signal=True,
-                shape=inner.shape,
-                numel=inner.numel,
-            )
-            if not inner.signal:
-                node.params, node.places = (inner.id,), ("",)
+        node = self._node(operator, reading, results, meaning.elementwise)
+        node = self._plus(node, reading.added) if reading.added else node
         if node.signal:
             self.last_signal = node
         return node
 
-    def _check_dtypes(self, signals: list[tuple[int, Tensor]], weights: list[tuple[int, Tensor]]) -> None:
-        """Fake tensors multiply any two types; the real forward would raise."""
-        for _, x in signals:
-            for n, weight in weights:
-                if x.dtype != weight.dtype and x.dtype in _CHECKED:
-                    name = self.nodes[n].name or self.path[-1]
-                    mend = (
-                        "give floating-point values (x.float()); integer token ids belong to an embedding"
-                        if not x.is_floating_point()
-                        else f"cast the input (x.to({weight.dtype})) or the model"
-                    )
-                    raise TraceError(f"{name!r} is {weight.dtype} and meets a {x.dtype} signal: {mend}")
+    def _values(self, known: dict[str, list[tuple[int, Tensor]]]) -> Known:
+        return {argument: [(self.nodes[n], t) for n, t in values] for argument, values in known.items()}
+
+    def _node(self, operator: Operator, reading: Reading, results: list[Tensor], elementwise: bool) -> Node:
+        result = floating(results)
+        head = result if result is not None else next(iter(results), None)
+        return self._new(
+            reading.kind,
+            operator.name.partition(".")[2].rstrip("_"),
+            module=self._module,
+            parents=tuple(node.id for node, _ in reading.signals),
+            whole=tuple(t.numel() >= node.numel for node, t in reading.signals),
+            params=tuple(node.id for node, _ in reading.roles),
+            places=tuple(place for _, place in reading.roles),
+            layer=reading.layer if reading.kind == "weight" else None,
+            elementwise=elementwise,
+            signal=bool(reading.signals),
+            discrete=bool(reading.signals) and result is None and all(node.discrete for node, _ in reading.signals),
+            shape=tuple(head.shape) if head is not None else (),
+            numel=head.numel() if head is not None else 0,
+        )
+
+    def _plus(self, inner: Node, added: tuple[Value, ...]) -> Node:
+        """The sum of a contraction and the signals that it adds."""
+        terms = [(inner.id, True)] if inner.signal else []
+        terms += [(node.id, t.numel() >= node.numel) for node, t in added]
+        return self._new(
+            "sum",
+            inner.op,
+            module=self._module,
+            parents=tuple(n for n, _ in terms),
+            whole=tuple(whole for _, whole in terms),
+            params=() if inner.signal else (inner.id,),
+            places=() if inner.signal else ("",),
+            elementwise=True,
+            signal=True,
+            shape=inner.shape,
+            numel=inner.numel,
+        )
+
+    # -- where dispatch and autograd part -------------------------------------------------------------------
+
+    def _carried_on(
+        self, operator: Operator, meaning: Meaning, known: dict[str, list[tuple[int, Tensor]]], results: list[Tensor]
+    ) -> Node | None:
+        """The node for a call whose result is a constant to dispatch, inside a custom function with signal or weights.
+
+        A custom ``autograd.Function`` is written to give a gradient to what has none: a sign, a threshold, a
+        rounding. What it computes from its arguments is carried on, values of any type.
+        """
+        if meaning.kind == "constant" or not results or not _in_custom_function():
+            return None
+        reading = read_everything(meaning, self._values(known))
+        if reading.is_constant:
+            return None
+        node = self._node(operator, reading, results, elementwise=True)
+        if node.signal:
+            self.last_signal = node
+        return node
+
+    def _note_cut(self, known: dict[str, list[tuple[int, Tensor]]]) -> None:
+        """Remember, once a module, what runs without gradients here: re-entrant checkpointing or plain ``no_grad``."""
+        if self._module not in self.cut and known:
+            self.cut[self._module] = _in_checkpoint()
+
+    def forget(self) -> None:
+        """Let go of every tensor; the nodes stay."""
+        self.memory = Memory(self._join)
+        self.on_write = None
 
 
-_CHECKED = frozenset({torch.int64, torch.int32, torch.int16, torch.uint8, torch.float32, torch.float64,
-                      torch.float16, torch.bfloat16})  # fmt: skip
+def _applied() -> Iterator[type]:
+    """The custom functions whose forward runs now, the innermost first."""
+    frame = sys._getframe(1)
+    code = apply_code()
+    while frame is not None:
+        if frame.f_code is code:
+            yield frame.f_locals["cls"]
+        frame = frame.f_back  # type: ignore[assignment]
 
 
-def module_names(model: nn.Module) -> dict[int, str]:
-    """``id(module)`` → its first qualified name."""
-    return {id(module): name for name, module in reversed(list(model.named_modules()))}
+def _in_custom_function() -> bool:
+    """Whether a custom function of someone else than PyTorch runs."""
+    innermost = next(_applied(), None)
+    return innermost is not None and not innermost.__module__.startswith("torch.")
+
+
+def _in_checkpoint() -> bool:
+    return any(function.__name__ == "CheckpointFunction" for function in _applied())

@@ -67,6 +67,13 @@ means(
             "unbind_copy",
             "unfold_copy",
             "repeat_interleave",
+            "to_padded_tensor",
+            "_fused_moving_avg_obs_fq_helper",
+            "fake_quantize_per_tensor_affine_cachemask",
+            "fake_quantize_per_channel_affine_cachemask",
+            "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+            "_fake_quantize_learnable_per_tensor_affine",
+            "_fake_quantize_learnable_per_channel_affine",
             "_fft_r2c",
             "_fft_c2r",
             "_fft_c2c",
@@ -76,6 +83,7 @@ means(
 )
 means(
     Meaning("pass", data=("input",)),
+    "aten._pack_padded_sequence",
     "aten.native_dropout", "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout",
 )  # fmt: skip
 means(

@@ -4,9 +4,9 @@ from math import prod
 from typing import Any
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from dagscale.graph import Layer
+from dagscale.tracing._torch import is_fake
 from dagscale.tracing.meaning import Arguments, Meaning, Spelling, means, rule
 
 
@@ -35,7 +35,7 @@ rule("aten.mm", "aten.mv", "aten.dot", "aten.vdot", "aten._int_mm")(
 )
 rule("aten.bmm")(dense("self", "mat2"))
 rule("aten.matmul")(dense("self", "other"))
-rule("aten.addmm", "aten.addmm_", "aten._addmm_activation")(dense("mat1", "mat2", "self"))
+rule("aten.addmm", "aten.addmm_", "aten._addmm_activation", "aten._sparse_addmm")(dense("mat1", "mat2", "self"))
 rule("aten.addmv")(dense("mat", "vec", "self"))
 
 
@@ -44,7 +44,7 @@ def grouped(arguments: Arguments) -> Meaning | Spelling:
     """Each expert's rows by its matrix: a layer. On fake tensors, where only shapes count, one expert does for all,
     because PyTorch's own fake implementation refuses float32."""
     rows, experts = arguments["self"], arguments["mat2"]
-    if isinstance(rows, FakeTensor) and rows.dim() == 2 and experts.dim() == 3 and arguments.get("bias") is None:
+    if is_fake(rows) and rows.dim() == 2 and experts.dim() == 3 and arguments.get("bias") is None:
         return Spelling(lambda self, mat2, *args, **kwargs: self @ mat2[0])
     contraction: Meaning = dense("self", "mat2", "bias")(arguments)
     return contraction

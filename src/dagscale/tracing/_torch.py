@@ -1,0 +1,157 @@
+"""Everything private of PyTorch that tracing stands on, in one place: what to look at when a new release breaks it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import UnsupportedOperatorException as UnsupportedOperator
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = [
+    "DEVICE_OF",
+    "FakeTensor",
+    "StorageWeakRef",
+    "TorchDispatchMode",
+    "UnsupportedOperator",
+    "apply_code",
+    "by_python",
+    "device_of",
+    "eagerly",
+    "fake_mode",
+    "is_fake",
+    "is_lazy",
+    "is_plain",
+    "leaf_of",
+    "module_hooks",
+    "needs_values",
+    "plain_arithmetic",
+    "storage_key",
+    "tree_leaves",
+    "tree_map",
+    "unseen",
+    "without_formula",
+]
+
+DEVICE_OF = torch.ops.prim.device.default
+"""The operator that asks a tensor for its device: by far the commonest under a mode."""
+
+
+# --- fake tensors -----------------------------------------------------------------------------------------
+
+
+def fake_mode() -> Any:
+    """A new mode under which operators compute shapes alone, and real tensors met on the way are taken as fake."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(value: object, mode: Any = None) -> bool:
+    """Whether ``value`` is a fake tensor, of ``mode`` if one is given; asks no user's ``__class__``."""
+    return issubclass(type(value), FakeTensor) and (mode is None or getattr(value, "fake_mode", None) is mode)
+
+
+def device_of(tensor: Any) -> torch.device:
+    """The device that a fake tensor stands for."""
+    found: torch.device = tensor.fake_device
+    return found
+
+
+def needs_values(error: BaseException) -> bool:
+    """Whether a forward on fake or meta tensors failed because it looked at values."""
+    text = str(error)
+    return type(error).__name__ in _VALUE_ERRORS or "meta tensor" in text or "aten::_local_scalar_dense" in text
+
+
+_VALUE_ERRORS = frozenset(
+    {"DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode"}
+)
+
+
+# --- storages and tensors ---------------------------------------------------------------------------------
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Identifies the storage that ``tensor`` shows; 0 if it has none, as sparse ones."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is laid out in memory as an ordinary tensor: no subclass of its own making, as nested ones."""
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def unseen() -> AbstractContextManager[Any]:
+    """What runs inside is seen by no dispatch mode."""
+    mode: AbstractContextManager[Any] = torch._C._DisableTorchDispatch()
+    return mode
+
+
+# --- autograd ---------------------------------------------------------------------------------------------
+
+
+def apply_code() -> CodeType:
+    """The code of ``autograd.Function.apply``: a frame that runs it is inside a custom function."""
+    code: CodeType = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+    return code
+
+
+def by_python(node: object) -> bool:
+    """Whether an autograd node's backward is a custom ``autograd.Function``'s."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def without_formula(node: object) -> bool:
+    """Whether it stands for an operator of ``torch.library``, whose backward may be missing and then raises."""
+    return type(node).__name__.startswith("GeneratedBackwardFor_")
+
+
+def leaf_of(node: object) -> Tensor | None:
+    """The tensor that an autograd node collects the gradient of, if it is one of those that do."""
+    return getattr(node, "variable", None)
+
+
+# --- process-wide state -----------------------------------------------------------------------------------
+
+
+def eagerly() -> AbstractContextManager[object]:
+    """Compiled parts of a model run eagerly inside, where torch can be told so."""
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Attention, recurrence and convolution without fused kernels whose choice depends on the device."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+        torch._C._set_mkldnn_enabled(False)
+        log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what we report
+        stack.callback(setattr, log, "disabled", log.disabled)
+        log.disabled = True
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
+        yield
+
+
+@contextmanager
+def module_hooks(enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[None]:
+    """``enter(module, inputs)`` and ``leave(module, inputs, output)`` around every module's forward."""
+    with ExitStack() as stack:
+        stack.callback(nn.modules.module.register_module_forward_pre_hook(enter).remove)
+        stack.callback(nn.modules.module.register_module_forward_hook(leave, always_call=True).remove)
+        yield

@@ -1,0 +1,68 @@
+"""Models inside other things: what compiling, parallelism, checkpointing and sharding wrap around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    wrappers: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        children = dict(model.named_children())
+        inner = children.get("module" if isinstance(model, wrappers) else "_orig_mod")
+        if inner is None:
+            return model
+        model = inner
+
+
+def plain_name(name: str) -> str:
+    """A qualified name without what compiling, checkpointing or sharding a part of the model put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+_WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by their plain names, as a graph has them; tied ones once."""
+    return {plain_name(name): parameter for name, parameter in unwrapped(model).named_parameters()}
+
+
+def module_names(model: nn.Module) -> dict[int, str]:
+    """``id(module)`` → its first qualified name."""
+    return {id(module): plain_name(name) for name, module in reversed(list(model.named_modules()))}
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a ``DTensor``: a shard here, with the whole's shape."""
+    return hasattr(tensor, "full_tensor")
+
+
+def placed_like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """``whole``, cut up as ``tensor`` is if that is a shard; every process holds the same ``whole``."""
+    if not is_sharded(tensor):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    shard: Any = tensor
+    whole = whole.to(device=shard.device, dtype=shard.dtype)
+    return distribute_tensor(whole, shard.device_mesh, shard.placements)
+
+
+def without_sharding(model: nn.Module) -> None:
+    """Take off the hooks by which FSDP gathers and frees parameters. Whoever calls this puts them back."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if _origin(hook).startswith("torch.distributed."):
+                    del hooks[key]
+
+
+def _origin(hook: Any) -> str:
+    """The module that a hook's code is from."""
+    hook = getattr(hook, "func", hook)
+    owner = getattr(hook, "__self__", None)
+    return str(type(owner).__module__ if owner is not None else getattr(hook, "__module__", ""))
