@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
+from dagscale.tracing.state import State
 from dagscale.training.draws import Fill
 
 HALF = (torch.float16, torch.bfloat16)
@@ -82,19 +83,14 @@ class WorkingCopy:
 
 
 class _State:
-    """All that a training run changes in a model: values, gradients, attributes of modules, and modes."""
+    """All that a training run changes in a model: values, gradients, and whatever else its code keeps."""
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors = [(t, t.detach().clone(), t.grad) for t in _held(model)]
-        self.modules = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
+        self.rest = State(*model.modules())
 
     def restore(self) -> None:
-        for module, attributes, containers in self.modules:
-            if vars(module).keys() != attributes.keys() or any(vars(module)[k] is not v for k, v in attributes.items()):
-                vars(module).clear()
-                vars(module).update(attributes)
-            for value, held in containers:
-                forward._restore(value, held)
+        self.rest.restore()
         with torch.no_grad():
             for tensor, value, gradient in self.tensors:
                 if tensor.shape != value.shape or tensor.dtype != value.dtype:
@@ -111,14 +107,6 @@ def _held(model: nn.Module) -> list[Tensor]:
         if not tensor.is_meta and tensor.is_leaf:
             found.setdefault(id(tensor), tensor)
     return list(found.values())
-
-
-def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [
-        (value, value.copy())
-        for value in vars(module).values()
-        if isinstance(value, (dict, list, set)) and len(value) < 10_000
-    ]
 
 
 def _dependence(original: nn.Module, made: nn.Module, run: Callable[[nn.Module], Any] | None) -> str:
