@@ -33,7 +33,7 @@ oracle, surfaces = sibling("oracle"), sibling("surfaces")
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 """For each surface; 0 for the fixed share."""
 
-SHARE = 18
+SHARE = 12
 """Inputs of each surface in the fixed share."""
 
 
