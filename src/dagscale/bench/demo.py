@@ -19,6 +19,7 @@ from dagscale.pictures.files import check_path, save
 from dagscale.planning.base import Base
 from dagscale.planning.make import plan
 from dagscale.searching import search
+from dagscale.shown import load_rich
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
 
@@ -65,6 +66,7 @@ def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outco
     Raises:
         DagscaleError: if the picture cannot be written.
     """
+    load_rich()
     from rich.console import Console
     from rich.progress import track
 
@@ -161,6 +163,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float | None]]:
 
 def table(outcomes: list[Outcome]) -> Table:
     """A row an architecture: the rate and the loss of each way."""
+    load_rich()
     from rich import box
     from rich.table import Table
 

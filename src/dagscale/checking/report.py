@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagscale.checking.verdict import LEVEL, Fault, Fit, Level
+from dagscale.errors import PlanError
 from dagscale.pictures.files import save
+from dagscale.planning.files import read_document, read_text, rendered, write_text
+from dagscale.shown import cell, for_picture, load_rich, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+FORMAT = 1
+"""Of the JSON document; a document of a later format is refused."""
+
 NAMES = {"moment": "second moment / wanted", "change": "Δz rms", "own": "own Δz rms"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `check` found.
 
@@ -56,18 +63,21 @@ class Report:
         """The first fault: later ones may follow from it."""
         return self.faults[0] if self.faults else None
 
-    @property
+    def __repr__(self) -> str:
+        return f"Report({'pass' if self.ok else 'fail'}, {len(self.labels)} members, {len(self.faults)} faults)"
+
     def table(self) -> Table:
-        """A row a class of layers and quantity, and a row a layer at fault."""
+        """To print with rich: a row a class of layers and quantity, and a row a layer at fault."""
+        load_rich()
         from rich.table import Table
 
         how = f"init {self.init} · law {self.law} · {self.optimizer}"
         title = f"{self.axis} · {how} · {self.steps} steps · {self.seeds} seeds"
-        table = Table(title=title, caption=self.verdict)
+        table = Table(title=cell(title), caption=cell(self.verdict))
         table.add_column("layers", overflow="fold")
         table.add_column("quantity")
         for label, size in zip(self.labels, self.sizes, strict=True):
-            table.add_column(f"{label}\n{self.axis} {size:.4g}", justify="right", overflow="fold")
+            table.add_column(cell(f"{label}\n{self.axis} {size:.4g}"), justify="right", overflow="fold")
         table.add_column("slope", justify="right")
         table.add_column("interval", justify="right")
         table.add_column("allowed", justify="right")
@@ -77,7 +87,7 @@ class Report:
             low = "" if fit.growing else f"−{fit.tolerance:.2f} … "
             mark = {1: "grows", -1: "shrinks", 0: "open" if fit.open else "ok" if fit.judged else ""}[fit.off]
             table.add_row(
-                fit.name, NAMES[fit.quantity], *(f"{v:.3g}" for v in fit.values), f"{fit.slope:+.2f}",
+                cell(fit.name), NAMES[fit.quantity], *(f"{v:.3g}" for v in fit.values), f"{fit.slope:+.2f}",
                 f"{fit.low:+.2f} … {fit.high:+.2f}", f"{low}{fit.tolerance:.2f}", mark,
                 style="bold red" if fit.off else "",
             )  # fmt: skip
@@ -122,17 +132,50 @@ class Report:
         )
         return document
 
-    def __str__(self) -> str:
-        from rich.console import Console
+    def to_json(self) -> str:
+        """One JSON document; :meth:`from_json` reads it back to an equal report."""
+        return json.dumps({"format": FORMAT, "report": _written(asdict(self))})
 
-        console = Console(width=130, color_system=None)
-        with console.capture() as capture:
-            console.print(self.table)
-            for fault in self.faults:
-                console.print(f"fault: {fault}", markup=False, highlight=False, soft_wrap=True)
-            for note in self.notes:
-                console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-        return capture.get().rstrip()
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: if the text is no such document, or a later version of dagscale wrote it.
+        """
+        mend = "write one with Report.save, of what dagscale.check returns"
+        raw = read_document(text, "report", FORMAT, mend)
+        try:
+            own = _read(raw["report"])
+            parts = {"levels": Level, "fits": Fit, "faults": Fault}
+            made: dict[str, Any] = {name: tuple(kind(**one) for one in own.pop(name)) for name, kind in parts.items()}
+            return cls(**own, **made)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"this is no report ({error}); {mend}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file as JSON.
+
+        Raises:
+            PlanError: if the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """The report in a file that :meth:`save` wrote.
+
+        Raises:
+            PlanError: if the file cannot be read, or holds no report.
+        """
+        return cls.from_json(read_text(path))
+
+    def __str__(self) -> str:
+        lines = [f"fault: {fault}" for fault in self.faults] + [f"note: {note}" for note in self.notes]
+        return "\n".join([rendered(self.table(), width=130), *map(plain, lines)])
+
+    def _repr_html_(self) -> str:
+        return rendered(self.table(), html=True, width=130)
 
     def plot(self, path: str | Path) -> None:
         """Draw moments and updates against size into a ``.png``, ``.svg`` or ``.pdf`` file.
@@ -157,7 +200,7 @@ class Report:
             axes.set_yscale("log", base=2)
             axes.set(xlabel=self.axis, ylabel=NAMES[quantity])
             axes.legend(fontsize="small")
-        figure.suptitle("pass" if self.ok else f"fail: {self.faults[0]}"[:110], fontsize="medium")
+        figure.suptitle("pass" if self.ok else for_picture(f"fail: {self.faults[0]}"[:110]), fontsize="medium")
         return figure
 
 
@@ -171,3 +214,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _written(value: Any) -> Any:
+    """As JSON can hold it: numbers that it lacks by their names."""
+    if isinstance(value, dict):
+        return {k: _written(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_written(v) for v in value]
+    return {"number": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(value: Any) -> Any:
+    """What :func:`_written` wrote, lists as tuples."""
+    if isinstance(value, list):
+        return tuple(map(_read, value))
+    if isinstance(value, dict):
+        return float(value["number"]) if value.keys() == {"number"} else {k: _read(v) for k, v in value.items()}
+    return value

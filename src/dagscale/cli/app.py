@@ -15,6 +15,7 @@ import typer
 
 from dagscale.errors import TargetError
 from dagscale.replacing import make_folder as make_folder
+from dagscale.shown import load_rich
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,6 +88,7 @@ def load_target(text: str, data: Any, input_shape: str | None, seed: int) -> tup
 
 def screen() -> Console:
     """Where readable output goes: as wide as the terminal, or wide enough for tables in a file."""
+    load_rich()
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dagscale.cli.app import TARGET_HELP, Data, InputShape, Json, Seed, app, load_data, load_target, print_json, screen
+from dagscale.shown import load_rich
 
 Targets = Annotated[list[str], typer.Argument(help=f"Two or more, smallest first: {TARGET_HELP}", metavar="TARGET...")]
 
@@ -31,6 +32,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Check that signals and updates stay as a family of networks grows. Exit status 1 if they do not."""
+    load_rich()
     from rich.console import Console
 
     from dagscale.checking import check as run
@@ -52,7 +54,7 @@ def check(
         print_json(report.to_dict())
     else:
         console = screen()
-        console.print(report.table)
+        console.print(report.table())
         for fault in report.faults:
             console.print(f"fault: {fault}", markup=False, highlight=False)
         for note in report.notes:

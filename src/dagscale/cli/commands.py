@@ -37,7 +37,7 @@ from dagscale.cli.training import (
     make_recipe,
 )
 from dagscale.pictures.files import check_path
-from dagscale.shown import cell, plain
+from dagscale.shown import cell, load_rich, plain
 
 Law = Annotated[
     str | None, typer.Option(help="Learning-rate law, `dagscale list laws`; by default by optimiser and data.")
@@ -190,6 +190,7 @@ def list_(
     """List what is registered under a kind of name, with a line on each."""
     import importlib
 
+    load_rich()
     from rich.table import Table
     from rich.text import Text
 

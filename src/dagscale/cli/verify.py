@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dagscale.cli.app import Json, Seed, app, make_folder, print_json, resumable, screen
-from dagscale.shown import line, plain
+from dagscale.shown import line, load_rich, plain
 
 NAMES = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width."
 
@@ -55,6 +55,7 @@ def verify(
         return
     if suite is None:
         raise typer.BadParameter("name a SUITE to train, or a file of finished runs with --runs")
+    load_rich()
     from rich.console import Console
 
     from dagscale.bench.verify import report, study
@@ -89,6 +90,7 @@ WITH_RUNS = ("runs", "out", "json")
 
 def replay(context: typer.Context, path: Path, out: Path | None, json: bool) -> None:
     """``dagscale verify --runs FILE.csv``."""
+    load_rich()
     from rich.console import Console
 
     from dagscale.bench.replay import sheets, study

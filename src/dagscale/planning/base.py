@@ -16,6 +16,7 @@ from dagscale.network import Network
 from dagscale.pictures.files import save
 from dagscale.planning.files import read_document, read_text, rendered, write_text
 from dagscale.rates import find_band
+from dagscale.shown import load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.recipe import Recipe
 
@@ -235,6 +236,7 @@ class Base:
 
     def table(self) -> Table:
         """The curve as a rich table, the band marked."""
+        load_rich()
         from rich.table import Table
         from rich.text import Text
 

@@ -66,8 +66,8 @@ def read_text(path: str | Path) -> str:
         raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
 
 
-def rendered(value: RenderableType, html: bool = False) -> str:
-    """What rich prints, as text of 100 columns, or as HTML."""
+def rendered(value: RenderableType, html: bool = False, width: int = 100) -> str:
+    """What rich prints, as text of so many columns, or as HTML."""
     import io
 
     from dagscale.shown import load_rich
@@ -75,7 +75,7 @@ def rendered(value: RenderableType, html: bool = False) -> str:
     load_rich()
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=100, color_system=None, record=True, force_jupyter=False)
+    console = Console(file=io.StringIO(), width=width, color_system=None, record=True, force_jupyter=False)
     console.print(value)
     if html:
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")

@@ -13,7 +13,7 @@ from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import read_document, write_text
-from dagscale.shown import cell
+from dagscale.shown import cell, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
@@ -427,6 +427,7 @@ class Plan:
 
     def table(self) -> Group:
         """To print with rich: a row a parameter, then how the rate came about, factor by factor, then the notes."""
+        load_rich()
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.replay.pictures import draw_lost, draw_rates
 from dagscale.pictures.files import check_path, save, write
+from dagscale.shown import load_rich
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -200,6 +201,7 @@ def _interval(interval: Sequence[float] | None, form: str = "") -> str:
 
 def tables(document: Document) -> Iterator[Table]:
     """To print."""
+    load_rich()
     from rich import box
     from rich.markup import escape
     from rich.table import Table
