@@ -73,7 +73,10 @@ class Network:
         from dagscale.training.copies import WorkingCopy
 
         if self.model is None:
-            raise PlanError("this network was read from a file, without its model: nothing can be measured on it now")
+            raise PlanError(
+                "this network was read from a file, without its model: measure it before it is written, "
+                "base.measure('short-run'), or use a law that only reads the graph"
+            )
         if any(p.is_meta for p in self.model.parameters()):
             raise PlanError(
                 "the model is on meta and has no values to measure on: materialise it first "
@@ -91,7 +94,7 @@ class Network:
         """
         from dagscale.training.probe import Cost, Probe
 
-        if self.recipe.data is None:
+        if self.recipe.data is None and self.model is not None:
             raise PlanError(
                 "this law is measured and needs data=(x, y) and loss=… (--data); without data use law 'covariance', "
                 "'walk' or 'paths'"

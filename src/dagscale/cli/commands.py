@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from dagscale.cli.app import (
@@ -89,7 +88,8 @@ def inspect(
 def plan(
     target: Target,
     base: Annotated[
-        list[str] | None, typer.Option(help="The small network whose rate is known, a TARGET; or several.")
+        list[str] | None,
+        typer.Option(help="The small network whose rate is known: a TARGET, or a file of `search --save`; or several."),
     ] = None,
     base_lr: Annotated[
         list[float] | None, typer.Option(help="Its best rate, per optimiser step, one a base. Neither: measured.")
@@ -114,6 +114,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Plan initialisation and learning rate, carried over from a base network."""
+    from dagscale.planning import Base
     from dagscale.planning import plan as make_plan
 
     given = load_data(data, limit)
@@ -122,9 +123,9 @@ def plan(
         weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
     )  # fmt: skip
     model, inputs = load_target(target, given, input_shape, seed)
-    origins = [load_target(one, given, input_shape, seed) for one in base or ()]
-    if training.loss is None and training.data is not None:
-        training = training.changed(loss=torch.nn.functional.cross_entropy)
+    origins = [
+        Base.load(one) if one.endswith(".json") else load_target(one, given, input_shape, seed) for one in base or ()
+    ]
     made = make_plan(
         model, inputs, base=origins or None, base_lr=base_lr or None, recipe=training, law=law, init=init, seed=seed,
         width=width,

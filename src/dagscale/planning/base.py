@@ -204,6 +204,21 @@ class Base:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is no base ({error}); {mend}") from None
 
+    def measure(self, law: str) -> Base:
+        """Measure what a law looks at, so that it is known wherever this base is read from a file; returns itself.
+
+        Raises:
+            UnknownNameError: for an unknown law.
+            PlanError: if nothing can be measured.
+        """
+        from dagscale.laws import LAWS
+
+        rule = LAWS[law]
+        if self.network is None:
+            raise PlanError("this base knows no network: make it with dagscale.search")
+        rule(self.network)
+        return self
+
     def save(self, path: str | Path) -> None:
         """Write it to a file as JSON.
 
