@@ -335,20 +335,20 @@ def test_bad_input_is_one_clear_line(case):
 
 
 class TestCommand:
-    def call(self, monkeypatch, capsys, *words):
+    def call(self, monkeypatch, capfd, *words):
         monkeypatch.setattr("sys.argv", ["dagscale", "check", *words])
         with pytest.raises(SystemExit) as caught:
             main()
-        return caught.value.code, capsys.readouterr()
+        return caught.value.code, capfd.readouterr()
 
-    def test_pass_is_0_and_writes_json_and_picture(self, monkeypatch, capsys, tmp_path):
+    def test_pass_is_0_and_writes_json_and_picture(self, monkeypatch, capfd, tmp_path):
         path = tmp_path / "check.png"
         options = ["--data", "digits", "--limit", "600", "--init", "moments", "--law", "none", "--width", "mup"]
         words = [*WIDTHS, *options, "--base-lr", "0.1", "--plot", str(path), "--json"]
-        code, out = self.call(monkeypatch, capsys, *words)
+        code, out = self.call(monkeypatch, capfd, *words)
         assert (code, json.loads(out.out)["ok"], path.exists()) == (0, True, True)
 
-    def test_fail_is_1(self, monkeypatch, capsys):
+    def test_fail_is_1(self, monkeypatch, capfd):
         words = [
             *WIDTHS,
             "--data",
@@ -362,11 +362,11 @@ class TestCommand:
             "--seeds",
             "2",
         ]
-        code, out = self.call(monkeypatch, capsys, *words)
+        code, out = self.call(monkeypatch, capfd, *words)
         assert code == 1
         assert "PyTorch's own" in out.out
 
-    def test_cannot_be_served_is_2(self, monkeypatch, capsys):
-        code, out = self.call(monkeypatch, capsys, WIDTHS[0], "--data", "digits")
+    def test_cannot_be_served_is_2(self, monkeypatch, capfd):
+        code, out = self.call(monkeypatch, capfd, WIDTHS[0], "--data", "digits")
         assert code == 2
         assert out.err.strip().splitlines()[-1].startswith("dagscale: a family has at least two members")

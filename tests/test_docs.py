@@ -16,8 +16,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 LONGEST = 120
 
-LONG_LINES = frozenset({"data.md", "limitations.md", "sweep.md", "tracing.md"})
-"""Pages that are not rewritten yet."""
+LONG_ROWS = frozenset({"data.md", "evidence-replay.md"})
+"""Pages with rows that a command makes, or that hold names of files."""
 
 
 def each_page() -> pytest.MarkDecorator:
@@ -53,8 +53,8 @@ def test_lines_are_short(page: Path) -> None:
     """But for tables with links, whose rows cannot be broken."""
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
     long = [n for n, line in lines if len(line) > LONGEST and not (line.startswith("|") and "](" in line)]
-    if page.name in LONG_LINES and page.parent == DOCS:
-        pytest.skip("not rewritten yet")
+    if page.name in LONG_ROWS:
+        long = [n for n in long if not lines[n - 1][1].startswith("|")]
     assert not long, f"{page.relative_to(ROOT)}: lines {long} are longer than {LONGEST}"
 
 

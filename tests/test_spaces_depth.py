@@ -78,8 +78,8 @@ def test_default_patch_divides_the_image() -> None:
     ("text", "message"),
     [
         ("resnet:9", "depth 9: three stages of two-layer blocks make 6n + 2 layers; write 8"),
-        ("resnet:x", "'x' is no depth; write a number of layers or blocks, as resnet:20"),
-        ("vit:0", "'0' is no depth; write a number of layers or blocks, as vit:4"),
+        ("resnet:x", "'x' is no depth; write a number of layers or blocks up to 1,500, as resnet:20"),
+        ("vit:0", "'0' is no depth; write a number of layers or blocks up to 1,500, as vit:4"),
         ("vit:2?input=64", "a vision transformer takes images, not inputs of shape 64; write ?input=CxHxW"),
         ("vit:2?patch=3", "patch=3 does not divide images of 8×8; write patch=2"),
         ("vit:2?heads=3", "heads=3 does not divide width=64"),

@@ -103,7 +103,7 @@ def _measured(run: _Runs, start: int, least: float) -> float | None:
         changes[top + 1] = run(2.0 ** (top + 1))
     while min(changes) > LOWEST and descends() and not outside(min(changes)):
         lower()
-    if len(changes) > 3 and len(set(changes.values())) == 1:
+    if descends() and len(changes) > 3 and len(set(changes.values())) == 1:
         raise PlanError(
             f"short runs come to the same loss at every rate from 2^{min(changes)} to 2^{max(changes)}: a schedule or "
             "a training step sets its own rate, or the loss does not depend on the model"

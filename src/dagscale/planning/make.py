@@ -47,7 +47,7 @@ def plan(
     seed: int = 0,
     width: str = "none",
     depth: str = "none",
-    alpha: float | None = None,
+    depth_alpha: float | None = None,
     only: str | Iterable[str] | None = None,
     keep: str | Iterable[str] | None = None,
     reset: str | Iterable[str] | None = None,
@@ -79,7 +79,7 @@ def plan(
         depth: ``none``, or a rule for the growth of residual depth: ``completep``, ``completedp``, ``depth-mup``
             (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter. With it the base's rate is
             carried over as it is, unless a law is named.
-        alpha: of the depth rule: the branches' multiplier is ``m^-alpha``; by default the rule's own.
+        depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
         only, keep, reset: names of parameters or modules, or patterns (``head``, ``blocks.*.mlp``): initialise these
             alone; leave these as they are; initialise these alone in a model that otherwise stays as it is.
         lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
@@ -112,7 +112,7 @@ def plan(
         for name, network in networks.items():
             with about(name):
                 check_kin(network.graph, target.graph)
-        parts = _scaling([*networks.values()], target, chosen, alpha)
+        parts = _scaling([*networks.values()], target, chosen, depth_alpha)
         for name, network in {"target": target, **networks}.items() if chosen.law.measured else ():
             if network.model is not None:
                 with about(name):
@@ -301,7 +301,7 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
     """Factors of each parameter for width and depth, or none."""
     if chosen.width == chosen.depth == "none":
         if alpha is not None:
-            raise PlanError("alpha= is that of a depth rule: give depth='completep' or another")
+            raise PlanError("depth_alpha= is that of a depth rule: give depth='completep' or another")
         return {}
     base, rule = bases[0], chosen.init
     own = 1.0
