@@ -51,7 +51,7 @@ def test_links_resolve(page: Path) -> None:
 @each_page()
 def test_lines_are_short(page: Path) -> None:
     """But for tables with links, whose rows cannot be broken."""
-    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    lines = list(enumerate(page.read_text(encoding="utf-8").splitlines(), 1))
     long = [n for n, line in lines if len(line) > LONGEST and not (line.startswith("|") and "](" in line)]
     if page.name in LONG_ROWS:
         long = [n for n in long if not lines[n - 1][1].startswith("|")]
