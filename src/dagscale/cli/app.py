@@ -26,8 +26,22 @@ app = typer.Typer(
     name="dagscale",
     help="Architecture-aware initialisation and learning rates for any PyTorch model.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def version_only(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Architecture-aware initialisation and learning rates for any PyTorch model."""
+    if version:
+        from importlib.metadata import version as of
+
+        print(f"dagscale {of('dagscale')}")
+        raise typer.Exit
+
 
 TARGET_HELP = (
     "A model: file.py:callable, package.module:callable, timm:NAME, hf:NAME, resnet:DEPTH, vit:DEPTH, mlp:CODE, "

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from dagscale.cli.app import TARGET_HELP, Data, InputShape, Json, Seed, app, load_data, load_target, print_json, screen
+from dagscale.cli.app import (
+    TARGET_HELP,
+    Data,
+    InputShape,
+    Json,
+    Limit,
+    Seed,
+    app,
+    load_data,
+    load_target,
+    print_json,
+    screen,
+)
+from dagscale.cli.training import BatchSize, Loss, Optimizer, RecipeFile, Setting, WeightDecay, make_recipe
 from dagscale.shown import load_rich
 
 Targets = Annotated[list[str], typer.Argument(help=f"Two or more, smallest first: {TARGET_HELP}", metavar="TARGET...")]
@@ -19,13 +32,17 @@ def check(
     data: Data = None,
     init: Annotated[str | None, typer.Option(help="Initialisation; 'keep' takes the models as they are.")] = None,
     law: Annotated[str | None, typer.Option(help="Learning-rate law; 'none' is one rate for all.")] = None,
-    optimizer: Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")] = "sgd",
+    recipe: RecipeFile = None,
+    optimizer: Optimizer = None,
+    loss: Loss = None,
+    weight_decay: WeightDecay = None,
+    setting: Setting = None,
     base_lr: Annotated[float | None, typer.Option(help="Rate of the first TARGET; by default from curvature.")] = None,
     width: Annotated[str | None, typer.Option(help="none: one rate for all layers; mup: rates by layer.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4,
     seeds: Annotated[int, typer.Option(help="Runs a member.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 64,
-    limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
+    batch_size: BatchSize = None,
+    limit: Limit = None,
     input_shape: InputShape = None,
     plot: Annotated[Path | None, typer.Option(help="Draw moments and updates against size: .svg or .png.")] = None,
     seed: Seed = 0,
@@ -40,13 +57,16 @@ def check(
 
     if plot is not None:
         check_path(plot)
-    images = load_data(data, limit)
+    given = load_data(data, limit)
+    training = make_recipe(
+        given, recipe=recipe, optimizer=optimizer, loss=loss, weight_decay=weight_decay, setting=setting,
+        batch_size=batch_size or (64 if recipe is None and hasattr(given, "x") else None),
+    )  # fmt: skip
     errors = Console(stderr=True)
     with errors.status("checking"):
         report = run(
-            [load_target(target, images, input_shape, seed) for target in targets], labels=targets, data=images,
-            init=init, law=law, optimizer=optimizer, base_lr=base_lr, width=width, steps=steps, seeds=seeds,
-            batch_size=batch_size, seed=seed,
+            [load_target(target, given, input_shape, seed) for target in targets], labels=targets, recipe=training,
+            init=init, law=law, base_lr=base_lr, width=width, steps=steps, seeds=seeds, seed=seed,
         )  # fmt: skip
     if plot is not None:
         report.plot(plot)
