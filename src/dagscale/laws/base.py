@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
 
 from dagscale.errors import GraphError, OptimizerError, PlanError
@@ -79,15 +79,16 @@ class Law:
         """
         if not self.needs_base:
             return Carried(tuple({} for _ in bases) or ({},))
-        with about("target"):
-            own = self(target)
-        each, forwards = [], sum(e.forwards for e in own.values())
+        found: dict[str, Mapping[str, Estimate]] = {}
         for name, base in bases.items():
             with about(name):
-                theirs = self(base)
-            each.append(_parts(self, own, theirs))
-            forwards += sum(e.forwards for e in theirs.values())
-        return Carried(tuple(each), forwards)
+                found[name] = self(base)
+                if target.hint is None and self.absolute is not None:  # where to begin measuring
+                    target = replace(target, hint=exp(self.absolute(base).log_rate))
+        with about("target"):
+            own = self(target)
+        forwards = sum(e.forwards for parts in (own, *found.values()) for e in parts.values())
+        return Carried(tuple(_parts(self, own, theirs) for theirs in found.values()), forwards)
 
     def alone(self, target: Network) -> Carried:
         """The target's own rate, of a law that needs no base."""
