@@ -563,3 +563,20 @@ def test_only_a_norm_of_the_readouts_own_carries_the_multiplier(shared: bool, ki
     factors = width_scaling(graph(Tied(8), tokens), graph(Tied(32), tokens), "sgd")
     assert factors["embed.weight"].kind == kind
     assert (factors["gain"].init, factors["gain"].lr) == ((1.0, 4.0) if shared else (0.25, 0.25))
+
+
+@pytest.mark.parametrize("grown", [1, 2, 4])
+def test_a_deeper_flat_sequence_grows_by_its_width_alone(grown: int) -> None:
+    """A number for a name means another place in a deeper sequence."""
+
+    def flat(*widths: int) -> nn.Sequential:
+        pairs = zip((8, *widths), widths, strict=False)
+        return nn.Sequential(*(m for a, b in pairs for m in (nn.Linear(a, b), nn.ReLU())), nn.Linear(widths[-1], 3))
+
+    x = torch.randn(2, 8)
+    base = trace(flat(16, 32, 64), x)
+    target = trace(flat(*(grown * w for w in (16, 16, 32, 32, 64, 64))), x)
+    scalings = width_scaling(base, target, "adam")
+    hidden = [f"{i}.weight" for i in range(2, 12, 2)]
+    assert [scalings[name].lr for name in hidden] == [1 / grown] * 5
+    assert (scalings["0.weight"].lr, scalings["12.weight"].lr) == (1, 1 / grown)

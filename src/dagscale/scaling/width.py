@@ -192,7 +192,35 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
             f"a base and a target that share no layer: the base has {_listed(origins)}, the target {_listed(places)}; "
             "give a base of the same kind, narrower or shallower"
         )
-    return growths
+    return growths | _renumbered(places, origins, growths)
+
+
+def _renumbered(
+    places: Mapping[str, _Place], origins: Mapping[str, _Place], growths: Mapping[str, _Growth]
+) -> dict[str, _Growth]:
+    """Growth of inner layers that have a number for a name (``5.weight`` of a flat sequence), where depth has grown too.
+
+    Such a number means another place in a deeper network. So where the input's and the readout's side have grown alike,
+    by M, and the layer's sizes over M are sizes that the base has, it has grown by M on both sides.
+    """
+    ends = {
+        (growth.units if places[name].position == "input" else growth.fan_in)
+        for name, growth in growths.items()
+        if places[name].position != "inner"
+    }
+    if len(ends) != 1 or sum(p.position == "inner" for p in places.values()) == sum(
+        p.position == "inner" for p in origins.values()
+    ):
+        return {}
+    (grown,) = ends
+    sizes = {size for p in origins.values() for size in (p.fan_in if p.position != "input" else p.units, p.units)}
+    found = {}
+    for name, growth in growths.items():
+        place = places[name]
+        numbered = name.removesuffix(".weight").rpartition(".")[2].isdigit()
+        if numbered and place.position == "inner" and {place.fan_in / grown, place.units / grown} <= sizes:
+            found[name] = _Growth(grown, grown, growth.grouped)
+    return found
 
 
 def nearest(name: str, names: Collection[str]) -> str | None:
