@@ -574,8 +574,8 @@ def test_a_deeper_flat_sequence_grows_by_its_width_alone(grown: int) -> None:
         return nn.Sequential(*(m for a, b in pairs for m in (nn.Linear(a, b), nn.ReLU())), nn.Linear(widths[-1], 3))
 
     x = torch.randn(2, 8)
-    base = trace(flat(16, 32, 64), x)
-    target = trace(flat(*(grown * w for w in (16, 16, 32, 32, 64, 64))), x)
+    base = dagscale.trace(flat(16, 32, 64), x)
+    target = dagscale.trace(flat(*(grown * w for w in (16, 16, 32, 32, 64, 64))), x)
     scalings = width_scaling(base, target, "adam")
     hidden = [f"{i}.weight" for i in range(2, 12, 2)]
     assert [scalings[name].lr for name in hidden] == [1 / grown] * 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dagscale.graph.branches import find_branches
 from dagscale.graph.model import Graph
 from dagscale.graph.paths import kernel_size, path_sums
 from dagscale.graph.repeats import Folded, fold_rows
@@ -17,9 +18,11 @@ def inspect(graph: Graph) -> dict[str, Any]:
     """The graph's figures as JSON-safe data.
 
     ``paths`` and ``sum_depth_cubed`` are exact integers, written as strings because they outgrow a float.
-    ``parameters.total`` and ``.reached`` count scalars, tied weights once.
+    ``parameters.total`` and ``.reached`` count scalars, tied weights once. ``residual.additions`` counts those on each
+    trunk (:func:`dagscale.graph.branches.find_branches`).
     """
     sums = path_sums(graph)
+    residuals = find_branches(graph)
     return {
         "paths": str(sums.paths),
         "sum_depth_cubed": str(sums.depth_cubed),
@@ -41,6 +44,14 @@ def inspect(graph: Graph) -> dict[str, Any]:
             }
             for use in graph.layers
         ],
+        "residual": {
+            "additions": list(residuals.additions),
+            "branches": [
+                {"trunk": b.trunk, "ends": list(b.ends), "inside": list(b.inside), "note": b.note}
+                for b in residuals.branches
+            ],
+            "unclear": len(residuals.unclear),
+        },
         "notes": list(graph.notes),
     }
 
@@ -75,11 +86,26 @@ def tables(graph: Graph, title: str = "", *, full: bool = False) -> Group:
         f"kernel      {facts['kernel']:.4g}",
         f"parameters  {parameters['total']:,}, {parameters['reached']:,} on a path",
     ]
+    lines += _residual(facts["residual"])
     if parameters["unreached"]:
         unreached = fold_rows(parameters["unreached"], [()] * len(parameters["unreached"]))
         lines.append(f"not on any path: {', '.join(row.name for row in unreached)}")
     lines += [f"note: {note}" for note in facts["notes"]]
     return Group(layers, *map(cell, lines))
+
+
+def _residual(facts: dict[str, Any]) -> list[str]:
+    """How many residual branches there are, and the layers that they end in."""
+    branches = facts["branches"]
+    if not branches:
+        return []
+    ends = [name.removesuffix(".weight") for b in branches for name in b["ends"] if not name.endswith(".bias")]
+    shown = ", ".join(row.name for row in fold_rows(ends, [()] * len(ends)))
+    added = " + ".join(map(str, facts["additions"]))
+    word = "branch" if len(branches) == 1 else "branches"
+    lines = [f"residual    {added} {word}{', ending in ' + shown if shown else ''}"]
+    notes = dict.fromkeys(b["note"] for b in branches if b["note"])
+    return lines + [f"note: no multiplier can be folded into some branches: {note}" for note in notes]
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, ...]:

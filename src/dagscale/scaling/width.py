@@ -198,7 +198,7 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
 def _renumbered(
     places: Mapping[str, _Place], origins: Mapping[str, _Place], growths: Mapping[str, _Growth]
 ) -> dict[str, _Growth]:
-    """Growth of inner layers that have a number for a name (``5.weight`` of a flat sequence), where depth has grown too.
+    """Growth of inner layers with a number for a name (``5.weight`` of a flat sequence), where depth has grown too.
 
     Such a number means another place in a deeper network. So where the input's and the readout's side have grown alike,
     by M, and the layer's sizes over M are sizes that the base has, it has grown by M on both sides.
