@@ -30,6 +30,13 @@ SHAPED = 2.0
 INIT = 1.25
 """How far the size of initial weights may be from the plan's, beside chance."""
 
+JUDGED = ("input", "hidden", "readout")
+"""Roles of those weights whose steps are held against each other: most rows of a table have no gradient in a step, and
+vectors may have none but rounding."""
+
+ROUNDING = 1e-6
+"""A gradient that is smaller than this share of the largest layer's is rounding."""
+
 What = Literal["missing", "frozen", "init", "rate", "decay", "eps", "gradient", "clipping", "step", "signal"]
 
 
@@ -263,14 +270,19 @@ def clipped(steps: Sequence[Mapping[str, StepFacts]]) -> float | None:
 
 
 def kept_of(facts: Mapping[str, StepFacts]) -> float | None:
-    """The same in one step. Unscaling a scaled loss, by an exact power of two from 2⁷ on, is no clipping."""
+    """The same in one step.
+
+    What unscales a scaled loss is no clipping: an exact power of two from 2⁻⁷ down; below 2⁻¹², the powers of two in
+    the ratio.
+    """
     values = [f.kept for f in facts.values() if f.kept is not None and math.isfinite(f.kept)]
     if not values:
         return None
     kept = median(values)
     octaves = -math.log2(kept) if kept > 0 else 0.0
-    scaled = octaves > 6.9 and abs(octaves - round(octaves)) < 0.003
-    return 1.0 if scaled else kept
+    if octaves > 6.9 and abs(octaves - round(octaves)) < 0.003:
+        return 1.0
+    return kept * 2.0 ** math.floor(octaves) if octaves > 12 else kept
 
 
 def _not_finite(seen: Seen) -> Found:
@@ -302,7 +314,8 @@ def _steps(seen: Seen) -> Found:
                 "step", name, f"moves {r:.3g} × as far as its rate and shape imply: {_shape_fault(seen, name, r)}"
             )
     plain = seen.known.step == "gradient" and not seen.known.settings.get("momentum")
-    rest = {n: r for n, r in moving.items() if n not in shaped and seen.parameters[n].role != "embedding"}
+    loud = _loud(seen.steps)
+    rest = {n: r for n, r in moving.items() if n not in shaped and n in loud and seen.parameters[n].role in JUDGED}
     if not rest:
         return
     middle, reach = (1.0, SHAPED) if plain else (median(rest.values()), APART)
@@ -319,6 +332,17 @@ def _steps(seen: Seen) -> Found:
             f"all layers move {middle:.2g} × as far as their rates imply: gradients are small against the optimizer's "
             "eps; lower eps"
         ))  # fmt: skip
+
+
+def _loud(steps: Sequence[Mapping[str, StepFacts]]) -> set[str]:
+    """Parameters whose gradient is more than rounding: a bias before a norm has none but that."""
+    sizes: dict[str, list[float]] = {}
+    for facts in steps:
+        for name, f in facts.items():
+            if f.gradient is not None and math.isfinite(f.gradient):
+                sizes.setdefault(name, []).append(f.gradient)
+    middle = {name: median(values) for name, values in sizes.items()}
+    return {name for name, size in middle.items() if size > ROUNDING * max(middle.values())}
 
 
 def ratio_of(name: str, steps: Sequence[Mapping[str, StepFacts]]) -> float | None:
