@@ -89,19 +89,20 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._own.add(_key(parameter))
         self._made_of.pop(0, None)
         self._kept: list[Tensor] = []
-        self._makers: dict[int, tuple[Any, Any, Any]] = {}
+        self._makers: dict[int, tuple[Any, Any, Any, int]] = {}
         self._describe = describe
         self._operators: dict[Any, Operator] = {}
 
     def now(self, weight: Tensor) -> Tensor:
         """A weight that the forward used, computed again from what the parameters hold now."""
+        from dagscale.tracing.recorder import tensors_in
+
         made = self._makers.get(id(weight))
         if made is None:
             return weight
-        func, args, kwargs = made
+        func, args, kwargs, place = made
         args, kwargs = tree_map(lambda v: self.now(v) if isinstance(v, Tensor) else v, (args, kwargs))
-        again: Tensor = func(*args, **kwargs)
-        return again
+        return list(tensors_in(func(*args, **kwargs)))[place]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from dagscale.tracing.recorder import tensors_in
@@ -129,9 +130,9 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.after(use, out)
         if constant:
             names = frozenset().union(*(found for found in sources if found))
-            if names and isinstance(out, Tensor) and not operator.written:
-                self._makers[id(out)] = (func, args, kwargs)
-                self._kept.append(out)
+            for place, tensor in enumerate(tensors_in(out) if names and not operator.written else ()):
+                self._makers[id(tensor)] = (func, args, kwargs, place)
+                self._kept.append(tensor)
             for tensor in tensors_in(out):
                 if _key(tensor) and _key(tensor) not in self._made_of:
                     self._made_of[_key(tensor)] = names

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from dagscale.planning.plans import Plan
 from dagscale.training.muon import SHAPE_FACTORS, matrix_shape
 from dagscale.training.optimizers import Optimizer
-from dagscale.watching.measure import StepFacts
+from dagscale.watching.measure import StepFacts, implementation
 from dagscale.watching.planned import Planned
 from dagscale.watching.rates import Rates, explained, listed
 
@@ -29,6 +29,9 @@ SHAPED = 2.0
 
 INIT = 1.25
 """How far the size of initial weights may be from the plan's, beside chance."""
+
+ORTHOGONAL = 1.1
+"""The largest singular value that the Newton–Schulz iteration leaves, which is meant to be 1."""
 
 JUDGED = ("input", "hidden", "readout")
 """Roles of those weights whose steps are held against each other: most rows of a table have no gradient in a step, and
@@ -187,7 +190,7 @@ def _rates(seen: Seen) -> Found:
     rates = seen.rates
     if not rates.wrong:
         return
-    where, text, harmless = explained(rates.latest, seen.plan.lr, rates.first, seen.kinds)
+    where, text, harmless = explained(rates, seen.plan.lr, seen.kinds)
     if harmless or (not rates.wrong_now and rates.wrong * 20 < rates.steps):
         yield f"in {rates.wrong} of {rates.steps} steps {text}"
     else:
@@ -234,16 +237,22 @@ def _factors(what: What, label: str, pairs: Mapping[str, tuple[float | None, flo
 
 
 def _gradients(seen: Seen) -> Found:
+    held = [name for name in seen.parameters if name in seen.groups]
+    frozen = [name for name in held if not seen.parameters[name].parameter.requires_grad]
+    if frozen:
+        yield Fault("gradient", listed(frozen), (
+            "frozen since the watch began, though the plan trains it: requires_grad_(True), or plan for the model "
+            "with it frozen"
+        ))  # fmt: skip
     if seen.observed < FEW:
         return
-    silent = [name for name in seen.parameters if name in seen.groups and name not in seen.touched]
+    silent = [name for name in held if name not in seen.touched and name not in frozen]
     vectors = [name for name in silent if seen.parameters[name].role == "vector"]
     silent = [name for name in silent if name not in vectors]
     if silent:
-        thawed = all(seen.parameters[name].parameter.requires_grad for name in silent)
-        why = "the loss does not reach it (detached, no_grad, or unused)" if thawed else "it has been frozen since"
         yield Fault("gradient", listed(silent), (
-            f"no gradient in any of {seen.observed} observed steps: {why}; if that is meant, freeze it before planning"
+            f"no gradient in any of {seen.observed} observed steps: the loss does not reach it (detached, under "
+            "no_grad, or unused); if that is meant, freeze it before planning"
         ))  # fmt: skip
     if vectors:
         yield f"no gradient in any observed step: {listed(vectors)}"
@@ -352,20 +361,22 @@ def ratio_of(name: str, steps: Sequence[Mapping[str, StepFacts]]) -> float | Non
 
 
 def _shape_fault(seen: Seen, name: str, ratio: float) -> str:
-    """Which shape factor a spectral step has, if it is not the plan's."""
+    """Which shape factor a spectral step has, if it is not the plan's: those that people take, and that come near."""
     shape = tuple(seen.parameters[name].parameter.shape)
-    planned = str((seen.known.settings if seen.known else {}).get("adjust_lr_fn") or "match_rms_adamw")
-    factor = SHAPE_FACTORS[planned](*matrix_shape(shape))
-    if len(shape) > 2:
-        for taken, words in ((shape[-2:], "its last two dimensions"), (shape[:2], "its first two dimensions")):
-            if 1 / 1.5 < ratio * factor / SHAPE_FACTORS[planned](*taken) < 1.5:
-                return (
-                    f"its shape factor is that of {' × '.join(map(str, taken))}, {words}, taken before the convolution "
-                    "was flattened; flatten to out × (in · kernel) first, as plan.optimizer(model) does"
-                )
+    planned = implementation(seen.known)
+    factors: dict[str, float] = {}
+    for taken, words in ((shape[-2:], "last"), (shape[:2], "first")) if len(shape) > 2 else ():
+        said = f"that of {' × '.join(map(str, taken))}, the {words} two dimensions, taken before the convolution was "
+        mend = "flattened: flatten to out × (in · kernel) first, as plan.optimizer(model) does"
+        factors[said + mend] = SHAPE_FACTORS[planned](*taken)
     for other in SHAPE_FACTORS:
-        if other != planned and 1 / 1.5 < ratio * factor / SHAPE_FACTORS[other](*matrix_shape(shape)) < 1.5:
-            return f"its shape factor is {other!r}, and the plan's rates are for {planned!r}"
+        if other != planned:
+            said = f"{other!r}, where the plan's rates are for {planned!r}"
+            factors[said] = SHAPE_FACTORS[other](*matrix_shape(shape))
+    found = ratio / ORTHOGONAL * SHAPE_FACTORS[planned](*matrix_shape(shape))
+    near = [said for said, factor in factors.items() if 1 / 1.25 < found / factor < 1.25]
+    if near:
+        return f"its shape factor is {'; or '.join(near)}"
     return "its shape factor is missing, or there twice, or clipping cuts the step itself"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -22,6 +23,9 @@ from dagscale.watching.report import Row, WatchReport, middle
 
 REMEMBERED = 32
 """Observed steps that a report's medians are over, the latest ones."""
+
+HOOKED = inspect.getfile(torch.optim.Optimizer)
+"""The file whose wrapper of ``step`` runs an optimiser's hooks."""
 
 Log = Callable[[int, dict[str, float]], Any]
 
@@ -196,6 +200,8 @@ class Watch:
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """A step begins; one that is given a closure has its gradients only after that."""
+        if _nested(optimizer):
+            return None
         if optimizer is self.optimizers[-1]:
             self.rates.see([group for one in self.optimizers for group in one.param_groups], self.parameters)
         window = self._window
@@ -227,6 +233,8 @@ class Watch:
         return tuple(rest), given
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if _nested(optimizer):
+            return
         window = self._window
         if window is not None:
             window.end()
@@ -267,6 +275,18 @@ def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
     if not found:
         raise WatchError("there is no optimizer to watch: give the one that trains the model")
     return found
+
+
+def _nested(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this is the step of a superclass, called by that of the user's class: torch runs the hooks in both."""
+    if len(type(optimizer).mro()) < 4:  # itself, torch's Optimizer, object
+        return False
+    frame, calls = inspect.currentframe(), 0
+    while frame is not None:
+        given = frame.f_locals.get("args") if frame.f_code.co_filename == HOOKED else None
+        calls += frame.f_code.co_name == "wrapper" and bool(given) and given[0] is optimizer
+        frame = frame.f_back
+    return calls > 1
 
 
 def _known(plan: Plan) -> Optimizer | None:

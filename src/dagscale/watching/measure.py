@@ -183,7 +183,8 @@ class Window:
         known = self.optimizer
         step = change
         if known is not None and known.decay == "decoupled" and old.decay:
-            step = change + (old.lr * old.decay) * old.weight.float()
+            decayed = change + (old.lr * old.decay) * old.weight.float()
+            step = torch.where(change == 0, change, decayed)  # what rounding loses, it loses with its decay
         found["step"] = _rms(step)
         if old.gradient is not None:
             gradient = old.gradient.float()
@@ -243,7 +244,7 @@ class Window:
         if known is None or "gradient" not in v:
             return None
         if "top" in v:
-            return spectral_step(matrices(own.parameter.detach(), old.group)[0], _implementation(known))
+            return spectral_step(matrices(own.parameter.detach(), old.group)[0], implementation(known))
         if known.step in ("sign", "spectral"):
             return 1.0
         if known.step == "gradient":
@@ -273,8 +274,9 @@ class Window:
             return next(tensors_in(layer.func(**{**layer.fixed, layer.place: weight})))
 
 
-def _implementation(known: Optimizer) -> str:
-    return str(known.settings.get("adjust_lr_fn") or "match_rms_adamw")
+def implementation(known: Optimizer | None) -> str:
+    """Which implementation's shape factor the rates of a spectral optimiser are for."""
+    return str((known.settings if known is not None else {}).get("adjust_lr_fn") or "match_rms_adamw")
 
 
 def _by_rows(use: Use, rows: Tensor, out: Any) -> bool:
@@ -313,4 +315,4 @@ def _top(matrix: Tensor) -> Tensor:
     return v.norm()
 
 
-__all__ = ["StepFacts", "Window"]
+__all__ = ["StepFacts", "Window", "implementation"]

@@ -64,7 +64,7 @@ class Rates:
         steps: steps seen.
         first: the first step at which the groups' rates were not in the plan's ratios; 0 if none.
         wrong: number of such steps.
-        latest: the rates at the last of them.
+        earliest, latest: the rates at the first and the last of them.
         now: the rates at the last step.
         factor, low, high: the schedule's factor at the last step, the least and the largest.
     """
@@ -72,6 +72,7 @@ class Rates:
     steps: int = 0
     first: int = 0
     wrong: int = 0
+    earliest: tuple[Rate, ...] = ()
     latest: tuple[Rate, ...] = ()
     now: tuple[Rate, ...] = ()
     low: float = math.inf
@@ -92,7 +93,9 @@ class Rates:
         self.factor = common(self.now)
         self.low, self.high = min(self.low, self.factor), max(self.high, self.factor)
         if self.wrong_now:
-            self.first, self.latest = self.first or self.steps, self.now
+            if not self.wrong:
+                self.first, self.earliest = self.steps, self.now
+            self.latest = self.now
             self.wrong += 1
 
     @property
@@ -101,15 +104,15 @@ class Rates:
         return bool(off(self.now))
 
 
-def explained(rates: Sequence[Rate], whole: float, first: int, kinds: Mapping[str, str]) -> tuple[str, str, bool]:
+def explained(seen: Rates, whole: float, kinds: Mapping[str, str]) -> tuple[str, str, bool]:
     """Which layers' rates are not the plan's, why in words and what to do, and whether that is harmless.
 
     Args:
-        rates: of one step.
+        seen: the rates so far, wrong at some step.
         whole: the plan's own rate.
-        first: the first step at which they were off.
         kinds: parameter name → its kind.
     """
+    rates, first = seen.latest, seen.first
     wrong = off(rates)
     spread = max(r.planned for r in rates) / min(r.planned for r in rates)
     since = f"from step {first} on" if first > 1 else "from the first step on"
@@ -124,7 +127,7 @@ def explained(rates: Sequence[Rate], whole: float, first: int, kinds: Mapping[st
             "a scheduler or loop overwrites them; let it multiply each group's own rate (plan.schedule(optimizer), "
             "LambdaLR, or a list of rates as OneCycleLR's max_lr)"
         ), False  # fmt: skip
-    floor = _floor(rates)
+    floor = _floor(seen)
     if floor is not None:
         share = floor / whole
         return "", (
@@ -190,16 +193,32 @@ def _same(a: float, b: float) -> bool:
     return max(a / b, b / a) < CLOSE
 
 
-def _floor(rates: Sequence[Rate]) -> float | None:
-    """b > 0, if every rate is ``a · planned + b``; None if they are not. Two rates always are: there, b is below both
-    and a above 0 and at most 1."""
+def _floor(seen: Rates) -> float | None:
+    """F, if every rate is ``a · planned + (1 - a) F`` with a from 0 to 1, as of schedules that end at a lowest rate.
+
+    Two planned rates alone always are of this form. There, they must have been the plan's in the beginning, and have
+    the same F under two factors a.
+    """
+    found = _line(seen.latest)
+    if found is None or len({r.planned for r in seen.latest}) > 2:
+        return None if found is None else found[1]
+    if seen.first == 1:
+        return None
+    before = _line(seen.earliest)
+    if seen.wrong == 1 or (before is not None and before[0] != found[0] and abs(before[1] / found[1] - 1) < 0.05):
+        return found[1]
+    return None
+
+
+def _line(rates: Sequence[Rate]) -> tuple[float, float] | None:
+    """(a, F) of `_floor`."""
     low, high = min(rates, key=lambda r: r.planned), max(rates, key=lambda r: r.planned)
     if low.planned == high.planned:
         return None
     a = (high.lr - low.lr) / (high.planned - low.planned)
     b = low.lr - a * low.planned
     fits = all(_same(r.lr, a * r.planned + b) for r in rates)
-    return b if fits and 0 <= a <= 1 and b > 0 and len({r.planned for r in rates}) > 2 else None
+    return (a, b / (1 - a)) if fits and 0 <= a < 1 and b > 0 else None
 
 
 def _power(rates: Sequence[Rate]) -> float | None:
