@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 from statistics import fmean
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves

@@ -145,7 +145,11 @@ class WatchReport:
             table.add_row(
                 cell(label), own[0].kind, *(_number(middle(v)) for v in values), mark, style="bold red" * bool(wrong)
             )
-        lines = [self.verdict, *(f"fault: {fault}" for fault in self.faults[1:]), *(f"note: {note}" for note in self.notes)]
+        lines = [
+            self.verdict,
+            *(f"fault: {fault}" for fault in self.faults[1:]),
+            *(f"note: {note}" for note in self.notes),
+        ]
         return Group(table, *map(Text, lines))
 
     def __repr__(self) -> str:
