@@ -1,9 +1,9 @@
 """What watching a training costs: time with a watch over time without one, in one run.
 
-    python benchmarks/watch.py [--width 128] [--depth 4] [--steps 200] [--every 50] [--rounds 5]
+    python benchmarks/watch.py [--width 128] [--depth 4] [--steps 200] [--every 50] [--rounds 3]
 
 A pre-norm transformer on random tokens under AdamW with clipping. Trainings with and without a watch take turns; the
-ratio is that of each pair, and the median and range over pairs are printed. The first steps, of which a watch looks at
+ratio of processor time is that of each pair, and the median and range over pairs are printed. The first steps, of which a watch looks at
 those with the numbers 1, 2, 4, 8, …, count too. Then the time of one observed step over that of a plain one.
 """
 
@@ -62,7 +62,7 @@ def timed(model: nn.Module, plan: dagscale.Plan, steps: int, every: int | None) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, default in (("width", 128), ("depth", 4), ("steps", 200), ("every", 50), ("rounds", 5)):
+    for name, default in (("width", 128), ("depth", 4), ("steps", 200), ("every", 50), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "

@@ -600,6 +600,27 @@ def test_a_compiled_model() -> None:
     assert all(row.update for row in report.rows)
 
 
+def test_sparse_gradients_and_checkpoints() -> None:
+    class Bag(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(WORDS, width, sparse=True)
+            self.hidden, self.readout = nn.Linear(width, width), nn.Linear(width, WORDS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.utils.checkpoint.checkpoint(self.hidden, self.embed(x).relu(), use_reentrant=False)
+            out: Tensor = self.readout(z.relu())
+            return out
+
+    torch.manual_seed(0)
+    x = inputs("transformer", 2)
+    model = Bag(16)
+    plan = dagscale.plan(model, x, base_lr=0.05, optimizer="sgd", law="none", init="in-degree")
+    report = trained("transformer", plan.init_(model), plan, plan.optimizer(model))
+    assert report.ok, str(report)
+    assert {row.name for row in report.rows if row.signal} == {"embed.weight", "hidden.weight", "readout.weight"}
+
+
 def test_a_forward_that_raises_leaves_no_mode_behind() -> None:
     model, plan, optimizer = watched()
     watch = dagscale.watch(model, plan, optimizer)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from dagscale.graph import Layer
 from dagscale.tracing import forward
 from dagscale.tracing.meaning import Meaning
 
@@ -37,6 +38,17 @@ class Use:
     def weight(self) -> Tensor:
         found: Tensor = self.arguments[self.place]
         return found
+
+    @property
+    def signals(self) -> dict[str, Tensor]:
+        """The tensors that the weight is applied to, by argument."""
+        places = dict.fromkeys((self.meaning.weight, *self.meaning.data))
+        return {a: v for a in places if a != self.place and isinstance(v := self.arguments.get(a), Tensor)}
+
+    @property
+    def layer(self) -> Layer | None:
+        """Its fan and kernel."""
+        return self.meaning.layer if self.place == self.meaning.weight else self.meaning.swapped
 
     def moment(self) -> float:
         """Mean of ``z²`` over what the layer gives without its bias.

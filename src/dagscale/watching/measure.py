@@ -113,7 +113,7 @@ class Window:
 
     def _keep(self, name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self.raw[name] = torch.linalg.vector_norm(_local(parameter.grad).float())
+            self.raw[name] = torch.linalg.vector_norm(_entries(parameter.grad).float())
 
     def enter(self) -> None:
         """A forward begins: look at the first one."""
@@ -139,10 +139,8 @@ class Window:
         name = next((n for n in sorted(use.names) if n in self.parameters), None)
         if name is None:
             return
-        rows = {a: v for a in (use.meaning.weight, *use.meaning.data) if a != use.place and isinstance(
-            v := use.arguments.get(a), Tensor)}  # fmt: skip
         fixed = dict(use.arguments)
-        for a, v in rows.items():
+        for a, v in use.signals.items():
             fixed[a] = v.detach()[:EXAMPLES].clone() if _by_rows(use, v, out) else v.detach().clone()
         bias = fixed.get(use.meaning.bias)
         if isinstance(bias, Tensor):
@@ -164,7 +162,7 @@ class Window:
                 p, lr, grad = _local(own.parameter.detach()), float(group["lr"]), own.parameter.grad
                 decay = float(group.get("weight_decay") or 0.0)
                 whole = own.matrix
-                local = None if grad is None or grad.is_sparse else _local(grad.detach())
+                local = None if grad is None else _entries(grad)
                 norm = None if local is None else torch.linalg.vector_norm(local.float())
                 part = None if local is None else _sampled(local, whole)
                 self.before[name] = _Before(group, lr, decay, _sampled(p, whole), part, norm)
@@ -290,6 +288,12 @@ def _local(tensor: Tensor) -> Tensor:
     """What of it lies here, of a sharded one."""
     found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return found
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    """What of a gradient lies here; of a sparse one, the entries that it has."""
+    local = _local(gradient.detach())
+    return local.coalesce().values() if local.is_sparse else local
 
 
 def _sampled(tensor: Tensor, whole: bool) -> Tensor:
