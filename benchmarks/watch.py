@@ -3,8 +3,9 @@
     python benchmarks/watch.py [--width 128] [--depth 4] [--steps 200] [--every 50] [--rounds 3]
 
 A pre-norm transformer on random tokens under AdamW with clipping. Trainings with and without a watch take turns; the
-ratio of processor time is that of each pair, and the median and range over pairs are printed. The first steps, of which a watch looks at
-those with the numbers 1, 2, 4, 8, …, count too. Then the time of one observed step over that of a plain one.
+ratio of processor time is that of each pair, and the median and range over pairs are printed. The first steps, of which
+a watch looks at those with the numbers 1, 2, 4, 8, …, count too. Then the time of one observed step over that of a
+plain one.
 """
 
 from __future__ import annotations

@@ -180,6 +180,16 @@ def test_it_is_silent_on_sound_trainings(case: tuple[Any, ...]) -> None:
     assert all(0 < row.signal < math.inf for row in seen if row.signal is not None), str(report)
 
 
+@pytest.mark.parametrize("lr", [0.05, 1e-9])
+def test_steps_that_float32_cannot_hold_are_no_fault(lr: float) -> None:
+    """The biases before a norm have gradients of rounding alone; at a tiny rate no weight moves as far as it should."""
+    torch.manual_seed(0)
+    model, x = cnn(2), inputs("cnn", 2)
+    plan = dagscale.plan(model, x, base_lr=lr, optimizer="sgd", law="none", init="keep")
+    report = trained("cnn", model, plan, plan.optimizer(model))
+    assert report.ok, str(report)
+
+
 def test_there_are_enough_sound_trainings() -> None:
     assert len(SOUND) >= 30
 

@@ -38,7 +38,7 @@ JUDGED = ("input", "hidden", "readout")
 vectors may have none but rounding."""
 
 ROUNDING = 1e-6
-"""A gradient that is smaller than this share of the largest layer's is rounding."""
+"""A gradient that is smaller than this share of the largest layer's is rounding, and so is such a share of a weight."""
 
 What = Literal["missing", "frozen", "init", "rate", "decay", "eps", "gradient", "clipping", "step", "signal"]
 
@@ -307,7 +307,8 @@ def _steps(seen: Seen) -> Found:
     """Steps that are not of the size that the group's own rate implies."""
     if len(seen.steps) < FEW or seen.known is None or seen.known.step is None:
         return
-    ratios = {name: r for name in seen.parameters if (r := ratio_of(name, seen.steps)) is not None}
+    loud = _loud(seen.steps)
+    ratios = {n: r for n in seen.parameters if n in loud and (r := _ratio(seen, n)) is not None}
     still = [name for name, r in ratios.items() if r == 0]
     if still:
         dtype = str(seen.parameters[still[0]].parameter.dtype).removeprefix("torch.")
@@ -323,8 +324,7 @@ def _steps(seen: Seen) -> Found:
                 "step", name, f"moves {r:.3g} × as far as its rate and shape imply: {_shape_fault(seen, name, r)}"
             )
     plain = seen.known.step == "gradient" and not seen.known.settings.get("momentum")
-    loud = _loud(seen.steps)
-    rest = {n: r for n, r in moving.items() if n not in shaped and n in loud and seen.parameters[n].role in JUDGED}
+    rest = {n: r for n, r in moving.items() if n not in shaped and seen.parameters[n].role in JUDGED}
     if not rest:
         return
     middle, reach = (1.0, SHAPED) if plain else (median(rest.values()), APART)
@@ -354,9 +354,15 @@ def _loud(steps: Sequence[Mapping[str, StepFacts]]) -> set[str]:
     return {name for name, size in middle.items() if size > ROUNDING * max(middle.values())}
 
 
-def ratio_of(name: str, steps: Sequence[Mapping[str, StepFacts]]) -> float | None:
-    """The median size of a parameter's steps over what its group's rate implies, where it had a gradient."""
-    values = [f.ratio for facts in steps if (f := facts.get(name)) is not None and f.ratio is not None and f.gradient]
+def _ratio(seen: Seen, name: str) -> float | None:
+    """The median size of a parameter's steps over what its group's rate implies, where float32 can hold such steps."""
+    half = seen.parameters[name].parameter.element_size() < 4
+    values = [
+        f.ratio
+        for facts in seen.steps
+        if (f := facts.get(name)) is not None and f.ratio is not None and f.gradient and f.expected is not None
+        if half or f.expected > ROUNDING * f.weight
+    ]
     return median(values) if values else None
 
 
@@ -380,4 +386,4 @@ def _shape_fault(seen: Seen, name: str, ratio: float) -> str:
     return "its shape factor is missing, or there twice, or clipping cuts the step itself"
 
 
-__all__ = ["Fault", "Seen", "clipped", "find", "initial", "kept_of", "ratio_of"]
+__all__ = ["Fault", "Seen", "clipped", "find", "initial", "kept_of"]

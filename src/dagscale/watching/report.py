@@ -147,10 +147,21 @@ class WatchReport:
             )
         lines = [
             self.verdict,
+            *self._shared(),
             *(f"fault: {fault}" for fault in self.faults[1:]),
             *(f"note: {note}" for note in self.notes),
         ]
         return Group(table, *map(Text, lines))
+
+    def _shared(self) -> list[str]:
+        """What all layers have in common, in words."""
+        said = []
+        if self.schedule is not None:
+            low, high = (f"{end:.3g}" for end in self.schedule)
+            said.append(f"rates {low} × the plan's" if low == high else f"rates from {low} to {high} × the plan's")
+        if self.kept is not None and self.kept < 0.995:
+            said.append(f"clipping keeps {self.kept:.2g} of the gradient")
+        return ["; ".join(said)] if said else []
 
     def __repr__(self) -> str:
         return f"WatchReport({self.verdict!r})"
