@@ -15,11 +15,14 @@ from dagscale.errors import WatchError
 from dagscale.planning.plans import Plan
 from dagscale.tracing import forward
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
-from dagscale.watching.causes import Seen, clipped, find, initial
+from dagscale.watching.causes import find
 from dagscale.watching.measure import StepFacts, Window
 from dagscale.watching.planned import planned_parameters
 from dagscale.watching.rates import Rates
 from dagscale.watching.report import Row, WatchReport, middle
+from dagscale.watching.seen import Seen
+from dagscale.watching.settings import initial
+from dagscale.watching.sizes import clipped
 
 REMEMBERED = 32
 """Observed steps that a report's medians are over, the latest ones."""

@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dagscale.shown import cell
-from dagscale.watching.causes import Fault
+from dagscale.watching.seen import Fault
 
 if TYPE_CHECKING:
     from rich.console import Group
