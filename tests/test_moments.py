@@ -8,9 +8,10 @@ from torch import nn
 
 import dagscale
 from dagscale.errors import PlanError
-from dagscale.laws.function_change import Taps
 from dagscale.models import targets
 from dagscale.tracing import forward
+from dagscale.tracing.calls import LayerCalls
+from dagscale.tracing.recorder import tensors_in
 
 
 def arriving(model: nn.Module, plan: dagscale.Plan, x: torch.Tensor, seeds: int = 8) -> list[float]:
@@ -18,10 +19,11 @@ def arriving(model: nn.Module, plan: dagscale.Plan, x: torch.Tensor, seeds: int 
     totals: list[float] = []
     for seed in range(seeds):
         plan.init_(model, seed=seed)
-        taps = Taps(model)
-        with forward.plain_eager(), torch.no_grad(), taps:
+        values: list[torch.Tensor] = []
+        calls = LayerCalls(model, after=lambda use, out: values.append(next(tensors_in(out))))  # noqa: B023
+        with forward.plain_eager(), torch.no_grad(), calls:
             model(x)
-        moments = [v.square().mean().item() / seeds for v in taps.values]
+        moments = [v.square().mean().item() / seeds for v in values]
         totals = [a + b for a, b in zip(totals or [0.0] * len(moments), moments, strict=True)]
     return totals
 

@@ -13,11 +13,12 @@ from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, optimizer
 from dagscale.training.recipe import Recipe
 from dagscale.training.schedules import Schedule, constant, cosine, linear
+from dagscale.watching import Watch, WatchReport, watch
 
 __version__ = "0.1.0"
 
 __all__ = [
     "INITS", "LAWS", "OPTIMIZERS", "Base", "DagscaleError", "Estimate", "Graph", "Network", "Optimizer", "PathSums",
-    "Plan", "Recipe", "Report", "Schedule", "check", "clip_grad_norm_", "constant", "cosine", "init", "kernel_size",
-    "law", "linear", "optimizer", "path_sums", "plan", "search", "trace",
+    "Plan", "Recipe", "Report", "Schedule", "Watch", "WatchReport", "check", "clip_grad_norm_", "constant",
+    "cosine", "init", "kernel_size", "law", "linear", "optimizer", "path_sums", "plan", "search", "trace", "watch",
 ]  # fmt: skip

@@ -35,6 +35,10 @@ class CheckError(DagscaleError):
     """A family of models cannot be checked."""
 
 
+class WatchError(DagscaleError):
+    """A training cannot be watched."""
+
+
 class RecipeError(PlanError, SearchError, CheckError):
     """What was said of the training does not hold together, or does not fit the model, the data or the base.
 

@@ -17,8 +17,9 @@ from dagscale.laws.gauss_newton import leading_eigenpair
 from dagscale.network import Network
 from dagscale.planning.plans import Plan
 from dagscale.tracing import forward
-from dagscale.tracing.recorder import Node, Recorder, tensors_in
-from dagscale.tracing.reduction import _parameters_of
+from dagscale.tracing.calls import LayerCalls, Use
+from dagscale.tracing.recorder import tensors_in
+from dagscale.tracing.state import State
 from dagscale.training import engine
 from dagscale.training.batches import Batch, Inputs, logits, shapes
 from dagscale.training.engine import first_line, train
@@ -191,74 +192,40 @@ class _Use:
     again: Callable[[], Tensor] | None
 
 
-class _Watch(Recorder):  # type: ignore[no-untyped-call]
-    """The trace's own recorder, run on real values, keeping what every weight layer puts out."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.uses: dict[str, list[_Use]] = {}
-        self.wanted: set[str] = set()
-        self.owned: set[int] = set()
-        self.rerun = True
-        self._function: Any = None
-        self._names: dict[int, tuple[str, ...]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._function = func
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _record(
-        self,
-        operator: Any,
-        meaning: Any,
-        named: dict[str, Any],
-        known: dict[str, list[tuple[int, Tensor]]],
-        out: Any,
-    ) -> None:
-        first = len(self.nodes)
-        super()._record(operator, meaning, named, known, out)
-        for node in self.nodes[first:]:
-            if node.kind == "weight" and node.layer is not None and node.signal and node.params:
-                names = _parameters_of(self.nodes, node.params[0], self._names)
-                name = names[0].removesuffix(".weight") if names else ""
-                if name in self.wanted:
-                    self.uses.setdefault(name, []).append(self._use(node, meaning, named, out))
-
-    def _use(self, node: Node, meaning: Any, named: dict[str, Any], out: Any) -> _Use:
-        z = next(tensors_in(out)).detach().clone()
-        held = {a for a, v in named.items() if isinstance(v, Tensor) and v.untyped_storage()._cdata in self.owned}
-        places = (meaning.weight, *meaning.data)
-        data = [v for a in places if a not in held and isinstance(v := named.get(a), Tensor) and v.is_floating_point()]
-        kernel = node.layer.kernel if node.layer is not None else ()
-        units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
-        again = None
-        if self.rerun and held & set(places):
-            fixed = {a: v.detach().clone() if isinstance(v, Tensor) and a not in held else v for a, v in named.items()}
-            function = self._function
-            again = lambda: next(tensors_in(function(**fixed)))  # noqa: E731
-        return _Use(z, _square(data[0]) if data else 1.0, units, again)
-
-
 def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bool = True) -> dict[str, list[_Use]]:
     """One forward without gradients under fixed randomness: layer name → its uses."""
-    watch = _Watch()
-    watch.wanted, watch.rerun = wanted, again
-    watch.owned = {p.untyped_storage()._cdata for p in network.parameters()}
+    found: dict[str, list[_Use]] = {}
+
+    def keep(use: Use, out: Any) -> None:
+        layers = {name.removesuffix(".weight") for name in use.names} & wanted
+        if layers:
+            found.setdefault(min(layers), []).append(_use(use, out, again))
+
     args, kwargs = forward.bind_inputs(network, x)
-    for name, parameter in network.named_parameters():
-        watch.add_parameter(name, parameter)
-    for name, leaf in forward.named_leaves(network, args, kwargs):
-        watch.add_input(leaf, name)
     try:
-        with forward.undisturbed(watch, network), torch.no_grad():
-            torch.manual_seed(seed)
-            with watch:
+        with forward.unchanged_state(State(*network.modules())), seeded(seed), forward.plain_eager():
+            with torch.no_grad(), LayerCalls(network, after=keep):
                 network(*args, **kwargs)
     except DagscaleError:
         raise
     except Exception as error:
         raise CheckError(f"the forward raised {first_line(error)}, on inputs {shapes(x)} in train mode") from error
-    return watch.uses
+    return found
+
+
+def _use(use: Use, out: Any, rerun: bool) -> _Use:
+    z = next(tensors_in(out)).detach().clone()
+    data = [v for v in use.signals.values() if v.is_floating_point()]
+    kernel = use.layer.kernel if use.layer is not None else ()
+    units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
+    again = None
+    if rerun and use.own:
+        fixed = {
+            a: v.detach().clone() if isinstance(v, Tensor) and a not in (use.place, use.meaning.bias) else v
+            for a, v in use.arguments.items()
+        }
+        again = lambda: next(tensors_in(use.func(**fixed)))  # noqa: E731
+    return _Use(z, _square(data[0]) if data else 1.0, units, again)
 
 
 def _own(uses: list[_Use]) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from dagscale.inits.base import init, zeros_and_ones
 from dagscale.inits.wanted import by_parameters, wanted_moments
 from dagscale.network import Network
 from dagscale.tracing import forward
-from dagscale.tracing.calls import Use, Uses
+from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.training.batches import to_model
 from dagscale.training.copies import padding_rows
 from dagscale.training.draws import Fill, standard_normal
@@ -131,11 +131,11 @@ def _forward(model: nn.Module, network: Network, mode: TorchDispatchMode, inputs
 # --- weights that are computed from parameters ------------------------------------------------------------
 
 
-class _Sizes(Uses):  # type: ignore[no-untyped-call]
+class _Sizes(LayerCalls):  # type: ignore[no-untyped-call]
     """Keeps the first weight that is computed from each set of parameters."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+        super().__init__(model, before=self.on_use)
         self.weights: dict[frozenset[str], Tensor] = {}
 
     def on_use(self, use: Use) -> None:
@@ -209,7 +209,7 @@ def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
     return standard_normal(name, tuple(parameter.shape), seed)
 
 
-class _Setter(Uses):  # type: ignore[no-untyped-call]
+class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
     """Scales each weight just before the first operator that uses it runs.
 
     A weight with several uses gets the least scale that any of them asks for. What was drawn before that is known is
@@ -226,7 +226,7 @@ class _Setter(Uses):  # type: ignore[no-untyped-call]
         seed: int,
         shared: set[str],
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, before=self.on_use)
         self.parameters, self.wanted, self.controls = parameters, wanted, controls
         self.scales, self.seed, self.shared = scales, seed, shared
         self.used: set[str] = set()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from math import sqrt
 from statistics import fmean
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import PlanError
@@ -16,43 +14,14 @@ from dagscale.laws.base import law
 from dagscale.laws.estimate import Estimate
 from dagscale.laws.over_seeds import over_seeds, until_settled
 from dagscale.network import Network, remembered
+from dagscale.tracing.calls import LayerCalls
+from dagscale.tracing.recorder import tensors_in
 from dagscale.training.batches import Batch, logits
 from dagscale.training.probe import Cost, Probe
 from dagscale.training.seeds import seeded
 
 STEP = 1e-4
 """The probing rate for SGD, relative to 1/‖gradient‖², and for Adam in absolute terms: small enough to be linear."""
-
-
-class Taps(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps the result of every operator that applies a weight of ``model``, in order: the pre-activations."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        from dagscale.tracing.recorder import Operator, describe
-
-        self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        self.values: list[Tensor] = []
-        self._describe = describe
-        self._operators: dict[Any, Operator] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
-        meaning = operator.meaning
-        named = dict(zip(operator.arguments, args, strict=False)) | kwargs
-        if callable(meaning):
-            meaning = meaning(named)
-        if meaning is not None and meaning.kind == "weight" and self._applies(named, meaning):
-            head = out[0] if isinstance(out, (tuple, list)) else out
-            self.values.append(head.detach())
-        return out
-
-    def _applies(self, named: dict[str, Any], meaning: Any) -> bool:
-        places = (meaning.weight, *meaning.data)
-        held = (named[a] for a in places if isinstance(named.get(a), Tensor))
-        return any(t.untyped_storage()._cdata in self.weights for t in held)
 
 
 def relative_change(probe: Probe, count: int = 1) -> float:
@@ -91,10 +60,12 @@ def relative_change(probe: Probe, count: int = 1) -> float:
 
 
 def _forward(probe: Probe, batch: Batch) -> list[Tensor]:
-    taps = Taps(probe.model)
-    with torch.no_grad(), seeded(probe.seed), taps:
+    """The pre-activations of all layers, in order, and the outputs."""
+    seen: list[Tensor] = []
+    calls = LayerCalls(probe.model, after=lambda use, out: seen.append(next(tensors_in(out))))
+    with torch.no_grad(), seeded(probe.seed), calls:
         out = logits(probe.output(batch))
-    return [*taps.values, *(t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())]
+    return [*seen, *(t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())]
 
 
 @remembered

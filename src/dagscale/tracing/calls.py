@@ -1,15 +1,16 @@
-"""Where a forward applies weights: told before each operator runs, whatever parameters its weight is made of."""
+"""Where a forward applies weights to signals: told before and after each such operator runs."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from dagscale.graph import Layer
 from dagscale.tracing import forward
 from dagscale.tracing._torch import TorchDispatchMode, storage_key
 from dagscale.tracing.meaning import Meaning
@@ -38,6 +39,17 @@ class Use:
         found: Tensor = self.arguments[self.place]
         return found
 
+    @property
+    def signals(self) -> dict[str, Tensor]:
+        """The tensors that the weight is applied to, by argument."""
+        places = dict.fromkeys((self.meaning.weight, *self.meaning.data))
+        return {a: v for a in places if a != self.place and isinstance(v := self.arguments.get(a), Tensor)}
+
+    @property
+    def layer(self) -> Layer | None:
+        """Its fan and kernel."""
+        return self.meaning.layer if self.place == self.meaning.weight else self.meaning.swapped
+
     def moment(self) -> float:
         """Mean of ``z²`` over what the layer gives without its bias.
 
@@ -60,17 +72,28 @@ class Use:
         return float((z if self.own else z.square()).mean())
 
 
-class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Calls :meth:`on_use` before every operator that applies a weight of ``model`` to anything else.
+class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tells of every operator that applies a weight of ``model`` to a signal, in the order of the forward.
 
     What is computed from parameters, buffers and constants alone (``weight_norm``, weight standardisation, adapters,
-    encoded positions) is followed by its storage and kept for as long as the mode is.
+    casts, encoded positions) is followed by its storage and kept for as long as the mode is.
+
+    Args:
+        model: whose forward runs under the mode.
+        before: called with the use before the operator runs; it may change the weight in place.
+        after: called with the use and with what the operator returned.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[[Use], None] | None = None,
+        after: Callable[[Use, Any], None] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import Operator, describe
 
+        self.before, self.after = before, after
         self._made_of: dict[int, frozenset[str]] = {storage_key(t): frozenset() for t in forward.held_tensors(model)}
         self._own: set[int] = set()
         for name, parameter in forward.plain_parameters(model).items():
@@ -78,12 +101,20 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._own.add(storage_key(parameter))
         self._made_of.pop(0, None)
         self._kept: list[Tensor] = []
+        self._makers: dict[int, tuple[Any, Any, Any, int]] = {}
         self._describe = describe
         self._operators: dict[Any, Operator] = {}
 
-    @abstractmethod
-    def on_use(self, use: Use) -> None:
-        """May change the weight in place."""
+    def now(self, weight: Tensor) -> Tensor:
+        """A weight that the forward used, computed again from what the parameters hold now."""
+        from dagscale.tracing.recorder import tensors_in
+
+        made = self._makers.get(id(weight))
+        if made is None:
+            return weight
+        func, args, kwargs, place = made
+        args, kwargs = tree_map(lambda v: self.now(v) if isinstance(v, Tensor) else v, (args, kwargs))
+        return list(tensors_in(func(*args, **kwargs)))[place]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from dagscale.tracing.recorder import tensors_in
@@ -95,6 +126,7 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sources = [names for found in made_of.values() for names in found]
         constant = None not in sources
         meaning = operator.meaning
+        use = None
         if not constant and any(sources) and (callable(meaning) or getattr(meaning, "kind", "") == "weight"):
             meaning = meaning(named) if callable(meaning) else meaning
             if meaning.kind == "weight":
@@ -102,10 +134,17 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 held = [(a, names) for a, names in places.items() if names]
                 if len(held) == 1:
                     place, names = held[0]
-                    self.on_use(Use(func, meaning, named, place, names, storage_key(named[place]) in self._own))
+                    use = Use(func, meaning, named, place, names, storage_key(named[place]) in self._own)
+        if use is not None and self.before is not None:
+            self.before(use)
         out = func(*args, **kwargs)
+        if use is not None and self.after is not None:
+            self.after(use, out)
         if constant:
             names = frozenset().union(*(found for found in sources if found))
+            for place, tensor in enumerate(tensors_in(out) if names and not operator.written else ()):
+                self._makers[id(tensor)] = (func, args, kwargs, place)
+                self._kept.append(tensor)
             for tensor in tensors_in(out):
                 if storage_key(tensor) and storage_key(tensor) not in self._made_of:
                     self._made_of[storage_key(tensor)] = names
