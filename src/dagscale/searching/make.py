@@ -129,7 +129,7 @@ def search(
         try:
             curve, widened = follow(Trials(runs.run, runs.glance, bar.expect, seeds, tolerance), rates, widen)
         finally:
-            network.copy.give_back()
+            network.give_back()
     finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
     if not finite:
         why = f" ({runs.raised})" if runs.raised else ""
