@@ -91,10 +91,10 @@ class WorkingCopy:
         the user's own modes."""
         self._restore()
         self._resting = False
+        if train:  # before drawing: some adapters write to weights here
+            self.model.train()
         if fills:
             apply_fills(self.model, fills, seed)
-        if train:
-            self.model.train()
         self.model.zero_grad(set_to_none=True)
         return self.model
 
@@ -179,7 +179,7 @@ def _leaves(model: nn.Module, state: State) -> list[Tensor]:
 
     Left out is what is larger than all parameters and buffers together: data that some function can reach.
     """
-    found = {id(t): t for t in (*model.parameters(), *model.buffers()) if not t.is_meta}
+    found = {id(t): t for t in (*model.parameters(), *model.buffers()) if not (t.is_meta or is_lazy(t))}
     most = max((sum(map(_bytes, found.values())), 1 << 20))
     for tensor in state.tensors:
         if tensor.is_leaf and not tensor.is_meta and not is_lazy(tensor) and _bytes(tensor) <= most:
@@ -212,7 +212,7 @@ def _materialised(model: nn.Module, run: Run | None) -> nn.Module:
 
 def _used_beside(tensors: Iterable[Tensor], functions: Iterable[Any]) -> str:
     """Why the user's functions need the model itself; empty if they do not."""
-    theirs = {_key(t) for t in tensors if not t.is_meta} - {0}
+    theirs = {_key(t) for t in tensors if not (t.is_meta or is_lazy(t))} - {0}
     for function in functions:
         if function is not None and any(_key(t) in theirs for t in State(function).tensors if not is_lazy(t)):
             return f"{getattr(function, '__name__', type(function).__name__)} uses the model itself"
