@@ -7,10 +7,13 @@ import gc
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from tests.fixtures.oracle import of_model, of_process
+from tests.fixtures.uncopyable import BORROWED, COPYABLE, Plain, Sparse, Tied, WeightNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +22,6 @@ from dagscale.errors import CopyError
 from dagscale.network import Network
 from dagscale.planning.prepare import traced
 from dagscale.training.copies import WorkingCopy
-from tests.fixtures.oracle import of_model, of_process
-from tests.fixtures.uncopyable import BORROWED, COPYABLE, Plain, Sparse, Tied, WeightNorm
 
 torch.manual_seed(0)
 X = torch.randn(96, 10)
@@ -145,8 +146,11 @@ def test_a_loss_that_uses_the_model_itself_trains_it_and_gives_it_back() -> None
     assert all(p.grad is None for p in model.parameters())
     decayed = search(plain(), weight_decay=1e-2).lr
     assert octaves(rate, decayed) < 0.51
-    strong = search(model, loss=lambda out, y: F.cross_entropy(out, y) + 50 * sum(p.square().sum() for p in model.parameters()))  # fmt: skip # noqa: E501
-    assert strong.lr < 0.02, "such a penalty diverges above 2/100"
+
+    def strong(out: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(out, y) + 50 * sum(p.square().sum() for p in model.parameters())  # type: ignore
+
+    assert search(model, loss=strong).lr < 0.02, "such a penalty diverges above 2/100"
 
 
 def test_a_training_step_that_uses_the_model_by_its_name() -> None:
@@ -183,27 +187,22 @@ def test_given_back_after_any_exception(name: str, error: type[BaseException], c
             raise error("here")
         return F.cross_entropy(out, y)
 
+    def run() -> None:
+        if call is search:
+            dagscale.search(model, (X, Y), loss=loss, steps=8, batch_size=16, seeds=1)
+        else:
+            dagscale.plan(model, X[:4], data=(X, Y), loss=loss, steps=8, batch_size=16)
+
     for last in (1, 2, 9, 40):
         calls = 0
         before = fingerprint(model)
-        if error is RuntimeError:  # a diverged run where the rate was chosen by the search
-            with pytest.raises(dagscale.DagscaleError) if last < 2 else _whatever():
-                dagscale.search(model, (X, Y), loss=loss, steps=8, batch_size=16, seeds=1)
+        if error is RuntimeError and last > 2:  # at a rate that the search chose: a diverged run
+            with suppress(dagscale.DagscaleError):
+                run()
         else:
-            with pytest.raises(error):
-                if call is search:
-                    dagscale.search(model, (X, Y), loss=loss, steps=8, batch_size=16, seeds=1)
-                else:
-                    dagscale.plan(model, X[:4], data=(X, Y), loss=loss, steps=8, batch_size=16)
+            with pytest.raises(dagscale.DagscaleError if error is RuntimeError else error):
+                run()
         assert fingerprint(model) == before
-
-
-class _whatever:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: Any) -> bool:
-        return isinstance(error[1], dagscale.DagscaleError)
 
 
 def test_half_precision_that_cannot_be_copied_is_refused_in_one_line() -> None:
@@ -251,8 +250,7 @@ def test_one_copy_serves_a_whole_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_that_of_a_training_step_and_one_copy_of_the_weights() -> None:
-    """Counted in the loss, where activations' gradients are not there yet: the model's weights, those of one copy, and
-    in Adam two states; gradients are freed by ``set_to_none``."""
+    """Counted in the loss: the user's weights, those of the copy, its gradients at most, and Adam's two states."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(10, 900), nn.ReLU(), nn.Linear(900, 901), nn.ReLU(), nn.Linear(901, 4))
     shapes = {(901, 900)}
@@ -265,7 +263,7 @@ def test_memory_is_that_of_a_training_step_and_one_copy_of_the_weights() -> None
         return F.cross_entropy(out, y)
 
     dagscale.plan(model, X[:4], data=(X, Y), loss=loss, steps=4, batch_size=16, optimizer="adamw", seed=1)
-    assert weight < peak <= 6 * weight, f"{peak / weight:.1f} times the weight"
+    assert weight < peak <= 5 * weight, f"{peak / weight:.1f} times the weight"
 
 
 def test_a_base_is_measured_as_it_was_searched() -> None:
