@@ -25,6 +25,10 @@ LEAST = 8
 ROUNDS = 30
 """Steps of power iteration: the singular value comes out too small, if at all."""
 
+OUTLYING = 6.0
+"""Entries further from 0, in standard deviations, are cut: one such makes a singular value of its own, and truncated
+normal draws by inversion have them."""
+
 NAMED = 3
 """So many names stand in a note."""
 
@@ -65,8 +69,8 @@ def notes_on(
     trained = [name for name in looking_trained(model, graph) if name in drawn]
     if trained:
         yield (
-            f"init {init!r} draws anew what looks trained: {_some(trained)}; to go on from the weights as they are, give "
-            "init='keep', or reset= with what is new, as reset='head'"
+            f"init {init!r} draws anew what looks trained, or drawn in a way of its author's: {_some(trained)}; to go "
+            "on from the weights as they are, give init='keep', or reset= with what is new, as reset='head'"
         )
     parameters = plain_parameters(model)
     gains = [n for n in _gains(graph) if n in drawn and _has_values(parameters[n]) and not bool(parameters[n].any())]
@@ -109,6 +113,7 @@ def _beyond(weight: Tensor) -> float:
     rms = float(matrix.square().mean().sqrt())
     if not 0 < rms < math.inf:
         return 0.0
+    matrix = matrix.clamp(-OUTLYING * rms, OUTLYING * rms)
     vector = torch.ones(columns, device=matrix.device) + torch.arange(columns, device=matrix.device) / columns
     for _ in range(ROUNDS):
         vector = matrix.T @ (matrix @ (vector / vector.norm()))

@@ -141,12 +141,12 @@ def _checked_loss(probe: Probe, batch: Batch) -> Tensor:
             "one shape, as in y.reshape(-1, 1)"
         )
     out = logits(output)
-    if isinstance(out, Tensor) and out.ndim >= 2 and out.shape[1] == 1 and value.item() == 0:
-        if not bool((out.detach() == 0).all()):
-            raise RecipeError(
-                f"the loss is 0 whatever the output, which is one column, {tuple(out.shape)}: cross-entropy needs a "
-                "column a class; for regression give loss=torch.nn.functional.mse_loss"
-            )
+    column = isinstance(out, Tensor) and out.ndim >= 2 and out.shape[1] == 1
+    if column and value.item() == 0 and bool((out != 0).any()):
+        raise RecipeError(
+            f"the loss is 0 whatever the output, which is one column, {tuple(out.shape)}: cross-entropy needs a "
+            "column a class; for regression give loss=torch.nn.functional.mse_loss"
+        )
     return value
 
 
