@@ -71,10 +71,11 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
     def make() -> tuple[nn.Module, Any]:
         config = transformers.CONFIG_MAPPING[name]()
         for option, value in given.items():
-            known = [key for key in _SPELLINGS[option] if getattr(config, key, None) is not None]
+            known = [key for key in _SPELLINGS[option] if getattr(config, key, None) is not None][:1]
+            known += [key for key in _BOTH.get(option, ()) if getattr(config, key, None) is not None]
             if not known:
                 raise TargetError(f"{name!r} has no option {option!r}")
-            for key in (known[0], *(key for key in _BOTH.get(option, ()) if hasattr(config, key))):
+            for key in known:
                 setattr(config, key, value)
         config.use_cache = False
         both = getattr(config, "is_encoder_decoder", False)
