@@ -103,7 +103,7 @@ def _measured(run: _Runs, start: int, least: float) -> float | None:
         changes[top + 1] = run(2.0 ** (top + 1))
     while min(changes) > LOWEST and descends() and not outside(min(changes)):
         lower()
-    if descends() and len(changes) > 3 and len(set(changes.values())) == 1:
+    if len(changes) > 3 and len(set(changes.values())) == 1:
         raise PlanError(
             f"short runs come to the same loss at every rate from 2^{min(changes)} to 2^{max(changes)}: a schedule or "
             "a training step sets its own rate, or the loss does not depend on the model"
@@ -112,9 +112,8 @@ def _measured(run: _Runs, start: int, least: float) -> float | None:
         return None
     if not descends():
         raise PlanError(
-            f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate{run.raised}: check "
-            "the init (init 'moments' keeps signals finite), the labels and the loss; weights that are trained on these "
-            "very data have nothing left to learn"
+            f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "
+            "(init 'moments' keeps signals finite), the labels and the loss"
         )
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
@@ -133,18 +132,14 @@ class _Runs:
     def __init__(self, probe: Probe, steps: int) -> None:
         self.probe, self.steps = probe, steps
         self.best = 0.0
-        self.raised = ""
         recipe = probe.recipe
         self.batches = [probe.batch() for _ in range(steps * (1 if recipe.step is not None else recipe.accumulate))]
         if recipe.step is None:
-            each = recipe.accumulate
             with torch.no_grad(), seeded(probe.seed):
-                losses = [self._loss(i) for i in range(len(self.batches))]
-            self.starts = [fmean(losses[i : i + each]) for i in range(0, len(losses), each)]
+                self.before = fmean(self._loss(i) for i in range(len(self.batches)))
         else:  # a step of the user's own: its losses at a rate at which nothing moves
-            self.starts = [0.0] * steps
-            self.starts = self._losses(0.0) or [math.nan]
-        self.before = fmean(self.starts)
+            self.before = 0.0
+            self.before = self(0.0)
 
     def _loss(self, i: int) -> float:
         self.probe.cost.forwards += 1
@@ -159,15 +154,6 @@ class _Runs:
         return engine.of_user("schedule", lambda: make(optimizer, total))
 
     def __call__(self, rate: float) -> float:
-        losses = self._losses(rate)
-        if not losses:
-            return math.inf
-        change = fmean(losses) - fmean(self.starts[: len(losses)])
-        self.best = min(self.best, change)
-        return change
-
-    def _losses(self, rate: float) -> list[float]:
-        """Of each step, fewer where the run was given up; none where it diverged."""
         probe, recipe = self.probe, self.probe.recipe
         model = probe.copied.reset(probe.network.fills, probe.seed)
         optimizer = probe.optimizer(rate)
@@ -175,26 +161,23 @@ class _Runs:
         losses: list[float] = []
         batches = iter(self.batches)
         with seeded(probe.seed):
-            while len(losses) < self.steps and not self._hopeless(losses):
+            while len(losses) < self.steps:
                 try:
                     losses.append(engine.step(model, optimizer, recipe, batches, losses[0] if losses else None))
-                except DagscaleError as error:
+                except DagscaleError:
                     if not losses:
                         raise
-                    self.raised = f" (the last one that was given up: {error})"
-                    return []
+                    return math.inf
                 probe.cost.forwards += 3 * recipe.accumulate
                 if engine.exploded(losses[-1], losses[0]):
-                    return []
+                    return math.inf
                 if scheduler is not None:
                     engine.of_user("schedule", scheduler.step)
-        return losses
-
-    def _hopeless(self, losses: list[float]) -> bool:
-        """Whether the loss has risen by more than that of the best run has fallen."""
-        if len(losses) < HOPELESS or self.best >= 0:
-            return False
-        return fmean(losses) - fmean(self.starts[: len(losses)]) > -self.best
+                change = fmean(losses) - self.before
+                if len(losses) >= HOPELESS and change > max(-self.best, NOTHING * abs(self.before)) > 0:
+                    return change
+        self.best = min(self.best, fmean(losses) - self.before)
+        return fmean(losses) - self.before
 
 
 @remembered
