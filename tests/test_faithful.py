@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -348,6 +350,18 @@ def test_low_rank_adapters_of_peft_begin_as_the_model_they_adapt() -> None:
     assert 1e-5 < planned.lr < 1
 
 
+@pytest.mark.slow
+def test_the_page_on_fine_tuning_runs() -> None:
+    from dagscale.models.timm import declare_torchvision_ops
+
+    declare_torchvision_ops()
+    pytest.importorskip("peft")
+    page = Path(__file__).parent.parent / "docs" / "howto" / "fine-tune.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    exec(compile("".join(blocks), str(page), "exec"), {})
+
+
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +381,7 @@ class Narrow(nn.Module):
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("law", ["short-run", "curvature", "function-change", "combined"])
 def test_never_more_examples_at_once_than_a_batch(law: str, size: int) -> None:
-    x = torch.randn(300, 10)
+    x = torch.randn(40, 10)
     data = (x, (x @ torch.randn(10, 4)).argmax(1))
     more: dict[str, Any] = {"data": data, "loss": F.cross_entropy, "steps": 160, "batch_size": size}
     planned = dagscale.plan(Narrow(size), x[:1], base=(Narrow(size), x[:1]), base_lr=0.1, law=law, **more)
@@ -390,3 +404,50 @@ def test_the_order_of_the_rows_is_nothing() -> None:
     plans = [plan(net(), data, batch_size=64, law="none", base_lr=0.1) for data in ((x, y), (x[order], y[order]))]
     ratio = plans[0].parameters["0.weight"].init_std / plans[1].parameters["0.weight"].init_std  # type: ignore[operator]
     assert 0.8 < ratio < 1.25
+
+
+# --- what spaces give -----------------------------------------------------------------------------------------------
+
+
+def test_ten_classes_are_ten_where_they_are_asked_for() -> None:
+    pytest.importorskip("timm")
+    for text, classes in (("timm:resnet10t?classes=10", 10), ("timm:resnet10t", 1000), ("timm:resnet10t?classes=7", 7)):
+        model, x = load(text)
+        assert model(x).shape == (2, classes)
+
+    class Data:
+        shape, classes, x = (1, 8, 8), 10, None
+
+    model, x = load("timm:resnet10t", data=Data())
+    assert x.shape == (2, 1, 8, 8)
+    assert model(x).shape == (2, 10)
+
+
+@pytest.mark.parametrize("target", ["nb101:1_01_001-3m?channels=8", "darts:V2?cells=2&channels=4", "nb201:3_33_333"])
+def test_benchmarks_have_their_own_images(target: str) -> None:
+    model, x = load(target)
+    assert x.shape == (2, 3, 32, 32)
+    assert model(x).shape == (2, 10)
+    if target == "nb201:3_33_333":
+        assert sum(p.numel() for p in model.parameters()) == 1_531_546, "as the benchmark's authors count"
+    model, x = load(f"{target}{'&' if '?' in target else '?'}input=1x8x8&classes=5")
+    assert model(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf:t5?layers=2&width=64&mlp=128&heads=4&vocab=100",
+        "hf:bart?layers=1&width=64&heads=4&mlp=64&vocab=100",
+        "hf:speech_to_text?layers=1&width=64&heads=4&mlp=64&vocab=100",
+    ],
+)
+def test_encoder_decoders_have_inputs_for_both(text: str) -> None:
+    pytest.importorskip("transformers")
+    model, x = load(text)
+    assert len(x) == 2
+    assert model(*x).shape == (2, 16, 100)
+    graph = trace(model, x)
+    reached = {p.name for p in graph.parameters if p.reached}
+    assert any("encoder" in name for name in reached)
+    assert any("decoder" in name for name in reached)
