@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dagscale.errors import PlanError
@@ -42,7 +42,9 @@ class Network:
         role: whether rates are carried over from it or to it.
         by_layer: whether base and target are compared under rates that differ by layer.
         hint: a rate near which its best one is expected, for measurements to begin at; None where nothing is known.
+        kept: names of the parameters that stay as they are, whatever the init says.
         memo: what was measured, by name.
+        copies: the one copy that everything is measured on, once it is made; shared by all that this one becomes.
     """
 
     graph: Graph
@@ -56,22 +58,26 @@ class Network:
     role: Role = "target"
     by_layer: bool = False
     hint: float | None = None
+    kept: frozenset[str] = frozenset()
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
+    copies: list[WorkingCopy] = field(default_factory=list, repr=False)
 
     def __repr__(self) -> str:
         what = "from a file" if self.model is None else type(self.model).__name__
         return f"Network({what}, {self.graph!r}, init={self.init!r}, {len(self.memo)} measured)"
 
-    @cached_property
+    @property
     def copy(self) -> WorkingCopy:
         """The one copy that everything is measured on.
 
         Raises:
             PlanError: if there is no model, or it has no values.
         """
-        from dagscale.training.batches import call, to_model
+        from dagscale.training.batches import call, each, to_model
         from dagscale.training.copies import WorkingCopy
 
+        if self.copies:
+            return self.copies[0]
         if self.model is None:
             raise PlanError(
                 "this network was read from a file, without its model: measure it before it is written, "
@@ -82,8 +88,18 @@ class Network:
                 "the model is on meta and has no values to measure on: materialise it first "
                 "(model.to_empty(device=...)), or use an init and a law that only read the graph"
             )
-        inputs = self.inputs
-        return WorkingCopy(self.model, lambda model: call(model, to_model(model, inputs)), float32=True)
+
+        def run(model: nn.Module) -> Any:  # on inputs of its own: some forwards write to theirs
+            return call(model, to_model(model, each(lambda t: t.detach().clone(), self.inputs)))
+
+        recipe = self.recipe
+        self.copies.append(WorkingCopy(self.model, run, float32=True, beside=(recipe.loss, recipe.step)))
+        return self.copies[0]
+
+    def give_back(self) -> None:
+        """Put everything back that the measurements have changed."""
+        for copied in self.copies:
+            copied.give_back()
 
     @contextmanager
     def probe(self, seed: int, cost: Cost | None = None) -> Iterator[Probe]:

@@ -104,7 +104,8 @@ def observe(
     """
     network = started(model, plan, seed)
     recipe = task.recipe
-    looked = next(recipe.source.batches(seed, LOOKED_AT)).to(network).inputs
+    size = min(LOOKED_AT, recipe.batch_size or LOOKED_AT)
+    looked = next(recipe.source.batches(seed, size)).to(network).inputs
     wanted = {use.name for use in graph.layers}
     before = _watch(network, looked, seed, wanted)
     curved = sharpness and recipe.optimizer.stable is not None

@@ -66,7 +66,7 @@ def moments(network: Network) -> dict[str, Fill]:
     copied = network.copy
     try:
         model = copied.reset(train=network.recipe.data is not None)  # batch norm and dropout as training has them
-        parameters = copied.parameters
+        parameters = {n: p for n, p in copied.parameters.items() if n not in network.kept}
         with torch.no_grad():
             for name, fill in fills.items():
                 if name in parameters:
@@ -102,7 +102,7 @@ def _inputs(network: Network, model: nn.Module) -> Iterator[Any]:
     recipe = network.recipe
     if recipe.data is None:
         yield from repeat(to_model(model, network.inputs))
-    size = BATCH if recipe.batch_size is None else min(BATCH, max(recipe.batch_size, 2))
+    size = BATCH if recipe.batch_size is None else min(BATCH, recipe.batch_size)
     for batch in recipe.source.batches(network.seed, size):
         yield batch.to(model).inputs
 

@@ -25,7 +25,7 @@ from dagscale.models.cells import (
     parse_arch_string,
     relu_conv_norm,
 )
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Setting, Space, did_you_mean
+from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space, did_you_mean
 
 OPS = (
     NONE, "skip_connect", "avg_pool_3x3", "max_pool_3x3",
@@ -154,6 +154,7 @@ def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
 SPACES.add("darts")(
     Space(
         read=_read,
+        shape=CIFAR,
         options=(
             INPUT,
             CLASSES,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dagscale.errors import TargetError
 from dagscale.models.cells import Cell, CellGraph, named
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space
 
 STACKS = 3
 _FORM = "write edges and operations as 1_01_001-3m (see dagscale.models.nb101)"
@@ -184,6 +184,7 @@ def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
 SPACES.add("nb101")(
     Space(
         read=_read,
+        shape=CIFAR,
         options=(
             INPUT,
             CLASSES,

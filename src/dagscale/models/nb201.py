@@ -30,7 +30,7 @@ from dagscale.models.cells import (
     parse_arch_string,
     relu_conv_norm,
 )
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space
 
 OPS = (NONE, "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -237,6 +237,7 @@ def _sample(vertices: int, count: int, rng: random.Random) -> tuple[str, ...]:
 SPACES.add("nb201")(
     Space(
         read=_read,
+        shape=CIFAR,
         options=(
             INPUT,
             CLASSES,

@@ -31,6 +31,7 @@ from dagscale.errors import TargetError
 from dagscale.registry import Registry
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
+CIFAR = (3, 32, 32)
 DEFAULT_CLASSES = 10
 EXAMPLES = 2
 
@@ -114,10 +115,15 @@ MOST_PARAMETERS, MOST_MODULES = 1 << 28, 100_000
 
 @dataclass(frozen=True)
 class Setting:
-    """What the data ask of a model: ``shape`` of one example, number of ``classes``."""
+    """What is asked of a model: ``shape`` of one example, number of ``classes``.
+
+    Attributes:
+        given: which of them somebody said, by option or data; the other is the space's default.
+    """
 
     shape: tuple[int, ...]
     classes: int
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ class Space:
             building comes later, under a seed. A module without inputs gets a batch of the setting's shape.
         options: all options that the space takes; ``INPUT`` and ``CLASSES`` reach ``read`` in the setting.
         parameters: how many its networks may have.
+        shape: of one example where neither options nor data say it: the benchmark's own.
         sample: (vertices, count, generator) → that many distinct codes; None if the space cannot be sampled.
     """
 
@@ -137,6 +144,7 @@ class Space:
     options: tuple[Option, ...] = ()
     sample: Callable[[int, int, random.Random], tuple[str, ...]] | None = None
     parameters: int = MOST_PARAMETERS
+    shape: tuple[int, ...] = DEFAULT_SHAPE
 
 
 SPACES: Registry[Space] = Registry("space")
@@ -165,10 +173,10 @@ def resolve(
 ) -> Target:
     """Read a TARGET.
 
-    The shape of one example is the option ``input``, else ``input_shape``, else that of ``data``, else (for
-    spaces) 1×8×8; ``classes`` likewise, else 10. Example inputs are the first two of ``data`` where the shape
-    is theirs, else a standard normal batch of two drawn from ``seed``; a callable that returns its own inputs
-    keeps them.
+    The shape of one example is the option ``input``, else ``input_shape``, else that of ``data``, else the space's own
+    (1×8×8, its benchmark's or its library's); ``classes`` likewise, else 10 or the library's own. Example inputs are
+    the first two of ``data`` where the shape is theirs, else a standard normal batch of two drawn from ``seed``; a
+    callable that returns its own inputs keeps them.
 
     Raises:
         TargetError: if the text, the code or an option is malformed or unknown. ``Target.build`` raises it
@@ -187,9 +195,11 @@ def resolve(
         if head in SPACES:
             space = SPACES[head]
             options = _parse_options(query, space.options, head)
-            shape = _shape(options.pop("input", None), input_shape, data) or DEFAULT_SHAPE
-            classes = options.pop("classes", None) or (data.classes if data is not None else DEFAULT_CLASSES)
-            make = space.read(code, options, Setting(shape, classes))
+            asked = _shape(options.pop("input", None), input_shape, data)
+            counted = options.pop("classes", None) or (data.classes if data is not None else None)
+            given = frozenset(name for name, value in (("shape", asked), ("classes", counted)) if value)
+            shape, classes = asked or space.shape, counted or DEFAULT_CLASSES
+            make = space.read(code, options, Setting(shape, classes, given))
             return Target(text, _Build(text, make, shape, data, seed, space.parameters))
         where, _, attribute = name.rpartition(":")
         options = _parse_options(query, (INPUT,), "a callable")

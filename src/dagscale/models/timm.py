@@ -1,4 +1,4 @@
-"""The space ``timm:NAME``: any model of timm with random weights, at its own image size if none is given."""
+"""The space ``timm:NAME``: any model of timm with random weights; its own image size and head if none are given."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from dagscale.errors import TargetError
 from dagscale.models.targets import (
     CLASSES,
-    DEFAULT_CLASSES,
-    DEFAULT_SHAPE,
     EXAMPLES,
     INPUT,
     SPACES,
@@ -60,12 +58,12 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
 
     def make() -> tuple[nn.Module, Any]:
         given: dict[str, Any] = dict(options)
-        if setting.classes != DEFAULT_CLASSES:
+        if "classes" in setting.given:
             given["num_classes"] = setting.classes
-        if setting.shape != DEFAULT_SHAPE:
+        if "shape" in setting.given:
             given["in_chans"] = setting.shape[0]
         model = timm.create_model(name, pretrained=False, **given)
-        return model, example(model, None if setting.shape == DEFAULT_SHAPE else setting.shape)
+        return model, example(model, setting.shape if "shape" in setting.given else None)
 
     return make
 

@@ -18,8 +18,9 @@ from dagscale.laws.estimate import half_width
 from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.plans import ParameterPlan, Plan, named
-from dagscale.planning.prepare import about, initialised, traced
-from dagscale.planning.validate import check_kin, check_whole, rehearse
+from dagscale.planning.prepare import about, initialised, keeping, traced
+from dagscale.planning.trained import notes_on
+from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
@@ -119,25 +120,36 @@ def plan(
                     rehearse(network)
         bar.say(f"init {chosen.init.name}: target")
         with about("target"):
+            target, zeros = keeping(target, only, keep, reset)
             target = initialised(target, chosen.init.name)
-        kept = _kept(target.graph, only, keep, reset)
-        target = scaled_by(target, parts, kept)
+        target = scaled_by(target, parts, lr_scale)
         origins: dict[str, Network] = {}
         for name, network in networks.items():
             bar.say(f"init {chosen.init.name}: {name}")
             with about(name):
                 own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
             origins[name] = replace(own, by_layer=bool(parts), hint=rates[len(origins)])
+        for name, network in {"target": target, **origins}.items() if chosen.law.measured else ():
+            if network.model is not None:
+                with about(name):
+                    check_gradient(network)
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
-        return _built(chosen, target, carried, start, rates, parts, lr_scale or {})
+        return _built(chosen, target, carried, start, rates, parts, zeros)
 
 
-def starting_plan(network: Network, init: str, lr: float = 1.0) -> Plan:
+def starting_plan(
+    network: Network,
+    init: str,
+    lr: float = 1.0,
+    *,
+    lr_scale: Mapping[str, float] | None = None,
+    zeros: Collection[str] = (),
+) -> Plan:
     """The plan of a network's own init at one rate, without a law."""
-    network = scaled_by(network, {})
+    network = scaled_by(network, {}, lr_scale)
     chosen = _Chosen(LAWS["none"], INITS[init], "none", "none", absolute=False)
-    return _built(chosen, network, Carried(({},)), lr, [lr], {}, {})
+    return _built(chosen, network, Carried(({},)), lr, [lr], {}, zeros)
 
 
 def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True) -> str:
@@ -289,7 +301,7 @@ def _networks(bases: Sequence[Any], recipe: Recipe, chosen: _Chosen, seed: int) 
         with about(name):
             if not isinstance(one, Base):
                 model, inputs = one
-                found[name] = traced(model, inputs, recipe, seed, role="base")
+                found[name], _ = keeping(traced(model, inputs, recipe, seed, role="base"))
             elif one.network is None:
                 raise PlanError("this Base knows no network: make it with dagscale.search, or give (model, inputs)")
             else:
@@ -321,26 +333,18 @@ def _rms(model: nn.Module) -> dict[str, float]:
     return {n: float(p.detach().double().square().mean().sqrt()) for n, p in plain_parameters(model).items()}
 
 
-def _kept(graph: Graph, only: Any, keep: Any, reset: Any) -> set[str]:
-    """Names of the parameters that are not to be initialised."""
-    if reset is not None and only is not None:
-        raise PlanError("only= and reset= both say what alone is initialised: give one of them")
-    names = [p.name for p in graph.parameters]
-    chosen = only if only is not None else reset
-    kept = set() if chosen is None else set(names) - named(names, chosen, "only" if only is not None else "reset")
-    return kept if keep is None else kept | named(names, keep, "keep")
-
-
-def scaled_by(target: Network, parts: Mapping[str, Scaling], kept: Collection[str] = ()) -> Network:
-    """The target with its fills scaled, without those that stay as they are, and with each parameter's settings."""
+def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[str, float] | None = None) -> Network:
+    """The target with its fills scaled, and with each parameter's settings; what is measured on it sees them."""
     role = roles(target.graph)
     own = {name: parts.get(name, Scaling()) for name in role}
-    fills = {name: fill for name, fill in target.fills.items() if name not in kept}
+    scale = _rate_scales([*role], lr_scale or {})
     return replace(
         target,
-        fills={n: Fill(f.mean * own[n].factors.init, f.std * own[n].factors.init) for n, f in fills.items()},
+        fills={n: Fill(f.mean * own[n].factors.init, f.std * own[n].factors.init) for n, f in target.fills.items()},
         relative={
-            name: Relative(s.factors.lr, s.factors.eps, s.factors.weight_decay, role[name], s.fold)
+            name: Relative(
+                s.factors.lr * scale.get(name, 1.0), s.factors.eps, s.factors.weight_decay, role[name], s.fold
+            )
             for name, s in own.items()
         },
         by_layer=bool(parts),
@@ -385,7 +389,7 @@ def _built(
     start: float,
     rates: list[float],
     parts: Mapping[str, Scaling],
-    lr_scale: Mapping[str, float],
+    zeros: Collection[str],
 ) -> Plan:
     """All of it together, as plain data."""
     factors = carried.factors
@@ -395,13 +399,12 @@ def _built(
             f"law {chosen.law.name!r} gives no usable rate here ({lr}): its factors are {factors}; try another law"
         )
     graph = target.graph
-    scale = _rate_scales([p.name for p in graph.parameters], lr_scale)
     parameters = {}
     for p in graph.parameters:
         fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
         mean, std = (None, None) if fill is None else (fill.mean, fill.std)
         parameters[p.name] = ParameterPlan(
-            p.shape, mean, std, lr * own.lr * scale.get(p.name, 1.0), own.weight_decay, own.eps, own.role, own.fold
+            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold
         )
     interval = None
     if chosen.law.measured:
@@ -411,7 +414,8 @@ def _built(
     notes = (
         *_origin(alone, chosen.absolute),
         *([chosen.note] if chosen.note else []),
-        *_notes(graph, parameters, chosen.init),
+        *_notes(graph, parameters, chosen.init, target.kept),
+        *(() if target.model is None else notes_on(target.model, graph, target.fills, zeros, chosen.init.name)),
         *summary(parts),
     )
     live = target.recipe
@@ -441,7 +445,9 @@ def _origin(alone: Sequence[float], absolute: bool) -> Iterator[str]:
         yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
 
 
-def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: Init) -> tuple[str, ...]:
+def _notes(
+    graph: Graph, parameters: Mapping[str, ParameterPlan], init: Init, asked: Collection[str]
+) -> tuple[str, ...]:
     notes = list(graph.notes)
     unreached = [p.name for p in graph.parameters if not p.reached]
     if unreached:
@@ -452,7 +458,7 @@ def _notes(graph: Graph, parameters: Mapping[str, ParameterPlan], init: Init) ->
     kept = [
         p.name
         for p in graph.parameters
-        if p.reached and p.trainable and parameters[p.name].init_std is None and init.draws
+        if p.reached and p.trainable and parameters[p.name].init_std is None and init.draws and p.name not in asked
     ]
     if kept:
         notes.append(f"init {init.name!r} does not cover, left as they are: {', '.join(kept)}")

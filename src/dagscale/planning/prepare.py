@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,8 @@ from torch import nn
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.inits import INITS
 from dagscale.network import Network
+from dagscale.planning.plans import named
+from dagscale.planning.trained import zero_by_design
 from dagscale.tracing import forward, trace
 from dagscale.training.batches import LABELS, to_model
 from dagscale.training.recipe import Recipe
@@ -63,11 +65,34 @@ def example_inputs(model: nn.Module, recipe: Recipe) -> Any:
 
 
 def initialised(network: Network, init: str) -> Network:
-    """With what the init gives each parameter; worked out once a network."""
-    key = f"{init}/fills"
+    """With what the init gives each parameter that is not kept; worked out once a network."""
+    key = "/".join([init, "fills", *sorted(network.kept)])
     if key not in network.memo:
-        network.memo[key] = INITS[init](network)
+        fills = INITS[init](network)
+        network.memo[key] = {name: fill for name, fill in fills.items() if name not in network.kept}
     return replace(network, init=init, fills=network.memo[key])
 
 
-__all__ = ["about", "example_inputs", "initialised", "traced"]
+Patterns = str | Iterable[str] | None
+
+
+def keeping(
+    network: Network, only: Patterns = None, keep: Patterns = None, reset: Patterns = None
+) -> tuple[Network, set[str]]:
+    """With the names of what is not to be initialised, and which of these are left out only for being 0 by design.
+
+    Raises:
+        PlanError: if both ``only`` and ``reset`` are given, or a name or pattern means no parameter.
+    """
+    if reset is not None and only is not None:
+        raise PlanError("only= and reset= both say what alone is initialised: give one of them")
+    names = [p.name for p in network.graph.parameters]
+    chosen = only if only is not None else reset
+    asked = set() if chosen is None else named(names, chosen, "only" if only is not None else "reset")
+    kept = set() if chosen is None else set(names) - asked
+    kept |= set() if keep is None else named(names, keep, "keep")
+    zeros = set() if network.model is None else zero_by_design(network.model, network.graph) - kept - asked
+    return replace(network, kept=frozenset(kept | zeros)), zeros
+
+
+__all__ = ["about", "example_inputs", "initialised", "keeping", "traced"]

@@ -16,6 +16,7 @@ from dagscale.training import engine
 from dagscale.training.batches import Batch, logits, shapes
 from dagscale.training.probe import Probe
 from dagscale.training.seeds import seeded
+from dagscale.training.spreading import Spreading
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> int:
@@ -60,12 +61,16 @@ def _kinds(graph: Graph) -> set[str]:
     return found
 
 
+LOOKS = 4
+"""Batches without any gradient after which a loss is taken to say nothing."""
+
+
 def rehearse(network: Network) -> None:
     """One training step, as a measured law will take it, so that what cannot be measured is said at once.
 
     Raises:
-        RecipeError: if data or loss do not fit, the loss says nothing, no trainable parameter has a part in it, or
-            the backward or the optimiser's step raises.
+        RecipeError: if data or loss do not fit, no trainable parameter has a part in the loss, or the backward or the
+            optimiser's step raises.
         PlanError: if there are no data, or the model has no values.
         ForwardError: if the forward raises on the data.
     """
@@ -76,24 +81,39 @@ def rehearse(network: Network) -> None:
         batch = probe.batch().to(probe.model)
         with seeded(network.seed):
             if recipe.step is None:
-                out = _output(probe, batch)
-                check_loss(network, logits(out), batch.target, probe.loss(out, batch))
+                _checked_loss(probe, batch)
             engine.step(probe.model, probe.optimizer(), recipe, iter([batch] * recipe.accumulate))
 
 
-def first_look(network: Network) -> None:
-    """Forward and loss on the first batch, of a recipe whose loss can be had without its training step.
+def check_gradient(network: Network) -> None:
+    """Forward, loss and backward at initialisation, on as many batches as it takes to see a gradient.
 
     Raises:
-        RecipeError: if data or loss do not fit, or the loss says nothing; ForwardError if the forward raises.
+        RecipeError: if data or loss do not fit, or no weight has a gradient on any of ``LOOKS`` batches: a training run
+            would come to the same at every rate.
+        ForwardError: if the forward raises.
     """
-    recipe = network.recipe
+    if network.recipe.step is not None:  # its loss cannot be had without stepping
+        return
     with network.probe(network.seed) as probe:
-        batch = probe.batch().to(probe.model)
-        if recipe.step is None:
-            with torch.no_grad(), seeded(network.seed):
-                out = _output(probe, batch)
-                check_loss(network, logits(out), batch.target, probe.loss(out, batch))
+        values = []
+        for _ in range(LOOKS):
+            batch = probe.batch().to(probe.model)
+            with seeded(network.seed):
+                value = _checked_loss(probe, batch)
+                engine.backward(value)
+            if any(p.grad is not None and bool((p.grad != 0).any()) for p in probe.parameters.values()):
+                return
+            values.append(value.item())
+    what = (
+        f"{values[0]:.4g} on every batch"
+        if len(set(values)) == 1
+        else f"between {min(values):.4g} and {max(values):.4g}"
+    )
+    raise RecipeError(
+        f"the loss is {what} and has no gradient: it does not depend on the weights, as softmax over one column, "
+        "rounding or a threshold does not; check loss, targets and the model's last layer"
+    )
 
 
 def _output(probe: Probe, batch: Batch) -> Any:
@@ -105,20 +125,33 @@ def _output(probe: Probe, batch: Batch) -> Any:
         raise
 
 
-def check_loss(network: Network, out: Any, target: Any, value: Tensor) -> None:
-    """Raise RecipeError where a loss cannot tell networks apart, or its target spreads over the output's shape."""
-    if isinstance(out, Tensor) and isinstance(target, Tensor) and out.is_floating_point():
-        both = {tuple(out.shape), tuple(target.shape)}
-        if target.is_floating_point() and len(both) == 2 and len(out) > 1:
-            n = len(out)
-            if both == {(n, 1), (n,)}:
-                raise RecipeError(
-                    f"the output is {tuple(out.shape)} and the target {tuple(target.shape)}: together they spread to "
-                    f"{(n, n)}; give both one shape, as in y.reshape(-1, 1)"
-                )
-        classes = out.ndim == 2 and out.shape[1] == 1 and value.item() == 0
-        if classes and not bool((out.detach() == 0).all()):
-            raise RecipeError(
-                f"the loss is 0 whatever the output, which is one column, {tuple(out.shape)}: cross-entropy needs a "
-                "column a class; for regression give loss=torch.nn.functional.mse_loss"
-            )
+def _checked_loss(probe: Probe, batch: Batch) -> Tensor:
+    """The loss on a batch.
+
+    Raises:
+        RecipeError: where it cannot tell networks apart, or its target spreads over the output's shape.
+    """
+    output = _output(probe, batch)
+    with Spreading(output, batch.target) as spreading:
+        value = probe.loss(output, batch)
+    if spreading.found is not None:
+        out, target = spreading.found
+        raise RecipeError(
+            f"the output is {out} and the target {target}: together they spread to {_joined(out, target)}; give both "
+            "one shape, as in y.reshape(-1, 1)"
+        )
+    out = logits(output)
+    column = isinstance(out, Tensor) and out.ndim >= 2 and out.shape[1] == 1
+    if column and value.item() == 0 and bool((out != 0).any()):
+        raise RecipeError(
+            f"the loss is 0 whatever the output, which is one column, {tuple(out.shape)}: cross-entropy needs a "
+            "column a class; for regression give loss=torch.nn.functional.mse_loss"
+        )
+    return value
+
+
+def _joined(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return tuple(torch.broadcast_shapes(a, b))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return max(a, b, key=len)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.make import starting_plan
 from dagscale.planning.plans import Plan
-from dagscale.planning.prepare import initialised, traced
-from dagscale.planning.validate import first_look
+from dagscale.planning.prepare import Patterns, initialised, keeping, traced
+from dagscale.planning.validate import check_gradient
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
@@ -28,6 +28,10 @@ from dagscale.training.recipe import Loss, MakeSchedule, Recipe, TrainStep
 
 GLANCE = 0.2
 """Share of a run's steps after which the fast method looks along the grid for where to begin."""
+
+
+SAME = 1e-6
+"""Losses that differ by less than this part of them at all rates are one loss: rounding makes such differences."""
 
 
 class Starter(Protocol):
@@ -60,6 +64,10 @@ def search(
     method: str = "fast",
     train_step: TrainStep | None = None,
     schedule: MakeSchedule | None = None,
+    only: Patterns = None,
+    keep: Patterns = None,
+    reset: Patterns = None,
+    lr_scale: Mapping[str, float] | None = None,
     progress: bool | None = None,
     **training: Any,
 ) -> Base:
@@ -88,6 +96,8 @@ def search(
         tolerance: relative width of the band in the loss.
         widen: most times that the grid is widened, by ``WIDENING`` rates on each side in want.
         method: a name in ``METHODS``.
+        only, keep, reset, lr_scale: as for :func:`dagscale.plan`, for the default plan: fine-tuning is a search with
+            ``init="keep"``, or ``reset="head"`` where the head is new.
         progress: show progress on stderr; by default where stderr is a terminal.
 
     Returns:
@@ -116,21 +126,28 @@ def search(
         raise SearchError(f"widen must be 0 or more, got {widen}")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise SearchError(f"tolerance must be 0 or more, got {tolerance}")
-    if plan is not None and init is not None:
-        raise SearchError("plan= brings its own init: leave init out")
+    more = {"init": init, "only": only, "keep": keep, "reset": reset, "lr_scale": lr_scale}
+    if plan is not None and (extra := [name for name, value in more.items() if value is not None]):
+        raise SearchError(f"plan= brings its own init and rates: leave {', '.join(extra)} out")
     follow = METHODS[method]
     with ONE_AT_A_TIME, shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")
         bar.say(f"init {init or 'moments'}")
-        network, starter, name = _start(network, plan, init or "moments")
-        first_look(network)
+        if plan is None:
+            name: str | None = init or "moments"
+            network, zeros = keeping(network, only, keep, reset)
+            network = initialised(network, init or "moments")
+            starter: Starter = starting_plan(network, init or "moments", lr_scale=lr_scale, zeros=zeros)
+        else:
+            network, starter, name = _start(network, plan)
+        check_gradient(network)
         runs = _Runs(network, starter, bar)
         bar.say("training")
         try:
             curve, widened = follow(Trials(runs.run, runs.glance, bar.expect, seeds, tolerance), rates, widen)
         finally:
-            network.copy.give_back()
+            network.give_back()
     finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
     if not finite:
         why = f" ({runs.raised})" if runs.raised else ""
@@ -138,7 +155,7 @@ def search(
             f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged{why}: try a grid of lower rates, "
             "and see that the model's output at initialisation is finite"
         )
-    if len(finite) > 2 and len(set(finite)) == 1:
+    if len(finite) > 2 and max(finite) - min(finite) <= SAME * max(map(abs, finite)):
         raise SearchError(
             f"the loss is {finite[0]:.4g} at every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g}, so no rate "
             "reaches the training: a schedule or a training step sets its own (scale the rates of the groups "
@@ -150,11 +167,8 @@ def search(
     )
 
 
-def _start(network: Network, plan: Starter | None, init: str) -> tuple[Network, Starter, str | None]:
-    """The network as its runs start, the plan that starts them, and the name of its init."""
-    if plan is None:
-        network = initialised(network, init)
-        return network, starting_plan(network, init), init
+def _start(network: Network, plan: Starter) -> tuple[Network, Starter, str | None]:
+    """The network as a given plan starts it, that plan, and the name of its init."""
     if isinstance(plan, Plan):
         fills = {name: fill for name, own in plan.parameters.items() if (fill := own.fill) is not None}
         return replace(network, fills=fills), plan, plan.init

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeVar
@@ -88,7 +88,6 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
     own = getattr(output, "loss", None) if not isinstance(output, dict) else output.get("loss")
     if recipe.loss is None and isinstance(own, Tensor):
         return own
-    out = logits(output)
     target = batch.target
     if recipe.loss is None and target is None:
         raise RecipeError(
@@ -96,11 +95,16 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
             "output"
         )
     loss: Loss = recipe.loss or default_loss
+    given = (target,) if recipe.loss is None or target is not None else ()
+    out = logits(output)
     try:
-        return loss(out) if recipe.loss is not None and target is None else loss(out, target)
+        return loss(out, *given)
     except RecipeError:
         raise
     except Exception as error:
+        if out is not output:  # a loss of several heads takes the whole output
+            with suppress(Exception):
+                return loss(output, *given)
         text = first_line(error)
         mend = ": class labels must be int64, y.long()" if "Long" in text else ""
         if isinstance(error, AttributeError) and out is not output:
@@ -140,14 +144,24 @@ def step(
                 "nothing to train: the loss does not depend on any trainable parameter; compute it from the model's "
                 "output, without .item() or .detach(), and leave some parameters unfrozen"
             )
-        _backward(value if recipe.accumulate == 1 else value / recipe.accumulate)
+        backward(value if recipe.accumulate == 1 else value / recipe.accumulate)
     if recipe.clip is not None:
         clip_grad_norm_(optimizer, recipe.clip)
     of_user(f"step of {recipe.optimizer.name}", optimizer.step)
     return total
 
 
-def _backward(value: Tensor) -> None:
+def backward(value: Tensor) -> None:
+    """The gradients of a loss.
+
+    Raises:
+        RecipeError: if it has none, or computing them raises.
+    """
+    if not value.requires_grad:
+        raise RecipeError(
+            "the loss has no gradient: it does not depend on any trained parameter, or was detached from it, as "
+            "argmax, item() and no_grad() do"
+        )
     try:
         value.backward()  # type: ignore[no-untyped-call]
     except Exception as error:

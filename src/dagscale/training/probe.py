@@ -72,14 +72,14 @@ class Probe:
     @cached_property
     def _measuring(self) -> Iterator[Batch]:
         size = self.recipe.batch_size
-        return self.recipe.source.batches(self.seed, BATCH if size is None else min(BATCH, max(size, 2)))
+        return self.recipe.source.batches(self.seed, BATCH if size is None else min(BATCH, size))
 
     def measuring(self) -> list[Batch]:
-        """The next ``BATCH`` examples to measure on, on the model's device, in batches no larger than training's."""
+        """The next ``BATCH`` examples to measure on, where the data are, in batches no larger than training's."""
         batches: list[Batch] = []
         known = self.recipe.source.examples
         while sum(batch.size for batch in batches) < (BATCH if known is None else min(BATCH, known)):
-            batches.append(next(self._measuring).to(self.model))
+            batches.append(next(self._measuring))
         return batches
 
     @property
@@ -118,9 +118,9 @@ class Probe:
         return scales
 
     def output(self, batch: Batch) -> Any:
-        """What the model makes of a batch."""
-        return engine.batch_output(self.model, self.recipe, batch)
+        """What the model makes of a batch, wherever that lies."""
+        return engine.batch_output(self.model, self.recipe, batch.to(self.model))
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The loss on an output."""
-        return engine.output_loss(self.recipe, output, batch)
+        return engine.output_loss(self.recipe, output, batch.to(self.model))

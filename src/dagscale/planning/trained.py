@@ -1,0 +1,121 @@
+"""What a model's values tell: weights that are trained, and zeros that are meant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dagscale.graph import Graph
+from dagscale.tracing._torch import is_lazy
+from dagscale.tracing.forward import is_sharded, plain_parameters
+from dagscale.training.draws import Fill
+
+CHANCE = 9.2
+"""``-ln`` of the chance, one in ten thousand, that a plain draw is taken for trained."""
+
+LOOKED_AT = 1024
+"""Rows and columns of a weight at most that its spectrum is taken of."""
+
+LEAST = 8
+"""Rows and columns that a spectrum needs to tell anything."""
+
+ROUNDS = 30
+"""Steps of power iteration: the singular value comes out too small, if at all."""
+
+OUTLYING = 6.0
+"""Entries further from 0, in standard deviations, are cut: one such makes a singular value of its own, and truncated
+normal draws by inversion have them."""
+
+NAMED = 3
+"""So many names stand in a note."""
+
+
+def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
+    """Trainable weights of layers that are 0 throughout in a model whose other weights are not: an adapter's second
+    matrix, the end of a residual branch, a readout that begins at nothing."""
+    weights = _weights(model, graph)
+    zero = {name for name, weight in weights.items() if not bool(weight.any())}
+    return {name for name in zero if weights[name].requires_grad} if len(zero) < len(weights) else set()
+
+
+def looking_trained(model: nn.Module, graph: Graph) -> list[str]:
+    """Names of the weights of layers and gains of norms that no plain draw gives; empty for a fresh model.
+
+    A weight of independent entries of one variance ``s²``, whatever their distribution, has no singular value far above
+    ``s (√rows + √columns)``: for Gaussian entries the chance of ``t s`` more is below ``exp(-t²/2)`` [Davidson & Szarek
+    2001, Theorem II.13]. Training adds directions that stand out. A fresh norm has equal gains; a trained one has not.
+    """
+    parameters = plain_parameters(model)
+    found = [name for name in _gains(graph) if name in parameters and _uneven(parameters[name])]
+    beyond = {name: _beyond(weight) for name, weight in _weights(model, graph).items()}
+    squares = [t * t for t in beyond.values()]
+    # Σ t² of k weights is below a χ² of 2k degrees of freedom, whose tail is that of [Laurent & Massart 2000, Lemma 1].
+    free = 2 * len(squares)
+    together = sum(squares) > free + 2 * math.sqrt(free * CHANCE) + 2 * CHANCE
+    least = 1.0 if together or found else math.sqrt(2 * (CHANCE + math.log(max(len(squares), 1))))
+    return [*found, *(name for name, t in beyond.items() if t > least)]
+
+
+def notes_on(
+    model: nn.Module, graph: Graph, fills: Mapping[str, Fill], zeros: Collection[str], init: str
+) -> Iterator[str]:
+    """What an init overwrites that its author may want to keep, and which zeros it leaves."""
+    if zeros:
+        yield f"all 0 and taken to be so by design, left at 0: {_some(zeros)}; draw them with reset="
+    drawn = {p.name for p in graph.parameters if p.trainable and p.name in fills}
+    trained = [name for name in looking_trained(model, graph) if name in drawn]
+    if trained:
+        yield (
+            f"init {init!r} draws anew what looks trained, or drawn in a way of its author's: {_some(trained)}; to go "
+            "on from the weights as they are, give init='keep', or reset= with what is new, as reset='head'"
+        )
+    parameters = plain_parameters(model)
+    gains = [n for n in _gains(graph) if n in drawn and _has_values(parameters[n]) and not bool(parameters[n].any())]
+    if gains:
+        yield f"init {init!r} sets norm gains to 1 that are 0, maybe by design: {_some(gains)}; leave them with keep="
+
+
+def _some(names: Collection[str]) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > NAMED else ""
+    return ", ".join(sorted(names)[:NAMED]) + more
+
+
+def _weights(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    parameters = plain_parameters(model)
+    names = dict.fromkeys(p.name for use in graph.layers for p in use.op.params if p.role == "weight")
+    return {n: parameters[n] for n in names if n in parameters and _has_values(parameters[n])}
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not (tensor.is_meta or is_sharded(tensor) or is_lazy(tensor))
+
+
+def _gains(graph: Graph) -> list[str]:
+    ops = (op for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops)
+    return list(dict.fromkeys(p.name for op in ops if op.kind == "norm" for p in op.params if p.role == "gain"))
+
+
+def _uneven(gain: Tensor) -> bool:
+    return _has_values(gain) and gain.numel() > 1 and bool((gain != gain.flatten()[0]).any())
+
+
+def _beyond(weight: Tensor) -> float:
+    """By how many times ``s`` the largest singular value is above what independent entries give; 0 if it is not."""
+    matrix = weight.detach().reshape(len(weight), -1) if weight.ndim > 1 else weight.detach().reshape(1, -1)
+    rows, columns = matrix.shape
+    if min(rows, columns) < LEAST:
+        return 0.0
+    matrix = matrix[:: -(-rows // LOOKED_AT), :: -(-columns // LOOKED_AT)].float()
+    rows, columns = matrix.shape
+    rms = float(matrix.square().mean().sqrt())
+    if not 0 < rms < math.inf:
+        return 0.0
+    matrix = matrix.clamp(-OUTLYING * rms, OUTLYING * rms)
+    vector = torch.ones(columns, device=matrix.device) + torch.arange(columns, device=matrix.device) / columns
+    for _ in range(ROUNDS):
+        vector = matrix.T @ (matrix @ (vector / vector.norm()))
+    largest = math.sqrt(float(vector.norm()))
+    return max(0.0, largest / rms - math.sqrt(rows) - math.sqrt(columns))

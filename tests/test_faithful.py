@@ -1,0 +1,458 @@
+"""Answers that cannot be right are refused; trained weights and meant zeros are respected; data are sampled fairly."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dagscale
+from dagscale.errors import PlanError, SearchError
+from dagscale.models.targets import load
+from dagscale.planning.trained import looking_trained, zero_by_design
+from dagscale.tracing import trace
+
+torch.manual_seed(0)
+X = torch.randn(96, 10)
+Y = (X @ torch.randn(10, 4)).argmax(1)
+VALUE = X[:, 0] * 2
+
+
+def net(outputs: int = 4) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, outputs))
+
+
+def search(model: nn.Module, data: Any = (X, Y), **more: Any) -> dagscale.Base:
+    return dagscale.search(model, data, **{"steps": 16, "batch_size": 16, "seeds": 1, **more})
+
+
+def plan(model: nn.Module, data: Any = (X, Y), **more: Any) -> dagscale.Plan:
+    given = {"loss": F.cross_entropy, "steps": 16, "batch_size": 16, **more}
+    return dagscale.plan(model, data[0][:4], data=data, **given)
+
+
+def both_refuse(match: str, model: nn.Module, data: Any, **more: Any) -> None:
+    for call in (search, plan):
+        with pytest.raises(dagscale.DagscaleError, match=match) as caught:
+            call(model, data, **more)
+        assert "\n" not in str(caught.value)
+
+
+# --- targets that spread --------------------------------------------------------------------------------------------
+
+
+def own_square(out: Tensor, y: Tensor) -> Tensor:
+    return (out - y).pow(2).mean()
+
+
+def of_probabilities(out: Tensor, y: Tensor) -> Tensor:
+    return (out.sigmoid() - y.float()).abs().mean()
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss, F.l1_loss, own_square, of_probabilities])
+@pytest.mark.parametrize(("outputs", "squeezed", "column"), [(1, False, False), (1, True, True), (16, False, False)])
+def test_a_target_that_spreads_over_the_output(loss: Any, outputs: int, squeezed: bool, column: bool) -> None:
+    """(n, 1) against (n,); (n,) against (n, 1); (n, n) against (n,): PyTorch says at most a warning."""
+    model: nn.Module = nn.Sequential(net(outputs), nn.Flatten(0)) if squeezed else net(outputs)
+    y = VALUE[:, None] if column else VALUE
+    both_refuse(r"the output is .* and the target .*: together they spread", model, (X, y), loss=loss)
+
+
+@pytest.mark.parametrize("loss", [
+    lambda out, y: F.mse_loss(out, y.reshape(-1, 1)),
+    lambda out, y: F.mse_loss(out.squeeze(1), y),
+    lambda out, y: (out - y[:, None]).abs().mean(),
+])  # fmt: skip
+def test_a_loss_that_sees_to_the_shapes_is_let_pass(loss: Any) -> None:
+    assert plan(net(1), (X, VALUE), loss=loss).lr > 0
+
+
+def test_several_outputs_against_one_column_are_meant() -> None:
+    """Quantile regression: (n, 3) against (n, 1)."""
+    levels = torch.tensor([0.1, 0.5, 0.9])
+
+    def pinball(out: Tensor, y: Tensor) -> Tensor:
+        return torch.maximum(levels * (y - out), (levels - 1) * (y - out)).mean()
+
+    assert search(net(3), (X, VALUE[:, None]), loss=pinball).lr > 0
+
+
+# --- losses that say nothing ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [net(1), nn.Sequential(nn.Unflatten(1, (1, 10)), nn.Conv1d(1, 1, 3))])
+def test_cross_entropy_over_one_column(model: nn.Module) -> None:
+    y = torch.zeros((96,) if isinstance(model[0], nn.Linear) else (96, 8), dtype=torch.long)  # type: ignore[index]
+    both_refuse("the loss is 0 whatever the output, which is one column", model, (X, y))
+
+
+NOTHING = "has no gradient|the loss does not depend on any trainable parameter"
+
+
+def test_a_loss_without_gradient() -> None:
+    column = nn.Sequential(net(1), nn.Softmax(1))
+    both_refuse(NOTHING, column, (X, (VALUE[:, None] > 0).float()), loss=F.binary_cross_entropy)
+    both_refuse(NOTHING, net(), (X, Y), loss=lambda out, y: (out.round() - 1).pow(2).mean())
+    both_refuse(NOTHING, net(), (X, Y), loss=lambda out, y: (out.argmax(1) != y).float().mean())
+    both_refuse(NOTHING, net(), (X, Y), loss=lambda out, y: (out * 0).sum())
+
+
+def test_a_triplet_loss_that_is_0_on_some_batches_only_is_let_pass() -> None:
+    calls = 0
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(out, y) * (calls > 2)
+
+    assert search(net(), loss=loss).lr > 0
+
+
+def test_a_metric_that_no_rate_changes() -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01  # sets its own
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    with pytest.raises(SearchError, match="at every rate"):
+        search(net(), train_step=step)
+
+
+# --- what raises, and when ------------------------------------------------------------------------------------------
+
+
+class Picky(nn.Module):
+    """Its forward does not take large outputs."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.inner, self.most = net(), most
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        if float(out.detach().abs().max()) > self.most:
+            raise ValueError("outputs left the domain")
+        return out
+
+
+def test_a_forward_that_raises_at_a_rate_of_ours_is_a_diverged_run() -> None:
+    right = search(net())
+    assert abs(math.log2(search(Picky(100)).lr / right.lr)) < 0.51
+    assert abs(math.log2(plan(Picky(100)).lr / plan(net()).lr)) < 0.51
+    with pytest.raises(SearchError, match="outputs left the domain"):
+        search(Picky(100), grid=[1e4, 1e5, 1e6], widen=0)
+
+
+def test_at_initialisation_it_is_the_users_own_error() -> None:
+    both_refuse("raised ValueError: outputs left the domain", Picky(0.1), (X, Y))
+
+
+# --- trained weights ------------------------------------------------------------------------------------------------
+
+
+class Pretrained(nn.Module):
+    """A backbone, and a head for some number of classes."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(10, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU())
+        self.head = nn.Linear(32, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.backbone(x))
+        return out
+
+
+MANY = torch.randn(512, 10)
+OLD = torch.randn(10, 6)
+
+
+def pretrained() -> Pretrained:
+    """Trained to tell six classes."""
+    torch.manual_seed(2)
+    model, y = Pretrained(6), (MANY @ OLD).argmax(1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-3)
+    for _ in range(200):
+        rows = torch.randperm(512)[:64]
+        optimizer.zero_grad()
+        F.cross_entropy(model(MANY[rows]), y[rows]).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("target", ["mlp:1_01_001?width=64", "resnet:8", "vit:2", "nb201:3_24_440?channels=8&cells=1"])
+def test_fresh_weights_do_not_look_trained(target: str) -> None:
+    model, x = load(target)
+    assert looking_trained(model, trace(model, x)) == []
+    planned = dagscale.plan(model, x, base_lr=0.1, law="none")
+    planned.init_(model)
+    assert looking_trained(model, trace(model, x)) == []
+    assert not any("trained" in note for note in planned.notes)
+
+
+def test_trained_weights_are_told_of_before_they_are_drawn_anew() -> None:
+    model = pretrained()
+    graph = trace(model, MANY[:4])
+    assert {"backbone.1.weight", "backbone.3.weight"} <= set(looking_trained(model, graph))
+    data = (MANY, (MANY @ OLD).argmax(1))
+    for result in (plan(model, data), search(model, data)):
+        (note,) = [note for note in result.notes if "looks trained" in note]
+        assert "init='keep'" in note
+        assert "reset=" in note
+    assert "looks trained" in str(plan(model, data))
+    kept = plan(model, data, init="keep", law="none", base_lr=0.1)
+    assert not any("looks trained" in note for note in kept.notes)
+
+
+def test_a_kept_model_keeps_its_loss() -> None:
+    model, y = pretrained(), (MANY @ OLD).argmax(1)
+    new = (MANY @ (OLD + 0.5 * torch.randn(10, 6))).argmax(1)
+    model.eval()
+    before = F.cross_entropy(model(MANY), y).item()
+    planned = plan(model, (MANY, new), init="keep", batch_size=32, steps=160)
+    planned.init_(model)
+    assert F.cross_entropy(model(MANY), y).item() == before < 0.3
+    found = search(model, (MANY, new), init="keep", batch_size=32, steps=160)
+    assert abs(math.log2(planned.lr / found.lr)) < 1.01
+    assert found.notes == ()
+
+
+def test_reset_draws_the_head_alone_on_the_features_of_the_old_backbone() -> None:
+    model = pretrained()
+    model.head = nn.Linear(32, 4)
+    data = (MANY, (MANY @ torch.randn(10, 4)).argmax(1))
+    more: dict[str, Any] = {"lr_scale": {"backbone": 0.1}, "optimizer": "adamw", "steps": 160, "batch_size": 32}
+    planned = plan(model, data, reset="head", **more)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    planned.init_(model)
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"head.weight", "head.bias"}
+    moment = F.linear(model.backbone(MANY), model.head.weight).square().mean()
+    assert 0.5 < moment < 2, "measured on the features of the backbone as it is"
+    rates = {n: p.lr for n, p in planned.parameters.items()}
+    assert rates["backbone.0.weight"] == pytest.approx(0.1 * rates["head.weight"])
+    found = search(model, data, reset="head", **more)
+    assert abs(math.log2(planned.lr / found.lr)) < 1.01
+    assert search(model, data, only="head", keep="backbone", **more).lr == found.lr
+
+
+def test_a_factor_on_the_rate_is_seen_by_the_measurement() -> None:
+    """Only the head moves at a backbone's rate of next to nothing: the measured rate is that of the head alone."""
+    model = pretrained()
+    still = plan(model, reset="head", lr_scale={"backbone": 1e-6}).lr
+    for parameter in model.backbone.parameters():
+        parameter.requires_grad_(False)
+    assert abs(math.log2(still / plan(model, reset="head").lr)) < 0.51
+
+
+@pytest.mark.parametrize(
+    "names", [{"only": "nothing"}, {"keep": "x.*"}, {"reset": "heads"}, {"only": "0", "reset": "0"}]
+)
+def test_a_search_refuses_names_of_nothing(names: dict[str, str]) -> None:
+    with pytest.raises(PlanError, match=r"names no parameter|give one of them"):
+        search(net(), **names)
+    with pytest.raises(SearchError, match="plan= brings its own"):
+        search(net(), plan=plan(net()), **names)
+
+
+# --- zeros ----------------------------------------------------------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """A frozen layer with an adapter of low rank that begins at 0, a gate at 0 and a trained readout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(10, 24), nn.Linear(10, 3, bias=False), nn.Linear(3, 24, bias=False)
+        self.out = nn.Linear(24, 4)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(torch.relu(self.base(x) + self.up(self.down(x))))
+        return out
+
+
+class ZeroEnds(nn.Module):
+    """Residual branches that end in zeros, and a norm gain at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.out = nn.Linear(10, 16), nn.Linear(16, 4)
+        self.first = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.second = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16))
+        nn.init.zeros_(self.first[2].weight)
+        nn.init.zeros_(self.second[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        x = x + self.first(x)
+        out: Tensor = self.out(x + self.second(x))
+        return out
+
+
+@pytest.mark.parametrize(("model", "zero"), [(Adapted(), "up.weight"), (ZeroEnds(), "first.2.weight")])
+def test_zeros_by_design_stay(model: nn.Module, zero: str) -> None:
+    assert zero_by_design(model, trace(model, X[:4])) == {zero}
+    for more in ({}, {"optimizer": "adamw"}, {"init": "in-degree"}):
+        planned = plan(model, **more)
+        assert planned.parameters[zero].init_std is None
+        (note,) = [note for note in planned.notes if "by design, left at 0" in note]
+        assert zero in note
+    asked = plan(model, reset=[zero])
+    assert asked.parameters[zero].init_std or 0 > 0
+    found = search(model)
+    assert any("by design, left at 0" in note for note in found.notes)
+    parameter = dict(model.named_parameters())[zero]
+    planned.init_(model)
+    assert not parameter.any()
+
+
+def test_gains_at_0_that_are_overwritten_are_told_of() -> None:
+    assert any("second.1.weight" in note and "keep=" in note for note in plan(ZeroEnds()).notes)
+    assert plan(ZeroEnds(), keep="second.1.weight").parameters["second.1.weight"].init_std is None
+
+
+def test_a_model_of_zeros_alone_is_drawn() -> None:
+    model = net()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert plan(model).parameters["0.weight"].init_std or 0 > 0
+
+
+def test_low_rank_adapters_of_peft_begin_as_the_model_they_adapt() -> None:
+    from dagscale.models.timm import declare_torchvision_ops
+
+    declare_torchvision_ops()
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(pretrained(), peft.LoraConfig(r=4, target_modules=["backbone.0", "backbone.3"]))
+    model.eval()
+    before = model(MANY)
+    shifted = (MANY + 1, ((MANY + 1) @ OLD.roll(1, 1)).argmax(1))
+    planned = plan(model, shifted, optimizer="adamw", batch_size=64)
+    planned.init_(model)
+    model.eval()
+    assert torch.allclose(model(MANY), before, atol=1e-5)
+    assert any("lora_B" in note and "by design" in note for note in planned.notes)
+    assert not any("looks trained" in note for note in planned.notes), "what is frozen stays anyway"
+    assert 1e-5 < planned.lr < 1
+
+
+@pytest.mark.slow
+def test_the_page_on_fine_tuning_runs() -> None:
+    from dagscale.models.timm import declare_torchvision_ops
+
+    declare_torchvision_ops()
+    pytest.importorskip("peft")
+    page = Path(__file__).parent.parent / "docs" / "howto" / "fine-tune.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    exec(compile("".join(blocks), str(page), "exec"), {})
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------
+
+
+class Narrow(nn.Module):
+    """Refuses more examples at once than a batch of training holds."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = net(), most
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x) <= self.most, f"{len(x)} examples at once"
+        out: Tensor = self.inner(x)
+        return out
+
+
+@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("law", ["short-run", "curvature", "function-change", "combined"])
+def test_never_more_examples_at_once_than_a_batch(law: str, size: int) -> None:
+    x = torch.randn(40, 10)
+    data = (x, (x @ torch.randn(10, 4)).argmax(1))
+    more: dict[str, Any] = {
+        "data": data,
+        "loss": F.cross_entropy,
+        "steps": 160 if size == 1 else 24,
+        "batch_size": size,
+    }
+    planned = dagscale.plan(Narrow(size), x[:1], base=(Narrow(size), x[:1]), base_lr=0.1, law=law, **more)
+    assert planned.lr == pytest.approx(0.1, rel=0.3)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_nor_in_search_and_check(size: int) -> None:
+    found = search(Narrow(size), batch_size=size, inputs=X[:1], steps=48)
+    planned = dagscale.plan(Narrow(size), X[:1], base=found, law="none")
+    report = dagscale.check([(Narrow(size), X[:1])] * 2, planned, sizes=[1, 2], steps=1, seeds=2)
+    assert report is not None
+
+
+def test_the_order_of_the_rows_is_nothing() -> None:
+    """The first rows are quiet, the last ones loud."""
+    x = torch.cat([0.02 * torch.randn(200, 10), 2 * torch.randn(800, 10)])
+    y = torch.cat([torch.zeros(200), 1 + torch.randint(0, 3, (800,))]).long()
+    order = torch.randperm(1000)
+    plans = [plan(net(), data, batch_size=64, law="none", base_lr=0.1) for data in ((x, y), (x[order], y[order]))]
+    ratio = plans[0].parameters["0.weight"].init_std / plans[1].parameters["0.weight"].init_std  # type: ignore[operator]
+    assert 0.8 < ratio < 1.25
+
+
+# --- what spaces give -----------------------------------------------------------------------------------------------
+
+
+def test_ten_classes_are_ten_where_they_are_asked_for() -> None:
+    pytest.importorskip("timm")
+    for text, classes in (("timm:resnet10t?classes=10", 10), ("timm:resnet10t", 1000), ("timm:resnet10t?classes=7", 7)):
+        model, x = load(text)
+        assert model(x).shape == (2, classes)
+
+    class Data:
+        shape, classes, x = (1, 8, 8), 10, None
+
+    model, x = load("timm:resnet10t", data=Data())
+    assert x.shape == (2, 1, 8, 8)
+    assert model(x).shape == (2, 10)
+
+
+@pytest.mark.parametrize("target", ["nb101:1_01_001-3m?channels=8", "darts:V2?cells=2&channels=4", "nb201:3_33_333"])
+def test_benchmarks_have_their_own_images(target: str) -> None:
+    model, x = load(target)
+    assert x.shape == (2, 3, 32, 32)
+    assert model(x).shape == (2, 10)
+    if target == "nb201:3_33_333":
+        assert sum(p.numel() for p in model.parameters()) == 1_531_546, "as the benchmark's authors count"
+    model, x = load(f"{target}{'&' if '?' in target else '?'}input=1x8x8&classes=5")
+    assert model(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf:t5?layers=2&width=64&mlp=128&heads=4&vocab=100",
+        "hf:bart?layers=1&width=64&heads=4&mlp=64&vocab=100",
+        "hf:speech_to_text?layers=1&width=64&heads=4&mlp=64&vocab=100",
+    ],
+)
+def test_encoder_decoders_have_inputs_for_both(text: str) -> None:
+    pytest.importorskip("transformers")
+    model, x = load(text)
+    assert len(x) == 2
+    assert model(*x).shape == (2, 16, 100)
+    graph = trace(model, x)
+    reached = {p.name for p in graph.parameters if p.reached}
+    assert any("encoder" in name for name in reached)
+    assert any("decoder" in name for name in reached)
