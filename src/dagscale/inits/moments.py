@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagscale.errors import DagscaleError
 from dagscale.inits.base import init, zeros_and_ones
 from dagscale.inits.wanted import by_parameters, wanted_moments
 from dagscale.network import Network
 from dagscale.tracing import forward
+from dagscale.tracing._torch import TorchDispatchMode
 from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.training.batches import to_model
 from dagscale.training.copies import padding_rows
