@@ -113,7 +113,7 @@ def _measured(run: _Runs, start: int, least: float) -> float | None:
     if not descends():
         raise PlanError(
             f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "
-            "(init 'moments' keeps signals finite), the labels and the loss"
+            f"(init 'moments' keeps signals finite), the labels and the loss{run.raised}"
         )
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
@@ -131,7 +131,7 @@ class _Runs:
 
     def __init__(self, probe: Probe, steps: int) -> None:
         self.probe, self.steps = probe, steps
-        self.best = 0.0
+        self.best, self.raised = 0.0, ""
         recipe = probe.recipe
         self.batches = [probe.batch() for _ in range(steps * (1 if recipe.step is not None else recipe.accumulate))]
         if recipe.step is None:
@@ -176,9 +176,10 @@ class _Runs:
             while len(losses) < self.steps and not self._hopeless(losses):
                 try:
                     losses.append(engine.step(model, optimizer, recipe, batches, losses[0] if losses else None))
-                except DagscaleError:
+                except DagscaleError as error:
                     if not losses:
                         raise
+                    self.raised = f"; at rate {rate:.3g}: {error}"
                     return []
                 probe.cost.forwards += 3 * recipe.accumulate
                 if engine.exploded(losses[-1], losses[0]):
