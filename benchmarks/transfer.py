@@ -166,9 +166,8 @@ def report(path: Path, picture: Path | None) -> None:
             if (way, size) in found:
                 c = found[way, size]
                 best = min(c.values())
-                print(
-                    f"| {size} | {way} | {optimum(c):+.1f} | {c[0]:.3f} | {best:.3f} | {100 * (c[0] / best - 1):.1f} % |"
-                )
+                lost = 100 * (c[0] / best - 1)
+                print(f"| {size} | {way} | {optimum(c):+.1f} | {c[0]:.3f} | {best:.3f} | {lost:.1f} % |")
     if picture is not None:
         draw(found, picture)
 
