@@ -1,5 +1,13 @@
 """Set-up shared by all tests."""
 
+import signal
+
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    """Ctrl-C means what it does at a terminal, even where tests are started in the background, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import dagscale
 from dagscale.errors import PlanError, SearchError
 from dagscale.models.targets import load
+from dagscale.models.timm import declare_torchvision_ops
 from dagscale.planning.trained import looking_trained, zero_by_design
 from dagscale.tracing import trace
 
@@ -415,6 +416,7 @@ def test_the_order_of_the_rows_is_nothing() -> None:
 
 
 def test_ten_classes_are_ten_where_they_are_asked_for() -> None:
+    declare_torchvision_ops()
     pytest.importorskip("timm")
     for text, classes in (("timm:resnet10t?classes=10", 10), ("timm:resnet10t", 1000), ("timm:resnet10t?classes=7", 7)):
         model, x = load(text)

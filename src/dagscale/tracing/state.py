@@ -302,13 +302,15 @@ def _put_variables(variables: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def _put_attributes(owner: Any, values: dict[str, Any]) -> None:
+    """Slots. One that Python cannot write to, no code of the model's has changed: it is made anew at each reading."""
     for name, value in values.items():
         if getattr(owner, name, _ABSENT) is value:
             continue
-        if value is _ABSENT:
-            object.__delattr__(owner, name)
-        else:
-            object.__setattr__(owner, name, value)
+        with suppress(AttributeError, TypeError):
+            if value is _ABSENT:
+                object.__delattr__(owner, name)
+            else:
+                object.__setattr__(owner, name, value)
 
 
 def _put_class(owner: type, variables: dict[str, Any]) -> None:
