@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dagscale.checking.verdict import LEVEL, Fault, Fit, Level
 from dagscale.errors import PlanError
 from dagscale.pictures.files import save
-from dagscale.planning.files import read_document, read_text, rendered, write_text
+from dagscale.planning.files import Saved, read_document, rendered
 from dagscale.shown import cell, for_picture, load_rich, plain
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ NAMES = {"moment": "second moment / wanted", "change": "Δz rms", "own": "own Δ
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Saved):
     """What `check` found.
 
     Args:
@@ -152,23 +152,6 @@ class Report:
             return cls(**own, **made)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is no report ({error}); {mend}") from None
-
-    def save(self, path: str | Path) -> None:
-        """Write it to a file as JSON.
-
-        Raises:
-            PlanError: if the file cannot be written.
-        """
-        write_text(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Report:
-        """The report in a file that :meth:`save` wrote.
-
-        Raises:
-            PlanError: if the file cannot be read, or holds no report.
-        """
-        return cls.from_json(read_text(path))
 
     def __str__(self) -> str:
         lines = [f"fault: {fault}" for fault in self.faults] + [f"note: {note}" for note in self.notes]

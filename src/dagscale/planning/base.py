@@ -14,7 +14,7 @@ from dagscale.graph import Graph
 from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
-from dagscale.planning.files import read_document, read_text, rendered, write_text
+from dagscale.planning.files import Saved, read_document, rendered
 from dagscale.rates import find_band
 from dagscale.shown import load_rich
 from dagscale.training.draws import Fill
@@ -44,7 +44,7 @@ class Point:
 
 
 @dataclass(frozen=True, repr=False)
-class Base:
+class Base(Saved):
     """A network whose best learning rate is known: what a search returns, and what a plan carries a rate over from.
 
     It serves any number of targets: what a law measures on it is measured once. Rates are per optimiser step, losses
@@ -218,23 +218,6 @@ class Base:
             raise PlanError("this base knows no network: make it with dagscale.search")
         rule(self.network)
         return self
-
-    def save(self, path: str | Path) -> None:
-        """Write it to a file as JSON.
-
-        Raises:
-            PlanError: if the file cannot be written.
-        """
-        write_text(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Base:
-        """The base in a file that :meth:`save` wrote.
-
-        Raises:
-            PlanError: if the file cannot be read, or holds no base.
-        """
-        return cls.from_json(read_text(path))
 
     def _repr_html_(self) -> str:
         return rendered(self.table(), html=True)

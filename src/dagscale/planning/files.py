@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagscale.errors import PlanError
 from dagscale.replacing import write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+S = TypeVar("S", bound="Saved")
 
 
 def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]:
@@ -64,6 +66,36 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
+
+
+class Saved:
+    """What every result can do that has ``to_json`` and ``from_json``: be written to a file and read back."""
+
+    def to_json(self) -> str:
+        """One JSON document."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_json(cls: type[S], text: str) -> S:
+        """What :meth:`to_json` wrote."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file as JSON.
+
+        Raises:
+            PlanError: if the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls: type[S], path: str | Path) -> S:
+        """What stands in a file that :meth:`save` wrote.
+
+        Raises:
+            PlanError: if the file cannot be read, or holds no such result.
+        """
+        return cls.from_json(read_text(path))
 
 
 def rendered(value: RenderableType, html: bool = False, width: int = 100) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.roles import ParameterRole
-from dagscale.planning.files import read_document, write_text
+from dagscale.planning.files import Saved, read_document
 from dagscale.shown import cell, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
@@ -20,8 +20,6 @@ from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.schedules import Schedule, constant
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from rich.console import Group
     from torch import nn
@@ -79,7 +77,7 @@ class ParameterPlan:
 
 
 @dataclass(frozen=True, eq=True, repr=False)
-class Plan:
+class Plan(Saved):
     """An immutable plan, keyed by qualified parameter name; tied parameters stand under their first name.
 
     It is plain data: it can be compared, hashed, pickled, copied, and written to a file and read back.
@@ -387,25 +385,6 @@ class Plan:
             raise PlanError(f"this is no plan ({where}{error})") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is no plan ({where}{error}); write one with `dagscale plan TARGET --json`") from None
-
-    def save(self, path: str | Path) -> None:
-        """Write it to a file as JSON.
-
-        Raises:
-            PlanError: if the file cannot be written.
-        """
-        write_text(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Plan:
-        """The plan in a file that :meth:`save` wrote.
-
-        Raises:
-            PlanError: if the file cannot be read, or holds no plan.
-        """
-        from dagscale.planning.files import read_text
-
-        return cls.from_json(read_text(path))
 
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -395,12 +394,3 @@ def padding_rows(model: nn.Module) -> dict[int, int]:
     """``id(weight)`` → the row of an embedding that stands for padding: it stays 0, as PyTorch makes it."""
     embeddings = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
     return {id(m.weight): m.padding_idx for m in embeddings if m.padding_idx is not None}
-
-
-@contextmanager
-def working(copied: WorkingCopy) -> Iterator[WorkingCopy]:
-    """The copy, given back on leaving, whatever happens."""
-    try:
-        yield copied
-    finally:
-        copied.give_back()
