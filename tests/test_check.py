@@ -244,6 +244,29 @@ def test_a_rate_is_judged_whatever_the_loss_and_however_high(log_softmax, high):
     assert not any("rate too high" in str(fault) for fault in check(family, base_lr=0.02, **given).faults)
 
 
+def test_steps_are_the_recipe_s_own():
+    """Steps so short that they are in proportion to the clipping; and a training step of the user's own."""
+
+    def changes(**given):
+        recipe = dagscale.Recipe((DATA.x, DATA.y), cross_entropy, batch_size=32, **given)
+        options = {"init": "moments", "law": "none", "base_lr": 0.05, "seeds": 2, "centred": False}
+        report = check(make(Functional, 8, 16), recipe=recipe, **options)
+        return {(level.member, level.layer): level.change for level in report.levels}
+
+    def own(model, optimizer, x, y):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    whole, tenth, hundredth = changes(), changes(clip=0.1), changes(clip=0.01)
+    assert changes(step=own) == whole
+    for layer in whole:
+        assert tenth[layer] < whole[layer]
+        assert tenth[layer] / hundredth[layer] == pytest.approx(10, rel=0.05)
+
+
 def test_a_loss_of_probabilities_is_told_the_mend():
     def make_one(width):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10), nn.Sigmoid())

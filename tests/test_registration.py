@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.bench.data.dataset import READERS
-from dagscale.errors import OptimizerError, UnknownNameError
+from dagscale.bench.data import load
+from dagscale.bench.data.dataset import READERS, Arrays
+from dagscale.errors import DataError, OptimizerError, UnknownNameError
 from dagscale.models import SPACES, Space, targets
 from dagscale.tracing import Meaning, rule
 from dagscale.tracing.meaning import OPS
@@ -169,3 +172,21 @@ def test_an_operator() -> None:
     graph = dagscale.trace(Gated(), X[:2])
     assert any(vertex.kind == "product" for vertex in graph.vertices)
     assert len(graph.layers) == 2
+
+
+def test_a_reader(tmp_path: Path) -> None:
+    @READERS.add("raw")
+    def raw(path: Path) -> dict[str, Callable[[], Arrays]] | None:
+        """Four grey images of 2×2 to a file; labels 0, 1, 0, 1."""
+        if path.suffix != ".raw":
+            return None
+        images = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 2, 2, 1)
+        return {"train": lambda: Arrays(images, np.arange(len(images)) % 2, classes=2)}
+
+    file = tmp_path / "images.raw"
+    file.write_bytes(bytes(range(16)))
+    data = load(file)
+    assert data.shape == (1, 2, 2)
+    assert sorted(data.y.tolist()) == [0, 0, 1, 1]
+    with pytest.raises(DataError, match="has no test split"):
+        load(file, split="test")

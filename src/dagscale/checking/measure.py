@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class Task:
     Args:
         centred: train on ``f(x) - f_0(x)``, ``f_0`` the network as it was initialised, so that every member starts
             from the output 0. A finite width starts from a random output that fades as width grows, and its
-            gradient with it; that is no matter of the plan [Yang et al. 2022, App. D.2; Chizat et al. 2019].
+            gradient with it; that is no matter of the plan [Yang et al. 2022, App. D.2; Chizat et al. 2019]. A
+            training step of the user's own computes its loss itself and is taken as it is.
     """
 
     recipe: Recipe
@@ -99,6 +101,9 @@ def observe(
 ) -> Observation:
     """Initialise a copy of ``model``, take ``task.steps`` optimiser steps, and look at every layer in between.
 
+    The steps are the recipe's, with its clipping, accumulation and autocast or its own training step; at a constant
+    rate, since the first steps of a warm-up move nothing.
+
     Raises:
         CheckError: if forward or loss fail.
     """
@@ -110,7 +115,8 @@ def observe(
     before = _watch(network, looked, seed, wanted)
     curved = sharpness and recipe.optimizer.stable is not None
     sharp = steepness(network, graph, plan, task, seed) if curved else None
-    start = copy.deepcopy(network) if task.centred else None
+    start = copy.deepcopy(network) if task.centred and recipe.step is None else None
+    loss_on = partial(_loss, start=start)
     optimizer = recipe.optimizer.make(plan.param_groups(network))
     batches = recipe.source.batches(seed)
     losses: list[float] = []
@@ -118,11 +124,8 @@ def observe(
     own: dict[str, tuple[float, ...]] = dict.fromkeys(before, ())
     with seeded(seed):
         for _ in range(task.steps):
-            optimizer.zero_grad()
-            value = _loss(network, task, next(batches), start)
-            losses.append(value.item())
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            loss = engine.step(network, optimizer, recipe, batches, losses[0] if losses else None, loss_on)
+            losses.append(math.inf if losses and engine.exploded(loss, losses[0]) else loss)
             if len(losses) in (1, task.steps):
                 own = {name: (*own[name], *_own(uses)) for name, uses in before.items()}
             after = _watch(network, looked, seed, wanted, again=False)
@@ -144,7 +147,7 @@ def attempt(model: nn.Module, task: Task) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
     with forward.unchanged_random_state():
-        value = _loss(network, task, task.recipe.example, None)
+        value = _loss(network, task.recipe, task.recipe.example.to(network))
     if not value.requires_grad:
         raise CheckError("the loss does not depend on any parameter: check that nothing is detached on the way to it")
 
@@ -267,15 +270,14 @@ def steepness(network: nn.Module, graph: Graph, plan: Plan, task: Task, seed: in
         return leading_eigenpair(probe, scale, tolerance=0.1, most=20)[0]
 
 
-def _loss(network: nn.Module, task: Task, batch: Batch, start: nn.Module | None) -> Tensor:
-    batch = batch.to(network)
+def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: nn.Module | None = None) -> Tensor:
     try:
-        out = engine.batch_output(network, task.recipe, batch)
+        out = engine.batch_output(network, recipe, batch)
         if start is not None and isinstance(logits(out), Tensor):
             with torch.no_grad():
-                first = logits(engine.batch_output(start, task.recipe, batch))
+                first = logits(engine.batch_output(start, recipe, batch))
             out = logits(out) - first
-        return engine.output_loss(task.recipe, out, batch)
+        return engine.output_loss(recipe, out, batch)
     except RecipeError as error:
         if start is None:
             raise

@@ -123,10 +123,15 @@ def step(
     recipe: Recipe,
     batches: Iterator[Batch],
     first: float | None = None,
+    loss_on: Callable[[nn.Module, Recipe, Batch], Tensor] = batch_loss,
 ) -> float:
     """One optimiser step as the recipe says; returns the loss before it, a mean over its batches.
 
     A step whose loss has exploded, held against the run's ``first``, is not taken.
+
+    Args:
+        loss_on: the loss on one batch, where it is not simply that of the model's output. A training step of the
+            user's own computes its loss itself.
     """
     if recipe.step is not None:
         batch = next(batches).to(model)
@@ -135,7 +140,7 @@ def step(
     model.zero_grad(set_to_none=True)
     total = 0.0
     for _ in range(recipe.accumulate):
-        value = batch_loss(model, recipe, next(batches).to(model))
+        value = loss_on(model, recipe, next(batches).to(model))
         total += value.item() / recipe.accumulate
         if exploded(total, total if first is None else first):
             return total
