@@ -14,7 +14,7 @@ import dagscale
 from dagscale.bench.data import load
 from dagscale.errors import PlanError
 from dagscale.laws import LAWS, short_run
-from dagscale.laws.short_run import SHARE, STEPS, known
+from dagscale.laws.short_run import SHARE, SPACING, STEPS, known
 from dagscale.models import targets
 from dagscale.network import Network
 from dagscale.planning.prepare import about, initialised, traced
@@ -69,22 +69,31 @@ def told(loss: Callable[[float, int], float]) -> Any:
     return step
 
 
-def expected_middle() -> float:
-    """Log2 of the band's middle on the parabola, its ends interpolated between the rates 2^k as the law does."""
-    change = {k: fmean((1 - 8 * 2.0**k) ** (2 * t) for t in range(STEPS)) - 1 for k in range(-20, 0)}
+def expected_middle(phase: int) -> float:
+    """Log2 of the band's middle on the parabola, its ends interpolated between the rates tried as the law does."""
+    change = {k: fmean((1 - 8 * 2.0**k) ** (2 * t) for t in range(STEPS)) - 1 for k in range(phase - 20, 0, SPACING)}
     limit = (1 - SHARE) * min(change.values())
     inside = [k for k in change if change[k] <= limit]
     ends = []
-    for k, beyond in ((min(inside), min(inside) - 1), (max(inside), max(inside) + 1)):
+    for k, beyond in ((min(inside), min(inside) - SPACING), (max(inside), max(inside) + SPACING)):
         share = (limit - change[k]) / (change[beyond] - change[k])
         ends.append(k + share * (beyond - k))
     return sum(ends) / 2
 
 
-def test_middle_of_the_rates_that_descend_a_parabola() -> None:
-    found = short_run.measure(parabola(), 0, -10, Cost())
+@pytest.mark.parametrize("phase", [0, 1])
+def test_middle_of_the_rates_that_descend_a_parabola(phase: int) -> None:
+    found = short_run.measure(parabola(), 0, phase - 10, Cost())
     assert found is not None
-    assert math.log2(found) == pytest.approx(expected_middle(), abs=1e-3)
+    assert math.log2(found) == pytest.approx(expected_middle(phase), abs=1e-3)
+
+
+def test_seeds_try_rates_between_one_another_s() -> None:
+    """So the mean over two does not depend on where their rates lie, but for less than those of an octave would."""
+    assert math.log2(rate(parabola())) == pytest.approx(fmean(map(expected_middle, (0, 1))), abs=1e-3)
+    assert [short_run.nearest(e, phase) for e in (-3.4, 2.9, -100, 100) for phase in (0, 1)] == [
+        -4, -3, 2, 3, -38, -39, 22, 21,
+    ]  # fmt: skip
 
 
 def test_multipliers_of_the_plan_scale_the_rate() -> None:

@@ -23,8 +23,11 @@ BATCHES = 16
 """Most times ``BATCH`` examples for one seed."""
 
 
-def over_seeds(measure: Callable[[int, Cost], float], seed: int) -> Estimate:
+def over_seeds(measure: Callable[[int, Cost], float], seed: int, precision: float = PRECISION) -> Estimate:
     """``measure(seed, cost)``, a positive number, for ``seed``, ``seed + 1``, … until precise enough.
+
+    Args:
+        precision: standard error of the mean logarithm at which that is.
 
     Returns:
         The mean of the logarithms.
@@ -33,7 +36,7 @@ def over_seeds(measure: Callable[[int, Cost], float], seed: int) -> Estimate:
     logs: list[float] = []
     while len(logs) < SEEDS[1]:
         logs.append(log(measure(seed + len(logs), cost)))
-        if len(logs) >= SEEDS[0] and _error(logs) < PRECISION:
+        if len(logs) >= SEEDS[0] and _error(logs) < precision:
             break
     return Estimate(fmean(logs), _error(logs), len(logs), cost.forwards)
 
