@@ -11,6 +11,10 @@ rate, from the middle of the base's band, is held against the whole runs: correl
 distance in octaves at the power that laws take, scatter of the short run's middle between seeds, by how many octaves
 the whole run's lies above it, and the loss above the best of the grid, mean and worst, for several powers.
 
+The row "as tried" is the law itself run on these curves: the rates that it tries, ``SPACING`` octaves apart from where
+the base's rate leads it to, the runs that it gives up, and the steps that all this takes a network. Beside it stands
+the same with rates an octave apart.
+
 Of length 1 is what ``covariance`` derives for the first step. Where it speaks of a family, so does the geometric mean
 of it and a short run's ratio.
 """
@@ -23,6 +27,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -38,12 +43,13 @@ from dagscale.bench.sweep import Run
 from dagscale.bench.verify.methods import built, network_of, planned, recipe_of
 from dagscale.bench.verify.suites import dags
 from dagscale.bench.verify.truth import TOLERANCE
+from dagscale.laws import short_run
 from dagscale.laws.base import FADING
 from dagscale.laws.combined import described
 from dagscale.laws.covariance import hidden_change
 from dagscale.laws.short_run import SHARE
 from dagscale.rates import find_band
-from dagscale.training.engine import train
+from dagscale.training.engine import exploded, train
 
 Losses = NDArray[np.float64]
 LENGTHS = (12, 24, 48, 96)
@@ -173,6 +179,9 @@ def examine(name: str, curves: Losses, rates: Sequence[float], closed: Losses | 
             add(length, by, own[1:] - own[0], learnt=float(best.mean()), scatter=scatter, above=above)
             if closed is not None and by == "mean":
                 add(length, "mean × covariance", (own[1:] - own[0] + closed) / 2)
+    for spacing in (1, 2):
+        own, taken = map(np.array, zip(*(tried(c, rates, found[0], spacing) for c in curves), strict=True))
+        add(short_run.STEPS, f"as tried, {spacing} apart", own[1:] - own[0], steps=float(taken[1:].mean()))
     return rows
 
 
@@ -184,6 +193,58 @@ def derived(cell: Cell, data: str, limit: int) -> Losses | None:
         return None
     changes = np.log2([hidden_change(network) for network in networks])
     return (changes[0] - changes[1:]) / 2
+
+
+class Recorded(short_run.Runs):
+    """Short runs as they are recorded in a whole run's curve, read off in place of being run.
+
+    Below the grid the loss falls in proportion to the rate, and above it every run diverges.
+    """
+
+    def __init__(self, curves: Losses, rates: Sequence[float], steps: int) -> None:
+        self.curves, self.rates, self.steps = curves, rates, steps
+        self.best, self.raised, self.taken = 0.0, "", 0
+        self.starts = curves[0, :steps].tolist()  # at the lowest rate, at which least moves
+        self.before = fmean(self.starts)
+
+    def __call__(self, rate: float) -> float:
+        below = rate / self.rates[0]
+        return super().__call__(rate) if below >= 1 else below * super().__call__(self.rates[0])
+
+    def _losses(self, rate: float) -> list[float]:
+        if rate > self.rates[-1]:
+            return []
+        losses: list[float] = []
+        for loss in self.curves[self.rates.index(rate), : self.steps]:
+            if self._hopeless(losses):
+                break
+            losses.append(float(loss))
+            self.taken += 1
+            if exploded(losses[-1], losses[0]):
+                return []
+        return losses
+
+
+def tried(curves: Losses, rates: Sequence[float], hint: float, spacing: int) -> tuple[float, int]:
+    """Log2 of the middle that the law comes to on one network, mean over seeds, and the steps that this takes.
+
+    Args:
+        curves: (rates, seeds, steps).
+        hint: log2 of the rate that is expected.
+    """
+    middles, taken, before = [], 0, short_run.SPACING
+    short_run.SPACING = spacing
+    try:
+        for seed in range(curves.shape[1]):
+            runs = Recorded(curves[:, seed], rates, short_run.STEPS)
+            start = short_run.nearest(hint - short_run.NEAR, seed % spacing)
+            found = short_run.middle_of_band(runs, start)
+            assert found is not None
+            middles.append(math.log2(found))
+            hint, taken = middles[-1], taken + runs.taken
+    finally:
+        short_run.SPACING = before
+    return fmean(middles), taken
 
 
 def ended(curves: Losses, horizon: int) -> Losses:
@@ -234,7 +295,7 @@ def main() -> None:
             seen = curves if horizon == given.steps else ended(curves, horizon)
             rows += [{"horizon": str(horizon), **row} for row in examine(name, seen, rates, closed)]
     table = Table(title="power: loss above the best of the grid, mean and worst")
-    told = ("cell", "horizon", "length", "by", "learnt", "scatter", "above", "r", "slope", "octaves")
+    told = ("cell", "horizon", "length", "by", "steps", "learnt", "scatter", "above", "r", "slope", "octaves")
     for header in (*told, *(f"power {p:.2g}" for p in POWERS)):
         table.add_column(header)
     for row in rows:

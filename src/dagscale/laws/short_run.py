@@ -68,9 +68,9 @@ def measure(
     """The geometric middle of the band of runs of one length and seed: the same weights and batches at every rate.
 
     Rates ``SPACING`` octaves apart are tried: from ``2**start``, or the first below it at which the loss falls, up to
-    above the band, then down to below it. Coming from below finds the valley in which training descends. Beyond the rate at
-    which it breaks there can be another, of networks that had their outputs thrown away. Above the band one rate
-    settles it that loses ``FAR`` of what the best gains; else two in a row.
+    above the band, then down to below it. Coming from below finds the valley in which training descends. Beyond the
+    rate at which it breaks there can be another, of networks that had their outputs thrown away. Above the band one
+    rate settles it that loses ``FAR`` of what the best gains; else two in a row.
 
     Returns:
         None if no rate lowers the loss by a part of ``least``, above 0.
@@ -80,10 +80,11 @@ def measure(
             the same.
     """
     with network.probe(seed, cost) as probe:
-        return _measured(_Runs(probe, steps), start, least)
+        return middle_of_band(Runs(probe, steps), start, least)
 
 
-def _measured(run: _Runs, start: int, least: float) -> float | None:
+def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
+    """See `measure`."""
     if not math.isfinite(run.before):
         raise PlanError(
             f"the loss at initialisation is {run.before}: check the init (init 'moments' keeps signals finite)"
@@ -132,7 +133,7 @@ def _measured(run: _Runs, start: int, least: float) -> float | None:
     return math.sqrt(low * high)
 
 
-class _Runs:
+class Runs:
     """Short runs from the same weights on the same batches; a rate → by how much the loss over the run is below that
     of the weights it starts from (negative: it falls), ``inf`` if it diverged.
 

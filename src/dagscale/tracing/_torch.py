@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -126,9 +127,24 @@ def leaf_of(node: object) -> Tensor | None:
 # --- process-wide state -----------------------------------------------------------------------------------
 
 
-def eagerly() -> AbstractContextManager[object]:
-    """Compiled parts of a model run eagerly inside, where torch can be told so."""
-    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+def eagerly() -> AbstractContextManager[Any]:
+    """Compiled parts of a model run eagerly inside."""
+    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6 on
+        forced: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return forced
+    frames = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled where it was never imported
+    return nullcontext() if frames is None else _never_compiling(frames)
+
+
+@contextmanager
+def _never_compiling(frames: Any) -> Iterator[None]:
+    """Calls of compiled functions ask for no compiler, which leaves what they have compiled before in its place."""
+    asked = frames.set_eval_frame
+    frames.set_eval_frame = lambda compiler: asked(None)
+    try:
+        yield
+    finally:
+        frames.set_eval_frame = asked
 
 
 @contextmanager
