@@ -45,7 +45,10 @@ def placed_like(whole: Tensor, tensor: Tensor) -> Tensor:
     """``whole``, cut up as ``tensor`` is if that is a shard; every process holds the same ``whole``."""
     if not is_sharded(tensor):
         return whole
-    from torch.distributed.tensor import distribute_tensor
+    try:
+        from torch.distributed.tensor import distribute_tensor
+    except ImportError:  # before torch 2.5
+        from torch.distributed._tensor import distribute_tensor
 
     shard: Any = tensor
     whole = whole.to(device=shard.device, dtype=shard.dtype)
