@@ -273,7 +273,7 @@ class OwnLoss(transformers.Trainer):  # type: ignore[misc, name-defined]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-GREEDY = {"lr_scheduler_type": "greedy", "eval_strategy": "steps", "eval_dataset": rows(2)}
+PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_dataset": rows(2)}
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ GREEDY = {"lr_scheduler_type": "greedy", "eval_strategy": "steps", "eval_dataset
         ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, OptimizerError, "optim='galore_adamw'"),
         ({"optim": "adamw_8bit"}, OptimizerError, "the Trainer cannot make optim='adamw_8bit'"),
         ({"trainer": OwnLoss}, RecipeError, "OwnLoss has a compute_loss of its own: give recipe_of"),
-        (GREEDY, RecipeError, "lr_scheduler_type='greedy' follows a metric"),
+        (PLATEAU, RecipeError, "lr_scheduler_type='reduce_lr_on_plateau' follows a metric"),
     ],
 )
 def test_what_a_recipe_cannot_hold_is_refused(folder: Path, said: dict[str, Any], error: Any, text: str) -> None:
@@ -295,7 +295,7 @@ def test_what_a_recipe_cannot_hold_is_refused(folder: Path, said: dict[str, Any]
 
 
 def test_what_is_refused_can_be_said_in_its_place(folder: Path) -> None:
-    trainer = trainer_of(folder, gpt(1), trainer=OwnLoss, optim="adafactor", **GREEDY)
+    trainer = trainer_of(folder, gpt(1), trainer=OwnLoss, optim="adafactor", **PLATEAU)
     recipe = hf.recipe_of(trainer, loss=None, optimizer="lion", schedule=None, clip=None)
     assert (recipe.optimizer.name, recipe.loss, recipe.schedule, recipe.clip) == ("lion", None, None, None)
 
