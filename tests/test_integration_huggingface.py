@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +156,26 @@ def test_the_loss_is_the_trainers(folder: Path) -> None:
         batch = recipe.example
         want = trainer.compute_loss(trainer.model, dict(batch.inputs))
         assert batch_loss(trainer.model, recipe, batch).item() == pytest.approx(want.item(), rel=1e-6)
+
+
+def test_optimisers_of_other_packages_count_as_what_they_step_like(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes' AdamW is AdamW: planned with its traits, and made of its own class, from a file too."""
+
+    class EightBit(torch.optim.AdamW):
+        pass
+
+    monkeypatch.setattr(
+        transformers.Trainer, "get_optimizer_cls_and_kwargs", lambda *_: (EightBit, {"lr": 5e-5, "eps": 1e-6})
+    )
+    trainer = trainer_of(folder, optim="paged_adamw_8bit")
+    record = hf.recipe_of(trainer).optimizer
+    assert (record.name, record.step, record.decay, dict(record.settings)) == (
+        "paged_adamw_8bit", "sign", "decoupled", {"eps": 1e-6},
+    )  # fmt: skip
+    hf.use_plan(trainer, dagscale.Plan.from_json(planned(trainer).to_json()))
+    assert type(trainer.optimizer) is EightBit
 
 
 # --- training by a plan ------------------------------------------------------------------------------------------
@@ -307,6 +329,20 @@ def test_a_trainer_with_an_optimizer_is_refused(folder: Path) -> None:
     with pytest.raises(PlanError, match=r"has an optimizer already, .* make a new Trainer"):
         hf.use_plan(trainer, plan)
     assert type(trainer.optimizer) is torch.optim.SGD
+
+
+def test_what_flattens_parameters_of_several_rates_is_refused(folder: Path) -> None:
+    trainer = trainer_of(folder)
+    plan = planned(trainer)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(PlanError, match="DeepSpeed flattens parameters"):
+        hf.use_plan(trainer, plan)
+    trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled = False, True
+    for version in (1, 2):
+        trainer.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version)))
+        with pytest.raises(PlanError, match="FSDP 1 flattens parameters") if version == 1 else nullcontext():
+            hf.use_plan(trainer, plan)
+        assert (trainer.optimizer is None) is (version == 1)
 
 
 def test_a_plan_for_another_model_changes_nothing(folder: Path) -> None:

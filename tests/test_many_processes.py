@@ -45,4 +45,5 @@ def test_wrapped_is_trained_as_the_model_alone(facts: Any, wrapper: str, fact: s
 @pytest.mark.parametrize("fact", ["rates", "weights", "steps"])
 def test_accelerate_in_two_processes(facts: Any, fact: str) -> None:
     """Its prepared model, optimizer, loader and scheduler, with accumulation."""
+    pytest.importorskip("accelerate")
     assert facts["accelerate"][fact] is True
