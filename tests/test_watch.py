@@ -686,3 +686,34 @@ def test_bad_requests() -> None:
         dagscale.watch(mlp(2), plan, optimizer)
     assert not model._forward_hooks
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_layer_that_writes_into_a_buffer_of_the_users_is_left_alone() -> None:
+    """Fused losses compute logits tile by tile into one buffer: run again on a few rows, it would be cut to these."""
+
+    class IntoBuffer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            out = torch.empty(len(x), len(weight))
+            torch.mm(x, weight.t(), out=out)
+            return out + torch.zeros(len(x), 1)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            x, weight = ctx.saved_tensors
+            return grads[0] @ weight, grads[0].t() @ x
+
+    class Buffered(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return IntoBuffer.apply(x, self.weight)  # type: ignore[no-any-return]
+
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4, bias=False))
+    plan = dagscale.plan(model, torch.zeros(2, 8), base_lr=0.01, law="none", optimizer="adamw")
+    plan.init_(model)
+    model[2].__class__ = Buffered
+    optimizer = plan.optimizer(model)
+    with dagscale.watch(model, plan, optimizer) as watch:
+        model(torch.randn(32, 8)).square().mean().backward()
+        optimizer.step()
+    assert watch.report().observed == 1

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dagscale.tracing.wrappers import is_sharded
 
 
 def clip_grad_norm_(
@@ -15,6 +18,10 @@ def clip_grad_norm_(
 
     A parameter that carries a folded multiplier c has the gradient ``g/c`` of the edited model's, so its part of the
     norm is weighed by c. With all c = 1 it is ``torch.nn.utils.clip_grad_norm_``.
+
+    Under FSDP2 and its like, where each process holds shards of the gradients, the norm is that of the whole gradients,
+    a plain tensor, the same in every process; every process must call it. Under DDP each process holds the whole
+    gradients, and nothing is exchanged.
 
     Args:
         optimizer: the optimiser, whose groups say ``"fold"`` where a multiplier is folded in, as those of a plan do; or
@@ -26,16 +33,34 @@ def clip_grad_norm_(
         The edited model's norm before clipping, a scalar.
     """
     pairs = _folded(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-    held = [(p.grad, float(c)) for p, c in pairs if p.grad is not None]
+    held = [(p.grad.detach(), float(c)) for p, c in pairs if p.grad is not None]
     if not held:
         return torch.tensor(0.0)
+    alike: dict[Any, list[Tensor]] = {}
+    for g, c in held:
+        alike.setdefault((c, g.device, *_placed(g)), []).append(g)
     device = held[0][0].device
-    norms = [torch.linalg.vector_norm(g.detach(), norm_type).to(device) * c for g, c in held]
+    norms = [c * _norm(gradients, norm_type).to(device) for (c, *_), gradients in alike.items()]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
     for g, _ in held:
-        g.detach().mul_(scale.to(g.device))
+        own = g.to_local() if is_sharded(g) else g  # type: ignore[attr-defined]
+        own.mul_(scale.to(own.device))
     return total
+
+
+def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
+    """The norm of gradients that lie alike; of shards over all processes, in one exchange between them."""
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g, norm_type) for g in gradients]), norm_type
+    )
+    return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined,no-any-return]
+
+
+def _placed(gradient: Tensor) -> tuple[Any, ...]:
+    """On which processes a gradient lies, and how it is cut up among them."""
+    shard: Any = gradient
+    return (shard.device_mesh, shard.placements) if is_sharded(gradient) else ()
 
 
 def _folded(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, float]]:

@@ -44,7 +44,7 @@ class WorkingCopy:
         beside: the user's functions that run beside the model, such as the loss: what they reach of it is the original.
 
     Raises:
-        CopyError: if the model can be neither copied nor borrowed.
+        CopyError: if the model can be neither copied nor borrowed, or is sharded.
     """
 
     def __init__(
@@ -52,6 +52,11 @@ class WorkingCopy:
     ) -> None:
         original = forward.unwrapped(model)
         tensors = [*original.parameters(), *original.buffers()]
+        if any(forward.is_sharded(t) for t in tensors):
+            raise CopyError(
+                "the model is sharded (fully_shard) and is measured on whole: search and plan it before that, and make "
+                "plan.optimizer(model) after"
+            )
         memo: dict[int, Any] = {}
         made: nn.Module | None = None
         self.why = ""

@@ -137,7 +137,7 @@ class Window:
     def _keep_layer(self, use: Use, out: Any) -> None:
         """Run the layer's operator again, on a few rows, without its bias."""
         name = next((n for n in sorted(use.names) if n in self.parameters), None)
-        if name is None:
+        if name is None or use.func._schema.is_mutable:  # run again, it would write to what is the user's
             return
         fixed = dict(use.arguments)
         for a, v in use.signals.items():
