@@ -97,6 +97,8 @@ def plan(
     law: Law = None,
     init: Init = None,
     width: Annotated[str, typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.")] = "none",
+    batch: Annotated[str | None, typer.Option(help="A rule for another batch size than the base's, as sqrt.")] = None,
+    horizon: Annotated[str | None, typer.Option(help="A rule for a longer run than the base's, as power.")] = None,
     data: Data = None,
     limit: Limit = None,
     recipe: RecipeFile = None,
@@ -128,7 +130,7 @@ def plan(
     ]
     made = make_plan(
         model, inputs, base=origins or None, base_lr=base_lr or None, recipe=training, law=law, init=init, seed=seed,
-        width=width,
+        width=width, batch=batch, horizon=horizon,
     )  # fmt: skip
     if json:
         print_json(made.to_dict())

@@ -67,6 +67,7 @@ class Base(Saved):
         tolerance: relative width of the band in the loss.
         notes: what a reader should know, such as parameters that the init leaves as they were.
         method: how it was found, a name in ``METHODS``; ``given`` for a rate that was.
+        examples: what a run saw of the data, in examples; None where nobody knows.
         network: the network itself.
     """
 
@@ -85,12 +86,23 @@ class Base(Saved):
     tolerance: float = 0.0
     notes: tuple[str, ...] = ()
     method: str = "given"
+    examples: int | None = None
     network: Network | None = field(default=None, compare=False)
 
     @classmethod
     def given(cls, network: Network, lr: float) -> Base:
         """A base whose rate the user knows."""
-        return cls(lr, network.recipe.describe(), None, lr, lr, None, (lr, lr), network=network)
+        return cls(
+            lr,
+            network.recipe.describe(),
+            None,
+            lr,
+            lr,
+            None,
+            (lr, lr),
+            examples=network.recipe.examples,
+            network=network,
+        )
 
     @classmethod
     def found(
@@ -125,6 +137,7 @@ class Base(Saved):
             tolerance=tolerance,
             notes=notes,
             method=method,
+            examples=network.recipe.examples,
             network=network,
         )
 

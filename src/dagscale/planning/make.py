@@ -19,6 +19,7 @@ from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.plans import ParameterPlan, Plan, named
 from dagscale.planning.prepare import about, initialised, keeping, traced
+from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
 from dagscale.planning.trained import notes_on
 from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
@@ -49,6 +50,8 @@ def plan(
     width: str = "none",
     depth: str = "none",
     depth_alpha: float | None = None,
+    batch: str | None = None,
+    horizon: Horizon | None = None,
     only: str | Iterable[str] | None = None,
     keep: str | Iterable[str] | None = None,
     reset: str | Iterable[str] | None = None,
@@ -81,6 +84,10 @@ def plan(
             (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter. With it the base's rate is
             carried over as it is, unless a law is named.
         depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
+        batch, horizon: named rules for a target whose recipe has another batch size, or sees more or fewer examples,
+            than the base's: ``sqrt``, ``linear``, ``timescale``, ``completed-p``, ``power``, ``step-law``, ``none`` for
+            as it is (:mod:`dagscale.scaling.horizon`). ``horizon`` may be what `dagscale.scaling.horizon.fit` made of
+            your own searches. Without a name such a difference is refused.
         only, keep, reset: names of parameters or modules, or patterns (``head``, ``blocks.*.mlp``): initialise these
             alone; leave these as they are; initialise these alone in a model that otherwise stays as it is.
         lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
@@ -99,7 +106,9 @@ def plan(
     with ONE_AT_A_TIME, shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
-        recipe = _recipe(recipe, training, bases)
+        recipe = _recipe(recipe, training, bases, named_rules(batch, horizon))
+        size = resized(recipe, bases, batch, horizon)
+        recipe = size.alike
         chosen = _chosen(
             law, init, width, depth, recipe, bases, given, has_base=base is not None or base_lr is not None, whole=whole
         )
@@ -135,7 +144,7 @@ def plan(
                     check_gradient(network)
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
-        return _built(chosen, target, carried, start, rates, parts, zeros)
+        return size(_built(chosen, target, carried, start, rates, parts, zeros))
 
 
 def starting_plan(
@@ -199,8 +208,8 @@ def _bases(base: Any, base_lr: Any) -> tuple[list[Any], list[Any]]:
     return bases, list(base_lr) if isinstance(base_lr, (tuple, list)) else [] if base_lr is None else [base_lr]
 
 
-def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any]) -> Recipe:
-    """How the target is trained: as its base was."""
+def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any], free: Collection[str]) -> Recipe:
+    """How the target is trained: as its base was, but for what is ``free``."""
     if recipe is not None and training:
         raise RecipeError(f"{', '.join(training)}: say it in the recipe, as it is given")
     if recipe is not None and not isinstance(recipe, Recipe):
@@ -214,11 +223,11 @@ def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any
     elif recipe is None:
         recipe = Recipe(**training)
     for one in found:
-        apart = differences(one.recipe, recipe.describe())
+        apart = [text for text in differences(one.recipe, recipe.describe()) if text.partition(" ")[0] not in free]
         if apart and not _unsaid(one):
             raise RecipeError(
                 f"the recipe is not that of the base, whose rate is for its own training: {'; '.join(apart)}; search "
-                "the base under the target's recipe, or plan under the base's"
+                f"the base under the target's recipe, or plan under the base's{unnamed(apart)}"
             )
     return recipe
 
@@ -421,7 +430,7 @@ def _built(
     live = target.recipe
     return Plan(
         lr, start, chosen.law.name, chosen.init.name, target.seed, live.describe(), factors, parameters, notes,
-        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, chosen.depth, live,
+        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, chosen.depth, live=live,
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ class Plan(Saved):
         lr: the target's learning rate.
         base_lr: the base's, from which it is carried over, of several bases the geometric mean; without a base, the
             target's own as measured.
-        law, init, width, depth, seed: what made it.
+        law, init, width, depth, batch, horizon, seed: what made it.
         recipe: how the rate is to be trained with, as plain data (`dagscale.Recipe.describe`).
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
@@ -112,6 +112,8 @@ class Plan(Saved):
     forwards: float = 0.0
     width: str = "none"
     depth: str = "none"
+    batch: str = "none"
+    horizon: str = "none"
     live: Recipe | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,7 +126,7 @@ class Plan(Saved):
         _number("forwards", self.forwards, least=0.0)
         for name, factor in self.factors.items():
             _number(f"factor {name}", factor, above=0.0)
-        for name in ("law", "init", "width", "depth"):
+        for name in ("law", "init", "width", "depth", "batch", "horizon"):
             if not isinstance(getattr(self, name), str):
                 raise PlanError(f"{name} must be a name, not {getattr(self, name)!r}")
         if type(self.seed) is not int or self.seed < 0:
@@ -347,6 +349,8 @@ class Plan(Saved):
             "init": self.init,
             "width": self.width,
             "depth": self.depth,
+            "batch": self.batch,
+            "horizon": self.horizon,
             "optimizer": self.optimizer_name,
             "seed": self.seed,
             "factors": dict(self.factors),
@@ -389,7 +393,7 @@ class Plan(Saved):
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""
         lines = []
-        for name in ("lr", "base_lr", "law", "init", "width", "depth", "seed"):
+        for name in ("lr", "base_lr", "law", "init", "width", "depth", "batch", "horizon", "seed"):
             lines += _line(name, getattr(self, name), getattr(other, name))
         lines += [line for k in sorted({*self.recipe, *other.recipe}) for line in _line(
             f"recipe {k}", self.recipe.get(k), other.recipe.get(k))]  # fmt: skip
