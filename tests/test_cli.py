@@ -84,7 +84,7 @@ def test_plan_of_a_users_own_file(project: Path) -> None:
     assert made["lr"] == pytest.approx(0.1 * math.sqrt(9 / 576))
     table = dagscale(*command, cwd=project)
     assert table.returncode == 0
-    assert "blocks.3.weight" in table.stdout
+    assert "blocks.0–3.weight" in table.stdout
 
 
 def test_readable_output_and_picture(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
+from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import roles
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
@@ -460,18 +461,23 @@ def _notes(
     notes = list(graph.notes)
     unreached = [p.name for p in graph.parameters if not p.reached]
     if unreached:
-        notes.append(f"not on any input→output path, left as they are: {', '.join(unreached)}")
+        notes.append(f"not on any input→output path, left as they are: {_listed(unreached)}")
     frozen = [p.name for p in graph.parameters if not p.trainable]
     if frozen:
-        notes.append(f"frozen, left as they are and out of the parameter groups: {', '.join(frozen)}")
+        notes.append(f"frozen, left as they are and out of the parameter groups: {_listed(frozen)}")
     kept = [
         p.name
         for p in graph.parameters
         if p.reached and p.trainable and parameters[p.name].init_std is None and init.draws and p.name not in asked
     ]
     if kept:
-        notes.append(f"init {init.name!r} does not cover, left as they are: {', '.join(kept)}")
+        notes.append(f"init {init.name!r} does not cover, left as they are: {_listed(kept)}")
     return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, repeats of a block in one."""
+    return ", ".join(row.name for row in fold_rows(names, [()] * len(names)))
 
 
 __all__ = ["default_law", "plan"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
+from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, read_document
 from dagscale.shown import cell, load_rich
@@ -409,7 +410,7 @@ class Plan(Saved):
     # --- to look at --------------------------------------------------------------------------------------------
 
     def table(self) -> Group:
-        """To print with rich: a row a parameter, then how the rate came about, factor by factor, then the notes."""
+        """To print with rich: a row a parameter, repeats of a block in one, then how the rate came about, and notes."""
         load_rich()
         from rich.console import Group
         from rich.table import Table
@@ -426,9 +427,17 @@ class Plan(Saved):
         ]
         for name in more:
             table.add_column(f"{name.replace('_', ' ')} ×", justify="right")
-        for name, p in self.parameters.items():
-            factors = [f"{getattr(p, factor):.4g}" for factor in more]
-            table.add_row(cell(name), "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}", *factors)
+        cells = [
+            (
+                "×".join(map(str, p.shape)) or "scalar",
+                _init_text(p),
+                f"{p.lr:.4g}",
+                *(f"{getattr(p, k):.4g}" for k in more),
+            )
+            for p in self.parameters.values()
+        ]
+        for row in fold_rows([*self.parameters], cells):
+            table.add_row(cell(row.name), *cells[row.index])
         title = f"law {self.law} · init {self.init} · {self.optimizer_name} · seed {self.seed}"
         lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement()]
         lines += [f"note: {note}" for note in self.notes]
