@@ -20,6 +20,9 @@ APART = 4.0
 FURTHEST = 4
 """Most decays that are tried on one side."""
 
+WORTH = 0.002
+"""A decay whose loss is not lower than the last one's by this part of it is no better: seeds differ by as much."""
+
 
 def walk(run: Callable[[float, float], float], decay: float, lr: float, loss: float) -> list[Pair]:
     """Decays above the first one while they are better, else below, each with its best rate; ascending.
@@ -37,7 +40,7 @@ def walk(run: Callable[[float, float], float], decay: float, lr: float, loss: fl
             rates = [last.lr / factor**share for share in (1.0, 0.5, 0.0)]
             last, before = min((Pair(more, rate, run(more, rate)) for rate in rates), key=lambda pair: pair.loss), last
             found.append(last)
-            if not last.loss < before.loss:
+            if not last.loss < before.loss - WORTH * abs(before.loss):
                 break
         if min(found, key=lambda pair: pair.loss) is not first:
             break
