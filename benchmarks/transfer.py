@@ -375,7 +375,7 @@ def draw(known: dict[str, Any], path: Path) -> None:
 
     from dagscale.pictures.files import save
 
-    names = [name for name in FAMILIES if name in known and curves(known[name], "train")]
+    names = [n for n in FAMILIES if n in known and len({size for _, size in curves(known[n], "train")}) > 1]
 
     def made() -> Figure:
         figure = Figure(figsize=(11, 0.4 + 2.8 * len(names)), layout="constrained")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
+from dagscale.graph.matrices import WHOLE, hidden_matrices
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import roles
 from dagscale.inits import INITS, Init
@@ -345,7 +346,7 @@ def _rms(model: nn.Module) -> dict[str, float]:
 
 def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[str, float] | None = None) -> Network:
     """The target with its fills scaled, and with each parameter's settings; what is measured on it sees them."""
-    role = roles(target.graph)
+    role, made_of = roles(target.graph), hidden_matrices(target.graph)
     own = {name: parts.get(name, Scaling()) for name in role}
     scale = _rate_scales([*role], lr_scale or {})
     return replace(
@@ -353,7 +354,13 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
         fills={n: Fill(f.mean * own[n].factors.init, f.std * own[n].factors.init) for n, f in target.fills.items()},
         relative={
             name: Relative(
-                s.factors.lr * scale.get(name, 1.0), s.factors.eps, s.factors.weight_decay, role[name], s.fold
+                s.factors.lr * scale.get(name, 1.0),
+                s.factors.eps,
+                s.factors.weight_decay,
+                role[name],
+                s.fold,
+                made_of.get(name, WHOLE).split,
+                made_of.get(name, WHOLE).stacked,
             )
             for name, s in own.items()
         },
@@ -414,7 +421,7 @@ def _built(
         fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
         mean, std = (None, None) if fill is None else (fill.mean, fill.std)
         parameters[p.name] = ParameterPlan(
-            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold
+            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked
         )
     interval = None
     if chosen.law.measured:
