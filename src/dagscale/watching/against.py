@@ -12,7 +12,7 @@ from dagscale.watching.seen import Fault, Found, Seen
 from dagscale.watching.sizes import FEW
 
 FURTHER = 4.0
-"""How many times as far as the base's a kind of layers may move its outputs: 99 sound trainings came to 1.34 at most."""
+"""How many times as far as the base's a kind of layers may move its outputs: 99 sound trainings came to 1.34."""
 
 JUDGED = ("embedding", "input", "hidden", "branch end")
 """Kinds that are judged. A readout's output is small where it is wide, by the rule, so that it has no such measure."""
