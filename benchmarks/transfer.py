@@ -1,19 +1,28 @@
-"""Small-run settings carried over to wider and deeper language models, against each target's own grid.
+"""Small-run settings carried over to wider and deeper networks, against each target's own grid.
 
-    python benchmarks/transfer.py run FILE.json [--sizes 2x64 8x64 …] [--steps N] [--seeds K]    # resumable
+    python benchmarks/transfer.py run FILE.json [--families lm …] [--sizes 2x64 …] [--ways mup …]   # resumable
     python benchmarks/transfer.py report FILE.json [--picture FILE.svg]
 
-Decoder-only transformers (pre-norm) on bytes of the Python standard library's sources, under AdamW with betas (0.9,
-0.95), decay 0.1 on matrices, 5 % warm-up and a cosine, clipping at 1. The smallest size is the base: it is searched
-once. Every size is then trained at seven rates, an octave apart around the base's, in four ways:
+Four families, each with one base, its smallest size, that is searched once (sizes are blocks or layers × width):
 
-    own init     GPT-2's: N(0, 0.02²), branch ends by 1/√(2L), one rate
+    lm              pre-norm decoders on bytes of the Python standard library's sources, AdamW (0.9, 0.95), decay 0.1
+                    on matrices, 5 % warm-up and a cosine, clipping at 1
+    lm-no-norm      the same without norms
+    resnet          batch norm, CIFAR-10 halved to 16×16, Nesterov momentum 0.9, decay 5e-4, cosine, crop and flip
+    vit             pre-norm vision transformers on the same images, AdamW, decay 0.05, 5 % warm-up, cosine, clipping
+
+Every size is trained at seven rates, an octave apart around the base's, in four ways:
+
+    own init     the author's: N(0, 0.02²) with branch ends by 1/√(2L) in language models, torch's elsewhere; one rate
     moments      dagscale's init, one rate
     mup          the same with width="mup"
     completep    the same with width="mup", depth="completep"
 
-The report gives, for each way and size, where the best rate lies against the base's, the loss at the base's rate, and
-the best loss of the grid. A rate in the file is the plan's overall one, which the base's search found.
+A fifth, ``random``, is what one would do without a base: rates drawn at random over six octaves around the
+optimiser's usual ones, under the author's init, as many runs as the base's search took steps for.
+
+Each run's final training loss and validation loss are kept as soon as it is finished, so that the study can be stopped
+and goes on where it was. ``--device cuda`` and larger ``--sizes`` add to the same file.
 """
 
 from __future__ import annotations
@@ -21,7 +30,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import random
 import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,8 +46,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dagscale
+from dagscale.models.resnet import ResNet
+from dagscale.models.vit import ViT
 from dagscale.planning.base import Base
-from dagscale.training.engine import train
+from dagscale.planning.prepare import traced
+from dagscale.replacing import write
+from dagscale.training.engine import final_loss, train
 
 WAYS: dict[str, dict[str, Any]] = {
     "own init": {"init": "keep"},
@@ -40,22 +59,25 @@ WAYS: dict[str, dict[str, Any]] = {
     "mup": {"width": "mup"},
     "completep": {"width": "mup", "depth": "completep"},
 }
-OCTAVES = (-3, -2, -1, 0, 1, 2, 3)
-CONTEXT, BATCH = 64, 16
+OCTAVES = (0, -1, 1, -2, 2, -3, 3)
+CONTEXT, EVALUATED = 64, 1024
+CIFAR = Path(os.environ.get("CIFAR10", "data/cifar10"))
+
+
+# --- language models -------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = norm(width), norm(width)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
         h = self.norm1(x)
-        q, k, v = (f(h).view(n, t, self.heads, d // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (f(h).view(n, t, d // 16, 16).transpose(1, 2) for f in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(mixed.transpose(1, 2).reshape(n, t, d))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -64,11 +86,12 @@ class Block(nn.Module):
 class Language(nn.Module):
     """Bytes in, logits of the next byte out. Heads have 16 channels."""
 
-    def __init__(self, depth: int, width: int) -> None:
+    def __init__(self, depth: int, width: int, norms: bool) -> None:
         super().__init__()
+        norm: Callable[[int], nn.Module] = nn.LayerNorm if norms else lambda _: nn.Identity()
         self.token, self.place = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(Block(width, width // 16) for _ in range(depth))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
+        self.blocks = nn.ModuleList(Block(width, norm) for _ in range(depth))
+        self.norm, self.head = norm(width), nn.Linear(width, 256, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 end = name.endswith(("o.weight", "down.weight"))
@@ -82,69 +105,220 @@ class Language(nn.Module):
         return out
 
 
-def text() -> tuple[Tensor, Tensor]:
-    """Windows of the standard library's sources, and the bytes that follow."""
+@cache
+def text() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Windows of the standard library's sources and the bytes that follow; every tenth file is held out."""
+
+    def windows(files: list[Path]) -> tuple[Tensor, Tensor]:
+        raw = torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8).long()
+        n = (len(raw) - 1) // CONTEXT
+        return raw[: n * CONTEXT].view(n, CONTEXT), raw[1 : n * CONTEXT + 1].view(n, CONTEXT)
+
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    raw = torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8).long()
-    n = (len(raw) - 1) // CONTEXT
-    return raw[: n * CONTEXT].view(n, CONTEXT), raw[1 : n * CONTEXT + 1].view(n, CONTEXT)
+    return windows([f for i, f in enumerate(files) if i % 10]), windows(files[::10])
 
 
-def loss(out: Tensor, target: Tensor) -> Tensor:
+def next_byte(out: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(out.flatten(0, 1), target.flatten())
 
 
-def model_of(size: str) -> Language:
-    torch.manual_seed(0)
-    return Language(*map(int, size.split("x")))
-
-
-def run(path: Path, sizes: list[str], steps: int, seeds: int, ways: list[str]) -> None:
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    recipe = dagscale.Recipe(
-        text(), loss, torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1, steps=steps, batch_size=BATCH,
+def language_recipe(steps: int) -> dagscale.Recipe:
+    return dagscale.Recipe(
+        text()[0], next_byte, torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1, steps=steps, batch_size=16,
         schedule=dagscale.cosine(warmup=0.05), clip=1.0,
     )  # fmt: skip
-    small = model_of(sizes[0])
-    network = None
-    if "base" not in known:
-        found = dagscale.search(small, recipe, seeds=1, progress=True)
-        known["base"] = {"lr": found.lr, "size": sizes[0], "steps": found.steps, "recipe": found.recipe}
-        network = found.network
-        path.write_text(json.dumps(known, indent=0))
-    from dagscale.planning.prepare import traced
-
-    network = network or traced(small, None, recipe, 0, role="base")
-    base = Base.given(network, known["base"]["lr"])
-    for size in sizes:
-        for way in ways:
-            model = model_of(size)
-            plan = dagscale.plan(model, base=base, recipe=recipe, law="none", **WAYS[way])
-            for octave in OCTAVES:
-                for seed in range(seeds):
-                    key = f"{way}/{size}/{octave}/{seed}"
-                    if key in known:
-                        continue
-                    trial = model_of(size)
-                    plan.init_(trial, seed=seed)
-                    groups = plan.param_groups(trial, lr=plan.lr * 2.0**octave)
-                    done = train(trial, recipe, groups, seed=seed, evaluate=1024)
-                    known[key] = done.loss if math.isfinite(done.loss) else None
-                    path.write_text(json.dumps(known, indent=0))
 
 
-def curves(known: dict[str, Any]) -> dict[tuple[str, str], dict[int, float]]:
-    """(way, size) → octave → mean loss; ``inf`` where a run diverged."""
+# --- images ----------------------------------------------------------------------------------------------------
+
+
+class Augmented(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Images, each shifted by up to two pixels and flipped at random."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y, self.size = F.pad(x, (2, 2, 2, 2)), y, x.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        down, right, flip = (int(n) for n in torch.randint(0, 5, (3,)))
+        image = self.x[i, :, down : down + self.size, right : right + self.size]
+        return image.flip(-1) if flip % 2 else image, self.y[i]
+
+
+@cache
+def images() -> tuple[Augmented, tuple[Tensor, Tensor]]:
+    """10,000 images of 16×16 to train on, 2,000 others of the test set to validate."""
+    from dagscale.bench.data import load
+
+    found = []
+    for name, count in (("train", 10_000), ("test", 2_000)):
+        data = load(str(CIFAR / f"{name}.parquet"))
+        chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+        found.append((F.avg_pool2d(data.x[chosen], 2), data.y[chosen]))
+    (x, y), held = found
+    return Augmented(x, y), held
+
+
+def image_recipe(steps: int, **more: Any) -> dagscale.Recipe:
+    return dagscale.Recipe(images()[0], F.cross_entropy, steps=steps, batch_size=64, **more)
+
+
+def resnet_recipe(steps: int) -> dagscale.Recipe:
+    return image_recipe(
+        steps, optimizer=torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4, no_decay=(),
+        schedule=dagscale.cosine(),
+    )  # fmt: skip
+
+
+def vit_recipe(steps: int) -> dagscale.Recipe:
+    return image_recipe(
+        steps, optimizer=torch.optim.AdamW, weight_decay=0.05, schedule=dagscale.cosine(warmup=0.05), clip=1.0
+    )
+
+
+# --- families --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is trained, and how. ``sizes``: the base first; ``model(depth, width)``; ``held``: validation data."""
+
+    sizes: tuple[str, ...]
+    steps: int
+    model: Callable[[int, int], nn.Module]
+    recipe: Callable[[int], dagscale.Recipe]
+    held: Callable[[], tuple[Tensor, Tensor]]
+
+
+FAMILIES = {
+    "lm": Family(
+        ("2x64", "8x64", "16x64", "2x128", "8x128"), 200, lambda d, w: Language(d, w, norms=True), language_recipe,
+        lambda: text()[1],
+    ),
+    "lm-no-norm": Family(
+        ("2x64", "8x64", "16x64"), 200, lambda d, w: Language(d, w, norms=False), language_recipe, lambda: text()[1]
+    ),
+    "resnet": Family(
+        ("8x8", "20x8", "8x16", "56x8", "20x16", "8x32"), 400,
+        lambda d, w: ResNet(d, in_channels=3, classes=10, width=w, stride=2), resnet_recipe, lambda: images()[1],
+    ),
+    "vit": Family(
+        ("2x32", "8x32", "2x64", "16x32", "8x64"), 300,
+        lambda d, w: ViT(d, shape=(3, 16, 16), classes=10, width=w, heads=w // 16, patch=4), vit_recipe,
+        lambda: images()[1],
+    ),
+}  # fmt: skip
+
+
+def model_of(family: Family, size: str, device: str = "cpu") -> nn.Module:
+    torch.manual_seed(0)
+    depth, width = map(int, size.split("x"))
+    return family.model(depth, width).to(device)
+
+
+def same(family: Family, size: str, way: str) -> str:
+    """The way whose runs at this size are also those of ``way``: rules for what has not grown change nothing."""
+    (depth, width), (d0, w0) = (s.split("x") for s in (size, family.sizes[0]))
+    if way == "completep" and depth == d0:
+        way = "mup"
+    return "moments" if way == "mup" and width == w0 else way
+
+
+# --- running ---------------------------------------------------------------------------------------------------
+
+
+def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: int, device: str, until: float) -> None:
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        family = FAMILIES[name]
+        recipe = family.recipe(family.steps)
+        own = known.setdefault(name, {})
+        base = base_of(own, family, recipe, device)
+        put(path, known)
+        rival = own["base"]["steps"] // family.steps
+        for size in sizes or family.sizes:
+            for way in ways:
+                if way == "random":
+                    trials = [("random", draw, lr) for draw, lr in enumerate(drawn(rival, name, recipe))]
+                    plan = planned(family, size, base, recipe, "own init", device)
+                else:
+                    way = same(family, size, way)
+                    plan = planned(family, size, base, recipe, way, device)
+                    trials = [(way, octave, plan.lr * 2.0**octave) for octave in OCTAVES]
+                for label, place, lr in trials:
+                    for seed in range(seeds):
+                        key = f"{label}/{size}/{place}/{seed}"
+                        if key not in own and time.monotonic() < until:
+                            own[key] = trained(family, size, plan, recipe, lr, seed, device)
+                            put(path, known)
+
+
+def put(path: Path, known: dict[str, Any]) -> None:
+    write(path, (json.dumps(known, indent=0) + "\n").encode())
+
+
+def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe, device: str) -> Base:
+    """The base, searched once; its rate is kept in the file."""
+    small = model_of(family, family.sizes[0], device)
+    if "base" not in own:
+        found = dagscale.search(small, recipe, seeds=1)
+        own["base"] = {"lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe}
+    return Base.given(traced(small, None, recipe, 0, role="base"), own["base"]["lr"])  # for any init
+
+
+def planned(family: Family, size: str, base: Base, recipe: dagscale.Recipe, way: str, device: str) -> dagscale.Plan:
+    return dagscale.plan(model_of(family, size, device), base=base, recipe=recipe, law="none", **WAYS[way])
+
+
+def drawn(count: int, name: str, recipe: dagscale.Recipe) -> Iterator[float]:
+    """Rates at random, uniform in the logarithm over the grid that a search would begin with."""
+    from dagscale.rates import default_grid
+
+    grid = default_grid(recipe.optimizer)
+    rng = random.Random(name)
+    for _ in range(count):
+        yield math.exp(rng.uniform(math.log(min(grid)), math.log(max(grid))))
+
+
+def trained(
+    family: Family, size: str, plan: dagscale.Plan, recipe: dagscale.Recipe, lr: float, seed: int, device: str
+) -> dict[str, Any]:
+    """One run: its rate, training and validation loss (None where it diverged), and seconds."""
+    began = time.process_time()
+    trial = model_of(family, size, device)
+    plan.init_(trial, seed=seed)
+    done = train(trial, recipe, plan.param_groups(trial, lr=lr), seed=seed, evaluate=EVALUATED)
+    valid = math.inf
+    if math.isfinite(done.loss):
+        trial.eval()
+        held = family.held()
+        valid = final_loss(trial, recipe.changed(data=held), len(held[0]))
+    losses = {"train": done.loss, "valid": valid}
+    finite = {k: v if math.isfinite(v) else None for k, v in losses.items()}
+    return {"lr": lr, **finite, "seconds": round(time.process_time() - began, 1)}
+
+
+# --- report ----------------------------------------------------------------------------------------------------
+
+Curve = dict[int, float]
+
+
+def curves(own: dict[str, Any], judged: str) -> dict[tuple[str, str], Curve]:
+    """(way, size) → octave → mean loss, for the complete ones; ``inf`` where a run diverged."""
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for key, value in known.items():
+    for key, value in own.items():
         if key != "base":
-            way, size, octave, _ = key.split("/")
-            listed = found.setdefault((way, size), {}).setdefault(int(octave), [])
-            listed.append(math.inf if value is None else value)
-    return {k: {o: fmean(v) for o, v in sorted(c.items())} for k, c in found.items() if len(c) == len(OCTAVES)}
+            way, size, place, _ = key.split("/")
+            loss = value[judged]
+            listed = found.setdefault((way, size), {}).setdefault(int(place), [])
+            listed.append(math.inf if loss is None else loss)
+    means = {k: {o: fmean(v) for o, v in sorted(c.items())} for k, c in found.items()}
+    return {k: c for k, c in means.items() if k[0] == "random" or len(c) == len(OCTAVES)}
 
 
-def optimum(curve: dict[int, float]) -> float:
+def optimum(curve: Curve) -> float:
     """The octave of the lowest loss, by a parabola through it and its neighbours."""
     best = min(curve, key=curve.__getitem__)
     around = [curve.get(best + i, math.inf) for i in (-1, 0, 1)]
@@ -157,41 +331,74 @@ def optimum(curve: dict[int, float]) -> float:
 
 def report(path: Path, picture: Path | None) -> None:
     known = json.loads(path.read_text())
-    found = curves(known)
-    print(f"base {known['base']['size']}: rate {known['base']['lr']:.4g}\n")
-    print("| size | way | best rate, octaves from the base's | loss at the base's rate | best of the grid | lost |")
-    print("|---|---|---|---|---|---|")
-    for size in dict.fromkeys(size for _, size in found):
-        for way in WAYS:
-            if (way, size) in found:
-                c = found[way, size]
-                best = min(c.values())
-                lost = 100 * (c[0] / best - 1)
-                print(f"| {size} | {way} | {optimum(c):+.1f} | {c[0]:.3f} | {best:.3f} | {lost:.1f} % |")
+    for name, family in FAMILIES.items():
+        if name in known:
+            table(name, family, known[name])
     if picture is not None:
-        draw(found, picture)
+        draw(known, picture)
 
 
-def draw(found: dict[tuple[str, str], dict[int, float]], path: Path) -> None:
+def table(name: str, family: Family, own: dict[str, Any]) -> None:
+    base = own["base"]
+    print(f"\n**{name}**: base {base['size']}, rate {base['lr']:.4g}, found in {base['steps']:,} steps; ", end="")
+    print(f"{family.steps} steps a run\n")
+    print(
+        "| size | way | best rate, octaves | at base's rate | best of grid | lost | validation, at base's rate | best |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    found, held = curves(own, "train"), curves(own, "valid")
+    for size in dict.fromkeys([*family.sizes, *(size for _, size in found)]):
+        shown = set()
+        for way in WAYS:
+            key = (same(family, size, way), size)
+            if key in found and key not in shown:
+                shown.add(key)
+                names = " = ".join(w for w in WAYS if same(family, size, w) == key[0])
+                c, v = found[key], held[key]
+                best, where = min(c.values()), optimum(c)
+                edge = " (edge)" if abs(where) == max(OCTAVES) else ""
+                start = (
+                    [" – "] * 3
+                    if way == "own init"
+                    else [f"{c[0]:.3f}", f"{100 * (c[0] / best - 1):.1f} %", f"{v[0]:.3f}"]
+                )
+                cells = [f"{where:+.1f}{edge}", start[0], f"{best:.3f}", start[1], start[2], f"{min(v.values()):.3f}"]
+                print(f"| {size} | {names} | {' | '.join(cells)} |")
+        if ("random", size) in found:
+            c, v = found["random", size], held["random", size]
+            chosen = min(c, key=c.__getitem__)
+            print(f"| {size} | {len(c)} random rates, own init | – | – | {c[chosen]:.3f} | – | – | {v[chosen]:.3f} |")
+
+
+def draw(known: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from dagscale.pictures.files import save
 
+    names = [n for n in FAMILIES if n in known and len({size for _, size in curves(known[n], "train")}) > 1]
+
     def made() -> Figure:
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
-        all_axes = figure.subplots(1, len(WAYS), sharey=True)
-        for axes, way in zip(all_axes, WAYS, strict=True):
-            for (own, size), curve in found.items():
-                if own != way:
-                    continue
-                points = {o: v for o, v in curve.items() if math.isfinite(v) and v < 4}
-                (line,) = axes.plot(list(points), list(points.values()), label=size.replace("x", " × "))
-                best = min(points, key=points.__getitem__)
-                axes.plot([best], [points[best]], marker="o", color=line.get_color())
-            axes.axvline(0, color="grey", linewidth=0.8, linestyle="--")
-            axes.set(title=way, xlabel="octaves from the base's rate")
-        all_axes[0].set(ylabel="final training loss")
-        all_axes[0].legend(title="blocks × width", fontsize="small")
+        figure = Figure(figsize=(11, 0.4 + 2.8 * len(names)), layout="constrained")
+        rows = figure.subplots(len(names), len(WAYS), sharey="row", sharex=True, squeeze=False)
+        for name, row in zip(names, rows, strict=True):
+            family, found = FAMILIES[name], curves(known[name], "train")
+            sizes = list(dict.fromkeys([*family.sizes, *(size for _, size in found)]))
+            top = 1.25 * max(min(c.values()) for c in found.values())
+            for axes, way in zip(row, WAYS, strict=True):
+                for i, size in enumerate(sizes):
+                    curve = found.get((same(family, size, way), size))
+                    if curve is None:
+                        continue
+                    points = {o: v for o, v in curve.items() if v < top}
+                    axes.plot(list(points), list(points.values()), color=f"C{i}", label=size.replace("x", " × "))
+                    best = min(points, key=points.__getitem__)
+                    axes.plot([best], [points[best]], marker="o", color=f"C{i}")
+                axes.axvline(0, color="grey", linewidth=0.8, linestyle="--")
+                axes.set_title(f"{name}, {way}", fontsize="medium")
+            row[0].set_ylabel("final training loss")
+            row[-1].legend(title="depth × width", fontsize="x-small", title_fontsize="x-small")
+        for axes in rows[-1]:
+            axes.set_xlabel("octaves from the base's rate")
         return figure
 
     save(made, path)
@@ -202,16 +409,19 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
     runs.add_argument("file", type=Path)
-    runs.add_argument("--sizes", nargs="+", default=["2x64", "2x128", "8x64", "8x128", "16x64"])
-    runs.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    runs.add_argument("--steps", type=int, default=200)
+    runs.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    runs.add_argument("--sizes", nargs="+", default=[], help="depth x width; by default the family's own")
+    runs.add_argument("--ways", nargs="+", default=[*WAYS, "random"], choices=[*WAYS, "random"])
     runs.add_argument("--seeds", type=int, default=1)
+    runs.add_argument("--device", default="cpu")
+    runs.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
     shown = commands.add_parser("report")
     shown.add_argument("file", type=Path)
     shown.add_argument("--picture", type=Path)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     if given.command == "run":
-        run(given.file, given.sizes, given.steps, given.seeds, given.ways)
+        torch.set_num_threads(1)
+        end = time.monotonic() + 60 * given.minutes
+        run(given.file, given.families, given.sizes, given.ways, given.seeds, given.device, end)
     else:
         report(given.file, given.picture)

@@ -84,7 +84,7 @@ def test_plan_of_a_users_own_file(project: Path) -> None:
     assert made["lr"] == pytest.approx(0.1 * math.sqrt(9 / 576))
     table = dagscale(*command, cwd=project)
     assert table.returncode == 0
-    assert "blocks.3.weight" in table.stdout
+    assert "blocks.0–3.weight" in table.stdout
 
 
 def test_readable_output_and_picture(tmp_path: Path) -> None:
@@ -224,3 +224,18 @@ def test_messages_are_one_line_of_bounded_length(project: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
         assert len(done.stderr) < 700
         assert "\x1b" not in done.stderr
+
+
+def test_a_pair_searched_and_planned_for_a_longer_run(tmp_path: Path) -> None:
+    """`search --decay`, then `plan --horizon` from the file that it saved."""
+    base = tmp_path / "base.json"
+    training = ["--data", "digits", "--optimizer", "adamw", "--batch-size", "32"]
+    found = document(
+        "search", "mlp:1_01_001", *training, "--steps", "10", "--weight-decay", "0.1", "--decay", "--seeds", "1",
+        "--save", str(base),
+    )  # fmt: skip
+    decay = str(found["recipe"]["weight_decay"])
+    assert len(found["pairs"]) > 1
+    plan = ["plan", "mlp:2_22_222", *training, "--steps", "40", "--weight-decay", decay, "--base", str(base)]
+    made = document(*plan, "--law", "none", "--horizon", "power")
+    assert made["factors"] == pytest.approx({"horizon power": 4**-0.32})

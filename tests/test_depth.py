@@ -94,6 +94,14 @@ def test_equal_depth_changes_nothing_and_back_is_the_inverse() -> None:
             assert close(scaling.factors * deeper[name].factors, Factors())
 
 
+def test_a_base_that_is_deeper_is_told_of() -> None:
+    base, target = pair()
+    back = {s.note for s in depth_scaling(target, base, resolve("adamw")).values() if s.fold > 1 and s.note}
+    assert len(back) == 1
+    assert back.pop().endswith("the base is the deeper one, and what is known of the rule is for deeper targets")
+    assert not any("deeper" in s.note for s in depth_scaling(base, target, resolve("adamw")).values())
+
+
 def test_each_trunk_has_its_own_growth() -> None:
     def make(encoder: int, decoder: int) -> Graph:
         return graph(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import dagscale
 from dagscale.errors import DagscaleError, OptimizerError, UnknownNameError
 from dagscale.graph.roles import roles
+from dagscale.models.vit import ViT
 from dagscale.training.muon import MuonWithAdamW, matrix_shape, shape_correction, shape_factor
 from dagscale.training.optimizers import OPTIMIZERS, resolve
 
@@ -236,3 +237,62 @@ def test_a_group_that_is_refused_is_not_added() -> None:
 def test_record() -> None:
     record = OPTIMIZERS["muon"]
     assert (record.step, record.decay, record.weight_decay) == ("spectral", "decoupled", 0.1)
+
+
+# --- weights that are several matrices --------------------------------------------------------------------------
+
+
+class Experts(nn.Module):
+    """Four experts in two stacks, mixed by a router."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.router = nn.Linear(width, 4)
+        self.up = nn.Parameter(torch.randn(4, width, 2 * width) / width)
+        self.down = nn.Parameter(torch.randn(4, 2 * width, width) / width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        out = torch.bmm(torch.bmm(x.expand(4, *x.shape), self.up).relu(), self.down)
+        shares = self.router(x).softmax(-1).T[..., None]
+        result: Tensor = self.last(x + (shares * out).sum(0))
+        return result
+
+
+def muon_groups(make: Any, x: Tensor, **more: Any) -> tuple[dagscale.Plan, dict[str, dict[str, Any]]]:
+    recipe = dagscale.Recipe(optimizer="muon", weight_decay=0.1)
+    model = make(4)
+    plan = dagscale.plan(
+        model, x, base=(make(1), x), base_lr=0.01, recipe=recipe, law="none", init="in-degree", width="mup", **more
+    )
+    groups = plan.param_groups(model)
+    return plan, {name: group for group in groups for name in group["param_names"]}
+
+
+def test_a_plan_knows_stacked_experts() -> None:
+    plan, groups = muon_groups(lambda size: Experts(8 * size), torch.randn(5, 6))
+    assert groups["up"]["stacked"] is groups["down"]["stacked"] is True
+    assert not groups["router.weight"].get("stacked")
+    # each expert is four times as large on both sides: m^-½ under match_rms_adamw, as for any matrix
+    assert plan.parameters["up"].lr == pytest.approx(0.01 / 2)
+    assert dagscale.Plan.from_json(plan.to_json()) == plan
+    plan.optimizer(Experts(32))
+
+
+def test_a_plan_knows_queries_keys_and_values_in_one_projection() -> None:
+    def make(size: int) -> nn.Module:
+        return ViT(2, shape=(3, 8, 8), classes=4, width=16 * size, heads=2 * size)
+
+    plan, groups = muon_groups(make, torch.randn(2, 3, 8, 8))
+    assert groups["blocks.1.qkv.weight"]["split"] == (64, 64, 64)
+    assert "split" not in groups["blocks.1.up.weight"]
+    assert plan.parameters["blocks.1.qkv.weight"].lr == pytest.approx(0.01 / 2)
+    model = make(4)
+    optimizer = plan.optimizer(model)
+    before = model.blocks[0].qkv.weight.detach().clone()  # type: ignore[union-attr, index]
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    moved = (model.blocks[0].qkv.weight.detach() - before).split(64)  # type: ignore[union-attr, index]
+    sizes = [float(torch.linalg.matrix_norm(part, 2)) for part in moved]
+    assert min(sizes) > 0.5 * max(sizes)  # as a whole, the queries' step would be lost beside the values'

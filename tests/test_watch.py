@@ -171,9 +171,19 @@ def test_it_is_silent_on_sound_trainings(case: tuple[Any, ...]) -> None:
     width = "none" if kind == "adafactor" else "mup"
     model, plan = planned(name, kind, width=width, **decay)
     optimizer = plan.optimizer(model)
-    report = trained(name, model, plan, optimizer, scheduler=schedule and schedule(optimizer), **options)
+    base = None
+    if width == "mup":
+        torch.manual_seed(0)
+        small = MODELS[name](1)
+        own = dagscale.plan(
+            small, inputs(name, 2), base=(small, inputs(name, 2)), base_lr=RATES[kind], recipe=plan.live, law="none"
+        )
+        first = own.optimizer(own.init_(small))
+        base = trained(name, small, own, first, scheduler=schedule and schedule(first), **options)
+    report = trained(name, model, plan, optimizer, scheduler=schedule and schedule(optimizer), base=base, **options)
     assert report.ok, str(report)
     assert report.observed == 5
+    assert (base is None) == all(row.planned_signal is None for row in report.rows)
     assert report.kept is not None
     seen = [row for row in report.rows if row.signal is not None]
     assert len(seen) >= 3
@@ -512,6 +522,26 @@ def test_a_training_that_diverges() -> None:
     json.loads(report.to_json())
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_that_move_further_than_the_bases(name: str) -> None:
+    """One rate for a network 16 times as wide: by the theory of maximal updates 16 times as far, for Adam."""
+    reports = []
+    for size in (1, 16):
+        torch.manual_seed(0)
+        model, x = MODELS[name](size), inputs(name, 2)
+        recipe = dagscale.Recipe(loss=loss, optimizer="adamw", steps=STEPS)
+        plan = dagscale.plan(
+            model, x, base=(MODELS[name](1), x), base_lr=RATES["adamw"], recipe=recipe, law="none", init="in-degree"
+        )
+        optimizer = plan.optimizer(plan.init_(model))
+        reports.append(trained(name, model, plan, optimizer, base=reports[0] if reports else None))
+    assert reports[0].ok
+    fault = only(reports[1], "signal")
+    assert "of hidden layers" in fault.cause
+    assert "plan with width='mup'" in fault.cause
+    assert "base" in str(reports[1])
+
+
 def test_a_branch_end_is_a_kind_of_its_own() -> None:
     torch.manual_seed(0)
     x = inputs("transformer", 2)
@@ -672,6 +702,12 @@ def test_every_must_be_a_whole_number(every: Any) -> None:
     model, plan, optimizer = watched()
     with pytest.raises(WatchError, match="every must be a whole number from 1"):
         dagscale.watch(model, plan, optimizer, every=every)
+
+
+def test_a_base_is_held_against_by_its_report() -> None:
+    model, plan, optimizer = watched()
+    with pytest.raises(WatchError, match="the report of a watch on the base's training, not Plan"):
+        dagscale.watch(model, plan, optimizer, base=plan)  # type: ignore[arg-type]
 
 
 def test_bad_requests() -> None:

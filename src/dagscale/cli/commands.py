@@ -97,6 +97,8 @@ def plan(
     law: Law = None,
     init: Init = None,
     width: Annotated[str, typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.")] = "none",
+    batch: Annotated[str | None, typer.Option(help="A rule for another batch size than the base's, as sqrt.")] = None,
+    horizon: Annotated[str | None, typer.Option(help="A rule for a longer run than the base's, as power.")] = None,
     data: Data = None,
     limit: Limit = None,
     recipe: RecipeFile = None,
@@ -128,7 +130,7 @@ def plan(
     ]
     made = make_plan(
         model, inputs, base=origins or None, base_lr=base_lr or None, recipe=training, law=law, init=init, seed=seed,
-        width=width,
+        width=width, batch=batch, horizon=horizon,
     )  # fmt: skip
     if json:
         print_json(made.to_dict())
@@ -155,6 +157,8 @@ def search(
     setting: Setting = None,
     seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 3,
     method: Annotated[str, typer.Option(help="fast: what the answer needs; grid: every rate, every seed.")] = "fast",
+    decay: Annotated[bool, typer.Option("--decay", help="Look for the weight decay too.")] = False,
+    validation: Annotated[str | None, typer.Option(help="Data that runs are judged by, as --data.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw loss against rate: .svg or .png.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the base to a JSON file, for dagscale.Base.load.")] = None,
     seed: Seed = 0,
@@ -172,7 +176,10 @@ def search(
     )  # fmt: skip
     model, inputs = load_target(target, given, None, seed)
     inputs = inputs if given is not None else None
-    found = find(model, training, inputs=inputs, init=init, seeds=seeds, seed=seed, method=method, progress=True)
+    found = find(
+        model, training, inputs=inputs, init=init, seeds=seeds, seed=seed, method=method, decay=decay,
+        validation=load_data(validation), progress=True,
+    )  # fmt: skip
     if plot is not None:
         found.plot(plot)
     if save is not None:

@@ -43,6 +43,21 @@ class Point:
     loss: float
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A weight decay, and the best of the rates tried with it.
+
+    Args:
+        weight_decay: as the recipe takes it.
+        lr: learning rate, per optimiser step.
+        loss: final loss of the first seed there.
+    """
+
+    weight_decay: float
+    lr: float
+    loss: float
+
+
 @dataclass(frozen=True, repr=False)
 class Base(Saved):
     """A network whose best learning rate is known: what a search returns, and what a plan carries a rate over from.
@@ -67,6 +82,9 @@ class Base(Saved):
         tolerance: relative width of the band in the loss.
         notes: what a reader should know, such as parameters that the init leaves as they were.
         method: how it was found, a name in ``METHODS``; ``given`` for a rate that was.
+        pairs: the weight decays tried, ascending, each with its best rate; empty where the recipe's own was kept
+            (`dagscale.search` with ``decay=True``). The curve is for the one in ``recipe``.
+        examples: what a run saw of the data, in examples; None where nobody knows.
         network: the network itself.
     """
 
@@ -85,12 +103,24 @@ class Base(Saved):
     tolerance: float = 0.0
     notes: tuple[str, ...] = ()
     method: str = "given"
+    pairs: tuple[Pair, ...] = ()
+    examples: int | None = None
     network: Network | None = field(default=None, compare=False)
 
     @classmethod
     def given(cls, network: Network, lr: float) -> Base:
         """A base whose rate the user knows."""
-        return cls(lr, network.recipe.describe(), None, lr, lr, None, (lr, lr), network=network)
+        return cls(
+            lr,
+            network.recipe.describe(),
+            None,
+            lr,
+            lr,
+            None,
+            (lr, lr),
+            examples=network.recipe.examples,
+            network=network,
+        )
 
     @classmethod
     def found(
@@ -105,6 +135,7 @@ class Base(Saved):
         seeds: int,
         notes: tuple[str, ...],
         method: str,
+        pairs: Sequence[Pair] = (),
     ) -> Base:
         """The answer off a curve with at least one finite loss; ``curve`` ascending."""
         best = min(curve, key=lambda point: point.loss)
@@ -125,6 +156,8 @@ class Base(Saved):
             tolerance=tolerance,
             notes=notes,
             method=method,
+            pairs=tuple(pairs),
+            examples=network.recipe.examples,
             network=network,
         )
 
@@ -147,7 +180,7 @@ class Base(Saved):
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON, without the network; the loss of a diverged run is ``None``."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("network", "curve")}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("network", "curve", "pairs")}
         return {
             **own,
             "loss": None if self.loss is None else _or_none(self.loss),
@@ -157,6 +190,7 @@ class Base(Saved):
                 {"lr": p.lr, "loss": _or_none(p.loss), "losses": [_or_none(loss) for loss in p.losses]}
                 for p in self.curve
             ],
+            "pairs": [{**asdict(pair), "loss": _or_none(pair.loss)} for pair in self.pairs],
         }
 
     def to_json(self) -> str:
@@ -184,7 +218,9 @@ class Base(Saved):
         try:
             more = raw.pop("network")
             curve = tuple(Point(p["lr"], tuple(map(_loss, p["losses"])), _loss(p["loss"])) for p in raw.pop("curve"))
-            base = cls(**{**raw, "band": tuple(raw["band"]), "notes": tuple(raw["notes"]), "curve": curve})
+            pairs = tuple(Pair(p["weight_decay"], p["lr"], _loss(p["loss"])) for p in raw.pop("pairs", ()))
+            known = {"band": tuple(raw["band"]), "notes": tuple(raw["notes"]), "curve": curve, "pairs": pairs}
+            base = cls(**{**raw, **known})
             numbers = (base.lr, base.edge, base.argmin, *base.band)
             if not all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers):
                 raise ValueError("its rates are no positive numbers")
@@ -226,9 +262,11 @@ class Base(Saved):
         low, high = self.band
         remark = "; still at the edge of the grid, the true band may reach beyond it" if self.at_edge else ""
         runs = sum(len(point.losses) for point in self.curve)
+        tried = ", ".join(f"{pair.weight_decay:.3g}" for pair in self.pairs)
+        decay = f" and weight decay {self.recipe['weight_decay']:.3g} (of {tried})" if self.pairs else ""
         return (
-            f"learning rate {self.lr:.3g} (band {low:.3g} to {high:.3g}; best {self.argmin:.3g}, loss {self.loss:.4g}; "
-            f"{len(self.curve)} rates, {runs} runs of up to {self.seeds} seeds, {self.steps:,} steps, "
+            f"learning rate {self.lr:.3g}{decay} (band {low:.3g} to {high:.3g}; best {self.argmin:.3g}, loss "
+            f"{self.loss:.4g}; {len(self.curve)} rates, {runs} runs of up to {self.seeds} seeds, {self.steps:,} steps, "
             f"grid widened {self.widened}×{remark})"
         )
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
+from dagscale.graph.matrices import WHOLE, hidden_matrices
+from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import roles
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
@@ -19,6 +21,7 @@ from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.plans import ParameterPlan, Plan, named
 from dagscale.planning.prepare import about, initialised, keeping, traced
+from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
 from dagscale.planning.trained import notes_on
 from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
@@ -49,6 +52,8 @@ def plan(
     width: str = "none",
     depth: str = "none",
     depth_alpha: float | None = None,
+    batch: str | None = None,
+    horizon: Horizon | None = None,
     only: str | Iterable[str] | None = None,
     keep: str | Iterable[str] | None = None,
     reset: str | Iterable[str] | None = None,
@@ -81,6 +86,10 @@ def plan(
             (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter. With it the base's rate is
             carried over as it is, unless a law is named.
         depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
+        batch, horizon: named rules for a target whose recipe has another batch size, or sees more or fewer examples,
+            than the base's: ``sqrt``, ``linear``, ``timescale``, ``completed-p``, ``power``, ``step-law``, ``none`` for
+            as it is (:mod:`dagscale.scaling.horizon`). ``horizon`` may be what `dagscale.scaling.horizon.fit` made of
+            your own searches. Without a name such a difference is refused.
         only, keep, reset: names of parameters or modules, or patterns (``head``, ``blocks.*.mlp``): initialise these
             alone; leave these as they are; initialise these alone in a model that otherwise stays as it is.
         lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
@@ -99,7 +108,9 @@ def plan(
     with ONE_AT_A_TIME, shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
-        recipe = _recipe(recipe, training, bases)
+        recipe = _recipe(recipe, training, bases, named_rules(batch, horizon))
+        size = resized(recipe, bases, batch, horizon)
+        recipe = size.alike
         chosen = _chosen(
             law, init, width, depth, recipe, bases, given, has_base=base is not None or base_lr is not None, whole=whole
         )
@@ -135,7 +146,7 @@ def plan(
                     check_gradient(network)
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
-        return _built(chosen, target, carried, start, rates, parts, zeros)
+        return size(_built(chosen, target, carried, start, rates, parts, zeros))
 
 
 def starting_plan(
@@ -199,8 +210,8 @@ def _bases(base: Any, base_lr: Any) -> tuple[list[Any], list[Any]]:
     return bases, list(base_lr) if isinstance(base_lr, (tuple, list)) else [] if base_lr is None else [base_lr]
 
 
-def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any]) -> Recipe:
-    """How the target is trained: as its base was."""
+def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any], free: Collection[str]) -> Recipe:
+    """How the target is trained: as its base was, but for what is ``free``."""
     if recipe is not None and training:
         raise RecipeError(f"{', '.join(training)}: say it in the recipe, as it is given")
     if recipe is not None and not isinstance(recipe, Recipe):
@@ -214,11 +225,11 @@ def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any
     elif recipe is None:
         recipe = Recipe(**training)
     for one in found:
-        apart = differences(one.recipe, recipe.describe())
+        apart = [text for text in differences(one.recipe, recipe.describe()) if text.partition(" ")[0] not in free]
         if apart and not _unsaid(one):
             raise RecipeError(
                 f"the recipe is not that of the base, whose rate is for its own training: {'; '.join(apart)}; search "
-                "the base under the target's recipe, or plan under the base's"
+                f"the base under the target's recipe, or plan under the base's{unnamed(apart)}"
             )
     return recipe
 
@@ -335,7 +346,7 @@ def _rms(model: nn.Module) -> dict[str, float]:
 
 def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[str, float] | None = None) -> Network:
     """The target with its fills scaled, and with each parameter's settings; what is measured on it sees them."""
-    role = roles(target.graph)
+    role, made_of = roles(target.graph), hidden_matrices(target.graph)
     own = {name: parts.get(name, Scaling()) for name in role}
     scale = _rate_scales([*role], lr_scale or {})
     return replace(
@@ -343,7 +354,13 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
         fills={n: Fill(f.mean * own[n].factors.init, f.std * own[n].factors.init) for n, f in target.fills.items()},
         relative={
             name: Relative(
-                s.factors.lr * scale.get(name, 1.0), s.factors.eps, s.factors.weight_decay, role[name], s.fold
+                s.factors.lr * scale.get(name, 1.0),
+                s.factors.eps,
+                s.factors.weight_decay,
+                role[name],
+                s.fold,
+                made_of.get(name, WHOLE).split,
+                made_of.get(name, WHOLE).stacked,
             )
             for name, s in own.items()
         },
@@ -404,7 +421,7 @@ def _built(
         fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
         mean, std = (None, None) if fill is None else (fill.mean, fill.std)
         parameters[p.name] = ParameterPlan(
-            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold
+            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked
         )
     interval = None
     if chosen.law.measured:
@@ -421,7 +438,7 @@ def _built(
     live = target.recipe
     return Plan(
         lr, start, chosen.law.name, chosen.init.name, target.seed, live.describe(), factors, parameters, notes,
-        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, chosen.depth, live,
+        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, chosen.depth, live=live,
     )  # fmt: skip
 
 
@@ -451,18 +468,23 @@ def _notes(
     notes = list(graph.notes)
     unreached = [p.name for p in graph.parameters if not p.reached]
     if unreached:
-        notes.append(f"not on any input→output path, left as they are: {', '.join(unreached)}")
+        notes.append(f"not on any input→output path, left as they are: {_listed(unreached)}")
     frozen = [p.name for p in graph.parameters if not p.trainable]
     if frozen:
-        notes.append(f"frozen, left as they are and out of the parameter groups: {', '.join(frozen)}")
+        notes.append(f"frozen, left as they are and out of the parameter groups: {_listed(frozen)}")
     kept = [
         p.name
         for p in graph.parameters
         if p.reached and p.trainable and parameters[p.name].init_std is None and init.draws and p.name not in asked
     ]
     if kept:
-        notes.append(f"init {init.name!r} does not cover, left as they are: {', '.join(kept)}")
+        notes.append(f"init {init.name!r} does not cover, left as they are: {_listed(kept)}")
     return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, repeats of a block in one."""
+    return ", ".join(row.name for row in fold_rows(names, [()] * len(names)))
 
 
 __all__ = ["default_law", "plan"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
+from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, read_document
 from dagscale.shown import cell, load_rich
@@ -42,6 +43,8 @@ class ParameterPlan:
         eps: factor on Adam's ε and its like; 1 unless scales differ by layer.
         role: what it is in the graph, such as ``norm`` or ``bias``.
         fold: the multiplier that is folded into it by width or depth rules (`dagscale.scaling.folding`).
+        split, stacked: where it is several matrices in one (`dagscale.graph.matrices`): parts of equally many rows, and
+            whether its first dimension counts matrices. Muon takes each by itself.
 
     Raises:
         PlanError: if a value is of the wrong type or range.
@@ -55,6 +58,8 @@ class ParameterPlan:
     eps: float = 1.0
     role: ParameterRole = "vector"
     fold: float = 1.0
+    split: int = 1
+    stacked: bool = False
 
     def __post_init__(self) -> None:
         if not (isinstance(self.shape, tuple) and all(type(n) is int and n >= 0 for n in self.shape)):
@@ -67,6 +72,10 @@ class ParameterPlan:
         for name in ("lr", "weight_decay", "eps"):
             _number(name, getattr(self, name), least=0.0)
         _number("fold", self.fold, above=0.0)
+        if type(self.split) is not int or self.split < 1 or (self.shape and self.shape[0] % self.split):
+            raise PlanError(f"split must be a whole number that divides the rows, not {self.split!r}")
+        if type(self.stacked) is not bool:
+            raise PlanError(f"stacked must be true or false, not {self.stacked!r}")
         if self.role not in get_args(ParameterRole):
             raise PlanError(f"unknown role {self.role!r}")
 
@@ -86,7 +95,7 @@ class Plan(Saved):
         lr: the target's learning rate.
         base_lr: the base's, from which it is carried over, of several bases the geometric mean; without a base, the
             target's own as measured.
-        law, init, width, depth, seed: what made it.
+        law, init, width, depth, batch, horizon, seed: what made it.
         recipe: how the rate is to be trained with, as plain data (`dagscale.Recipe.describe`).
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
@@ -112,6 +121,8 @@ class Plan(Saved):
     forwards: float = 0.0
     width: str = "none"
     depth: str = "none"
+    batch: str = "none"
+    horizon: str = "none"
     live: Recipe | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,7 +135,7 @@ class Plan(Saved):
         _number("forwards", self.forwards, least=0.0)
         for name, factor in self.factors.items():
             _number(f"factor {name}", factor, above=0.0)
-        for name in ("law", "init", "width", "depth"):
+        for name in ("law", "init", "width", "depth", "batch", "horizon"):
             if not isinstance(getattr(self, name), str):
                 raise PlanError(f"{name} must be a name, not {getattr(self, name)!r}")
         if type(self.seed) is not int or self.seed < 0:
@@ -234,7 +245,7 @@ class Plan(Saved):
             chosen = named(found, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
         relative = {
-            name: Relative(own.lr, own.eps, own.weight_decay, own.role, own.fold)
+            name: Relative(own.lr, own.eps, own.weight_decay, own.role, own.fold, own.split, own.stacked)
             for name, own in self.parameters.items()
         }
         return parameter_groups(
@@ -347,6 +358,8 @@ class Plan(Saved):
             "init": self.init,
             "width": self.width,
             "depth": self.depth,
+            "batch": self.batch,
+            "horizon": self.horizon,
             "optimizer": self.optimizer_name,
             "seed": self.seed,
             "factors": dict(self.factors),
@@ -389,7 +402,7 @@ class Plan(Saved):
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""
         lines = []
-        for name in ("lr", "base_lr", "law", "init", "width", "depth", "seed"):
+        for name in ("lr", "base_lr", "law", "init", "width", "depth", "batch", "horizon", "seed"):
             lines += _line(name, getattr(self, name), getattr(other, name))
         lines += [line for k in sorted({*self.recipe, *other.recipe}) for line in _line(
             f"recipe {k}", self.recipe.get(k), other.recipe.get(k))]  # fmt: skip
@@ -405,7 +418,7 @@ class Plan(Saved):
     # --- to look at --------------------------------------------------------------------------------------------
 
     def table(self) -> Group:
-        """To print with rich: a row a parameter, then how the rate came about, factor by factor, then the notes."""
+        """To print with rich: a row a parameter, repeats of a block in one, then how the rate came about, and notes."""
         load_rich()
         from rich.console import Group
         from rich.table import Table
@@ -422,9 +435,17 @@ class Plan(Saved):
         ]
         for name in more:
             table.add_column(f"{name.replace('_', ' ')} ×", justify="right")
-        for name, p in self.parameters.items():
-            factors = [f"{getattr(p, factor):.4g}" for factor in more]
-            table.add_row(cell(name), "×".join(map(str, p.shape)) or "scalar", _init_text(p), f"{p.lr:.4g}", *factors)
+        cells = [
+            (
+                "×".join(map(str, p.shape)) or "scalar",
+                _init_text(p),
+                f"{p.lr:.4g}",
+                *(f"{getattr(p, k):.4g}" for k in more),
+            )
+            for p in self.parameters.values()
+        ]
+        for row in fold_rows([*self.parameters], cells):
+            table.add_row(cell(row.name), *cells[row.index])
         title = f"law {self.law} · init {self.init} · {self.optimizer_name} · seed {self.seed}"
         lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement()]
         lines += [f"note: {note}" for note in self.notes]

@@ -131,6 +131,7 @@ def depth_scaling(
                     found[name] = DepthScaling(depth_mult=m, note=note)
             continue
         c = m**-alpha
+        back = "" if m >= 1 else "; the base is the deeper one, and what is known of the rule is for deeper targets"
         inside = entry.inside(optimizer, m, alpha)
         at_end = inside * fold(optimizer, c) * Factors(init=1 / own)
         undone = inside * fold(optimizer, 1 / c)
@@ -138,7 +139,9 @@ def depth_scaling(
             if found[name] != DepthScaling():
                 continue  # of a branch within this one, or shared between blocks
             if name in branch.ends:
-                found[name] = DepthScaling(at_end, m, c, f"end of a residual branch: carries its multiplier {c:.4g}")
+                found[name] = DepthScaling(
+                    at_end, m, c, f"end of a residual branch: carries its multiplier {c:.4g}{back}"
+                )
             elif name in branch.undone:
                 found[name] = DepthScaling(undone, m, 1 / c, f"reads a branch's end: takes back its multiplier {c:.4g}")
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from dagscale.errors import PlanError
 from dagscale.registry import Registry
@@ -186,19 +187,39 @@ class HorizonFit:
         return f"rate ∝ examples^{self.exponent:.2f} (95 %: {self.interval[0]:.2f} … {self.interval[1]:.2f})"
 
 
-def fit(runs: Iterable[tuple[float, float]], *, octaves: float | None = None) -> HorizonFit:
-    """The exponent of the best rate in the horizon, from a user's own searches at one batch size.
+class Searched(Protocol):
+    """What is needed of a search's result; `dagscale.Base` has it."""
+
+    @property
+    def lr(self) -> float:
+        """The best rate."""
+
+    @property
+    def examples(self) -> int | None:
+        """What a run saw of the data."""
+
+    @property
+    def recipe(self) -> Any:
+        """How it was trained, as plain data."""
+
+
+def fit(runs: Iterable[tuple[float, float] | Searched], *, octaves: float | None = None) -> HorizonFit:
+    """The exponent of the best rate in the horizon, from a user's own searches at one batch size. ::
+
+        shorter, longer = (dagscale.search(small, recipe.changed(steps=n)) for n in (500, 2000))
+        plan = dagscale.plan(model, base=longer, recipe=recipe.changed(steps=8000), horizon=fit([shorter, longer]))
 
     Args:
-        runs: ``(examples, best rate)`` of each search; several of one horizon are welcome.
+        runs: what searches returned, or ``(examples, best rate)`` of each; several of one horizon are welcome.
         octaves: how far a best rate is known, as one standard error in octaves; a third of the distance between the
             rates of a grid is a fair guess. With it two horizons have an interval, without it the scatter around the
             line must tell, which needs three searches at least.
 
     Raises:
-        PlanError: if there are fewer than two different horizons, or a number is not positive.
+        PlanError: if there are fewer than two different horizons, a number is not positive, or the searches differ in
+            more than their length.
     """
-    pairs = [(float(d), float(rate)) for d, rate in runs]
+    pairs = _pairs(list(runs))
     bad = [value for pair in pairs for value in pair if not 0 < value < math.inf]
     if bad:
         raise PlanError(f"examples and rates must be positive numbers, got {bad[0]:g}")
@@ -218,6 +239,20 @@ def fit(runs: Iterable[tuple[float, float]], *, octaves: float | None = None) ->
     half, reason = _half_width(x, y, exponent, spread, octaves)
     interval = None if half is None else (exponent - half, exponent + half)
     return HorizonFit(exponent, interval, 2**longest, lr, reason)
+
+
+def _pairs(runs: list[Any]) -> list[tuple[float, float]]:
+    """(examples, rate) of each."""
+    found = [one for one in runs if hasattr(one, "examples")]
+    for one in found:
+        apart = [k for k in one.recipe if k not in ("steps", "epochs") and one.recipe[k] != found[0].recipe.get(k)]
+        if apart:
+            raise PlanError(
+                f"the searches differ in {', '.join(apart)}: a fit is over runs that differ in length alone"
+            )
+        if one.examples is None:
+            raise PlanError("a search does not say how many examples its runs saw: give (examples, best rate)")
+    return [(float(one.examples), float(one.lr)) if one in found else (float(one[0]), float(one[1])) for one in runs]
 
 
 def _half_width(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+from dagscale.graph.matrices import hidden_matrices
 from dagscale.graph.model import Graph
-from dagscale.graph.roles import roles
 from dagscale.scaling.width import nearest
 from dagscale.training.muon import shape_correction
 
@@ -32,8 +32,7 @@ def matrix_rates(base: Graph, target: Graph, implementation: str = "match_rms_ad
 
 
 def _matrices(graph: Graph) -> dict[str, tuple[int, ...]]:
-    found = roles(graph)
-    return {p.name: p.shape for p in graph.parameters if found[p.name] == "hidden" and len(p.shape) > 1}
+    return {name: own.shape for name, own in hidden_matrices(graph).items()}
 
 
 __all__ = ["matrix_rates"]

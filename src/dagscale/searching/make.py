@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.errors import DagscaleError, SearchError
 from dagscale.network import Network
-from dagscale.planning.base import Base
+from dagscale.planning.base import Base, Pair
 from dagscale.planning.make import starting_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import Patterns, initialised, keeping, traced
@@ -20,9 +20,10 @@ from dagscale.planning.validate import check_gradient
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
+from dagscale.searching.decay import check_decay, walk
 from dagscale.searching.methods import METHODS, Trials
 from dagscale.tracing.forward import ONE_AT_A_TIME
-from dagscale.training.engine import EVALUATE, train
+from dagscale.training.engine import EVALUATE, final_loss, train
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import Loss, MakeSchedule, Recipe, TrainStep
 
@@ -61,6 +62,8 @@ def search(
     seed: int = 0,
     tolerance: float = 0.05,
     widen: int = 4,
+    decay: bool = False,
+    validation: Any = None,
     method: str = "fast",
     train_step: TrainStep | None = None,
     schedule: MakeSchedule | None = None,
@@ -95,6 +98,10 @@ def search(
         seed: see above.
         tolerance: relative width of the band in the loss.
         widen: most times that the grid is widened, by ``WIDENING`` rates on each side in want.
+        decay: look for the weight decay too, from the recipe's own on: what is carried over then is the pair
+            (:mod:`dagscale.searching.decay`), and the base's recipe has the decay that was found.
+        validation: data, as a recipe takes them, whose loss in evaluation mode runs are judged by, in place of the
+            training loss. Needed with ``decay`` where a run passes over its data more than once.
         method: a name in ``METHODS``.
         only, keep, reset, lr_scale: as for :func:`dagscale.plan`, for the default plan: fine-tuning is a search with
             ``init="keep"``, or ``reset="head"`` where the head is new.
@@ -130,6 +137,8 @@ def search(
     if plan is not None and (extra := [name for name, value in more.items() if value is not None]):
         raise SearchError(f"plan= brings its own init and rates: leave {', '.join(extra)} out")
     follow = METHODS[method]
+    start = check_decay(recipe, validation is not None) if decay else None
+    held = None if validation is None else Recipe(validation, recipe.loss, batch_size=recipe.batch_size or 64)
     with ONE_AT_A_TIME, shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")
@@ -142,10 +151,21 @@ def search(
         else:
             network, starter, name = _start(network, plan)
         check_gradient(network)
-        runs = _Runs(network, starter, bar)
+        runs = _Runs(network, starter, bar, held)
         bar.say("training")
+        trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance)
+        pairs: list[Pair] = []
         try:
-            curve, widened = follow(Trials(runs.run, runs.glance, bar.expect, seeds, tolerance), rates, widen)
+            curve, widened = follow(trials, rates, widen)
+            if start is not None and any(math.isfinite(point.loss) for point in curve):
+                bar.say("training under other decays")
+                best = min(curve, key=lambda point: point.loss)
+                pairs = walk(runs.under, start, best.lr, best.losses[0])
+                chosen = min(pairs, key=lambda pair: pair.loss)
+                if chosen.weight_decay != start:
+                    runs.decay = chosen.weight_decay
+                    curve, widened = follow(trials, [chosen.lr * 2 ** (k / 2) for k in range(-2, 3)], widen)
+                    network = replace(network, recipe=recipe.changed(weight_decay=chosen.weight_decay))
         finally:
             network.give_back()
     finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
@@ -162,9 +182,12 @@ def search(
             "instead), or the loss does not depend on the model"
         )
     notes = tuple(getattr(starter, "notes", ()))
+    if held is not None:
+        notes = (*notes, "losses are those of the validation data")
     return Base.found(
-        network, name, curve, tolerance, widened=widened, steps=runs.steps, seeds=seeds, notes=notes, method=method
-    )
+        network, name, curve, tolerance, widened=widened, steps=runs.steps, seeds=seeds, notes=notes, method=method,
+        pairs=pairs,
+    )  # fmt: skip
 
 
 def _start(network: Network, plan: Starter) -> tuple[Network, Starter, str | None]:
@@ -175,17 +198,40 @@ def _start(network: Network, plan: Starter) -> tuple[Network, Starter, str | Non
     return network, plan, None
 
 
-class _Runs:
-    """Training runs of one working copy at any rate, and how many steps they took."""
+def _redecayed(groups: Groups, factor: float) -> None:
+    """Weight decays times a factor, in place."""
+    decayed = [group for group in groups if group.get("weight_decay")]
+    if not decayed:
+        raise SearchError("decay=True: no parameter group of the plan has a weight decay, so there is none to look for")
+    for group in decayed:
+        group["weight_decay"] *= factor
 
-    def __init__(self, network: Network, starter: Starter, bar: Progress) -> None:
-        self.network, self.starter, self.bar = network, starter, bar
+
+class _Runs:
+    """Training runs of one working copy at any rate, each done once, and how many steps they took."""
+
+    def __init__(self, network: Network, starter: Starter, bar: Progress, held: Recipe | None) -> None:
+        self.network, self.starter, self.bar, self.held = network, starter, bar, held
         self.steps = 0
         self.raised = ""
+        self.decay = network.recipe.weight_decay
+        self.done: dict[tuple[float | None, float, int], float] = {}
 
     def run(self, rate: float, k: int) -> float:
-        """The final training loss at a rate, of the seed number ``k``."""
-        return self._run(rate, k, self.network.recipe.total_steps, EVALUATE)
+        """The final loss at a rate, of the seed number ``k``."""
+        key = (self.decay, round(math.log2(rate), 6), k)
+        if key not in self.done:
+            self.done[key] = self._run(rate, k, self.network.recipe.total_steps, EVALUATE)
+        return self.done[key]
+
+    def under(self, decay: float, rate: float) -> float:
+        """The final loss of the first seed under a weight decay."""
+        own, self.decay = self.decay, decay
+        self.bar.expect(1)
+        try:
+            return self.run(rate, 0)
+        finally:
+            self.decay = own
 
     def glance(self, rate: float) -> float:
         """The loss after the first part of a run, under a schedule as short as that."""
@@ -197,14 +243,21 @@ class _Runs:
         self.starter.init_(trial, seed=seed)
         try:
             groups = self.starter.param_groups(trial, lr=rate)
+            if self.decay != network.recipe.weight_decay:
+                _redecayed(groups, (self.decay or 0.0) / (network.recipe.weight_decay or 1.0))
             done = train(trial, network.recipe, groups, seed=seed, steps=steps, evaluate=evaluate)
+            loss = done.loss
+            if self.held is not None and math.isfinite(loss):
+                trial.eval()
+                loss = final_loss(trial, self.held, evaluate)
+                trial.train()
         except DagscaleError as error:
             error.args = (f"at learning rate {rate:.3g}: {error}",)
             raise
         self.steps += done.steps
         self.raised = done.raised or self.raised
         self.bar.advance()
-        return done.loss
+        return loss if math.isfinite(loss) else math.inf
 
 
 __all__ = ["Starter", "search"]

@@ -22,6 +22,8 @@ class Relative:
         lr, eps, weight_decay: factors on the learning rate, on Adam's ε and its like, and on the weight decay.
         role: what the parameter is in the graph.
         fold: the multiplier that is folded into it: its gradient is 1/fold of the unfolded model's.
+        split, stacked: parts of equally many rows, and whether the first dimension counts matrices, where a weight is
+            several matrices in one.
     """
 
     lr: float = 1.0
@@ -29,6 +31,8 @@ class Relative:
     weight_decay: float = 1.0
     role: ParameterRole = "vector"
     fold: float = 1.0
+    split: int = 1
+    stacked: bool = False
 
 
 def parameter_groups(
@@ -55,7 +59,7 @@ def parameter_groups(
     Returns:
         ``{"params": [...], "lr": …, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"`` where they are not
         the optimiser's own, ``"fold"`` where a multiplier is folded in, and for spectral optimisers whether it is a
-        hidden ``"matrix"``.
+        hidden ``"matrix"``, and how a weight that is several is ``"split"`` or ``"stacked"``.
     """
     found: dict[Any, dict[str, Any]] = {}
     decay = weight_decay if weight_decay is not None else _own_decay(optimizer)
@@ -75,6 +79,10 @@ def parameter_groups(
             settings["fold"] = own.fold
         if optimizer is not None and optimizer.step == "spectral":
             settings["matrix"] = own.role == "hidden" and parameter.ndim > 1
+            if settings["matrix"] and own.stacked:
+                settings["stacked"] = True
+            if settings["matrix"] and own.split > 1:
+                settings["split"] = (parameter.shape[0] // own.split,) * own.split
         key = name if apart else tuple(settings.items())
         group = found.setdefault(key, {"params": [], **settings, "param_names": []})
         group["params"].append(parameter)

@@ -165,6 +165,12 @@ class Recipe:
             raise RecipeError("the data do not say how many batches they have: give steps=, in place of epochs")
         return max(1, batches // self.accumulate)
 
+    @property
+    def examples(self) -> int | None:
+        """What a whole run sees of the data, in examples; None where nobody knows."""
+        unknown = self.batch_size is None or (self.steps is None and self._source is None)
+        return None if unknown else self.total_steps * (self.batch_size or 1) * self.accumulate
+
     @cached_property
     def example(self) -> Batch:
         """The first batch, for tracing."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dagscale.watching import settings, sizes
+from dagscale.watching import against, settings, sizes
 from dagscale.watching.seen import Fault, Seen
 
 PARTS = (
     settings.missing, settings.frozen, settings.drawn, settings.rates, settings.decay, settings.eps,
-    sizes.gradients, sizes.clipping, sizes.not_finite, sizes.steps,
+    sizes.gradients, sizes.clipping, sizes.not_finite, sizes.steps, against.signals,
 )  # fmt: skip
 """Each tells its faults and notes; what comes later may follow from what comes first."""
 

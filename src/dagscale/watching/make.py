@@ -15,6 +15,7 @@ from dagscale.errors import WatchError
 from dagscale.planning.plans import Plan
 from dagscale.tracing import forward
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
+from dagscale.watching.against import of_base
 from dagscale.watching.causes import find
 from dagscale.watching.measure import StepFacts, Window
 from dagscale.watching.planned import planned_parameters
@@ -40,6 +41,7 @@ def watch(
     *,
     every: int = 50,
     log: Log | None = None,
+    base: WatchReport | None = None,
 ) -> Watch:
     """Watch a training from now on: does each step do what the plan says? ::
 
@@ -58,6 +60,8 @@ def watch(
         plan: what `dagscale.plan` gave for it.
         optimizer: the optimiser that trains it, or several that step one after the other.
         every: how often a step is observed closely.
+        base: the report of a watch on the base's training, over as many steps: rules for width and depth promise that a
+            step moves outputs as far as there, which then is judged too.
         log: called as ``log(step, scalars)`` after each observed step, with `WatchReport.scalars`.
 
     Returns:
@@ -67,7 +71,7 @@ def watch(
         WatchError: if ``every`` is no whole number from 1, or there is no optimiser to hang on.
         PlanError: if the plan is for another model.
     """
-    return Watch(model, plan, optimizer, every=every, log=log)
+    return Watch(model, plan, optimizer, every=every, log=log, base=base)
 
 
 class Watch:
@@ -81,6 +85,7 @@ class Watch:
         *,
         every: int = 50,
         log: Log | None = None,
+        base: WatchReport | None = None,
     ) -> None:
         if type(every) is not int or every < 1:
             raise WatchError(f"every must be a whole number from 1, not {every!r}")
@@ -89,6 +94,9 @@ class Watch:
         self.optimizers = _optimizers(optimizer)
         self.model, self.plan, self.every, self.log = forward.unwrapped(model), plan, every, log
         self.parameters = planned_parameters(model, plan)
+        if base is not None and not isinstance(base, WatchReport):
+            raise WatchError(f"base must be the report of a watch on the base's training, not {type(base).__name__}")
+        self._signals = {} if base is None else of_base(base.rows, self.parameters)
         self.known = _known(plan)
         self.rates = Rates()
         self.step = self.observed = 0
@@ -135,7 +143,7 @@ class Watch:
         frozen = tuple(name for name in self.plan.parameters if name not in self.parameters)
         seen = Seen(
             self.plan, self.parameters, frozen, self.rates, steps, self._groups(), self._drawn,
-            frozenset(self._touched), self.observed, self.known,
+            frozenset(self._touched), self.observed, self.known, self._signals,
         )  # fmt: skip
         faults, notes = find(seen)
         wrong = {name for name in self.parameters if any(name in fault.where.split(", ") for fault in faults)}
@@ -149,6 +157,7 @@ class Watch:
                 _middle(steps, name, lambda f: f.change / f.weight if f.weight else None),
                 _middle(steps, name, lambda f: f.signal),
                 name not in wrong,
+                self._signals.get(name),
             )
             for name, own in self.parameters.items()
         )  # fmt: skip

@@ -30,7 +30,8 @@ class Row:
             schedule's factor taken out of the latter.
         planned_update, update: ``|ΔW| / |W|``, root mean squares, by the plan's rate and as measured; of the former
             what the optimiser's kind of step implies at most (Adam's noise makes a step smaller).
-        signal: ``|ΔW x| / |W x|``: how far one step of this layer alone moves its output, its input given.
+        planned_signal, signal: ``|ΔW x| / |W x|``: how far one step of this layer alone moves its output, its input
+            given; of the former what the same layers of the base did, where its report was given.
         ok: whether no fault names it.
     """
 
@@ -42,6 +43,7 @@ class Row:
     update: float | None
     signal: float | None
     ok: bool
+    planned_signal: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +101,7 @@ class WatchReport:
         for kind in dict.fromkeys(row.kind for row in self.rows):
             own = [row for row in self.rows if row.kind == kind]
             key = kind.replace(" ", "_")
-            for name in ("update", "planned_update", "signal"):
+            for name in ("update", "planned_update", "signal", "planned_signal"):
                 value = middle([getattr(row, name) for row in own])
                 if value is not None:
                     found[f"dagscale/{name}/{key}"] = value
@@ -132,14 +134,17 @@ class WatchReport:
         table = Table()
         table.add_column("layers", overflow="fold")
         table.add_column("kind")
-        for name in ("rate\nplanned", "\nin groups", "|ΔW|/|W|\nplanned", "\nmeasured", "|Δz|/|z|\nown step"):
+        held = any(row.planned_signal is not None for row in self.rows)
+        signals = ("|Δz|/|z|\nbase", "\nown step") if held else ("|Δz|/|z|\nown step",)
+        for name in ("rate\nplanned", "\nin groups", "|ΔW|/|W|\nplanned", "\nmeasured", *signals):
             table.add_column(name, justify="right")
         table.add_column("")
         for label, own in _folded(self.rows):
             wrong = sum(not row.ok for row in own)
             values = (
                 [row.planned_rate for row in own], [row.rate for row in own], [row.planned_update for row in own],
-                [row.update for row in own], [row.signal for row in own],
+                [row.update for row in own], *([[row.planned_signal for row in own]] if held else []),
+                [row.signal for row in own],
             )  # fmt: skip
             mark = "" if not wrong else "fault" if len(own) == 1 else f"{wrong} at fault"
             table.add_row(
@@ -177,14 +182,17 @@ class WatchReport:
         return rendered(self.table(), html=True)
 
 
+def pattern(name: str) -> str:
+    """A name with its numbers left open: that of the same layer in every block."""
+    return re.sub(r"\d+", "*", name)
+
+
 def _folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Rows whose names differ in numbers alone together, those at fault apart from the others."""
     found: dict[tuple[str, str, bool], list[Row]] = {}
     for row in rows:
-        found.setdefault((re.sub(r"\d+", "*", row.name), row.kind, row.ok), []).append(row)
-    return [
-        (own[0].name if len(own) == 1 else f"{pattern} ({len(own)})", own) for (pattern, _, _), own in found.items()
-    ]
+        found.setdefault((pattern(row.name), row.kind, row.ok), []).append(row)
+    return [(own[0].name if len(own) == 1 else f"{label} ({len(own)})", own) for (label, _, _), own in found.items()]
 
 
 def middle(values: Sequence[float | None]) -> float | None:
@@ -206,4 +214,4 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-__all__ = ["Row", "WatchReport", "middle"]
+__all__ = ["Row", "WatchReport", "middle", "pattern"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dagscale.planning.plans import Plan
@@ -46,6 +46,7 @@ class Seen:
         touched: names that had a gradient other than zero in some observed step.
         observed: number of observed steps.
         known: what is known of the plan's optimiser.
+        signals: ``|ΔW x| / |W x|`` by name, as the same layers of the base moved; empty where its report is not given.
     """
 
     plan: Plan
@@ -58,6 +59,7 @@ class Seen:
     touched: frozenset[str]
     observed: int
     known: Optimizer | None
+    signals: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def kinds(self) -> dict[str, str]:
