@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -113,7 +114,8 @@ class Planner(pytorch.Callback):  # type: ignore[misc]
         self.plan, self.loss, self.search = plan, loss, dict(search or {})
         self.base = base if isinstance(base, Base) else None
         self._small = None if isinstance(base, Base) else base
-        asked = ("law", "init", "seed", "width", "depth", "depth_alpha", "only", "keep", "reset", "lr_scale")
+        asked = ("law", "init", "seed", "width", "depth", "depth_alpha", "base_lr", "only", "keep", "reset",
+                 "lr_scale")  # fmt: skip
         self._planning = {name: planning.pop(name) for name in asked if name in planning}
         self._training = planning
 
@@ -123,14 +125,22 @@ class Planner(pytorch.Callback):  # type: ignore[misc]
         """Put the planning where module and data are ready, and neither is wrapped or sharded by the strategy."""
         if stage != "fit":
             return
-        strategy, own = trainer.strategy, trainer.strategy.setup
+        strategy = trainer.strategy
+        sharding = strategy.restore_checkpoint_after_setup
 
-        def then(trainer: Any) -> None:
-            strategy.__dict__.pop("setup", None)
-            self._begin(trainer, pl_module)
-            own(trainer)
+        def first(name: str, begin: Callable[[Any, Any], None]) -> None:
+            own = getattr(strategy, name)
 
-        strategy.setup = then
+            def then(*args: Any) -> Any:
+                strategy.__dict__.pop(name, None)
+                begin(trainer, pl_module)
+                return own(*args)
+
+            setattr(strategy, name, then)
+
+        if sharding and any(True for _ in pl_module.parameters()):
+            first("tensor_init_context", self._plan)  # before configure_model, which may shard the module
+        first("setup", self._begin)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """See that the plan is what the module is trained with."""
@@ -145,7 +155,8 @@ class Planner(pytorch.Callback):  # type: ignore[misc]
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take away what was put on strategy and module."""
-        trainer.strategy.__dict__.pop("setup", None)
+        for name in ("setup", "tensor_init_context"):
+            trainer.strategy.__dict__.pop(name, None)
         pl_module.__dict__.pop("configure_gradient_clipping", None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,11 +170,13 @@ class Planner(pytorch.Callback):  # type: ignore[misc]
 
     # --- planning ----------------------------------------------------------------------------------------------
 
-    def _begin(self, trainer: Any, module: Any) -> None:
+    def _plan(self, trainer: Any, module: Any) -> None:
         if self.plan is None:
             self.plan = self._shared(trainer, module)
-        elif self.plan.live is None and self._training:
-            self.plan = replace(self.plan, live=self.recipe(trainer, module))
+
+    def _begin(self, trainer: Any, module: Any) -> None:
+        self._plan(trainer, module)
+        assert self.plan is not None
         if trainer.ckpt_path is None:
             self.plan.init_(module)
         if trainer.gradient_clip_val and any(own.fold != 1 for own in self.plan.parameters.values()):
@@ -196,7 +209,8 @@ class Planner(pytorch.Callback):  # type: ignore[misc]
         return dagscale.plan(self._model(module), recipe=recipe, base=self.base, **self._planning)
 
     def _model(self, module: nn.Module) -> nn.Module:
-        return module if self.loss is not None else by_training_step(module)
+        """What is traced and measured: a twin with the module's parameters, without the trainer and the data in it."""
+        return by_training_step(module) if self.loss is None else copy.copy(module)
 
     def recipe(self, trainer: Any, module: Any) -> Recipe:
         """How the trainer will train, as far as it says it.
@@ -214,9 +228,10 @@ class Planner(pytorch.Callback):  # type: ignore[misc]
             raise PlanError(f"{name} has no parameters: make its layers in __init__, setup or configure_model")
         if any(is_sharded(p) for p in module.parameters()):
             raise PlanError(
-                f"{name} is sharded already, in its configure_model: plan it before, and give Planner(plan=plan)"
+                f"{name} makes its layers in configure_model and shards them there: make them in __init__, or plan "
+                "before the fit, Planner(plan=plan)"
             )
-        if trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm") not in ("norm", _NORM):
+        if trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value"):
             raise PlanError("the Trainer clips by value, which no recipe can say: clip by norm")
         if not trainer.strategy.restore_checkpoint_after_setup:  # what is sharded later is too large to go there whole
             module.to(trainer.strategy.root_device)
@@ -230,9 +245,6 @@ class Planner(pytorch.Callback):  # type: ignore[misc]
         }
         data = batches if self.loss is None else _Plainly(batches)
         return Recipe(data, self.loss, **{**said, **self._training})
-
-
-_NORM = "GradClipAlgorithmType.NORM"
 
 
 def _steps(trainer: Any) -> int | None:
@@ -311,6 +323,7 @@ class Watcher(pytorch.Callback):  # type: ignore[misc]
         self.plan, self.every = plan, every
         self.watch: Watch | None = None
         self.report: WatchReport | None = None
+        self._logged = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin."""
@@ -318,21 +331,28 @@ class Watcher(pytorch.Callback):  # type: ignore[misc]
         if plan is None:
             raise PlanError("there is no plan to watch the training against: give Watcher(plan), or a Planner beside it")
 
-        def log(step: int, scalars: dict[str, float]) -> None:
-            for logger in trainer.loggers:
-                logger.log_metrics(scalars, step=trainer.global_step)
-
-        self.watch = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every, log=log)
+        self.watch, self._logged = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every), 0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A training step need not call its module: it may call the module's parts."""
         if self.watch is not None:
-            self.watch._enter(pl_module, ())
+            held, pl_module._trainer = pl_module._trainer, None  # behind it lie the data, which are no constants
+            try:
+                self.watch._enter(pl_module, ())
+            finally:
+                pl_module._trainer = held
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """The forward has ended."""
         if self.watch is not None:
             self.watch._leave(pl_module, (), None)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log what was observed."""
+        if self.watch is not None and self.watch.observed > self._logged:
+            self._logged = self.watch.observed
+            for logger in trainer.loggers:
+                logger.log_metrics(self.watch.scalars(), step=trainer.global_step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Report."""
