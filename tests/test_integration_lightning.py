@@ -222,7 +222,9 @@ def test_clipping_knows_of_folded_multipliers(tmp_path: Path) -> None:
 
     class Norm(pytorch.Callback):  # type: ignore[misc]
         def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            found = [g.get("fold", 1.0) * p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+            found = [
+                g.get("fold", 1.0) * p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
+            ]
             norms.extend([float(torch.cat([g.flatten() for g in found]).norm())] if found else [])
 
     asked = Planner(base, loss=cross_entropy, depth="completep", optimizer="adamw")

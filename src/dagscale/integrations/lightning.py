@@ -16,7 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,6 +33,12 @@ from dagscale.training.recipe import Recipe
 from dagscale.watching import Watch, WatchReport
 
 pytorch = require("lightning.pytorch", "lightning", "2.1")
+if TYPE_CHECKING:
+
+    class Callback:
+        """Lightning's."""
+else:
+    Callback = pytorch.Callback
 
 
 def configure_optimizers(
@@ -68,7 +74,7 @@ def configure_optimizers(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class Planner(pytorch.Callback):  # type: ignore[misc]
+class Planner(Callback):
     """Plans the module before it is trained, and draws its weights; as easy as ``LearningRateFinder``.
 
     Data, number of steps, accumulation, clipping and precision are the trainer's, the loss is what the module's
@@ -308,7 +314,7 @@ class _Plainly:
         return (own["batch"] for own in self.batches)
 
 
-class Watcher(pytorch.Callback):  # type: ignore[misc]
+class Watcher(Callback):
     """Watches the training (`dagscale.watch`): its scalars go to the trainer's loggers, and a fault is a warning.
 
     Args:
@@ -329,7 +335,7 @@ class Watcher(pytorch.Callback):  # type: ignore[misc]
         """Begin."""
         plan = self.plan or next((own.plan for own in trainer.callbacks if isinstance(own, Planner)), None)
         if plan is None:
-            raise PlanError("there is no plan to watch the training against: give Watcher(plan), or a Planner beside it")
+            raise PlanError("there is no plan to watch against: give Watcher(plan), or a Planner beside it")
 
         self.watch, self._logged = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every), 0
 

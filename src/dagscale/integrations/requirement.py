@@ -1,4 +1,4 @@
-"""Packages that a bridge needs and dagscale does not: imported where they are there, asked for in one line where not."""
+"""Packages that a bridge needs and dagscale does not: imported, or asked for in one line."""
 
 from __future__ import annotations
 

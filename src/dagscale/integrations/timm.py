@@ -2,14 +2,16 @@
 
 ::
 
-    recipe = dagscale.Recipe(loader, loss=cross_entropy, steps=…, **settings(args))  # args of timm's train.py
+    recipe = dagscale.Recipe(loader, loss=cross_entropy, steps=…, **settings(args, model))  # args of timm's train.py
     plan = dagscale.plan(model, recipe=recipe)
     optimizer = create_optimizer(args, plan.init_(model), plan)  # in place of timm.optim.create_optimizer_v2(…)
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
+from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,9 @@ from torch import nn
 
 from dagscale.errors import OptimizerError, PlanError
 from dagscale.integrations.requirement import require
+from dagscale.models.timm import declare_torchvision_ops
 from dagscale.planning.plans import Plan
+from dagscale.tracing.wrappers import unwrapped
 from dagscale.training.optimizers import Groups, Optimizer, resolve
 
 TAKEN_BY_PLAN = ("lr", "layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
@@ -43,8 +47,6 @@ def named_optimizer(opt: str, **settings: Any) -> Optimizer:
     try:
         info = factory.get_optimizer_info(name)
     except ValueError:
-        import difflib
-
         near = difflib.get_close_matches(name, factory.list_optimizers(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptimizerError(f"timm has no optimizer {opt!r}{hint} (timm.optim.list_optimizers() lists them)") from None
@@ -57,15 +59,18 @@ def named_optimizer(opt: str, **settings: Any) -> Optimizer:
     return resolve(known, {k: v for k, v in defaults.items() if dropped.get(k, True)})
 
 
-def settings(args: Any) -> dict[str, Any]:
-    """What the arguments of timm's ``train.py`` say of optimiser and decay, for `dagscale.Recipe`.
+def settings(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
+    """What the arguments of timm's ``train.py`` say of optimiser, decay, clipping and accumulation, for
+    `dagscale.Recipe`.
 
     Args:
         args: its parsed arguments: ``opt``, ``momentum``, ``weight_decay``, ``opt_eps``, ``opt_betas``, ``opt_args``,
             ``clip_grad``, ….
+        model: whose ``no_weight_decay()`` names parameters without decay, such as a ViT's ``pos_embed``.
 
     Returns:
-        Keyword arguments of `dagscale.Recipe`: ``optimizer``, ``weight_decay``, and ``clip`` where it clips by norm.
+        Keyword arguments of `dagscale.Recipe`: ``optimizer``, ``weight_decay``, ``no_decay``, and ``clip`` and
+        ``accumulate`` where they are said.
 
     Raises:
         OptimizerError: if timm knows no such optimiser.
@@ -74,6 +79,7 @@ def settings(args: Any) -> dict[str, Any]:
     said = _factory().optimizer_kwargs(cfg=args)
     own = {k: v for k, v in said.items() if k not in ("opt", "weight_decay", *TAKEN_BY_PLAN)}
     found: dict[str, Any] = {"optimizer": named_optimizer(said["opt"], **own), "weight_decay": said["weight_decay"]}
+    found["no_decay"] = _no_decay(model)
     if getattr(args, "clip_grad", None) is not None:
         if getattr(args, "clip_mode", "norm") != "norm":
             raise PlanError(f"clip_mode {args.clip_mode!r} is none that a recipe can say: clip by norm")
@@ -100,16 +106,17 @@ def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> 
     factory = _factory()
     said = {k: v for k, v in factory.optimizer_kwargs(cfg=args).items() if k not in TAKEN_BY_PLAN}
     named_optimizer(said["opt"])  # an unknown name is told in one line
-    grouped = param_groups_fn(plan, **{"weight_decay": said["weight_decay"], "no_decay": _rule(plan), **groups})
-    made: torch.optim.Optimizer = factory.create_optimizer_v2(model, **said, lr=plan.lr, param_group_fn=grouped)
+    own = {"weight_decay": said["weight_decay"], "no_decay": _no_decay(model), **groups}
+    made: torch.optim.Optimizer = factory.create_optimizer_v2(
+        model, **said, lr=plan.lr, param_group_fn=param_groups_fn(plan, **own)
+    )
     return made
 
 
 def param_groups_fn(plan: Plan, **groups: Any) -> Callable[[nn.Module], Groups]:
     """``param_group_fn`` for ``timm.optim.create_optimizer_v2``: the plan's groups.
 
-    Each group also holds ``lr_scale``, its rate over the plan's. timm's schedulers, which set the rate of every group,
-    multiply by it where it stands, so each group keeps its own.
+    timm's schedulers go from each group's own rate to ``min_lr``, which is one number for all groups; leave it at 0.
 
     Args:
         plan: the plan of the model.
@@ -122,12 +129,14 @@ def param_groups_fn(plan: Plan, **groups: Any) -> Callable[[nn.Module], Groups]:
     return grouped
 
 
-def _rule(plan: Plan) -> Any:
-    """Which parameters do not decay: as the plan's recipe says, or timm's way, what has one dimension."""
-    said = plan.recipe.get("no_decay")
-    if plan.live is not None:
-        return plan.live.no_decay
-    return said if isinstance(said, (list, tuple)) else (lambda name, p: p.ndim <= 1)
+def _no_decay(model: nn.Module | None) -> Callable[[str, nn.Parameter], bool]:
+    """timm's own rule: no decay for what has one dimension, nor for what the model names."""
+    named: Any = getattr(unwrapped(model) if model is not None else None, "no_weight_decay", set)()
+
+    def without_decay(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch(name, pattern) for pattern in named)
+
+    return without_decay
 
 
 def _build(opt: str, groups: Groups, **settings: Any) -> Any:
@@ -136,8 +145,6 @@ def _build(opt: str, groups: Groups, **settings: Any) -> Any:
 
 
 def _factory() -> Any:
-    from dagscale.models.timm import declare_torchvision_ops
-
     declare_torchvision_ops()
     return require("timm.optim._optim_factory", "timm", "1.0.12")
 

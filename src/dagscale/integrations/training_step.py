@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -33,7 +33,7 @@ def by_training_step(module: nn.Module) -> nn.Module:
         RecipeError: if the module has no training step of its own to run, or optimises by hand.
     """
     pytorch = require("lightning.pytorch", "lightning", "2.1")
-    name, own = type(module).__name__, type(module)
+    name, own = type(module).__name__, cast(Any, type(module))
     if not isinstance(module, pytorch.LightningModule):
         raise RecipeError(f"{name} is no LightningModule, and has no training_step: give loss= as well")
     if own.training_step is pytorch.LightningModule.training_step:
@@ -67,7 +67,7 @@ def by_training_step(module: nn.Module) -> nn.Module:
         "__doc__": own.__doc__,
         **dict.fromkeys(SILENT, nothing),
     }
-    twin = copy.copy(module)
+    twin: nn.Module = copy.copy(module)
     twin.__class__ = type(name, (own,), more)
     return twin
 
