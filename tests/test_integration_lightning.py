@@ -288,7 +288,7 @@ def test_more_lines_with_the_mend(tmp_path: Path) -> None:
         trainer(tmp_path, Planner(plan=other)).fit(Net(8), loader())
     with pytest.raises(PlanError, match="there is no plan: give the Trainer callbacks"):
         trainer(tmp_path).fit(Net(8), loader())
-    with pytest.raises(PlanError, match="base must be .* a function that makes the small module"):
+    with pytest.raises(PlanError, match=r"base must be .* a function that makes the small module"):
         Planner(Net())
     with pytest.raises(PlanError, match="leave one of them out"):
         Planner(plan=other, optimizer="sgd")
@@ -299,10 +299,12 @@ def test_more_lines_with_the_mend(tmp_path: Path) -> None:
 
 
 def test_lightning_absent_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DagscaleError, match="this needs nothing, and nothing_at_all cannot be imported .* pip install"):
+    with pytest.raises(
+        DagscaleError, match=r"this needs nothing, and nothing_at_all cannot be imported .* pip install"
+    ):
         requirement.require("nothing_at_all", "nothing")
     monkeypatch.setattr(sys.modules["lightning"], "__version__", "1.9.5")
-    with pytest.raises(DagscaleError, match="this needs lightning 2.1 or newer, and 1.9.5 is installed: pip install"):
+    with pytest.raises(DagscaleError, match=r"this needs lightning 2.1 or newer, and 1.9.5 is installed: pip install"):
         by_training_step(Net())
 
 

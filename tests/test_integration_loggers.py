@@ -124,9 +124,9 @@ def test_what_mlflow_is_called_with() -> None:
 
 
 def test_one_line_with_the_mend() -> None:
-    with pytest.raises(DagscaleError, match="writer must be a torch.utils.tensorboard.SummaryWriter, not str"):
+    with pytest.raises(DagscaleError, match=r"writer must be a torch.utils.tensorboard.SummaryWriter, not str"):
         to_tensorboard("runs")
-    with pytest.raises(DagscaleError, match="run must be what wandb.init returns, not NoneType"):
+    with pytest.raises(DagscaleError, match=r"run must be what wandb.init returns, not NoneType"):
         to_wandb(None)
     with pytest.raises(DagscaleError, match="mlflow must be the module mlflow, not int"):
         to_mlflow(mlflow=1)

@@ -89,11 +89,11 @@ def test_one_line_with_the_mend() -> None:
 
     with pytest.raises(PlanError, match="octaves must be a positive number, such as 2"):
         rate_range(planned(), 0)
-    with pytest.raises(PlanError, match="plan must be what dagscale.plan or dagscale.search returns, not float"):
+    with pytest.raises(PlanError, match=r"plan must be what dagscale.plan or dagscale.search returns, not float"):
         rate_range(0.1)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="trial must be an optuna trial"):
         suggest_rate(None, planned())
-    with pytest.raises(PlanError, match="study must be what optuna.create_study returns, not NoneType"):
+    with pytest.raises(PlanError, match=r"study must be what optuna.create_study returns, not NoneType"):
         enqueue(None, planned())
     with pytest.raises(PlanError, match="goal must be"):
         wandb_sweep(planned(), "loss", goal="min")

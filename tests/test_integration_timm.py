@@ -37,7 +37,7 @@ def arguments(**more: Any) -> Namespace:
         "opt_betas": (0.9, 0.95),
         "clip_grad": 1.0,
     }
-    return Namespace(**{**said, "clip_mode": "norm", "grad_accum_steps": 1, **more})
+    return Namespace(**{**said, "clip_grad": 1.0, "clip_mode": "norm", "grad_accum_steps": 1, **more})
 
 
 DATA = (torch.randn(16, 3, 8, 8), torch.arange(16) % 4)
@@ -130,12 +130,5 @@ def test_one_line_with_the_mend() -> None:
     with pytest.raises(PlanError, match="the plan is for another model"):
         create_optimizer(args, vit(depth=2), planned(args, model))
     with pytest.raises(DagscaleError, match="which is unknown: register it with"):
-        dagscale.plan(
-            vit(2),
-            DATA[0],
-            base=(vit(), DATA[0]),
-            base_lr=0.1,
-            optimizer=named_optimizer("lamb"),
-            width="mup",
-            law="none",
-        )
+        base, lamb = (vit(), DATA[0]), named_optimizer("lamb")
+        dagscale.plan(vit(2), DATA[0], base=base, base_lr=0.1, optimizer=lamb, width="mup", law="none")
