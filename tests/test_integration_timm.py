@@ -129,6 +129,6 @@ def test_one_line_with_the_mend() -> None:
     args, model = arguments(), vit()
     with pytest.raises(PlanError, match="the plan is for another model"):
         create_optimizer(args, vit(depth=2), planned(args, model))
+    base, lamb = (vit(), DATA[0]), named_optimizer("lamb")
     with pytest.raises(DagscaleError, match="which is unknown: register it with"):
-        base, lamb = (vit(), DATA[0]), named_optimizer("lamb")
         dagscale.plan(vit(2), DATA[0], base=base, base_lr=0.1, optimizer=lamb, width="mup", law="none")
