@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +84,22 @@ def test_a_sweep_of_wandb() -> None:
     }
     grid = wandb_sweep(plan, "accuracy", goal="maximize", method="grid", octaves=1)["parameters"]["lr"]["values"]
     assert grid == pytest.approx([0.05, 0.1, 0.2])
+
+
+@pytest.mark.filterwarnings("ignore:.*is experimental.*")
+def test_the_page_on_searching_other_settings_on_the_base_runs_as_it_stands(optuna: Any) -> None:
+    page = Path(__file__).parent.parent / "docs" / "howto" / "optuna.md"
+    code = next(
+        code for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL) if "Pruner" in code
+    )
+    own: dict[str, Any] = {
+        "data": (X, Y), "loss": cross_entropy, "small": mlp, "model": mlp(64), "batches": lambda n: [(X, Y)] * n,
+    }  # fmt: skip
+    exec(code.replace("200", "6").replace("n_trials=30", "n_trials=3"), own)
+    study, plan = own["study"], own["plan"]
+    assert study.trials[0].params == {"lr": own["found"].lr, "beta2": 0.999}
+    assert plan.base_lr == study.best_params["lr"]
+    assert plan.recipe["optimizer"]["settings"]["betas"] == [0.9, study.best_params["beta2"]]
 
 
 def test_one_line_with_the_mend() -> None:
