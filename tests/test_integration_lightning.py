@@ -347,3 +347,17 @@ def test_two_processes_train_with_one_plan_under_ddp_and_fsdp(tmp_path: Path) ->
             assert own["drawn"]
             assert own["sharded"] == (strategy == "fsdp")
             assert own["report"] == list(plan.parameters)
+
+
+def test_a_module_that_fsdp_has_flattened_gets_the_plans_rates_and_is_not_drawn() -> None:
+    module = Net()
+    plan = dagscale.plan(module, examples()[0], base_lr=0.01, law="none", optimizer="adamw", lr_scale={"head": 0.5})
+    for name in ("stem", "head"):
+        layer = getattr(module, name)
+        layer.weight = nn.Parameter(layer.weight.detach().flatten()[:5])  # what one process holds of it
+        layer.weight._fsdp_flattened = True  # as torch marks it
+    groups = configure_optimizers(module, plan)["optimizer"].param_groups
+    held = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert held == {name: own.lr for name, own in plan.parameters.items()}
+    with pytest.raises(PlanError, match="a stretch of FSDP's flat parameter: call init_ before FSDP wraps the model"):
+        plan.init_(module)
