@@ -753,3 +753,19 @@ def test_a_layer_that_writes_into_a_buffer_of_the_users_is_left_alone() -> None:
         model(torch.randn(32, 8)).square().mean().backward()
         optimizer.step()
     assert watch.report().observed == 1
+
+
+def test_data_that_the_recipe_holds_are_no_constants_of_the_model() -> None:
+    x, y = torch.randn(32, 6), torch.randint(5, (32,))
+    model = mlp(1)
+    plan = dagscale.plan(
+        model, base_lr=0.05, law="none", init="in-degree",
+        recipe=dagscale.Recipe((x, y), loss=cross_entropy, batch_size=32, steps=4),
+    )  # fmt: skip
+    optimizer = plan.optimizer(plan.init_(model))
+    with dagscale.watch(model, plan, optimizer, every=1) as watch:
+        for _ in range(2):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert {row.name for row in watch.report().rows if row.signal is not None} >= {"0.weight", "3.weight", "5.weight"}

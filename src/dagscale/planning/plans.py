@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+import torch
+
 from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
@@ -21,7 +23,6 @@ from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.schedules import Schedule, constant
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Group
     from torch import nn
 
@@ -183,8 +184,6 @@ class Plan(Saved):
         Raises:
             PlanError: if names or shapes differ from the plan's, or a parameter cannot be written to.
         """
-        import torch
-
         from dagscale.tracing.forward import placed_like
         from dagscale.training.copies import padding_rows
 
@@ -195,6 +194,10 @@ class Plan(Saved):
                 raise PlanError(
                     f"parameter {name!r} is on meta and has no storage: materialise the model first "
                     "(model.to_empty(device=...)), then call init_ again"
+                )
+            if _flattened(parameter):
+                raise PlanError(
+                    f"parameter {name!r} is a stretch of FSDP's flat parameter: call init_ before FSDP wraps the model"
                 )
         for name, parameter in drawn.items():
             strides = () if hasattr(parameter, "full_tensor") else parameter.stride()
@@ -338,7 +341,7 @@ class Plan(Saved):
                 f"({len(missing)} missing, {len(extra)} unknown); make a plan for this model"
             )
         for name, parameter in found.items():
-            if tuple(parameter.shape) != self.parameters[name].shape:
+            if tuple(parameter.shape) != self.parameters[name].shape and not _flattened(parameter):
                 raise PlanError(
                     f"the plan is for another model: {name!r} has shape {tuple(parameter.shape)} here and "
                     f"{self.parameters[name].shape} in the plan; make a plan for this model"
@@ -485,6 +488,11 @@ def named(names: Iterable[str], patterns: str | Iterable[str], what: str) -> set
     return found
 
 
+def _flattened(parameter: nn.Parameter) -> bool:
+    """Whether it is a stretch of the flat parameter of FSDP with ``use_orig_params``, whose shape says nothing."""
+    return bool(getattr(parameter, "_fsdp_flattened", False))
+
+
 def _number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(cast(float, value))
     if not good or (least is not None and value < least) or (above is not None and value <= above):
@@ -503,5 +511,8 @@ def _init_text(p: ParameterPlan) -> str:
         return f"{p.init_mean:g}"
     return f"N({p.init_mean:g}, {p.init_std:.4g}²)"
 
+
+# A checkpoint that holds a plan, as Lightning's hyperparameters may, loads with torch.load's default.
+torch.serialization.add_safe_globals([Plan, ParameterPlan, FrozenMapping])
 
 __all__ = ["ParameterPlan", "Plan", "named"]

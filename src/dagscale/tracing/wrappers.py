@@ -48,7 +48,7 @@ def placed_like(whole: Tensor, tensor: Tensor) -> Tensor:
     try:
         from torch.distributed.tensor import distribute_tensor
     except ImportError:  # before torch 2.5
-        from torch.distributed._tensor import distribute_tensor
+        from torch.distributed._tensor import distribute_tensor  # type: ignore[attr-defined]
 
     shard: Any = tensor
     whole = whole.to(device=shard.device, dtype=shard.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -92,6 +93,8 @@ class Watch:
         if log is not None and not callable(log):
             raise WatchError(f"log must be a function of step and scalars, not {type(log).__name__}")
         self.optimizers = _optimizers(optimizer)
+        if plan.live is not None:  # the model's hooks lead here, and what the model leads to is taken for its constants
+            plan = replace(plan, live=plan.live.changed(data=None))
         self.model, self.plan, self.every, self.log = forward.unwrapped(model), plan, every, log
         self.parameters = planned_parameters(model, plan)
         if base is not None and not isinstance(base, WatchReport):

@@ -1,0 +1,382 @@
+"""Lightning: a callback that searches and plans before the fit, the optimiser in one line, and the watch as a callback.
+
+::
+
+    class Net(LightningModule):
+        def configure_optimizers(self):
+            return configure_optimizers(self)
+
+    planner = Planner(lambda: Net(width=64, depth=2), optimizer="adamw", weight_decay=0.1, schedule=dagscale.cosine())
+    Trainer(max_epochs=10, gradient_clip_val=1.0, callbacks=[planner, Watcher()]).fit(Net(512, 12), loader)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import dagscale
+from dagscale.errors import DagscaleError, PlanError
+from dagscale.integrations.requirement import require
+from dagscale.integrations.training_step import by_training_step
+from dagscale.planning.base import Base
+from dagscale.planning.plans import Plan
+from dagscale.tracing.wrappers import is_sharded
+from dagscale.training.clipping import clip_grad_norm_
+from dagscale.training.recipe import Recipe
+from dagscale.watching import Watch, WatchReport
+
+pytorch = require("lightning.pytorch", "lightning", "2.1")
+if TYPE_CHECKING:
+
+    class Callback:
+        """Lightning's."""
+else:
+    Callback = pytorch.Callback
+
+
+def configure_optimizers(
+    module: Any, plan: Plan | None = None, *, schedule: bool = True, **groups: Any
+) -> dict[str, Any]:
+    """What ``LightningModule.configure_optimizers`` returns: the plan's optimiser, and its schedule by the step.
+
+    Args:
+        module: the module itself, ``self``.
+        plan: its plan; by default that of the `Planner` among the trainer's callbacks.
+        schedule: False for the optimiser alone.
+        groups: further arguments of `dagscale.Plan.optimizer`, such as ``no_decay``.
+
+    Returns:
+        A dict with ``optimizer`` and, where the plan has a schedule, ``lr_scheduler``. It is stretched over the
+        trainer's steps.
+
+    Raises:
+        PlanError: if there is no plan, or it does not fit the module.
+    """
+    trainer = module._trainer
+    if plan is None and trainer is not None:
+        plan = next((own.plan for own in trainer.callbacks if isinstance(own, Planner)), None)
+    if plan is None:
+        raise PlanError(
+            "there is no plan: give the Trainer callbacks=[Planner(...)], or configure_optimizers(self, plan) a plan"
+        )
+    optimizer = plan.optimizer(module, **groups)
+    if not schedule or plan.recipe.get("schedule") is None:
+        return {"optimizer": optimizer}
+    steps = None if trainer is None else _steps(trainer)
+    scheduler = plan.schedule(optimizer, steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Planner(Callback):
+    """Plans the module before it is trained, and draws its weights; as easy as ``LearningRateFinder``.
+
+    Data, number of steps, accumulation, clipping and precision are the trainer's, the loss is what the module's
+    ``training_step`` returns, and what remains of the recipe is said here. In several processes the first one plans and
+    sends its plan to the others; gradients of so many processes are measured as so many accumulated batches. A fit that
+    goes on from a checkpoint takes the plan from there and leaves the weights alone.
+
+    Args:
+        base: what makes the small module, such as ``lambda: Net(width=64)``, which is searched; or a `dagscale.Base`
+            that was found before. None: the module's own rate is measured on the spot, good to about an octave.
+        plan: a plan that was made before, in place of all else here.
+        loss: ``loss(output, target)``, of the module's forward on the first part of a batch, in place of its
+            ``training_step``.
+        search: further arguments of `dagscale.search`, such as ``{"seeds": 1}``.
+        planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``seed``, ``reset``, …)
+            and of `dagscale.Recipe` (``optimizer`` and its settings, ``weight_decay``, ``schedule``, ``steps``, …).
+
+    Attributes:
+        plan: the plan, once it is made.
+        base: the base, once it is found.
+
+    Raises:
+        DagscaleError: on fitting, if there are no training data, the module's ``configure_optimizers`` makes an
+            optimiser of its own, the plan does not fit, or as planning raises.
+    """
+
+    def __init__(
+        self,
+        base: Base | Callable[[], nn.Module] | None = None,
+        *,
+        plan: Plan | None = None,
+        loss: Callable[..., torch.Tensor] | None = None,
+        search: dict[str, Any] | None = None,
+        **planning: Any,
+    ) -> None:
+        if plan is not None and (base is not None or loss is not None or search or planning):
+            raise PlanError("a plan is given, and what else is given here would make another: leave one of them out")
+        if base is not None and not isinstance(base, Base) and (isinstance(base, nn.Module) or not callable(base)):
+            raise PlanError(
+                f"base must be what dagscale.search returns, or a function that makes the small module, such as "
+                f"lambda: Net(width=64), not {type(base).__name__}"
+            )
+        self.plan, self.loss, self.search = plan, loss, dict(search or {})
+        self.base = base if isinstance(base, Base) else None
+        self._small = None if isinstance(base, Base) else base
+        asked = ("law", "init", "seed", "width", "depth", "depth_alpha", "base_lr", "only", "keep", "reset",
+                 "lr_scale")  # fmt: skip
+        self._planning = {name: planning.pop(name) for name in asked if name in planning}
+        self._training = planning
+
+    # --- hooks -------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Put the planning where module and data are ready, and neither is wrapped or sharded by the strategy."""
+        if stage != "fit":
+            return
+        strategy = trainer.strategy
+        sharding = strategy.restore_checkpoint_after_setup
+
+        def first(name: str, begin: Callable[[Any, Any], None]) -> None:
+            own = getattr(strategy, name)
+
+            def then(*args: Any) -> Any:
+                strategy.__dict__.pop(name, None)
+                begin(trainer, pl_module)
+                return own(*args)
+
+            setattr(strategy, name, then)
+
+        if sharding and any(True for _ in pl_module.parameters()):
+            first("tensor_init_context", self._plan)  # before configure_model, which may shard the module
+        first("setup", self._begin)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """See that the plan is what the module is trained with."""
+        groups = [group for one in trainer.optimizers for group in one.param_groups]
+        if not groups or not all("param_names" in group for group in groups):
+            made = ", ".join(type(one).__name__ for one in trainer.optimizers) or "nothing"
+            raise PlanError(
+                f"configure_optimizers of {type(pl_module).__name__} made {made} without the plan's rates: let it "
+                "return dagscale.integrations.lightning.configure_optimizers(self), and say optimizer, settings and "
+                "schedule to the Planner"
+            )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take away what was put on strategy and module."""
+        for name in ("setup", "tensor_init_context"):
+            trainer.strategy.__dict__.pop(name, None)
+        pl_module.__dict__.pop("configure_gradient_clipping", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The plan, for checkpoints."""
+        return {} if self.plan is None else {"plan": self.plan.to_json()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The plan of a checkpoint, in place of one that is still to be made."""
+        if self.plan is None and "plan" in state_dict:
+            self.plan = Plan.from_json(state_dict["plan"])
+
+    # --- planning ----------------------------------------------------------------------------------------------
+
+    def _plan(self, trainer: Any, module: Any) -> None:
+        if self.plan is None:
+            self.plan = self._shared(trainer, module)
+
+    def _begin(self, trainer: Any, module: Any) -> None:
+        self._plan(trainer, module)
+        assert self.plan is not None
+        if trainer.ckpt_path is None:
+            self.plan.init_(module)
+        if trainer.gradient_clip_val and any(own.fold != 1 for own in self.plan.parameters.values()):
+            _clip_by_plan(trainer, module)
+
+    def _shared(self, trainer: Any, module: Any) -> Plan:
+        """The plan that the first process makes, in every process."""
+        recipe, made, failed = self.recipe(trainer, module), None, None
+        if trainer.is_global_zero:
+            try:
+                made = self._made(recipe, module)
+            except DagscaleError as error:
+                if trainer.world_size == 1:
+                    raise
+                failed = f"{type(error).__name__}: {error}"  # the others wait
+        made, failed = trainer.strategy.broadcast((made, failed))
+        if failed is not None:
+            raise PlanError(f"planning failed in the first process, {failed}")
+        assert isinstance(made, Plan)
+        return replace(made, live=recipe)
+
+    def _made(self, recipe: Recipe, module: Any) -> Plan:
+        if self.base is None and self._small is not None:
+            small = self._small()
+            if not isinstance(small, nn.Module):
+                raise PlanError(f"base must make the small module, and made {type(small).__name__}")
+            small = small.to(next((p.device for p in module.parameters()), torch.device("cpu")))
+            own = {name: v for name, v in self._planning.items() if name in ("init", "seed") and v is not None}
+            self.base = dagscale.search(self._model(small), recipe, **{**own, **self.search})
+        return dagscale.plan(self._model(module), recipe=recipe, base=self.base, **self._planning)
+
+    def _model(self, module: nn.Module) -> nn.Module:
+        """What is traced and measured: a twin with the module's parameters, without the trainer and the data in it."""
+        return by_training_step(module) if self.loss is None else copy.copy(module)
+
+    def recipe(self, trainer: Any, module: Any) -> Recipe:
+        """How the trainer will train, as far as it says it.
+
+        Raises:
+            DagscaleError: if it has no data to train on, or trains in a way that no recipe can say.
+        """
+        name = type(module).__name__
+        if not trainer.fit_loop._data_source.is_defined():
+            raise PlanError(
+                f"{name} has no training data: give trainer.fit a loader or a datamodule, or the module a "
+                "train_dataloader"
+            )
+        if not any(True for _ in module.parameters()):
+            raise PlanError(f"{name} has no parameters: make its layers in __init__, setup or configure_model")
+        if any(is_sharded(p) for p in module.parameters()):
+            raise PlanError(
+                f"{name} makes its layers in configure_model and shards them there: make them in __init__, or plan "
+                "before the fit, Planner(plan=plan)"
+            )
+        if trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value"):
+            raise PlanError("the Trainer clips by value, which no recipe can say: clip by norm")
+        if not trainer.strategy.restore_checkpoint_after_setup:  # what is sharded later is too large to go there whole
+            module.to(trainer.strategy.root_device)
+        trainer.fit_loop.setup_data()
+        batches = _Batches(trainer, module)
+        said = {
+            "steps": _steps(trainer),
+            "clip": trainer.gradient_clip_val or None,
+            "accumulate": trainer.accumulate_grad_batches * trainer.world_size,
+            "autocast": torch.bfloat16 if trainer.precision == "bf16-mixed" else None,
+        }
+        data = batches if self.loss is None else _Plainly(batches)
+        return Recipe(data, self.loss, **{**said, **self._training})
+
+
+def _steps(trainer: Any) -> int | None:
+    """Optimiser steps of the fit; None where it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if math.isfinite(steps) and steps > 0 else None
+
+
+def _clip_by_plan(trainer: Any, module: Any) -> None:
+    """Let the trainer clip as the model would without the multipliers that are folded into its weights."""
+    if type(module).configure_gradient_clipping is not pytorch.LightningModule.configure_gradient_clipping:
+        return  # the user's own
+    if trainer.strategy.restore_checkpoint_after_setup:
+        raise PlanError(
+            "the plan has folded multipliers, and clipping of sharded gradients does not know of them: clip in the "
+            "module's configure_gradient_clipping with dagscale.clip_grad_norm_, or leave gradient_clip_val out"
+        )
+
+    def clip(optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        clip_grad_norm_(getattr(optimizer, "optimizer", optimizer), float(gradient_clip_val))
+
+    module.configure_gradient_clipping = clip
+
+
+class _Batches:
+    """The trainer's batches as its training step gets them, as keyword arguments of `by_training_step`'s forward."""
+
+    def __init__(self, trainer: Any, module: Any) -> None:
+        self.trainer, self.module = trainer, module
+        loaders = trainer.train_dataloader
+        self.lone = hasattr(loaders, "__iter__") and not isinstance(loaders, (dict, list, tuple))
+        self.loader = loaders if self.lone else pytorch.utilities.CombinedLoader(loaders, "max_size_cycle")
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples in a batch of one loader."""
+        own = getattr(self.loader, "batch_size", None)
+        return own if isinstance(own, int) else None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            raw = batch if self.lone else batch[0]
+            raw = self.trainer.precision_plugin.convert_input(raw)
+            raw = self.module._on_before_batch_transfer(raw)
+            device = next((p.device for p in self.module.parameters()), None)
+            yield {"batch": self.module._apply_batch_transfer_handler(raw, device), "label": 1}
+
+
+class _Plainly:
+    """The same batches, as the module's forward and a loss take them."""
+
+    def __init__(self, batches: _Batches) -> None:
+        self.batches = batches
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples in a batch."""
+        return self.batches.batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        return (own["batch"] for own in self.batches)
+
+
+class Watcher(Callback):
+    """Watches the training (`dagscale.watch`): its scalars go to the trainer's loggers, and a fault is a warning.
+
+    Args:
+        plan: what is planned; by default the plan of the `Planner` among the trainer's callbacks.
+        every: how often a step is observed closely.
+
+    Attributes:
+        report: what was seen, at the end of the training.
+    """
+
+    def __init__(self, plan: Plan | None = None, *, every: int = 50) -> None:
+        self.plan, self.every = plan, every
+        self.watch: Watch | None = None
+        self.report: WatchReport | None = None
+        self._logged = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin."""
+        plan = self.plan or next((own.plan for own in trainer.callbacks if isinstance(own, Planner)), None)
+        if plan is None:
+            raise PlanError("there is no plan to watch against: give Watcher(plan), or a Planner beside it")
+
+        self.watch, self._logged = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every), 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A training step need not call its module: it may call the module's parts."""
+        if self.watch is not None:
+            held, pl_module._trainer = pl_module._trainer, None  # behind it lie the data, which are no constants
+            try:
+                self.watch._enter(pl_module, ())
+            finally:
+                pl_module._trainer = held
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """The forward has ended."""
+        if self.watch is not None:
+            self.watch._leave(pl_module, (), None)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log what was observed."""
+        if self.watch is not None and self.watch.observed > self._logged:
+            self._logged = self.watch.observed
+            for logger in trainer.loggers:
+                logger.log_metrics(self.watch.scalars(), step=trainer.global_step)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Report."""
+        if self.watch is None:
+            return
+        self.report = self.watch.report()
+        self._close()
+        if not self.report.ok:
+            pytorch.utilities.rank_zero_warn(f"dagscale: {self.report.verdict}")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Take the hooks away."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
+
+
+__all__ = ["Planner", "Watcher", "configure_optimizers"]

@@ -1,0 +1,152 @@
+"""timm: its names of optimisers as a recipe understands them, and its optimiser factory with a plan's groups.
+
+::
+
+    recipe = dagscale.Recipe(loader, loss=cross_entropy, steps=…, **settings(args, model))  # args of timm's train.py
+    plan = dagscale.plan(model, recipe=recipe)
+    optimizer = create_optimizer(args, plan.init_(model), plan)  # in place of timm.optim.create_optimizer_v2(…)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from dagscale.errors import OptimizerError, PlanError
+from dagscale.integrations.requirement import require
+from dagscale.models.timm import declare_torchvision_ops
+from dagscale.planning.plans import Plan
+from dagscale.tracing.wrappers import unwrapped
+from dagscale.training.optimizers import Groups, Optimizer, resolve
+
+TAKEN_BY_PLAN = ("lr", "layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
+"""Of timm's settings, those that say rates, which the plan says."""
+
+
+def named_optimizer(opt: str, **settings: Any) -> Optimizer:
+    """What is known of the optimiser that timm calls ``opt``, made as timm makes it.
+
+    timm's own defaults hold: ``sgd`` has Nesterov momentum of 0.9. An optimiser that is one of ``torch.optim`` has all
+    that dagscale knows of that; of timm's own, such as ``lamb``, nothing is known, and it is trained with and searched.
+
+    Args:
+        opt: a name as ``--opt`` takes it, ``lookahead_`` before it or not.
+        settings: as `timm.optim.create_optimizer_v2` takes them: ``momentum``, ``betas``, ``eps``, ….
+
+    Raises:
+        OptimizerError: if timm knows no such name.
+    """
+    factory = _factory()
+    name = opt.lower().rpartition("_")[2]
+    try:
+        info = factory.get_optimizer_info(name)
+    except ValueError:
+        near = difflib.get_close_matches(name, factory.list_optimizers(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptimizerError(f"timm has no optimizer {opt!r}{hint} (timm.optim.list_optimizers() lists them)") from None
+    build = partial(_build, opt)
+    known = info.opt_class if isinstance(info.opt_class, type) else None
+    if name != opt.lower() or known is None or not known.__module__.startswith("torch.optim"):
+        return Optimizer(opt, build).configured(settings)
+    defaults = {**(info.defaults or {}), **({"momentum": 0.9} if info.has_momentum else {}), **settings}
+    dropped = {"eps": info.has_eps, "betas": info.has_betas, "momentum": info.has_momentum}
+    return resolve(known, {k: v for k, v in defaults.items() if dropped.get(k, True)})
+
+
+def settings(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
+    """What the arguments of timm's ``train.py`` say of optimiser, decay, clipping and accumulation, for
+    `dagscale.Recipe`.
+
+    Args:
+        args: its parsed arguments: ``opt``, ``momentum``, ``weight_decay``, ``opt_eps``, ``opt_betas``, ``opt_args``,
+            ``clip_grad``, ….
+        model: whose ``no_weight_decay()`` names parameters without decay, such as a ViT's ``pos_embed``.
+
+    Returns:
+        Keyword arguments of `dagscale.Recipe`: ``optimizer``, ``weight_decay``, ``no_decay``, and ``clip`` and
+        ``accumulate`` where they are said.
+
+    Raises:
+        OptimizerError: if timm knows no such optimiser.
+        PlanError: if it clips in a way that no recipe can say.
+    """
+    said = _factory().optimizer_kwargs(cfg=args)
+    own = {k: v for k, v in said.items() if k not in ("opt", "weight_decay", *TAKEN_BY_PLAN)}
+    found: dict[str, Any] = {"optimizer": named_optimizer(said["opt"], **own), "weight_decay": said["weight_decay"]}
+    found["no_decay"] = _no_decay(model)
+    if getattr(args, "clip_grad", None) is not None:
+        if getattr(args, "clip_mode", "norm") != "norm":
+            raise PlanError(f"clip_mode {args.clip_mode!r} is none that a recipe can say: clip by norm")
+        found["clip"] = float(args.clip_grad)
+    if getattr(args, "grad_accum_steps", 1) > 1:
+        found["accumulate"] = args.grad_accum_steps
+    return found
+
+
+def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> torch.optim.Optimizer:
+    """In place of ``timm.optim.create_optimizer_v2(model, **optimizer_kwargs(cfg=args))``: the same optimiser, with the
+    plan's groups.
+
+    Args:
+        args: the parsed arguments of timm's ``train.py``; their ``lr`` and ``layer_decay`` give way to the plan.
+        model: the model, as it was planned; wrappers are looked through.
+        plan: its plan.
+        groups: further arguments of `dagscale.Plan.param_groups`.
+
+    Raises:
+        PlanError: if the plan does not fit the model.
+        OptimizerError: if timm knows no such optimiser, or it cannot be made.
+    """
+    factory = _factory()
+    said = {k: v for k, v in factory.optimizer_kwargs(cfg=args).items() if k not in TAKEN_BY_PLAN}
+    named_optimizer(said["opt"])  # an unknown name is told in one line
+    own = {"weight_decay": said["weight_decay"], "no_decay": _no_decay(model), **groups}
+    made: torch.optim.Optimizer = factory.create_optimizer_v2(
+        model, **said, lr=plan.lr, param_group_fn=param_groups_fn(plan, **own)
+    )
+    return made
+
+
+def param_groups_fn(plan: Plan, **groups: Any) -> Callable[[nn.Module], Groups]:
+    """``param_group_fn`` for ``timm.optim.create_optimizer_v2``: the plan's groups.
+
+    timm's schedulers go from each group's own rate to ``min_lr``, which is one number for all groups; leave it at 0.
+
+    Args:
+        plan: the plan of the model.
+        groups: further arguments of `dagscale.Plan.param_groups`.
+    """
+
+    def grouped(model: nn.Module) -> Groups:
+        return plan.param_groups(model, **groups)
+
+    return grouped
+
+
+def _no_decay(model: nn.Module | None) -> Callable[[str, nn.Parameter], bool]:
+    """timm's own rule: no decay for what has one dimension, nor for what the model names."""
+    named: Any = getattr(unwrapped(model) if model is not None else None, "no_weight_decay", set)()
+
+    def without_decay(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch(name, pattern) for pattern in named)
+
+    return without_decay
+
+
+def _build(opt: str, groups: Groups, **settings: Any) -> Any:
+    """As timm makes it of parameter groups."""
+    return _factory().create_optimizer_v2(groups, opt, **settings)
+
+
+def _factory() -> Any:
+    declare_torchvision_ops()
+    return require("timm.optim._optim_factory", "timm", "1.0.12")
+
+
+__all__ = ["create_optimizer", "named_optimizer", "param_groups_fn", "settings"]
