@@ -11,6 +11,9 @@ from types import ModuleType
 
 import pytest
 
+from dagscale import INITS, LAWS, OPTIMIZERS
+from dagscale.tracing.meaning import OPS
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
@@ -131,7 +134,11 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)
 def test_examples_run_and_print_what_the_page_says(code: str, printed: str) -> None:
+    """What an example registers is gone after it."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with contextlib.ExitStack() as stack:
+        for registry in (LAWS, INITS, OPTIMIZERS, OPS):
+            stack.enter_context(registry.temporarily())
+        stack.enter_context(contextlib.redirect_stdout(out))
         exec(compile(code, "example", "exec"), {})
     assert out.getvalue() == printed
