@@ -75,9 +75,9 @@ def test_scripts_that_a_page_names_exist(page: Path) -> None:
     assert not [name for name in named if not (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "tests"])
+@pytest.mark.parametrize("folder", ["benchmarks", "tests", "src", "examples"])
 def test_pages_that_a_script_names_exist(folder: str) -> None:
-    for script in sorted((ROOT / folder).glob("*.py")):
+    for script in sorted((ROOT / folder).rglob("*.py")):
         named = re.findall(r"\bdocs/[\w/-]+\.md\b", script.read_text(encoding="utf-8"))
         assert not [name for name in named if not (ROOT / name).is_file()], script.name
 

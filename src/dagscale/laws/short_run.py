@@ -43,7 +43,7 @@ NEAR = 2
 """Octaves below the rate that is expected at which to begin."""
 
 LONG_RUN = 1.25
-"""What the rate of a whole run is, relative to that of a short one: a mean over settings, see ``docs/laws.md``.
+"""The best rate of a whole run over that of a short one, a mean over settings (``docs/evidence/without-a-base.md``).
 
 Ratios of rates do not depend on it."""
 
@@ -189,7 +189,7 @@ class _Runs:
         return losses
 
     def _hopeless(self, losses: list[float]) -> bool:
-        """Whether the loss has risen by more than that of the best run has fallen."""
+        """Whether the run can be given up: its loss has risen by more than that of the best run has fallen."""
         if len(losses) < HOPELESS or self.best >= 0:
             return False
         return fmean(losses) - fmean(self.starts[: len(losses)]) > -self.best
@@ -220,7 +220,7 @@ def known(network: Network) -> Estimate:
 
 
 def rate(network: Network) -> Estimate:
-    """The rate itself, without a base: that of a short run times ``LONG_RUN``."""
+    """The learning rate itself, for plans without a base: the rate of a short run times ``LONG_RUN``."""
     found = known(network)
     return replace(found, log_rate=found.log_rate + math.log(LONG_RUN))
 
