@@ -113,7 +113,7 @@ def results(name: str, chosen: str) -> str:
             (row["correlation"] or "–").replace("-", "−"),
             row["octaves_rms"] or "–",
         ])  # fmt: skip
-    return table(["learning rate from", "initialisation", "mean", "worst", "correlation", "octaves off"], body)
+    return table(["learning rate from", "initialisation", "loss above best", "worst", "correlation", "octaves off"], body)
 
 
 def summary(keys: list[str]) -> str:

@@ -75,8 +75,8 @@ def search(
 
         found = dagscale.search(small, recipe)
 
-    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best. Its upper
-    end is the maximal learning rate, and its geometric middle the rate to recommend.
+    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best. Its
+    upper end is the maximal learning rate, and its geometric middle the rate to recommend.
 
     A copy of the model is initialised and trained for every rate and seed that is tried; ``model`` itself never
     changes. Where parameters have rates of their own, one overall rate is searched and the ratios stay. The grid is
