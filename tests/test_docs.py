@@ -128,6 +128,26 @@ EXAMPLES = [
 ]
 
 
+def test_the_readme_runs_and_prints_what_it_says() -> None:
+    """Its example is the file that it names, and every printed line that it shows is a true one but for its figures,
+    which differ a little between machines and versions of torch."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    code, shown = re.findall(r"```python\n(.*?)```\n.*?\n```\n(.*?)```", readme, flags=re.DOTALL)[0]
+    assert (ROOT / "examples" / "first_plan.py").read_text("utf-8").endswith(code)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+
+    def words(text: str) -> list[list[str]]:
+        return [re.findall(r"[^\W\d]\w*", line) for line in text.splitlines() if "…  " not in line]
+
+    printed = words(out.getvalue())
+    assert [line for line in words(shown) if line not in printed] == []
+    found = [re.findall(r"^learning rate ([\d.]+) = base", text, re.MULTILINE) for text in (shown, out.getvalue())]
+    rates = [float(rate) for (rate,) in found]
+    assert 0.7 < rates[0] / rates[1] < 1.4
+
+
 def test_there_are_examples() -> None:
     assert EXAMPLES
 

@@ -62,8 +62,8 @@ class Family:
 PER_FAMILY = 6
 SGD_GRID = tuple(2.0 ** (k / 2) for k in range(-12, 3))
 FAMILIES = {
-    "mlp": Family("MLP graphs, SGD", "mlp:2?width=64", SGD_GRID, 4, (("width", 64),)),
-    "cnn": Family("CNN graphs, SGD", "cnn:2?width=12", SGD_GRID, 4, (("width", 12),), epochs=3),
+    "mlp": Family("MLP graphs, SGD", "mlp:2?width=64", SGD_GRID, 2, (("width", 64),)),
+    "cnn": Family("CNN graphs, SGD", "cnn:2?width=12", SGD_GRID, 2, (("width", 12),), epochs=3),
     "language": Family("language models, AdamW", "language:1x32", tuple(2.0**k for k in range(-9, -2)), 1),
 }
 LANGUAGE = ("language:3x32", "language:1x64", "language:3x64")
