@@ -43,7 +43,8 @@ def main() -> None:
             ha="left" if model is small else "right", fontsize=9,
         )  # fmt: skip
         axes.annotate(
-            name, points[0], xytext=(0, 8 if model is small else -16), textcoords="offset points", color=colour, fontsize=9,
+            name, points[0], xytext=(0, 8 if model is small else -16), textcoords="offset points", color=colour,
+            fontsize=9,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="loss after four epochs")
     with matplotlib.rc_context({"svg.hashsalt": "dagscale"}):  # the same bytes from the same results
