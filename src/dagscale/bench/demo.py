@@ -290,7 +290,7 @@ def figure(outcomes: list[Outcome]) -> Figure:
         axis.set_title(f"{len(own)} {family.title}", loc="left", fontsize=10)
         axis.set(xscale="log", xlim=(low, high))
         axis.grid(axis="x", alpha=0.3)
-    ticks = [t for t in (0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20) if low <= t <= high]
+    ticks = [t for t in (0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20) if low <= t <= high]
     axes[-1].set_xticks(ticks, [f"{t:g} ×" for t in ticks])
     axes[-1].set_xticks([], minor=True)
     axes[-1].set_xlabel(
