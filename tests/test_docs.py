@@ -11,6 +11,9 @@ from types import ModuleType
 
 import pytest
 
+from dagscale import INITS, LAWS, OPTIMIZERS
+from dagscale.tracing.meaning import OPS
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
@@ -72,9 +75,9 @@ def test_scripts_that_a_page_names_exist(page: Path) -> None:
     assert not [name for name in named if not (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "tests"])
+@pytest.mark.parametrize("folder", ["benchmarks", "tests", "src", "examples"])
 def test_pages_that_a_script_names_exist(folder: str) -> None:
-    for script in sorted((ROOT / folder).glob("*.py")):
+    for script in sorted((ROOT / folder).rglob("*.py")):
         named = re.findall(r"\bdocs/[\w/-]+\.md\b", script.read_text(encoding="utf-8"))
         assert not [name for name in named if not (ROOT / name).is_file()], script.name
 
@@ -125,13 +128,37 @@ EXAMPLES = [
 ]
 
 
+def test_the_readme_runs_and_prints_what_it_says() -> None:
+    """Its example is the file that it names, and every printed line that it shows is a true one but for its figures,
+    which differ a little between machines and versions of torch."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    code, shown = re.findall(r"```python\n(.*?)```\n.*?\n```\n(.*?)```", readme, flags=re.DOTALL)[0]
+    assert (ROOT / "examples" / "first_plan.py").read_text("utf-8").endswith(code)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+
+    def words(text: str) -> list[list[str]]:
+        return [re.findall(r"[^\W\d]\w*", line) for line in text.splitlines() if "…  " not in line]
+
+    printed = words(out.getvalue())
+    assert [line for line in words(shown) if line not in printed] == []
+    found = [re.findall(r"^learning rate ([\d.]+) = base", text, re.MULTILINE) for text in (shown, out.getvalue())]
+    rates = [float(rate) for (rate,) in found]
+    assert 0.7 < rates[0] / rates[1] < 1.4
+
+
 def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)
 def test_examples_run_and_print_what_the_page_says(code: str, printed: str) -> None:
+    """What an example registers is gone after it."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with contextlib.ExitStack() as stack:
+        for registry in (LAWS, INITS, OPTIMIZERS, OPS):
+            stack.enter_context(registry.temporarily())
+        stack.enter_context(contextlib.redirect_stdout(out))
         exec(compile(code, "example", "exec"), {})
     assert out.getvalue() == printed

@@ -97,7 +97,7 @@ class Network:
         return self.copies[0]
 
     def give_back(self) -> None:
-        """Put everything back that the measurements have changed."""
+        """Undo everything that measurements have changed in the model and its copies."""
         for copied in self.copies:
             copied.give_back()
 

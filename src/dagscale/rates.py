@@ -37,7 +37,7 @@ def find_band(rates: Sequence[float], losses: Sequence[float], tolerance: float)
 
 
 def _end(rates: Sequence[float], losses: Sequence[float], start: int, step: int, limit: float) -> float:
-    """The band's end in the direction of ``step``."""
+    """The lower end of the band if ``step`` is −1, its upper end if ``step`` is 1."""
     last = start
     while 0 <= last + step < len(rates) and losses[last + step] <= limit:
         last += step

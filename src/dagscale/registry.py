@@ -36,7 +36,7 @@ class Registry(Generic[T]):
 
     @contextmanager
     def temporarily(self) -> Iterator[Registry[T]]:
-        """What is added or replaced inside ``with`` is gone on leaving, as a test needs it."""
+        """A context in which entries may be added or replaced; on leaving it, the registry is as it was before."""
         before = dict(self._entries)
         try:
             yield self

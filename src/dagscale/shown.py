@@ -1,4 +1,4 @@
-"""Text from outside, to show: names of modules, methods, data sets and files are text, never markup or commands."""
+"""Shows text from outside safely: names of modules, data sets and files are never taken for markup or commands."""
 
 from __future__ import annotations
 

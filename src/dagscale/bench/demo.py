@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.bench.data import Dataset, load
+from dagscale.bench import language
+from dagscale.bench.data import load
 from dagscale.models import sample
 from dagscale.models import targets as spaces
 from dagscale.pictures.files import check_path, save
 from dagscale.planning.base import Base
 from dagscale.planning.make import plan
+from dagscale.planning.plans import Plan
 from dagscale.searching import search
 from dagscale.shown import load_rich
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
+from dagscale.training.schedules import cosine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,26 +34,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A base network (one hidden layer), the options of its targets, and how long all of them train."""
+    """Networks of one kind, which all train alike.
 
+    Attributes:
+        title: what they are called in the picture.
+        base: the small network that is searched.
+        grid: learning rates of a full search, ascending.
+        seeds: training runs of each network at each rate.
+        options: those of random targets; a language model's targets are ``LANGUAGE``.
+        epochs: how long random targets train.
+    """
+
+    title: str
     base: str
-    options: dict[str, int]
-    epochs: int
+    grid: tuple[float, ...]
+    seeds: int
+    options: tuple[tuple[str, int], ...] = ()
+    epochs: int = 1
+
+    def targets(self, space: str, seed: int) -> tuple[str, ...]:
+        """The networks to plan for."""
+        if space == "language":
+            return LANGUAGE
+        return sample(space, vertices=5, count=PER_FAMILY, seed=seed, **dict(self.options))
 
 
-FAMILIES = {
-    "mlp": Family("mlp:2?width=64", {"width": 64}, epochs=1),
-    "cnn": Family("cnn:2?width=12", {"width": 12}, epochs=3),
-}
 PER_FAMILY = 6
-BATCH, SEEDS = 32, 4
-GRID = tuple(2.0 ** (k / 2) for k in range(-12, 3))
+SGD_GRID = tuple(2.0 ** (k / 2) for k in range(-12, 3))
+FAMILIES = {
+    "mlp": Family("MLP graphs, SGD", "mlp:2?width=64", SGD_GRID, 2, (("width", 64),)),
+    "cnn": Family("CNN graphs, SGD", "cnn:2?width=12", SGD_GRID, 2, (("width", 12),), epochs=3),
+    "language": Family("language models, AdamW", "language:1x32", tuple(2.0**k for k in range(-9, -2)), 1),
+}
+LANGUAGE = ("language:3x32", "language:1x64", "language:3x64")
+"""Blocks × width."""
+
 WAYS = ("default", "released", "plan", "grid")
+NAMES = {
+    "default": "base's rate, PyTorch's init",
+    "released": "rule of the paper's code",
+    "plan": "dagscale's plan",
+    "grid": "grid search on each",
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One architecture: what each way chose, and the final training loss it came to (None if it diverged)."""
+    """One network: what each way chose, and the final training loss it came to (None if it diverged).
+
+    The rule of the paper's code is for SGD alone, so a language model has no entry for it.
+    """
 
     target: str
     lr: dict[str, float]
@@ -61,7 +95,7 @@ def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outco
     """Train everything, and draw it into the folder ``out``, which exists.
 
     Returns:
-        An outcome an architecture, and the picture's path.
+        An outcome for each network, and the picture's path.
 
     Raises:
         DagscaleError: if the picture cannot be written.
@@ -71,10 +105,11 @@ def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outco
     from rich.progress import track
 
     picture = check_path(out / "demo.png")
+    total = sum(len(family.targets(space, seed)) for space, family in FAMILIES.items())
     outcomes = list(
         track(
-            _outcomes(load("digits"), seed), total=len(FAMILIES) * PER_FAMILY, description="training",
-            console=Console(stderr=True), transient=True, disable=not progress,
+            _outcomes(seed), total=total, description="training", console=Console(stderr=True), transient=True,
+            disable=not progress,
         )
     )  # fmt: skip
     save(lambda: figure(outcomes), picture)
@@ -86,99 +121,127 @@ def to_dict(outcomes: list[Outcome], picture: Path) -> dict[str, Any]:
     return {"outcomes": [asdict(o) for o in outcomes], "summary": summary(outcomes), "picture": str(picture)}
 
 
-def _outcomes(data: Dataset, seed: int) -> Iterator[Outcome]:
-    """Every architecture, trained each way. Runs are spread over the machine's cores."""
+def _outcomes(seed: int) -> Iterator[Outcome]:
+    """Every network, trained each way. Runs are spread over the machine's cores."""
     from joblib import Parallel, delayed
 
     with Parallel(n_jobs=-1, return_as="generator") as parallel:
-        jobs = [(family, init) for family in FAMILIES for init in ("moments", "released")]
-        rates = dict(zip(jobs, parallel(delayed(_base)(base, init, data, seed) for base, init in jobs), strict=True))
-        chosen = [
-            (family, target)
-            for family, about in FAMILIES.items()
-            for target in sample(family, vertices=5, count=PER_FAMILY, seed=seed, **about.options)
-        ]
+        jobs = [
+            (space, init) for space in FAMILIES for init in ("moments", "keep", "released")
+            if (space, init) != ("language", "released")
+        ]  # fmt: skip
+        found = parallel(delayed(_search)(space, FAMILIES[space].base, init, seed) for space, init in jobs)
+        bases = dict(zip(jobs, (base.lr for base in found), strict=True))
+        chosen = [(space, target) for space, family in FAMILIES.items() for target in family.targets(space, seed)]
         yield from parallel(
-            delayed(_outcome)(f, t, rates[f, "moments"], rates[f, "released"], data, seed) for f, t in chosen
+            delayed(_outcome)(space, target, {init: lr for (own, init), lr in bases.items() if own == space}, seed)
+            for space, target in chosen
         )
 
 
-def _base(family: str, init: str, data: Dataset, seed: int) -> float:
-    """The base network's maximal learning rate, in the middle of its band."""
-    model, _ = spaces.load(FAMILIES[family].base, data=data, seed=seed)
-    return _search(model, family, init, data, seed).lr
+def _recipe(space: str) -> Recipe:
+    """How the networks of a family are trained."""
+    if space == "language":
+        return Recipe(
+            language.text(), language.loss, torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
+            batch_size=16, steps=60, schedule=cosine(warmup=0.1),
+        )  # fmt: skip
+    data = load("digits")
+    return Recipe((data.x, data.y), cross_entropy, batch_size=32, epochs=FAMILIES[space].epochs)
 
 
-def _search(model: torch.nn.Module, family: str, init: str, data: Dataset, seed: int) -> Base:
+def _load(space: str, target: str, seed: int) -> tuple[nn.Module, Any]:
+    """The network under a seed, and example inputs."""
+    if space == "language":
+        torch.manual_seed(seed)
+        blocks, width = map(int, target.removeprefix("language:").split("x"))
+        return language.Language(blocks, width), language.text()[0][:2]
+    return spaces.load(target, data=load("digits"), seed=seed)
+
+
+def _search(space: str, target: str, init: str, seed: int) -> Base:
+    """A full grid search on one network."""
     torch.set_num_threads(1)
-    epochs = FAMILIES[family].epochs
+    family = FAMILIES[space]
+    model, _ = _load(space, target, seed)
     return search(
-        model, data, init=init, grid=GRID, epochs=epochs, batch_size=BATCH, seeds=SEEDS, seed=seed, method="grid"
+        model, _recipe(space), init=init, grid=family.grid, seeds=family.seeds, seed=seed, method="grid", widen=2
     )
 
 
-def _outcome(family: str, target: str, base_lr: float, released_lr: float, data: Dataset, seed: int) -> Outcome:
-    model, inputs = spaces.load(target, data=data, seed=seed)
-    base = spaces.load(FAMILIES[family].base, data=data, seed=seed)
-    torch.set_num_threads(1)
-    recipe = Recipe((data.x, data.y), cross_entropy, batch_size=BATCH, epochs=FAMILIES[family].epochs)
-    known: dict[str, Any] = {"data": (data.x, data.y), "loss": cross_entropy, "batch_size": BATCH}
-    ways: dict[str, Callable[[], Any]] = {
-        "default": lambda: plan(model, inputs, base=base, base_lr=base_lr, law="none", init="keep"),
-        "released": lambda: plan(model, inputs, base=base, base_lr=released_lr, law="released", init="released"),
-        "plan": lambda: plan(model, inputs, base=base, base_lr=base_lr, **known),
+def _plans(space: str, target: str, rates: dict[str, float], seed: int) -> dict[str, Plan]:
+    """The network's plan under each way but the search."""
+    recipe = _recipe(space)
+    model, inputs = _load(space, target, seed)
+    base = _load(space, FAMILIES[space].base, seed)
+    own = plan(model, inputs, base=base, base_lr=rates["keep"], law="none", init="keep", recipe=recipe)
+    if space == "language":
+        scaled = plan(
+            model, inputs, base=base, base_lr=rates["moments"], width="mup", depth="completep", init="moments",
+            law="none", recipe=recipe,
+        )  # fmt: skip
+        return {"default": own, "plan": scaled}
+    return {
+        "default": own,
+        "released": plan(
+            model, inputs, base=base, base_lr=rates["released"], law="released", init="released", recipe=recipe
+        ),
+        "plan": plan(model, inputs, base=base, base_lr=rates["moments"], recipe=recipe),
     }
+
+
+def _outcome(space: str, target: str, rates: dict[str, float], seed: int) -> Outcome:
+    """One network trained every way, from the bases' rates by init."""
+    torch.set_num_threads(1)
+    recipe = _recipe(space)
     lr, loss = {}, {}
-    for way, make in ways.items():
-        made = make()
+    for way, made in _plans(space, target, rates, seed).items():
         runs = []
-        for k in range(seed, seed + SEEDS):
-            trial, _ = spaces.load(target, data=data, seed=k)
+        for k in range(seed, seed + FAMILIES[space].seeds):
+            trial, _ = _load(space, target, k)
             made.init_(trial, seed=k)
-            groups = made.param_groups(trial)
-            done = train(trial, recipe, groups, seed=k)
-            runs.append(done.loss)
+            runs.append(train(trial, recipe, made.param_groups(trial), seed=k).loss)
         lr[way], loss[way] = made.lr, _finite(statistics.fmean(runs))
-    found = _search(model, family, "moments", data, seed)
+    found = _search(space, target, "moments", seed)
     lr["grid"], loss["grid"] = found.lr, found.loss
     return Outcome(target, lr, loss, found.band)
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float | None]]:
-    """For each way, over all architectures: loss in excess of the grid search's best (geometric mean and worst ratio,
-    minus 1), diverged runs, rms distance from the found rate in octaves."""
+    """For each way, over the networks that it has an answer for: how much its loss exceeds that of a grid search
+    (geometric mean and worst ratio, minus 1), how many runs diverged, and how many octaves its rate is off (rms)."""
     rows: dict[str, dict[str, float | None]] = {}
     for way in WAYS:
-        excess = [_inf(o.loss[way]) / _inf(o.loss["grid"]) for o in outcomes]
-        octaves = [math.log2(o.lr[way] / o.lr["grid"]) for o in outcomes]
-        mean = math.exp(statistics.fmean(map(math.log, excess))) if all(map(math.isfinite, excess)) else math.inf
+        own = [o for o in outcomes if way in o.loss]
+        excess = [_excess(o, way) for o in own]
+        octaves = [math.log2(o.lr[way] / o.lr["grid"]) for o in own]
         rows[way] = {
-            "mean_excess": _finite(mean - 1),
+            "mean_excess": _finite(_mean(excess) - 1),
             "worst_excess": _finite(max(excess) - 1),
-            "diverged": sum(o.loss[way] is None for o in outcomes),
+            "diverged": sum(o.loss[way] is None for o in own),
             "rms_octaves": math.sqrt(statistics.fmean(x * x for x in octaves)),
         }
     return rows
 
 
 def table(outcomes: list[Outcome]) -> Table:
-    """A row an architecture: the rate and the loss of each way."""
+    """One row for each network, with the loss and the rate of each way."""
     load_rich()
     from rich import box
     from rich.table import Table
 
-    made = Table(title="final training loss (learning rate) on digits", box=box.SIMPLE_HEAD)
-    made.add_column("architecture", overflow="fold")
-    heads = ("base's rate, PyTorch init", "released code's rule", "dagscale's plan", "grid search")
-    for head in heads:
-        made.add_column(head, justify="right")
+    made = Table(title="final training loss (learning rate)", box=box.SIMPLE_HEAD)
+    made.add_column("network", overflow="fold")
+    for way in WAYS:
+        made.add_column(NAMES[way], justify="right")
     for o in outcomes:
-        made.add_row(o.target.split("?")[0], *(f"{_text(o.loss[way])} ({o.lr[way]:.2g})" for way in WAYS))
+        cells = (f"{_text(o.loss[way])} ({o.lr[way]:.2g})" if way in o.loss else "–" for way in WAYS)
+        made.add_row(o.target.split("?")[0], *cells)
     made.add_section()
     rows = summary(outcomes)
-    made.add_row("mean loss over grid's", *(_percent(rows[way]["mean_excess"]) for way in WAYS))
+    made.add_row("mean loss above the grid search's", *(_percent(rows[way]["mean_excess"]) for way in WAYS))
     made.add_row("worst", *(_percent(rows[way]["worst_excess"]) for way in WAYS))
-    made.add_row("octaves from found rate, rms", *(f"{rows[way]['rms_octaves']:.2f}" for way in WAYS))
+    made.add_row("rate off by a factor of (rms)", *(f"{2 ** (rows[way]['rms_octaves'] or 0):.2f}" for way in WAYS))
     return made
 
 
@@ -186,52 +249,65 @@ def sentence(outcomes: list[Outcome]) -> str:
     """What the figures show, whatever that is."""
     rows = summary(outcomes)
     order = sorted(WAYS[:3], key=lambda way: (_inf(rows[way]["mean_excess"]), _inf(rows[way]["worst_excess"])))
-    names = {"default": "the base's rate with PyTorch's init", "released": "the released rule", "plan": "the plan"}
     told = "; ".join(
-        f"{names[way]} {_percent(rows[way]['mean_excess'])} (worst {_percent(rows[way]['worst_excess'])}, "
-        f"rate {rows[way]['rms_octaves']:.2f} octaves off)"
+        f"{NAMES[way]} {_percent(rows[way]['mean_excess'])} (worst {_percent(rows[way]['worst_excess'])})"
         for way in order
     )
-    return f"Loss above a grid search on each of {len(outcomes)} architectures, least first: {told}."
+    return f"Loss above a grid search on each of {len(outcomes)} networks, least first: {told}."
+
+
+COLOURS = {"default": "#868e96", "released": "#e8590c", "plan": "#1c7ed6"}
 
 
 def figure(outcomes: list[Outcome]) -> Figure:
-    """Left: predicted against found rate. Right: the loss of each way."""
+    """A panel for each kind of network and a row for each way: one dot for each network, and their mean as a bar."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = drawn.subplots(1, 2)
-    styles = {"default": ("tab:gray", "s"), "released": ("tab:red", "^"), "plan": ("tab:blue", "o"), "grid": ("k", "_")}
-    names = {"default": "base's rate", "released": "released rule", "plan": "plan", "grid": "grid search"}
-    for way in WAYS[:3]:
-        color, marker = styles[way]
-        for o in outcomes:
-            left.plot(o.lr["grid"], o.lr[way], marker, color=color, alpha=0.8)
-    for o in outcomes:
-        left.plot(o.band, (o.lr["plan"], o.lr["plan"]), "-", color="tab:blue", alpha=0.25)
-    keys = [left.plot([], [], styles[way][1], color=styles[way][0])[0] for way in WAYS[:3]]
-    left.legend(keys, [names[way] for way in WAYS[:3]], fontsize=8)
-    rates = [o.lr[way] for o in outcomes for way in WAYS]
-    ends = (min(rates) / 1.5, max(rates) * 1.5)
-    left.plot(ends, ends, "k--", lw=0.8)
-    left.set(
-        xscale="log", yscale="log", xlabel="learning rate found by grid search (line: its 5 % band)",
-        ylabel="learning rate predicted", title="predicted against found",
-    )  # fmt: skip
-    finite = [x for o in outcomes for x in o.loss.values() if x is not None]
-    top = max(finite) * 1.3
-    for way in WAYS:
-        color, marker = styles[way]
-        for i, o in enumerate(outcomes):
-            value = o.loss[way]
-            right.plot(i, top if value is None else value, marker if value is not None else "x", color=color, alpha=0.9,
-                       label=names[way] if i == 0 else None, ms=12 if way == "grid" else 6)  # fmt: skip
-    right.set_xticks(
-        range(len(outcomes)), [o.target.split("?")[0] for o in outcomes], rotation=60, ha="right", fontsize=7
+    drawn = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = drawn.subplots(len(FAMILIES), 1, sharex=True)
+    finite = [x for o in outcomes for way in WAYS[:3] if way in o.loss and math.isfinite(x := _excess(o, way))]
+    low, high = min(0.9, *finite) / 1.03, max(2.0, *finite) * 1.1
+    for axis, (space, family) in zip(axes, FAMILIES.items(), strict=True):
+        own = [o for o in outcomes if o.target.startswith(f"{space}:")]
+        ways = [way for way in WAYS[:3] if own and way in own[0].loss]
+        for row, way in enumerate(ways):
+            values = [_excess(o, way) for o in own]
+            inside = [min(value, high / 1.05) for value in values]
+            for value, at in zip(values, inside, strict=True):
+                axis.plot(at, row, "o" if math.isfinite(value) else "x", color=COLOURS[way], alpha=0.6, ms=7)
+            mean = _mean(values)
+            if math.isfinite(mean):
+                axis.plot([mean, mean], [row - 0.3, row + 0.3], color=COLOURS[way], lw=3)
+            axis.annotate(
+                f"mean {_percent(_finite(mean - 1))}", (1.01, row), xycoords=("axes fraction", "data"), va="center",
+                color=COLOURS[way],
+            )  # fmt: skip
+        axis.axvline(1, color="black", lw=1)
+        axis.set_yticks(range(len(ways)), [NAMES[way] for way in ways])
+        for label, way in zip(axis.get_yticklabels(), ways, strict=True):
+            label.set_color(COLOURS[way])
+        axis.set_ylim(len(ways) - 0.4, -0.6)
+        axis.set_title(f"{len(own)} {family.title}", loc="left", fontsize=10)
+        axis.set(xscale="log", xlim=(low, high))
+        axis.grid(axis="x", alpha=0.3)
+    ticks = [t for t in (0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20) if low <= t <= high]
+    axes[-1].set_xticks(ticks, [f"{t:g} ×" for t in ticks])
+    axes[-1].set_xticks([], minor=True)
+    axes[-1].set_xlabel(
+        "final training loss, as a multiple of that after a full grid search on the same network (black line)\n"
+        "one dot a network, a bar for their mean; a cross at the right end: training diverged"
     )
-    right.set(yscale="log", ylabel="final training loss (× at the top: diverged)", title="loss of each way")
-    right.legend(fontsize=8)
     return drawn
+
+
+def _excess(outcome: Outcome, way: str) -> float:
+    """The way's loss over the grid search's; infinite if it diverged."""
+    return _inf(outcome.loss[way]) / _inf(outcome.loss["grid"])
+
+
+def _mean(ratios: list[float]) -> float:
+    """Geometric mean; infinite where one ratio is."""
+    return math.exp(statistics.fmean(map(math.log, ratios))) if all(map(math.isfinite, ratios)) else math.inf
 
 
 def _finite(value: float) -> float | None:

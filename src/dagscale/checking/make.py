@@ -66,7 +66,7 @@ def check(
     Every member is initialised and trained for a few steps as its plan says, on a copy. At the output ``z`` of every
     weight layer two things are measured: the second moment at initialisation, against what is wanted there, and
     the rms change ``Δz`` over the steps. Both are to be flat in the size. A verdict is a fault only where a
-    whole confidence interval lies outside its tolerance; ``docs/check.md`` gives both.
+    whole confidence interval lies outside its tolerance; ``docs/guide/check.md`` gives both.
 
     Args:
         family: two or more models, smallest first, or (model, inputs) pairs; or a function of the size that makes them.
@@ -201,7 +201,7 @@ class _Planner:
         self.plans = [self._make(m, options) for m in family]
 
     def plan(self, member: int, k: int) -> Plan:
-        """For the k-th seed."""
+        """The member's plan for the k-th seed."""
         main = self.plans[member]
         if not self.made or k == 0 or not INITS[main.init].measured:
             return main

@@ -91,7 +91,7 @@ class Observation:
 
     @property
     def finite(self) -> bool:
-        """Whether everything stayed finite."""
+        """Whether all signals and losses stayed finite."""
         seen = [v for s in self.signals.values() for v in (s.moment, *s.change)]
         return all(map(math.isfinite, (*self.losses, *seen)))
 
@@ -169,7 +169,11 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def lower_share(ratio: float) -> float:
-    """Of a rate that is ``ratio`` times what curvature calls stable: one to hold it against that is not too high."""
+    """The share of a suspicious rate that it is compared with: a quarter, or half of the stable rate if that is lower.
+
+    Args:
+        ratio: the suspicious rate over the largest rate that the curvature calls stable.
+    """
     return min(LOWER, 0.5 / ratio)
 
 

@@ -29,12 +29,14 @@ class Report(Saved):
     """What `check` found.
 
     Args:
-        axis: what the family grows in.
-        labels, sizes, lrs: of its members, smallest first.
-        levels: the second moment at every layer of every member.
-        fits: slopes by class of layers, in families of growing width by layer too.
-        faults: the first one first; empty if the family passes.
-        sharpness: per member, ``lr · λ`` at initialisation; None where the optimiser has none.
+        axis: what the family grows in: width, depth, layers or parameters.
+        labels, sizes, lrs: names, sizes and learning rates of the members, the smallest first.
+        levels: the second moment of the output of every layer of every member.
+        fits: exponents with which moments and updates grow with the size, by class of layers; in families of growing
+            width by layer too.
+        faults: what is wrong, the first cause first; empty if the family passes.
+        sharpness: for each member the learning rate times the largest eigenvalue λ of the Gauss–Newton matrix at
+            initialisation; None for optimisers without a stable value of it.
         notes: what a reader should know.
     """
 
@@ -99,7 +101,7 @@ class Report(Saved):
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """The verdict in one line: pass or fail, with the first fault."""
         if not self.faults:
             undecided = sum(f.open for f in self.fits)
             remark = f"; {undecided} of {len(self.fits)} intervals reach over their tolerance, more seeds narrow them"
@@ -200,7 +202,7 @@ def _plain(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
-    """As JSON can hold it: numbers that it lacks by their names."""
+    """The value as JSON can hold it: infinity and NaN, which JSON lacks, are written as their names."""
     if isinstance(value, dict):
         return {k: _written(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -209,7 +211,7 @@ def _written(value: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
-    """What :func:`_written` wrote, lists as tuples."""
+    """The value that :func:`_written` wrote; lists are read as tuples."""
     if isinstance(value, list):
         return tuple(map(_read, value))
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """From observations to a verdict: levels, slopes, their intervals, and what is at fault.
 
 A fault is found where a whole interval lies outside its tolerance, so that noise alone accuses nothing. Tolerances
-lie half way between what is promised and the nearest mistake; ``docs/check.md`` derives them.
+lie half way between what is promised and the nearest mistake; ``docs/guide/check.md`` derives them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Level:
 
     @property
     def off(self) -> int:
-        """1 too large, −1 too small, 0 neither."""
+        """1 if the moment is surely too large, −1 if it is surely too small, else 0."""
         if not self.judged:
             return 0
         return 1 if self.low > LEVEL else -1 if self.high < -LEVEL and not self.bounded else 0
@@ -80,13 +80,13 @@ class Fit:
 
     @property
     def open(self) -> bool:
-        """Whether the interval reaches over an end of the tolerance: neither passed nor failed."""
+        """Whether the test is undecided: the interval lies partly inside the tolerance and partly outside."""
         above, below = self.high > self.tolerance, self.low < -self.tolerance and not self.growing
         return self.judged and not self.off and (above or below)
 
     @property
     def off(self) -> int:
-        """1 grows, −1 shrinks, 0 flat within the tolerance."""
+        """1 if the quantity surely grows with the size, −1 if it surely shrinks, else 0."""
         if not self.judged:
             return 0
         return 1 if self.low > self.tolerance else -1 if self.high < -self.tolerance and not self.growing else 0
@@ -327,7 +327,7 @@ def _pooled(groups: Sequence[Sequence[float]]) -> float:
 
 
 def _quantile(alpha: float, dof: int) -> float:
-    """Two-sided Student t."""
+    """The two-sided quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
     return float(stdtrit(max(dof, 1), 1 - alpha / 2)) if dof > 0 else float(stdtrit(1e6, 1 - alpha / 2))

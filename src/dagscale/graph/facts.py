@@ -109,7 +109,7 @@ def _residual(facts: dict[str, Any]) -> list[str]:
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, ...]:
-    """A layer's cells after its name."""
+    """The cells of a layer's row that follow its name."""
     kernel = "×".join(map(str, row["kernel"]))
     return row["op"], str(row["fan_in"]), str(row["fan_out"]), kernel, str(row["in_degree"])
 

@@ -19,7 +19,7 @@ Role = Literal["weight", "bias", "gain", "shift", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What a weight op does with its weight.
+    """The sizes of a weight layer.
 
     Attributes:
         fan_in: number of inputs that one output unit sums over (patch positions included).
@@ -38,14 +38,14 @@ class Layer:
         """Square root of the number of taps: 3 for 3×3, √7 for 1×7 and for 7 in one dimension, 1 for dense.
 
         In two dimensions it is the side of the paper's Eq. 9; that taps count, and not sides, is measured in
-        ``docs/kernels.md``.
+        ``docs/how/kernels.md``.
         """
         return math.sqrt(math.prod(self.kernel))
 
 
 @dataclass(frozen=True, slots=True)
 class ParamUse:
-    """One parameter as an op uses it.
+    """One parameter, and the part that it plays in an op.
 
     Attributes:
         own: whether the op uses the parameter itself, up to a constant factor; False for what is computed from it, such
@@ -59,7 +59,7 @@ class ParamUse:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation on an edge.
+    """One operation that a signal passes on an edge, such as a linear layer or a ReLU.
 
     Attributes:
         kind: what it means for a signal; only ``activation`` adds to a path's depth.
@@ -339,7 +339,7 @@ class Graph:
 
     @cached_property
     def parameter(self) -> Mapping[str, Parameter]:
-        """Every qualified name, aliases included → its parameter."""
+        """A mapping from every qualified name, aliases included, to its parameter."""
         table = {alias: p for p in self.parameters for alias in (p.name, *p.aliases)}
         return FrozenMapping(table)
 

@@ -13,7 +13,7 @@ FORMATS: Registry[Callable[[Graph], str]] = Registry("format of a graph")
 
 @FORMATS.add("dot")
 def to_dot(graph: Graph) -> str:
-    """As DOT, for Graphviz: a node a vertex, an edge with its ops; what lies on no path is dashed."""
+    """The graph in Graphviz's DOT language. Vertices are nodes, edges name their ops, and dead edges are dashed."""
     lines = ["digraph {", "  rankdir=LR;", "  node [shape=box, style=rounded];"]
     lines += [f"  v{v.id} [label={json.dumps(_vertex(graph, v), ensure_ascii=False)}];" for v in graph.vertices]
     for edge, alive in zip(graph.edges, graph.live, strict=True):
@@ -24,7 +24,7 @@ def to_dot(graph: Graph) -> str:
 
 @FORMATS.add("mermaid")
 def to_mermaid(graph: Graph) -> str:
-    """As a Mermaid flowchart: a node a vertex, an edge with its ops; what lies on no path is dotted."""
+    """The graph as a Mermaid flowchart. Vertices are nodes, edges name their ops, and dead edges are dotted."""
     lines = ["flowchart LR"]
     lines += [f'  v{v.id}["{_escaped(_vertex(graph, v))}"]' for v in graph.vertices]
     for edge, alive in zip(graph.edges, graph.live, strict=True):

@@ -98,7 +98,7 @@ def _scales(
 
 
 def _inputs(network: Network, model: nn.Module) -> Iterator[Any]:
-    """What the forwards run on, without end, on the model's device."""
+    """The batches that the forward passes run on, repeated without end, on the model's device."""
     recipe = network.recipe
     if recipe.data is None:
         yield from repeat(to_model(model, network.inputs))
@@ -112,12 +112,12 @@ def _error(logs: list[float]) -> float:
 
 
 def _is_gain(parameter: Tensor) -> bool:
-    """A number, or a vector: nothing to draw at random."""
+    """Whether a parameter is a number or a vector, so that nothing is drawn at random for it."""
     return parameter.numel() == max(parameter.shape, default=1)
 
 
 def _forward(model: nn.Module, network: Network, mode: TorchDispatchMode, inputs: Any) -> None:
-    """One forward, random state and buffers not the user's."""
+    """Run one forward pass; the random state and the buffers that it changes are not those of the user."""
     args, kwargs = forward.bind_inputs(model, inputs)
     try:
         with seeded(network.seed), forward.plain_eager(), torch.no_grad(), mode:
@@ -205,7 +205,7 @@ def _one_draw(
 
 
 def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
-    """The parameter drawn at scale 1."""
+    """The parameter drawn with standard deviation 1."""
     return standard_normal(name, tuple(parameter.shape), seed)
 
 

@@ -11,7 +11,7 @@ def wanted_moments(graph: Graph) -> dict[str, float]:
 
 
 def by_parameters(graph: Graph) -> dict[frozenset[str], float]:
-    """The same, by all parameters that the weight is computed from."""
+    """The wanted moments, keyed by all parameters that the layer's weight is computed from."""
     wanted: dict[frozenset[str], float] = {}
     for use in graph.layers:
         names = frozenset(p.name for p in use.op.params if p.role == "weight")

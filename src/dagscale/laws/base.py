@@ -50,7 +50,7 @@ class Law:
         return next(iter((self.rule.__doc__ or "").strip().splitlines()), "")
 
     def covers(self, optimizer: Optimizer) -> bool:
-        """Whether it says something about this optimiser."""
+        """Whether the law holds for this optimiser."""
         return not self.steps or optimizer.step in self.steps
 
     def check(self, optimizer: Optimizer) -> None:
@@ -71,7 +71,7 @@ class Law:
     def carry(
         self, bases: Mapping[str, Network], target: Network, about: Callable[[str], AbstractContextManager[None]]
     ) -> Carried:
-        """What takes the bases' rates to the target's.
+        """Compute the factors that turn the bases' learning rates into the target's.
 
         Args:
             bases: by the names that errors should give them.
@@ -112,12 +112,12 @@ class Carried:
     absolute: Estimate | None = None
 
     def alone(self, i: int) -> float:
-        """The factor from the i-th base alone."""
+        """The factor on the learning rate that the i-th base alone would give."""
         return exp(sum(target.log_rate - base.log_rate for target, base in self.each[i].values()))
 
     @property
     def factors(self) -> dict[str, float]:
-        """The parts as factors on the rate, of several bases the geometric mean."""
+        """The factors on the learning rate, by the name of each part; with several bases their geometric mean."""
         names = dict.fromkeys(name for parts in self.each for name in parts)
         return {
             name: exp(
@@ -129,7 +129,7 @@ class Carried:
 
     @property
     def uncertain(self) -> list[Estimate]:
-        """Independent estimates whose chance is in the rate: the target's, and each base's share."""
+        """The independent estimates whose random errors enter the rate: the target's, and each base's share."""
         if self.absolute is not None:
             return [self.absolute]
         count = len(self.each)
@@ -176,14 +176,15 @@ def law(
 
 
 FADING = 3 / 4
-"""What is left, in a whole run, of the logarithm of the ratio between two networks' rates in its first steps.
+"""Exponent with which the ratio of two networks' rates in their first steps enters the predicted ratio for a whole run.
 
-What sets networks apart there matters less later on: a mean over settings and lengths of runs, see ``docs/laws.md``.
+What sets networks apart in the first steps matters less later on. ¾ is a mean over settings and lengths of runs, see
+``docs/evidence/run-length.md``.
 """
 
 
 def inverse_root(value: int | float, what: str) -> Estimate:
-    """Of a rate ``∝ value^(-1/2)``; integers of any size.
+    """The estimate of a learning rate that is proportional to ``value^(-1/2)``; ``value`` may be a huge integer.
 
     Raises:
         GraphError: if the value is zero, so that the law says nothing.
@@ -197,7 +198,7 @@ def inverse_root(value: int | float, what: str) -> Estimate:
 
 
 def inverse(value: float) -> Estimate:
-    """Of a rate ``∝ 1/value``."""
+    """The estimate of a learning rate that is proportional to ``1/value``."""
     return Estimate(-log(value))
 
 

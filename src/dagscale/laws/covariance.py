@@ -64,7 +64,7 @@ def update_moment(graph: Graph, multipliers: Mapping[str, float] | None = None, 
 
 
 def _update_moments(dag: MeanField, finite_width: bool = False) -> dict[int, float]:
-    """Of each vertex that an output reads."""
+    """The second moment of the update at each vertex that an output reads."""
     import numpy as np
 
     n = dag.size
@@ -83,7 +83,7 @@ def _update_moments(dag: MeanField, finite_width: bool = False) -> dict[int, flo
     strengths = np.array([edge.strength for edge in dag.weights]) * moments[src, src] / 2
 
     def summed(values: Matrix) -> Matrix:
-        """Of all edges from one vertex to another."""
+        """A matrix with the sum of a quantity over all edges from one vertex to another."""
         total = np.zeros((n, n))
         np.add.at(total, (src, dst), values)
         return total

@@ -32,7 +32,7 @@ After a short run λ is that of parameters whose gradient has become small, and 
 
 
 def curvature_after(network: Network, steps: int = STEPS) -> Estimate:
-    """Of the logarithm of the largest Gauss–Newton eigenvalue λ after ``steps`` steps at the rate ``1/(2λ)``, λ
+    """Estimate the logarithm of the largest Gauss–Newton eigenvalue λ after ``steps`` steps at the rate ``1/(2λ)``, λ
     measured on the way.
 
     For optimisers that scale each gradient by its size, at initialisation, preconditioned as their steps are.

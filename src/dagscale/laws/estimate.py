@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 class Estimate:
     """What a law says of one network's learning rate.
 
-    The difference of two networks' estimates is the logarithm of the factor between their rates; a constant that all
-    networks share is left open, but where a law knows the rate itself.
+    The difference of two networks' estimates is the logarithm of the factor between their learning rates. A constant
+    that all networks share may be left out of an estimate, since it cancels in the difference.
 
     Attributes:
         log_rate: natural logarithm of the rate, up to a constant that the law's networks share.
@@ -27,7 +27,7 @@ class Estimate:
     forwards: float = 0.0
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """Of the factor from ``other``'s rate to this one's."""
+        """The estimate of the factor that leads from ``other``'s learning rate to this one's."""
         return self + other * -1.0
 
     def __add__(self, other: Estimate) -> Estimate:
@@ -39,14 +39,14 @@ class Estimate:
         )
 
     def __mul__(self, factor: float) -> Estimate:
-        """Of the rate to the power ``factor``."""
+        """The estimate of the rate raised to the power ``factor``."""
         return replace(self, log_rate=self.log_rate * factor, error=self.error * abs(factor))
 
 
 def half_width(estimates: Iterable[Estimate]) -> float:
-    """Half of the 95 % interval of the sum of independent estimates' logarithms: Student's t [Welch 1947].
+    """Half the width of the 95 % interval of a sum of independent estimates, in the logarithm [Welch 1947].
 
-    Chance over seeds alone: not what the law itself gets wrong.
+    It holds chance over seeds alone, and not what the law itself gets wrong.
     """
     from scipy.stats import t
 

@@ -70,7 +70,7 @@ def _forward(probe: Probe, batch: Batch) -> list[Tensor]:
 
 @remembered
 def change(network: Network) -> Estimate:
-    """Of the logarithm of :func:`relative_change`, over seeds."""
+    """Estimate the logarithm of :func:`relative_change`, averaged over seeds."""
 
     def one(seed: int, cost: Cost) -> float:
         def over(count: int) -> float:

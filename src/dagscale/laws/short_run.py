@@ -51,7 +51,7 @@ PRECISION = 0.35
 rates happen to lie, and cancels in their mean."""
 
 LONG_RUN = 1.25
-"""What the rate of a whole run is, relative to that of a short one: a mean over settings, see ``docs/laws.md``.
+"""The best rate of a whole run over that of a short one, a mean over settings (``docs/evidence/without-a-base.md``).
 
 Ratios of rates do not depend on it."""
 
@@ -200,7 +200,7 @@ class Runs:
         return losses
 
     def _hopeless(self, losses: list[float]) -> bool:
-        """Whether the loss has risen by more than that of the best run has fallen."""
+        """Whether the run can be given up: its loss has risen by more than that of the best run has fallen."""
         if len(losses) < HOPELESS or self.best >= 0:
             return False
         return fmean(losses) - fmean(self.starts[: len(losses)]) > -self.best
@@ -238,7 +238,7 @@ def nearest(exponent: float, phase: int) -> int:
 
 
 def rate(network: Network) -> Estimate:
-    """The rate itself, without a base: that of a short run times ``LONG_RUN``."""
+    """The learning rate itself, for plans without a base: the rate of a short run times ``LONG_RUN``."""
     found = known(network)
     return replace(found, log_rate=found.log_rate + math.log(LONG_RUN))
 

@@ -49,7 +49,7 @@ Moments = tuple[float, float, float, float]
 
 
 def _shift(m: Moments, step: int) -> Moments:
-    """Moments of ``L + step`` from those of ``L``."""
+    """The moments of all depths after ``step`` activations were added to each."""
     a, b, c, d = m
     return (
         a,

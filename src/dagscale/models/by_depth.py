@@ -1,4 +1,4 @@
-"""What spaces of image networks whose code is a depth have in common."""
+"""Helpers for image models that are specified by a depth, such as ``resnet:20`` and ``vit:6``."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Point:
-    """One rate of the curve.
+    """One learning rate that a search has tried, and the losses that training ended with there.
 
     Args:
         lr: learning rate, per optimiser step.
@@ -71,15 +71,15 @@ class Base(Saved):
         recipe: how it was trained, as plain data (`dagscale.Recipe.describe`).
         init: the init under which the rate was found.
         edge: the maximal learning rate: the upper end of the band.
-        argmin: the rate tried with the smallest mean loss.
-        loss: that loss.
+        argmin: of the rates that were tried, the one with the lowest mean loss.
+        loss: the mean loss at ``argmin``; None for a rate that was given.
         band: lower and upper end of the rates whose loss is within ``tolerance`` of the best, see `find_band`.
         curve: all rates tried, ascending; empty for a rate that was given.
-        at_edge: an end of the band is still the first or last rate tried: the true one may lie outside.
+        at_edge: whether an end of the band is the first or last rate tried, so that the true end may lie beyond it.
         widened: how often the grid was widened.
-        steps: optimiser steps of all runs together, glances included.
-        seeds: runs at each rate; with method "fast", at those that decide.
-        tolerance: relative width of the band in the loss.
+        steps: optimiser steps of all runs together.
+        seeds: training runs at each rate; with method ``fast``, at the rates that decide.
+        tolerance: how far above the best loss the band reaches: 0.05 is 5 %.
         notes: what a reader should know, such as parameters that the init leaves as they were.
         method: how it was found, a name in ``METHODS``; ``given`` for a rate that was.
         pairs: the weight decays tried, ascending, each with its best rate; empty where the recipe's own was kept
@@ -109,18 +109,9 @@ class Base(Saved):
 
     @classmethod
     def given(cls, network: Network, lr: float) -> Base:
-        """A base whose rate the user knows."""
-        return cls(
-            lr,
-            network.recipe.describe(),
-            None,
-            lr,
-            lr,
-            None,
-            (lr, lr),
-            examples=network.recipe.examples,
-            network=network,
-        )
+        """A base whose best learning rate the user knows already, so that no search was made."""
+        recipe = network.recipe
+        return cls(lr, recipe.describe(), None, lr, lr, None, (lr, lr), examples=recipe.examples, network=network)
 
     @classmethod
     def found(
@@ -137,7 +128,12 @@ class Base(Saved):
         method: str,
         pairs: Sequence[Pair] = (),
     ) -> Base:
-        """The answer off a curve with at least one finite loss; ``curve`` ascending."""
+        """The base that a search has found.
+
+        Args:
+            curve: the rates that were tried, ascending; at least one of them has a finite loss.
+            tolerance: relative width of the band in the loss.
+        """
         best = min(curve, key=lambda point: point.loss)
         low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance)
         return cls(
@@ -163,7 +159,7 @@ class Base(Saved):
 
     @property
     def live(self) -> Recipe | None:
-        """The recipe itself; None for a base that was read from a file."""
+        """The recipe with its data and functions; None for a base that was read from a file."""
         return None if self.network is None or self.network.model is None else self.network.recipe
 
     def __hash__(self) -> int:
@@ -241,7 +237,7 @@ class Base(Saved):
             raise PlanError(f"this is no base ({error}); {mend}") from None
 
     def measure(self, law: str) -> Base:
-        """Measure what a law looks at, so that it is known wherever this base is read from a file; returns itself.
+        """Measure what a law needs of this base, so that a copy read from a file knows it too. Returns itself.
 
         Raises:
             UnknownNameError: for an unknown law.
@@ -327,7 +323,7 @@ class Base(Saved):
 
 
 def _light(network: Network) -> Network:
-    """Without model, data and functions: what can be pickled whatever they are."""
+    """The network without model, data and functions, which may not be picklable."""
     memo = {name: value for name, value in network.memo.items() if isinstance(value, Estimate)}
     return Network(
         network.graph, Recipe(), seed=network.seed, fills=dict(network.fills), role=network.role,

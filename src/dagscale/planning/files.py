@@ -69,15 +69,15 @@ def read_text(path: str | Path) -> str:
 
 
 class Saved:
-    """What every result can do that has ``to_json`` and ``from_json``: be written to a file and read back."""
+    """Gives results that have ``to_json`` and ``from_json`` the methods ``save`` and ``load``."""
 
     def to_json(self) -> str:
-        """One JSON document."""
+        """The result as one JSON document."""
         raise NotImplementedError
 
     @classmethod
     def from_json(cls: type[S], text: str) -> S:
-        """What :meth:`to_json` wrote."""
+        """The result that :meth:`to_json` wrote."""
         raise NotImplementedError
 
     def save(self, path: str | Path) -> None:
@@ -90,7 +90,7 @@ class Saved:
 
     @classmethod
     def load(cls: type[S], path: str | Path) -> S:
-        """What stands in a file that :meth:`save` wrote.
+        """Read the result back from a file that :meth:`save` wrote.
 
         Raises:
             PlanError: if the file cannot be read, or holds no such result.

@@ -1,4 +1,4 @@
-"""Making a plan: what the init and the law come to for one network."""
+"""Making a plan: from a model, an init and a law to initial weights and a learning rate for each parameter."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def _chosen(
     has_base: bool,
     whole: bool,
 ) -> _Chosen:
-    """Names looked up, and every request refused that cannot be served."""
+    """Look up the named law, init, width and depth rule, and refuse a request that cannot be served."""
     found = [one for one in bases if isinstance(one, Base) and one.init is not None]
     said = whole or bool(found) or recipe.loss is not None or recipe.step is not None  # data alone may be for the init
     has_data = recipe.data is not None and said
@@ -372,7 +372,7 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
 def _carry(
     chosen: _Chosen, target: Network, origins: Mapping[str, Network], rates: list[float], bar: Progress
 ) -> tuple[Carried, float]:
-    """What the law comes to, and the rate that it starts from."""
+    """Apply the law: the factors on the learning rate, and the base's rate that they multiply."""
     bar.say(f"law {chosen.law.name}")
     if chosen.absolute:
         with about("target"):
@@ -408,7 +408,7 @@ def _built(
     parts: Mapping[str, Scaling],
     zeros: Collection[str],
 ) -> Plan:
-    """All of it together, as plain data."""
+    """Put everything that was found into a `Plan`."""
     factors = carried.factors
     lr = start * math.prod(factors.values())
     if not (math.isfinite(lr) and lr > 0):
@@ -443,7 +443,7 @@ def _built(
 
 
 def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, float]:
-    """Each parameter's factor; where several patterns mean it, their product."""
+    """The factor of ``lr_scale`` on each parameter's rate; the product where several patterns match it."""
     found: dict[str, float] = {}
     for pattern, factor in lr_scale.items():
         if not _positive(factor):
@@ -454,7 +454,7 @@ def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, f
 
 
 def _origin(alone: Sequence[float], absolute: bool) -> Iterator[str]:
-    """Where the rate is from: what each base alone would give."""
+    """A note for plans from several bases: the learning rate that each base alone would give."""
     if absolute:
         yield "no base: the rate was measured on the network itself, good to about an octave"
     if len(alone) > 1:

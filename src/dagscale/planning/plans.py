@@ -34,7 +34,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class ParameterPlan:
-    """What to do with one parameter.
+    """How one parameter is initialised, and with which settings it is trained.
 
     Attributes:
         shape: its shape.
@@ -82,7 +82,7 @@ class ParameterPlan:
 
     @property
     def fill(self) -> Fill | None:
-        """How it is drawn; None if it stays as it is."""
+        """The distribution that the parameter is drawn from; None if it stays as it is."""
         return None if self.init_mean is None or self.init_std is None else Fill(self.init_mean, self.init_std)
 
 
@@ -96,14 +96,14 @@ class Plan(Saved):
         lr: the target's learning rate.
         base_lr: the base's, from which it is carried over, of several bases the geometric mean; without a base, the
             target's own as measured.
-        law, init, width, depth, batch, horizon, seed: what made it.
-        recipe: how the rate is to be trained with, as plain data (`dagscale.Recipe.describe`).
+        law, init, width, depth, batch, horizon, seed: the names of the rules, and the seed, with which the plan was made.
+        recipe: how the network is to be trained at this rate, as plain data (`dagscale.Recipe.describe`).
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
         notes: what a reader should know.
         lr_interval: for measured laws, the 95 % interval of ``lr`` by chance over the measurement's seeds. It holds
             neither the uncertainty of ``base_lr`` nor what the law itself gets wrong.
-        forwards: what the measurement took on base and target, in forward passes; a backward counts as two.
+        forwards: cost of the measurement on base and target, in forward passes; a backward pass counts as two.
 
     Raises:
         PlanError: if a value is of the wrong type or range.
@@ -165,7 +165,7 @@ class Plan(Saved):
 
     @property
     def optimizer_name(self) -> str:
-        """The name of the optimiser that it is for."""
+        """The name of the optimiser that the plan is for."""
         return str(self.recipe.get("optimizer", {}).get("name", ""))
 
     # --- what it does to a model -------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Plan(Saved):
         return (make or constant())(optimizer, total_steps)
 
     def _record(self, optional: bool = False) -> Optimizer | None:
-        """What is known of its optimiser."""
+        """The record of the plan's optimiser, from the recipe or from the registry."""
         if self.live is not None:
             return self.live.optimizer
         said = self.recipe.get("optimizer", {})

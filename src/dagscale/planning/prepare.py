@@ -22,7 +22,7 @@ from dagscale.training.recipe import Recipe
 
 @contextmanager
 def about(network: str) -> Iterator[None]:
-    """Errors say which network is meant."""
+    """Put the network's name in front of the message of an error that is raised inside."""
     try:
         yield
     except DagscaleError as error:
@@ -65,7 +65,7 @@ def example_inputs(model: nn.Module, recipe: Recipe) -> Any:
 
 
 def initialised(network: Network, init: str) -> Network:
-    """With what the init gives each parameter that is not kept; worked out once a network."""
+    """The network with the distribution that the init gives to each parameter, those that are kept aside."""
     key = "/".join([init, "fills", *sorted(network.kept)])
     if key not in network.memo:
         fills = INITS[init](network)

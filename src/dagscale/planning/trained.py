@@ -1,4 +1,4 @@
-"""What a model's values tell: weights that are trained, and zeros that are meant."""
+"""Recognises, from a model's values, weights that were trained already and zeros that are there on purpose."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def _growth(base: Residuals, target: Residuals) -> list[float]:
 
 
 def _alike(found: Residuals) -> dict[frozenset[BlockType], list[int]]:
-    """Block types → the trunks that are made of them, in order."""
+    """A mapping from sequences of block types to the trunks that consist of them."""
     kinds: dict[int, set[BlockType]] = {}
     for branch in found.branches:
         kinds.setdefault(branch.trunk, set()).add(branch.kind)

@@ -19,7 +19,7 @@ from dagscale.training.optimizers import Optimizer
 
 @dataclass(frozen=True, slots=True)
 class HeadScaling:
-    """What a parameter takes because heads have grown.
+    """Factors on one parameter's settings for attention heads that are larger than in the base.
 
     Attributes:
         factors: on init, rate, eps and weight decay.

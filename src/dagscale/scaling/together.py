@@ -20,7 +20,7 @@ NOTHING = Factors()
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What one parameter takes.
+    """The factors on one parameter's settings, and the multiplier that they stand for.
 
     Attributes:
         factors: on init, rate, eps and weight decay.

@@ -6,7 +6,7 @@ From two graphs alone. Of every weight layer two numbers count, the growth from 
     m_out   its units
 
 and the classes of [Yang et al. 2022, Tensor Programs V, Table 3] follow from which of them differs from 1.
-``docs/width.md`` derives the rules and lists what they cannot do.
+``docs/how/width.md`` derives the rules and lists what they cannot do.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ SAME = 1e-6
 
 
 class Starter(Protocol):
-    """What a search needs of a plan; `dagscale.Plan` has it."""
+    """The two methods of a plan that a search uses; `dagscale.Plan` has both."""
 
     def init_(self, model: nn.Module, *, seed: int) -> object:
         """Initialise in place."""
@@ -74,16 +74,19 @@ def search(
     progress: bool | None = None,
     **training: Any,
 ) -> Base:
-    """Find the maximal learning rate of ``model`` and the one to recommend. ::
+    """Find the good learning rates of ``model`` by training copies of it, and the one to recommend. ::
 
         found = dagscale.search(small, recipe)
 
-    A copy of the model is initialised and trained for every rate and seed; ``model`` itself never changes. The plan's
-    learning rates keep their ratios, one overall rate is searched. While the best rate or an end of its
-    band is the first or last of the grid, or all rates diverge, the grid is widened on that side.
+    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best. Its
+    upper end is the maximal learning rate, and its geometric middle the rate to recommend.
 
-    ``method="grid"`` runs every rate of the grid with every seed. ``method="fast"`` runs those that the answer needs:
-    about a quarter of the steps (docs/search.md).
+    A copy of the model is initialised and trained for every rate and seed that is tried; ``model`` itself never
+    changes. Where parameters have rates of their own, one overall rate is searched and the ratios stay. The grid is
+    widened on a side where the band reaches its first or last rate, or where all rates diverge.
+
+    ``method="grid"`` runs every rate of the grid with every seed. ``method="fast"`` runs only those that the answer
+    depends on, about a quarter of the steps (docs/guide/search.md).
 
     Args:
         model: on any device.
@@ -91,18 +94,20 @@ def search(
             as further arguments: ``loss`` (cross-entropy by default), ``optimizer`` (``sgd``), ``epochs`` (1),
             ``steps``, ``batch_size``, ``schedule``, ``train_step`` (the recipe's ``step``), ``clip``, ….
         inputs: example inputs; by default those of the first batch.
-        plan: initialises, and makes parameter groups; by default one with ``init`` and a single learning rate.
-        init: name of the init of the default plan, ``moments`` by default.
+        plan: says how the copies are initialised and how the parameters' rates relate; by default ``init`` and one rate
+            for all parameters.
+        init: name of the init where no plan is given, ``moments`` by default; ``keep`` for the model's own weights.
         grid: rates to try, per optimiser step; by default half an octave apart, by optimiser.
-        seeds: runs at each rate (fast: that decides); run k is initialised and fed with ``seed + k`` at every rate.
-        seed: see above.
+        seeds: training runs at each rate; with method ``fast``, at the rates that decide. Run ``k`` is initialised, and
+            its batches are drawn, with the seed ``seed + k``, the same at every rate.
+        seed: the seed of the first run.
         tolerance: relative width of the band in the loss.
-        widen: most times that the grid is widened, by ``WIDENING`` rates on each side in want.
+        widen: how often the grid may be widened; each time, four rates are added on each side that needs them.
         decay: look for the weight decay too, from the recipe's own on: what is carried over then is the pair
             (:mod:`dagscale.searching.decay`), and the base's recipe has the decay that was found.
         validation: data, as a recipe takes them, whose loss in evaluation mode runs are judged by, in place of the
             training loss. Needed with ``decay`` where a run passes over its data more than once.
-        method: a name in ``METHODS``.
+        method: ``fast`` or ``grid``, see above.
         only, keep, reset, lr_scale: as for :func:`dagscale.plan`, for the default plan: fine-tuning is a search with
             ``init="keep"``, or ``reset="head"`` where the head is new.
         progress: show progress on stderr; by default where stderr is a terminal.

@@ -1,4 +1,4 @@
-"""Which rates to train at: the methods' registry, and what a method is given."""
+"""Search methods: the registry of them, and the training runs that a method may ask for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a forward is given: how example inputs are bound to it, named and copied."""
+"""Binds example inputs to the arguments of a forward, names them and copies them."""
 
 from __future__ import annotations
 

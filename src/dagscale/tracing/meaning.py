@@ -54,12 +54,12 @@ class Meaning:
 
 
 Rule = Callable[[Arguments], "Meaning | Spelling"]
-"""Tells an operator's meaning from the arguments of one call."""
+"""A function that tells an operator's meaning from the arguments of one call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """An operator said in simpler ones, which are recorded in its place.
+    """An operator written in terms of simpler ones, which are recorded in its place.
 
     Attributes:
         function: takes the operator's arguments and returns what it returns; in-place operators are given

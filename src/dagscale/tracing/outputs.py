@@ -1,4 +1,4 @@
-"""What a forward returns: the tensors in it, wherever they are kept."""
+"""Finds the tensors in what a forward returns, however deep they are kept."""
 
 from __future__ import annotations
 

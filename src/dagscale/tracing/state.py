@@ -74,7 +74,7 @@ class State:
         del self._stack, self._unspoken, self._visits, self._seen
 
     def restore(self) -> None:
-        """Put everything back that is not as it was. Doing it twice does no harm."""
+        """Put everything back that has changed. Calling it twice does no harm."""
         for container in self._empty:
             if container:
                 container.clear()

@@ -1,4 +1,4 @@
-"""Models inside other things: what compiling, parallelism, checkpointing and sharding wrap around them."""
+"""Looks through what compiling, parallelism, checkpointing and sharding wrap around a model."""
 
 from __future__ import annotations
 

@@ -399,7 +399,7 @@ def check_finite(x: Inputs, y: Any) -> None:
 
 
 def take(values: Inputs, rows: Tensor | slice) -> Inputs:
-    """These examples, on the device they are on."""
+    """The examples with these numbers, on the device where they lie."""
     return each(lambda t: t[rows.to(t.device) if isinstance(rows, Tensor) else rows] if t.ndim else t, values)
 
 
@@ -412,7 +412,7 @@ def to_model(model: nn.Module, values: Inputs) -> Inputs:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model makes of them."""
+    """The model's output for these inputs."""
     if isinstance(inputs, Tensor):
         return model(inputs)
     args, kwargs = bind_inputs(model, inputs)
@@ -451,5 +451,5 @@ def each(function: Callable[[Tensor], Any], values: Any) -> Any:
 
 
 def some(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """The next few."""
+    """The next ``n`` items of an iterator, as a list."""
     return list(islice(batches, count))

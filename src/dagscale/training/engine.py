@@ -266,7 +266,7 @@ def final_loss(model: nn.Module, recipe: Recipe, evaluate: int) -> float:
 
 
 def of_user(name: str, action: Callable[[], T]) -> T:
-    """What the user's own code returns.
+    """Call the user's own code and return what it gives.
 
     Raises:
         RecipeError: on one line, whatever it raises.
@@ -310,7 +310,7 @@ def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 
 def _number(value: float | Tensor) -> float:
-    """The loss that a training step returned."""
+    """The loss that the user's training step returned, as a number."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
     if not isinstance(value, (int, float)):

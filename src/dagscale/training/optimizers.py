@@ -72,7 +72,7 @@ class Optimizer:
     depends: Callable[[Settings], dict[str, Any]] = lambda settings: {}
 
     def configured(self, settings: Settings) -> Optimizer:
-        """With these settings beside or in place of its own, and the traits that follow from them."""
+        """The record with these settings added to or replacing its own, and the traits that follow from them."""
         merged = {**self.settings, **settings}
         _check_settings(self, settings)
         return replace(self, settings=merged, **self.depends(merged))
@@ -100,7 +100,7 @@ class Optimizer:
         return made
 
     def known(self, trait: str, what: str) -> Any:
-        """A trait that ``what`` cannot do without.
+        """The value of a trait that ``what`` needs.
 
         Raises:
             OptimizerError: if it is unknown.
@@ -222,7 +222,7 @@ def _with_momentum(settings: Settings) -> dict[str, Any]:
 
 
 def _unscaled(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-    """A step along the gradient itself."""
+    """The factor on each gradient, 1: a step of plain gradient descent goes along the gradient itself."""
     return 1.0
 
 
@@ -260,7 +260,7 @@ def _adagrad(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
 
 
 def _decoupled(settings: Settings) -> dict[str, Any]:
-    """How decay enters, where a flag says it."""
+    """The kind of weight decay, for optimisers with a flag that chooses it."""
     return {"decay": "decoupled" if settings.get("decoupled_weight_decay") else "coupled"}
 
 
@@ -301,7 +301,7 @@ def muon(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
 
 
 def _packaged(module: str, name: str, package: str) -> Any:
-    """A class of another package.
+    """The optimiser class of another package.
 
     Raises:
         OptimizerError: if it is not installed.

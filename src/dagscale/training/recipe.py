@@ -1,4 +1,4 @@
-"""How a person trains, said once."""
+"""`Recipe`: how a network is trained, said once and used by searching, planning, checking and training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TrainStep = Callable[[nn.Module, torch.optim.Optimizer, Inputs, Any], "float | T
 
 
 class Scheduler(Protocol):
-    """What is needed of a scheduler; every ``torch.optim.lr_scheduler.LRScheduler`` has it."""
+    """The one method that a scheduler must have; every ``torch.optim.lr_scheduler.LRScheduler`` has it."""
 
     def step(self) -> None:
         """Set the rates of the next optimiser step."""
@@ -177,7 +177,7 @@ class Recipe:
         return next(self.source.batches(0))
 
     def changed(self, **changes: Any) -> Recipe:
-        """The same but for these arguments; settings of the optimiser stay unless another optimiser is given."""
+        """A copy with these arguments changed. The optimiser's settings stay unless another optimiser is given."""
         names = [f.name for f in fields(self) if f.name not in ("_source", "optimizer")]
         kept = {name: getattr(self, name) for name in names}
         if isinstance(self._source, Stream) and "data" not in changes:
@@ -185,7 +185,7 @@ class Recipe:
         return Recipe(**{**kept, "optimizer": self.optimizer, **changes})
 
     def describe(self) -> dict[str, Any]:
-        """What was said, but for the data, as plain data for JSON: functions by their names."""
+        """The recipe without its data, as plain data for JSON; functions are given by their names."""
         return {
             "optimizer": self.optimizer.describe(),
             "loss": _named(self.loss),
@@ -208,7 +208,7 @@ class Recipe:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What two descriptions of recipes differ in, as ``batch_size 32 and 64``."""
+    """The differences between two descriptions of recipes, such as ``batch_size 32 and 64``."""
     return [f"{name} {a.get(name)!r} and {b.get(name)!r}" for name in a if a.get(name) != b.get(name)]
 
 

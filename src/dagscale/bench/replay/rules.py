@@ -95,7 +95,7 @@ def paths(base: Setting, target: Setting, context: Context) -> float:
     return planned(context, base, target, "paths", "none")
 
 
-@rule("covariance", "network", source="law `covariance`, docs/laws.md")
+@rule("covariance", "network", source="law `covariance`, docs/how/covariance.md")
 def covariance(base: Setting, target: Setting, context: Context) -> float:
     """Law ``covariance`` of ``dagscale.plan``."""
     return planned(context, base, target, "covariance", "none")

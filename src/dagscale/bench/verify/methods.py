@@ -30,7 +30,7 @@ from dagscale.training.recipe import Recipe
 
 
 def plainly(target: str, base: str) -> Mapping[str, Any]:
-    """Options of a training run that the init says all about."""
+    """Options of a training run for which the init's name alone says how it starts."""
     return {"kind": "train"}
 
 

@@ -125,7 +125,7 @@ def slope(predicted: Numbers, found: Numbers) -> float | None:
 
 
 def rms(predicted: Numbers, found: Numbers) -> float:
-    """Root mean square distance."""
+    """Root mean square of the differences between two lists of equal length."""
     return float(np.sqrt(np.mean((predicted - found) ** 2)))
 
 

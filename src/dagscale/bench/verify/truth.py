@@ -35,12 +35,12 @@ class Truth:
 
     @property
     def best(self) -> float:
-        """The least of the mean losses; as the least of noisy numbers, it is biased low."""
+        """The lowest mean loss. The lowest of several noisy numbers is lucky, so this is a little too low."""
         return min(self.means)
 
     @property
     def argmin(self) -> float:
-        """Its rate."""
+        """The learning rate with the lowest mean loss."""
         return self.rates[self.means.index(self.best)]
 
     @cached_property
@@ -71,7 +71,7 @@ class Truth:
 
     @cached_property
     def halves(self) -> tuple[Truth, Truth]:
-        """What either half of the seeds says."""
+        """The curve as each half of the seeds alone shows it."""
         a, b = (Truth(self.rates, tuple(row[part] for row in self.losses)) for part in self.split)
         return a, b
 
