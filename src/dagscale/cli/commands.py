@@ -86,6 +86,8 @@ def inspect(
     from dagscale.graph.text import FORMATS
     from dagscale.tracing import trace
 
+    if data is None and limit is not None:
+        raise typer.BadParameter("--limit is of data, and there are none: name them with --data")
     if picture is not None:
         from dagscale.pictures.files import check_path
 
