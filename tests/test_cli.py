@@ -66,13 +66,14 @@ class Stream:
 stream = Stream()
 
 def loader():
-    return DataLoader(TensorDataset(torch.randn(60, 20), torch.randn(60, 1)), batch_size=6, shuffle=True)
+    x = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(x, x[:, :1]), batch_size=6, shuffle=True)
 
 def distance(output, target):
     return (output[:, :1] - target).square().mean()
 
 def recipe():
-    return dagscale.Recipe(loader(), loss=distance, optimizer="sgd", steps=4)
+    return dagscale.Recipe(loader(), loss=distance, optimizer="sgd", steps=12)
 """
 )
 
@@ -132,7 +133,7 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
     "training",
     [
         ["--recipe", "mymodel.py:recipe"],
-        ["--data", "mymodel.py:loader", "--loss", "mymodel.py:distance", "--steps", "4"],
+        ["--data", "mymodel.py:loader", "--loss", "mymodel.py:distance", "--steps", "12"],
     ],
 )
 def test_search_of_a_users_data_is_a_file_that_plans_are_made_from(project: Path, training: list[str]) -> None:

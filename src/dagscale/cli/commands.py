@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,8 @@ from dagscale.cli.training import (
     WeightDecay,
     make_recipe,
 )
-from dagscale.shown import cell, load_rich, plain
+from dagscale.errors import DagscaleError
+from dagscale.shown import cell, line, load_rich, plain
 
 PLAN_PANEL = "What it is planned from"
 
@@ -231,7 +233,13 @@ def search(
     if plot is not None:
         found.plot(plot)
     if save is not None:
-        found.measure(law or default_law(training.optimizer, has_data=True, has_base=True)).save(save)
+        found.save(save)  # at once: what follows may not succeed
+        try:
+            found.measure(law or default_law(training.optimizer, has_data=True, has_base=True)).save(save)
+        except DagscaleError as error:
+            if law is not None:
+                raise
+            print(f"note: plans from {save} can have --law none only: {line(str(error))}", file=sys.stderr)
     if json:
         print_json(found.to_dict())
     else:
