@@ -5,13 +5,14 @@ READY  := $(VENV)/.ready
 # Versions to install; another file, or /dev/null for the newest of all, in its place.
 CONSTRAINTS ?= constraints.txt
 # Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
-PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate
+PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate lightning lightning-utilities torchmetrics \
+          wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash
 
-.PHONY: help demo test fuzz lint docs dist zoo bench clean
+.PHONY: help demo test fuzz lint docs dist release-check zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +39,11 @@ docs: $(READY)  ## the documentation site in docs/_build/html; warnings are erro
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 dist: $(READY)  ## a wheel and a source archive in dist/
+	rm -rf dist
 	$(BIN)/python -m build
+
+release-check: dist  ## install the wheel and the source archive into fresh environments, and run the README's lines
+	$(BIN)/python tests/release.py dist --constraint $(CONSTRAINTS)
 
 zoo: $(READY)  ## trace every model of timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python benchmarks/zoo.py run

@@ -49,6 +49,31 @@ class Constant(Net):
 
 def pathless():
     return Constant(8, 1), torch.randn(2, 20)
+
+import dagscale
+from torch.utils.data import DataLoader, TensorDataset
+
+def bare():
+    return dagscale.Recipe(loss=nn.functional.mse_loss, steps=3)
+
+def failing():
+    raise ValueError("no recipe today")
+
+class Stream:
+    def __iter__(self):
+        yield from ()
+
+stream = Stream()
+
+def loader():
+    x = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(x, x[:, :1]), batch_size=6, shuffle=True)
+
+def distance(output, target):
+    return (output[:, :1] - target).square().mean()
+
+def recipe():
+    return dagscale.Recipe(loader(), loss=distance, optimizer="sgd", steps=12)
 """
 )
 
@@ -105,6 +130,30 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "training",
+    [
+        ["--recipe", "mymodel.py:recipe"],
+        ["--data", "mymodel.py:loader", "--loss", "mymodel.py:distance", "--steps", "12"],
+    ],
+)
+def test_search_of_a_users_data_is_a_file_that_plans_are_made_from(project: Path, training: list[str]) -> None:
+    """The default plan after ``search --save`` needs what is measured on the base, without its model."""
+    found = document(
+        "search", "mymodel.py:small", *training, "--limit", "24", "--seeds", "1", "--save", "base.json", cwd=project
+    )
+    made = document("plan", "mymodel.py:make", *training, "--base", "base.json", "--save", "plan.json", cwd=project)
+    assert made["base_lr"] == found["lr"]
+    assert made["law"] == "combined"
+    assert json.loads((project / "plan.json").read_text())["lr"] == made["lr"]
+
+
+def test_version() -> None:
+    import dagscale as package
+
+    assert dagscale("--version").stdout.strip() == f"dagscale {package.__version__}"
+
+
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["inspect", "mlp:2_2"], "2_2"),
@@ -126,16 +175,16 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
         (["plan", "mlp:2_22", "--base", "mymodel.py:pathless", "--base-lr", "0.1"], "base: no path"),
         (["search", "mlp:2", "--data", "mymodel.py"], "mymodel.py"),
         (["search", "mlp:2", "--data", "absent"], "absent"),
-        (["search", "mlp:2", "--seeds", "0"], "seeds"),
+        (["search", "mlp:2", "--seeds", "0"], "'--seeds'"),
         (["search", "mlp:2", "--plot", "missing/folder/x.png"], "missing/folder"),
         (["verify", "mlp-dags", "--store", "s.sqlite"], "unknown suite 'mlp-dags'; did you mean 'mlp-dag'"),
         (["verify", "mlp-dag", "--options", "&&"], "name nothing between two &"),
-        (["verify", "mlp-dag", "--batch-size", "0"], "batch_size must be at least 1"),
-        (["verify", "mlp-dag", "--epochs", "-1"], "epochs must be at least 1"),
-        (["verify", "mlp-dag", "--spacing", "1e-9"], "spacing must be 0.01 to 100"),
+        (["verify", "mlp-dag", "--batch-size", "0"], "'--batch-size'"),
+        (["verify", "mlp-dag", "--epochs", "-1"], "'--epochs'"),
+        (["verify", "mlp-dag", "--spacing", "1e-9"], "'--spacing'"),
         (["verify", "mlp-dag", "--grid", "-2000", "2000"], "exponent must be -100 to 100"),
-        (["verify", "mlp-dag", "--architectures", "9" * 24], "architectures must be at most 1,000"),
-        (["inspect", "mlp:2", "--seed", str(2**64)], "64 bits"),
+        (["verify", "mlp-dag", "--architectures", "9" * 24], "'--architectures'"),
+        (["inspect", "mlp:2", "--seed", str(2**64)], "'--seed'"),
         (["verify", "mlp-dag", "--store", "mymodel.py/s.sqlite"], "cannot make the folder mymodel.py"),
         (["demo", "--out", "mymodel.py"], "cannot make the folder mymodel.py"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--law", "curvature"], "needs data"),
@@ -239,3 +288,54 @@ def test_a_pair_searched_and_planned_for_a_longer_run(tmp_path: Path) -> None:
     plan = ["plan", "mlp:2_22_222", *training, "--steps", "40", "--weight-decay", decay, "--base", str(base)]
     made = document(*plan, "--law", "none", "--horizon", "power")
     assert made["factors"] == pytest.approx({"horizon power": 4**-0.32})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["inspect", "mlp:2", "--seed", "9" * 5000], "'--seed'"),
+        (["inspect", "mlp:2", "--limit", "4"], "--limit is of data"),
+        (["plan", "mlp:2", "--limit", "4"], "--limit is of data"),
+        (["plan", "mlp:2", "--data", "digits", "--limit", "0"], "'--limit'"),
+        (["plan", "mlp:2", "--recipe", "mymodel.py:bare", "--limit", "4"], "the recipe has none"),
+        (["plan", "mlp:2", "--recipe", "mymodel.py:make"], "not a dagscale.Recipe"),
+        (["plan", "mlp:2", "--recipe", "mymodel.py:failing"], "calling failing() raised ValueError: no recipe"),
+        (["plan", "mlp:2", "--data", "mymodel.py:failing"], "calling failing() raised ValueError: no recipe"),
+        (["plan", "mlp:2", "--data", "nowhere:data"], "'nowhere' is no module that can be imported"),
+        (["plan", "mlp:2", "--data", "mymodel.py:stream", "--limit", "4"], "--limit cannot draw from Stream"),
+        (["plan", "mlp:2", "--data", "digits", "--loss", "mse_los"], "did you mean 'mse_loss'"),
+        (["plan", "mlp:2", "--data", "digits", "--loss", "mymodel.py:nothing"], "has no 'nothing'"),
+        (["plan", "mlp:2", "--data", "text:mymodel.py"], "the data are token ids, and this takes images"),
+        (["plan", "hf:bert", "--data", "text:"], "name a file of text"),
+        (["search", "mlp:2", "--law", "none"], "name one with --save"),
+        (["search", "mlp:2", "--warmup", "nan"], "warmup"),
+        (["search", "mlp:2", "--clip", "nan"], "clip"),
+        (["search", "mlp:2", "--weight-decay", "nan"], "weight"),
+        (["plan", "mlp:2", "--base-lr", "nan", "--law", "none"], "base"),
+        (["check", "mlp:2", "mlp:3", "--base-lr", "nan"], "base"),
+        (["verify", "mlp-dag", "--spacing", "nan"], "spacing"),
+        (["retrain"], "Missing option '--data'"),
+        (["retrain", "--data", "digits", "--seeds", "1"], "'--seeds'"),
+        (["retrain", "--data", "digits", "--count", "0"], "'--count'"),
+        (["rerank", "--benchmark", "t.csv"], "Missing option '--against'"),
+        (["list", "lawz"], "there is no list of 'lawz'"),
+    ],
+)
+def test_bad_options_are_one_line_and_status_2(
+    project: Path, arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As above, in this process: what comes before any work needs none of its own."""
+    from dagscale.cli import main
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["dagscale", *arguments])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = sorted(project.iterdir())
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capfd.readouterr()
+    assert left.value.code == 2, err
+    assert text in err
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert [path for path in sorted(project.iterdir()) if path.name != "__pycache__"] == before

@@ -12,7 +12,7 @@ from click.testing import Result
 from torch import nn
 from typer.testing import CliRunner
 
-import dagscale.cli.rerank  # noqa: F401  puts the command on the application
+import dagscale.cli.retrain  # noqa: F401  puts the command on the application
 from dagscale.bench.data import Dataset
 from dagscale.bench.nas import retrain, retrain_run, samples
 from dagscale.bench.nas.comparison import compare, table
@@ -172,10 +172,10 @@ def test_a_new_ranking_lies_below_the_floor_of_the_seeds() -> None:
 
 
 def command(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["rerank", *arguments])
+    return CliRunner().invoke(app, ["retrain", *arguments])
 
 
-TINY = ("--retrain", "--data", "digits", "--preset", "tiny-1", "--limit", "100", "--jobs", "1", "--bootstrap", "20")
+TINY = ("--data", "digits", "--preset", "tiny-1", "--limit", "100", "--jobs", "1", "--bootstrap", "20")
 
 
 def test_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,18 +290,13 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ((*TINY, *archs, "--recipes", "planned"), "unknown recipe 'planned'"),
         ((*TINY, *archs, "--preset", "short"), "unknown preset 'short'"),
         ((*TINY, *archs, "--recipes", "benchmark"), "needs another recipe than benchmark"),
-        ((*TINY, *archs, "--seeds", "1"), "give 2 or more"),
         ((*TINY, "--architectures", "0_00_000"), "nothing to train"),
         ((*TINY, "--architectures", "3_03"), "architecture 1: architecture code '3_03' has 2 groups"),
         ((*TINY, "--architectures", "3_03_101,3_03_101"), "3_03_101 is given twice"),
         ((*TINY, "--top", "10"), "--top 10"),
         ((*TINY, *archs, "--benchmark", "t.csv", "--partial"), "lacks 1 of the 2 architectures"),
         ((*TINY, *archs, "--benchmark", "t.csv"), "pass --partial"),
-        ((*TINY, *archs, "--against", "t.csv"), "--against is for two tables"),
-        (("--retrain", *archs), "name them with --data"),
-        (("--data", "digits", "--benchmark", "t.csv", "--against", "t.csv"), "--data is for --retrain"),
-        (("--benchmark", "t.csv"), "name two tables"),
-        (("--retrain", "--data", "absent", *archs), "no data at 'absent'"),
+        (("--data", "absent", *archs), "no data at 'absent'"),
     ):
         done = command(*arguments)
         assert isinstance(done.exception, DagscaleError), (arguments, done.output)

@@ -134,7 +134,7 @@ def test_a_seed_fixes_everything_and_disturbs_nothing() -> None:
         ("mpl:2_02", "'mpl' is no space (cnn, "),
         ("resnet18", "not a TARGET; write SPACE:CODE, package.module:callable or file.py:callable"),
         ("2_02:x", "not a TARGET; write SPACE:CODE"),
-        ("torch.nn:", "no callable is named after the colon"),
+        ("torch.nn:", "nothing is named after the colon"),
     ],
 )
 def test_malformed_target(text: str, message: str) -> None:

@@ -385,6 +385,29 @@ def tables(draw: Draw, folder: Path) -> list[str]:
     return ["rerank", *asked, "--picks", "picks.csv", "--bootstrap", "20", *out, *shown]
 
 
+@surface
+def texts(draw: Draw, folder: Path) -> list[str]:
+    """Text that is none, in files and folders with hostile names, and options that nobody should write."""
+    content = draw(
+        st.sampled_from((b"Once upon a time. " * 40, "é漢😀".encode() * 60, b"", b"\0" * 99, b"\xff\xfe" * 50))
+    )
+    (folder / "book").mkdir()
+    for name in ("a.txt", "book/b.txt", "book/c.txt"):
+        (folder / name).write_bytes(damaged(draw, content))
+    path = draw(st.sampled_from(("a.txt", "book", "none", ".", "/dev/zero", "a.txt/x")) | names)
+    option = draw(st.sampled_from(("", "?", "?context=8", "?context=8&files=*.txt", "?files=[", "?tokenizer=a.txt")))
+    value = draw(mostly(st.just(""), number.map("?context={}".format)))
+    given = argument(f"text:{path}{value or option}")
+    return [
+        "inspect",
+        "hf:gpt2?layers=1&width=8&heads=1",
+        "--data",
+        given,
+        "--limit",
+        draw(mostly(st.just("4"), number)),
+    ]
+
+
 # --- the user's own code ------------------------------------------------------------------------------------------
 
 

@@ -12,9 +12,13 @@ from typing import Any
 import typer
 
 from dagscale.cli import app as application
-from dagscale.cli import check, commands, rerank, sweep, verify  # noqa: F401  each puts its commands on the application
 from dagscale.errors import DagscaleError
 from dagscale.shown import line
+
+# Each puts its commands on the application, and the help lists them in this order.
+# isort: off
+from dagscale.cli import commands, check, verify, rerank, retrain, sweep  # noqa: F401
+# isort: on
 
 AFFECTS_RESULTS = False
 
@@ -31,6 +35,10 @@ INTERRUPTED = 130
 
 AGAIN = 0.05
 """Seconds after which an interrupt that was dropped is repeated."""
+
+
+EXTRAS = {"joblib": "bench", "matplotlib": "plot", "PIL": "images", "pyarrow": "images", "distributed": "dist"}
+"""Package that is not installed with the core → the extra that brings it."""
 
 
 def say(message: str) -> None:
@@ -74,6 +82,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         sys.exit(INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        say(f"this needs {error.name}: pip install 'dagscale[{EXTRAS[error.name]}]'")
+        sys.exit(2)
     except MemoryError:
         say("out of memory: give a smaller network, fewer examples (--limit) or smaller batches")
         sys.exit(2)

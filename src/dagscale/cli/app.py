@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from dagscale.__about__ import __version__
 from dagscale.errors import TargetError
 from dagscale.replacing import make_folder as make_folder
 from dagscale.shown import load_rich
@@ -22,12 +23,60 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+TARGETS = {
+    "file.py:callable": "what your function returns: a model, or (model, inputs)",
+    "package.module:callable": "the same, in a package that can be imported",
+    "timm:NAME": "a model of timm, as timm:resnet18",
+    "hf:NAME": "of transformers, as hf:gpt2?layers=2&width=64&heads=4",
+    "resnet:DEPTH": "a residual CNN for small images, as resnet:20",
+    "vit:DEPTH": "a small vision transformer, as vit:4",
+    "mlp:CODE": "fully connected layers in a graph, as mlp:2_21_011",
+    "cnn:CODE": "convolutions in a graph, with the same codes",
+    "nb201:CODE": "a network of NAS-Bench-201, as nb201:3_33_333",
+    "nb101:CODE": "a network of NAS-Bench-101",
+    "darts:CODE": "a network of DARTS, as darts:V2",
+}
+"""Every kind of TARGET, and what it is. A test holds the list against the registry, which the help must not import."""
+
+DATA = {
+    "digits": "1,797 images of 8x8 pixels, built in",
+    "PATH": "images: CIFAR, MNIST's idx, parquet, .npz, a folder a class",
+    "text:PATH": "text in a file or a folder, for language models; after ?:",
+    "": "context=256, tokenizer=NAME_OR_PATH, files=*.txt",
+    "file.py:name": "tensors, a Dataset or a DataLoader, or what returns them",
+}
+"""Every kind of data, and what it is."""
+
+
+def _block(title: str, entries: dict[str, str]) -> str:
+    """A list at the end of the help, line by line."""
+    lines = [f"  {name:16} {text}" if len(name) <= 16 else f"  {name}\n{'':19}{text}" for name, text in entries.items()]
+    return "\n".join([title, *lines])
+
+
+STEPS = """First steps
+  dagscale demo
+  dagscale search mlp:2 --data digits --steps 100 --save base.json
+  dagscale plan mlp:2_21_011 --data digits --steps 100 --base base.json"""
+
+EPILOG = "\n\n".join(
+    [
+        _block("TARGET is one of, with options after ?, as mlp:2?width=64", TARGETS),
+        _block("--data is one of", DATA),
+        STEPS,
+    ]
+)
+
+EVERYDAY, STUDIES = "For your own models", "Studies and benchmarks"
+
 app = typer.Typer(
     name="dagscale",
     help="Architecture-aware initialisation and learning rates for any PyTorch model.",
+    epilog=EPILOG,
     no_args_is_help=True,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 
 
@@ -37,56 +86,34 @@ def version_only(
 ) -> None:
     """Architecture-aware initialisation and learning rates for any PyTorch model."""
     if version:
-        from importlib.metadata import version as of
-
-        print(f"dagscale {of('dagscale')}")
+        print(f"dagscale {__version__}")
         raise typer.Exit
 
 
-TARGET_HELP = (
-    "A model: file.py:callable, package.module:callable, timm:NAME, hf:NAME, resnet:DEPTH, vit:DEPTH, mlp:CODE, "
-    "cnn:CODE, nb201:CODE, nb101:CODE, darts:CODE; options after ?"
-)
-Target = Annotated[str, typer.Argument(help=TARGET_HELP, metavar="TARGET")]
+INPUT_PANEL, OUTPUT_PANEL = "Data", "Output"
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="A model: file.py:callable, timm:NAME, hf:NAME, resnet:DEPTH, …; `dagscale --help` lists every kind.",
+        metavar="TARGET",
+    ),
+]
 Data = Annotated[
     str | None,
-    typer.Option(help="'digits', a path to images, or file.py:function that returns data; shapes the network too."),
+    typer.Option(
+        help="digits, images at a path, text:PATH or file.py:name; see `dagscale --help`. Shapes the network too.",
+        rich_help_panel=INPUT_PANEL,
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Use only so many examples.")]
-InputShape = Annotated[str | None, typer.Option(help="Example input without batch, as 3x32x32.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
-def load_data(source: str | None, limit: int | None = None) -> Any:
-    """What ``--data`` names: a data set, or whatever a function of the user's returns.
-
-    Raises:
-        DataError, TargetError: if there is none.
-    """
-    from dagscale.bench.data import load
-
-    if source is None:
-        return None
-    if ":" in source and not Path(source).exists():
-        from dagscale.models.targets import find
-
-        found = find(source, "data")
-        found = found() if callable(found) else found
-        return found if limit is None else _limited(found, limit)
-    return load(source, limit=limit)
-
-
-def _limited(data: Any, limit: int) -> Any:
-    """The first examples of tensors or of a Dataset; a loader is limited by the steps that are asked for."""
-    from torch import Tensor
-    from torch.utils.data import Dataset, IterableDataset, Subset
-
-    if isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data):
-        return tuple(part[:limit] for part in data)
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return Subset(data, range(min(limit, len(data))))  # type: ignore[arg-type]
-    raise TargetError(f"--limit cannot cut {type(data).__name__}: give --steps, or return a Dataset")
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Use only so many examples, drawn from all.", min=1, max=10**9, rich_help_panel=INPUT_PANEL),
+]
+InputShape = Annotated[
+    str | None, typer.Option(help="Example input without batch, as 3x32x32.", rich_help_panel=INPUT_PANEL)
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT_PANEL)]
 
 
 def load_target(text: str, data: Any, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:

@@ -8,25 +8,31 @@ from typing import Annotated
 import typer
 
 from dagscale.cli.app import (
-    TARGET_HELP,
+    EVERYDAY,
+    OUTPUT_PANEL,
     Data,
     InputShape,
     Json,
     Limit,
     Seed,
     app,
-    load_data,
     load_target,
     print_json,
     screen,
 )
+from dagscale.cli.data import load_data
 from dagscale.cli.training import BatchSize, Loss, Optimizer, RecipeFile, Setting, WeightDecay, make_recipe
 from dagscale.shown import load_rich
 
-Targets = Annotated[list[str], typer.Argument(help=f"Two or more, smallest first: {TARGET_HELP}", metavar="TARGET...")]
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        help="Two models or more, smallest first; `dagscale --help` lists what a TARGET may be.", metavar="TARGET..."
+    ),
+]
 
 
-@app.command()
+@app.command(rich_help_panel=EVERYDAY)
 def check(
     targets: Targets,
     data: Data = None,
@@ -37,14 +43,19 @@ def check(
     loss: Loss = None,
     weight_decay: WeightDecay = None,
     setting: Setting = None,
-    base_lr: Annotated[float | None, typer.Option(help="Rate of the first TARGET; by default from curvature.")] = None,
+    base_lr: Annotated[
+        float | None, typer.Option(help="Rate of the first TARGET, above 0; by default from curvature.", min=0)
+    ] = None,
     width: Annotated[str | None, typer.Option(help="none: one rate for all layers; mup: rates by layer.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4,
-    seeds: Annotated[int, typer.Option(help="Runs a member.")] = 8,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1, max=10**6)] = 4,
+    seeds: Annotated[int, typer.Option(help="Runs a member.", min=1, max=1000)] = 8,
     batch_size: BatchSize = None,
     limit: Limit = None,
     input_shape: InputShape = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw moments and updates against size: .svg or .png.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw moments and updates against size: .svg, .png or .pdf.", rich_help_panel=OUTPUT_PANEL),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -59,7 +70,7 @@ def check(
         check_path(plot)
     given = load_data(data, limit)
     training = make_recipe(
-        given, recipe=recipe, optimizer=optimizer, loss=loss, weight_decay=weight_decay, setting=setting,
+        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, weight_decay=weight_decay, setting=setting,
         batch_size=batch_size or (64 if recipe is None and hasattr(given, "x") else None),
     )  # fmt: skip
     errors = Console(stderr=True)

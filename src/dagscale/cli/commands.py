@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dagscale.cli.app import (
+    EVERYDAY,
+    OUTPUT_PANEL,
+    STUDIES,
+    TARGETS,
     Data,
     InputShape,
     Json,
@@ -15,12 +20,12 @@ from dagscale.cli.app import (
     Seed,
     Target,
     app,
-    load_data,
     load_target,
     make_folder,
     print_json,
     screen,
 )
+from dagscale.cli.data import load_data
 from dagscale.cli.training import (
     BatchSize,
     Clip,
@@ -35,23 +40,44 @@ from dagscale.cli.training import (
     WeightDecay,
     make_recipe,
 )
-from dagscale.pictures.files import check_path
-from dagscale.shown import cell, load_rich, plain
+from dagscale.errors import DagscaleError
+from dagscale.shown import cell, line, load_rich, plain
+
+PLAN_PANEL = "What it is planned from"
 
 Law = Annotated[
-    str | None, typer.Option(help="Learning-rate law, `dagscale list laws`; by default by optimiser and data.")
+    str | None,
+    typer.Option(
+        help="Learning-rate law, `dagscale list laws`; by default by optimiser and data.", rich_help_panel=PLAN_PANEL
+    ),
 ]
-Init = Annotated[str | None, typer.Option(help="Initialisation, `dagscale list inits`; by default moments with data.")]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Initialisation, `dagscale list inits`; by default moments with data.", rich_help_panel=PLAN_PANEL
+    ),
+]
 
 
-@app.command()
+def _output(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=OUTPUT_PANEL)
+
+
+@app.command(rich_help_panel=EVERYDAY)
 def inspect(
     target: Target,
     data: Data = None,
+    limit: Limit = None,
     input_shape: InputShape = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the graph: .svg or .png.")] = None,
-    text: Annotated[str | None, typer.Option("--format", help="dot or mermaid: print the graph as that.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Show every repeat of a block, and the whole graph.")] = False,
+    picture: Annotated[Path | None, _output("Draw the graph: .svg, .png or .pdf.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--format", help="dot or mermaid: print the graph as that.", rich_help_panel=OUTPUT_PANEL),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Show every repeat of a block, and the whole graph.", rich_help_panel=OUTPUT_PANEL),
+    ] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -62,10 +88,14 @@ def inspect(
     from dagscale.graph.text import FORMATS
     from dagscale.tracing import trace
 
+    if data is None and limit is not None:
+        raise typer.BadParameter("--limit is of data, and there are none: name them with --data")
     if picture is not None:
+        from dagscale.pictures.files import check_path
+
         check_path(picture)
     written = None if text is None else FORMATS[text]
-    graph = trace(*load_target(target, load_data(data), input_shape, seed))
+    graph = trace(*load_target(target, load_data(data, limit), input_shape, seed))
     if written is not None:
         print(written(graph if full else fold(graph)))
         return
@@ -84,34 +114,57 @@ def inspect(
         console.print(f"picture     {plain(str(picture))}", markup=False, highlight=False)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERYDAY)
 def plan(
     target: Target,
     base: Annotated[
         list[str] | None,
-        typer.Option(help="The small network whose rate is known: a TARGET, or a file of `search --save`; or several."),
+        typer.Option(
+            help="The small network whose rate is known: a file of `search --save`, or a TARGET; or several of them.",
+            rich_help_panel=PLAN_PANEL,
+        ),
     ] = None,
     base_lr: Annotated[
-        list[float] | None, typer.Option(help="Its best rate, per optimiser step, one a base. Neither: measured.")
+        list[float] | None,
+        typer.Option(
+            help="Best rate of a base that is a TARGET, above 0, per optimiser step. Without a base: measured.",
+            min=0,
+            rich_help_panel=PLAN_PANEL,
+        ),
     ] = None,
     law: Law = None,
     init: Init = None,
-    width: Annotated[str, typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.")] = "none",
-    batch: Annotated[str | None, typer.Option(help="A rule for another batch size than the base's, as sqrt.")] = None,
-    horizon: Annotated[str | None, typer.Option(help="A rule for a longer run than the base's, as power.")] = None,
+    width: Annotated[
+        str,
+        typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.", rich_help_panel=PLAN_PANEL),
+    ] = "none",
+    depth: Annotated[
+        str,
+        typer.Option(help="none, completep, completedp or depth-mup: by residual depth.", rich_help_panel=PLAN_PANEL),
+    ] = "none",
+    batch: Annotated[
+        str | None,
+        typer.Option(help="A rule for another batch size than the base's, as sqrt.", rich_help_panel=PLAN_PANEL),
+    ] = None,
+    horizon: Annotated[
+        str | None,
+        typer.Option(help="A rule for a longer run than the base's, as power.", rich_help_panel=PLAN_PANEL),
+    ] = None,
     data: Data = None,
     limit: Limit = None,
     recipe: RecipeFile = None,
     optimizer: Optimizer = None,
     loss: Loss = None,
-    batch_size: BatchSize = None,
+    epochs: Epochs = None,
     steps: Steps = None,
+    batch_size: BatchSize = None,
     weight_decay: WeightDecay = None,
     clip: Clip = None,
     schedule: Schedule = None,
     warmup: Warmup = None,
     setting: Setting = None,
     input_shape: InputShape = None,
+    save: Annotated[Path | None, _output("Write the plan to a JSON file, for dagscale.Plan.load.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -121,8 +174,8 @@ def plan(
 
     given = load_data(data, limit)
     training = make_recipe(
-        given, recipe=recipe, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
-        weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
+        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
+        epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
     )  # fmt: skip
     model, inputs = load_target(target, given, input_shape, seed)
     origins = [
@@ -130,15 +183,17 @@ def plan(
     ]
     made = make_plan(
         model, inputs, base=origins or None, base_lr=base_lr or None, recipe=training, law=law, init=init, seed=seed,
-        width=width, batch=batch, horizon=horizon,
+        width=width, depth=depth, batch=batch, horizon=horizon,
     )  # fmt: skip
+    if save is not None:
+        made.save(save)
     if json:
         print_json(made.to_dict())
     else:
         print(made)
 
 
-@app.command()
+@app.command(rich_help_panel=EVERYDAY)
 def search(
     target: Target,
     data: Data = None,
@@ -155,24 +210,32 @@ def search(
     schedule: Schedule = None,
     warmup: Warmup = None,
     setting: Setting = None,
-    seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Runs a rate.", min=1, max=1000)] = 3,
     method: Annotated[str, typer.Option(help="fast: what the answer needs; grid: every rate, every seed.")] = "fast",
     decay: Annotated[bool, typer.Option("--decay", help="Look for the weight decay too.")] = False,
     validation: Annotated[str | None, typer.Option(help="Data that runs are judged by, as --data.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw loss against rate: .svg or .png.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the base to a JSON file, for dagscale.Base.load.")] = None,
+    plot: Annotated[Path | None, _output("Draw loss against rate: .svg, .png or .pdf.")] = None,
+    save: Annotated[Path | None, _output("Write the base to a JSON file, for `plan --base`.")] = None,
+    law: Annotated[
+        str | None, _output("With --save: the law of the plans to come, measured now; by default theirs; or none.")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Find the maximal learning rate of a (base) network on a logarithmic grid."""
+    from dagscale.planning.make import default_law
     from dagscale.searching import search as find
 
+    if law is not None and save is None:
+        raise typer.BadParameter("--law is measured for a file of the base: name one with --save")
     if plot is not None:
+        from dagscale.pictures.files import check_path
+
         check_path(plot)
     given = load_data(data or ("digits" if recipe is None else None), limit)
     training = make_recipe(
-        given, recipe=recipe, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps, epochs=epochs,
-        weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
+        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
+        epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
     )  # fmt: skip
     model, inputs = load_target(target, given, None, seed)
     inputs = inputs if given is not None else None
@@ -183,16 +246,22 @@ def search(
     if plot is not None:
         found.plot(plot)
     if save is not None:
-        found.save(save)
+        found.save(save)  # at once: what follows may not succeed
+        try:
+            found.measure(law or default_law(training.optimizer, has_data=True, has_base=True)).save(save)
+        except DagscaleError as error:
+            if law is not None:
+                raise
+            print(f"note: plans from {save} can have --law none only: {line(str(error))}", file=sys.stderr)
     if json:
         print_json(found.to_dict())
     else:
         screen().print(found.table())
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=EVERYDAY)
 def list_(
-    what: Annotated[str, typer.Argument(help="laws, inits, optimizers, spaces, suites or readers.")],
+    what: Annotated[str, typer.Argument(help="laws, inits, optimizers, targets, suites or readers.", metavar="WHAT")],
     json: Json = False,
 ) -> None:
     """List what is registered under a kind of name, with a line on each."""
@@ -205,11 +274,14 @@ def list_(
     from dagscale.errors import UnknownNameError
     from dagscale.registry import summary
 
-    if what not in REGISTRIES:
-        raise UnknownNameError(f"there is no list of {what!r}: {', '.join(REGISTRIES)}")
-    module, name = REGISTRIES[what]
-    registry = getattr(importlib.import_module(module), name)
-    found = {entry: summary(registry[entry]) for entry in registry}
+    if what == "targets":
+        found = TARGETS
+    elif what in REGISTRIES:
+        module, name = REGISTRIES[what]
+        registry = getattr(importlib.import_module(module), name)
+        found = {entry: summary(registry[entry]) for entry in registry}
+    else:
+        raise UnknownNameError(f"there is no list of {what!r}: {', '.join(('targets', *REGISTRIES))}")
     if json:
         print_json(found)
         return
@@ -231,7 +303,7 @@ REGISTRIES = {
 }
 
 
-@app.command()
+@app.command(rich_help_panel=STUDIES)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("out"),
     seed: Seed = 0,

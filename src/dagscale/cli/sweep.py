@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagscale.cli.app import Json, app, print_json, screen
+from dagscale.cli.app import STUDIES, Json, app, print_json, screen
 from dagscale.shown import cell, line, load_rich, plain
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SHOWN = 40
 """Architectures and kinds of error in the readable tables; ``--json`` has all."""
 
 sweep_app = typer.Typer(help="Look into the store of a sweep.", no_args_is_help=True)
-app.add_typer(sweep_app, name="sweep")
+app.add_typer(sweep_app, name="sweep", rich_help_panel=STUDIES)
 File = Annotated[Path, typer.Argument(help="The sweep's file.", metavar="FILE")]
 
 

@@ -9,35 +9,41 @@ import typer
 from dagscale.errors import RecipeError, TargetError
 
 if TYPE_CHECKING:
-    from dagscale.bench.data import Dataset
     from dagscale.training.recipe import Recipe
 
 PANEL = "How it is trained"
 
 
-def _option(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=PANEL)
+def _option(text: str, **bounds: float) -> Any:
+    return typer.Option(help=text, rich_help_panel=PANEL, **bounds)  # type: ignore[arg-type]
 
 
 RecipeFile = Annotated[
     str | None, _option("All of the training: file.py:name of a dagscale.Recipe, or of a function that returns one.")
 ]
 Optimizer = Annotated[str | None, _option("Its name (`dagscale list optimizers`); sgd by default.")]
-Loss = Annotated[str | None, _option("A name in torch.nn.functional, as mse_loss, or file.py:function.")]
-BatchSize = Annotated[int | None, _option("Examples a step.")]
-Steps = Annotated[int | None, _option("Optimiser steps of a run.")]
-Epochs = Annotated[int | None, _option("Passes over the data of a run.")]
-WeightDecay = Annotated[float | None, _option("For all but norms and biases.")]
-Clip = Annotated[float | None, _option("Largest norm of the gradient.")]
+Loss = Annotated[
+    str | None,
+    _option(
+        "A name in torch.nn.functional, as mse_loss, or file.py:function of output and target; by default "
+        "cross-entropy, for text that of the next token."
+    ),
+]
+BatchSize = Annotated[int | None, _option("Examples a step.", min=1, max=10**6)]
+Steps = Annotated[int | None, _option("Optimiser steps of a run.", min=1, max=10**8)]
+Epochs = Annotated[int | None, _option("Passes over the data of a run.", min=1, max=10**6)]
+WeightDecay = Annotated[float | None, _option("For all but norms and biases.", min=0)]
+Clip = Annotated[float | None, _option("Largest norm of the gradient, above 0.", min=0)]
 Schedule = Annotated[str | None, _option("constant, linear or cosine.")]
-Warmup = Annotated[float | None, _option("Share of the steps, or their number.")]
+Warmup = Annotated[float | None, _option("Share of the steps, or their number.", min=0)]
 Setting = Annotated[list[str] | None, _option("Of the optimiser, as momentum=0.9 or betas=0.9,0.95; repeat it.")]
 
 
 def make_recipe(
-    data: Dataset | Any | None,
+    data: Any,
     *,
     recipe: str | None = None,
+    limit: int | None = None,
     optimizer: str | None = None,
     loss: str | None = None,
     batch_size: int | None = None,
@@ -49,7 +55,10 @@ def make_recipe(
     warmup: float | None = None,
     setting: list[str] | None = None,
 ) -> Recipe:
-    """The recipe that the options come to.
+    """The recipe that the options come to; of data that bring a loss of their own, as text does, with that one.
+
+    Args:
+        limit: examples to draw from the data of the recipe that is named, where no ``data`` are given.
 
     Raises:
         RecipeError, TargetError: if they do not hold together.
@@ -67,11 +76,15 @@ def make_recipe(
         if said:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
             raise RecipeError(f"{options}: say it in the recipe, as --recipe is given")
-        return _recipe(recipe, data)
+        return _recipe(recipe, data, limit)
+    if data is None and limit is not None:
+        raise RecipeError("--limit is of data, and there are none: name them with --data")
     if schedule is not None or warmup is not None:
         said["schedule"] = Shape(schedule or "constant", said.pop("warmup", 0.0))  # type: ignore[arg-type]
     if "loss" in said:
         said["loss"] = _loss(str(loss))
+    elif callable(getattr(data, "loss", None)):
+        said["loss"] = data.loss
     for item in said.pop("setting", []):
         name, equals, value = str(item).partition("=")
         if not equals:
@@ -80,15 +93,18 @@ def make_recipe(
     return Recipe(data, **said)
 
 
-def _recipe(text: str, data: Any) -> Recipe:
+def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
+    from dagscale.cli.data import limited
     from dagscale.models.targets import find
     from dagscale.training.recipe import Recipe
 
-    found = find(text, "recipe")
-    if not isinstance(found, Recipe) and callable(found):
-        found = found()
+    found = find(text, "recipe", call=True)
     if not isinstance(found, Recipe):
         raise TargetError(f"{text} is {type(found).__name__}, not a dagscale.Recipe nor a function that returns one")
+    if data is None and limit is not None:
+        if found.data is None:
+            raise RecipeError("--limit is of data, and the recipe has none: name them with --data")
+        data = limited(found.data, limit)
     return found if data is None else found.changed(data=data)
 
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from dagscale.cli.app import Json, Seed, app, make_folder, print_json, resumable, screen
+from dagscale.cli.app import STUDIES, Json, Limit, Seed, app, make_folder, print_json, resumable, screen
 from dagscale.shown import line, load_rich, plain
 
 NAMES = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width."
 
 
-@app.command()
+@app.command(rich_help_panel=STUDIES)
 def verify(
     context: typer.Context,
     suite: Annotated[str | None, typer.Argument(help=NAMES, metavar="SUITE")] = None,
@@ -26,21 +26,25 @@ def verify(
     ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")] = "sgd",
     data: Annotated[str, typer.Option(help="'digits' or a path to images.")] = "digits",
-    architectures: Annotated[int | None, typer.Option(help="Members of the suite; its own number by default.")] = None,
-    bases: Annotated[int, typer.Option(help="Networks of known rate: the base, and the first members.")] = 1,
-    seeds: Annotated[int, typer.Option(help="Runs a rate.")] = 2,
-    epochs: Annotated[int, typer.Option(help="Epochs a run.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
-    limit: Annotated[int | None, typer.Option(help="Use only so many examples.")] = None,
+    architectures: Annotated[
+        int | None, typer.Option(help="Members of the suite; its own number by default.", min=1, max=1000)
+    ] = None,
+    bases: Annotated[
+        int, typer.Option(help="Networks of known rate: the base, and the first members.", min=1, max=1000)
+    ] = 1,
+    seeds: Annotated[int, typer.Option(help="Runs a rate.", min=1, max=1000)] = 2,
+    epochs: Annotated[int, typer.Option(help="Epochs a run.", min=1, max=10**6)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1, max=10**6)] = 32,
+    limit: Limit = None,
     grid: Annotated[
         tuple[float, float] | None, typer.Option(help="Exponents of 2, lowest and highest rate.", metavar="LOW HIGH")
     ] = None,
-    spacing: Annotated[float, typer.Option(help="Octaves between rates.")] = 0.5,
+    spacing: Annotated[float, typer.Option(help="Octaves between rates.", min=0.01, max=100)] = 0.5,
     options: Annotated[str, typer.Option(help="For every architecture, as 'norm=batch&width=128'.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="3 architectures, 64 examples, an octave apart.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, points.json and two pictures.")] = None,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1, max=4096)] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.")

@@ -56,6 +56,7 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
         import transformers
         from transformers.models.auto.modeling_auto import (
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            MODEL_FOR_MASKED_LM_MAPPING_NAMES,
             MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
             MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
             MODEL_MAPPING_NAMES,
@@ -66,6 +67,10 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
         hint = did_you_mean(name, MODEL_MAPPING_NAMES)
         raise TargetError(f"transformers has no model type {name!r}{hint} (as llama, gpt2, bert, vit)")
     given = dict(options)
+    if setting.tokens:
+        if given.setdefault("vocab", setting.classes) < setting.classes:
+            raise TargetError(f"vocab={given['vocab']}, and the data have {setting.classes:,} tokens: leave vocab out")
+        given.setdefault("length", *setting.shape)
     length = given.pop("length", 16)
 
     def make() -> tuple[nn.Module, Any]:
@@ -78,6 +83,8 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
             for key in known:
                 setattr(config, key, value)
         config.use_cache = False
+        if setting.tokens and name in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            config.is_decoder = True  # else it sees the token that it is to predict
         both = getattr(config, "is_encoder_decoder", False)
         heads = {
             "AutoModelForSeq2SeqLM": both and name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -86,6 +93,8 @@ def _read(name: str, options: Mapping[str, Any], setting: Setting) -> Callable[[
             "AutoModel": True,
         }
         head = next(head for head, fits in heads.items() if fits)
+        if setting.tokens and head != "AutoModelForCausalLM":
+            raise TargetError("the data are text, and this model does not predict the next token: take one as gpt2")
         auto = getattr(transformers, head)
         with torch.device("meta"):
             model = auto.from_config(config)
@@ -113,6 +122,7 @@ SPACES.add("hf")(
     Space(
         read=_read,
         parameters=1 << 40,  # large ones stay on meta
+        tokens=True,
         options=(
             Option("width", "int", "hidden size", low=1, high=8192),
             Option("layers", "int", "number of blocks", low=1, high=1000),

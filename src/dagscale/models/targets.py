@@ -119,11 +119,13 @@ class Setting:
 
     Attributes:
         given: which of them somebody said, by option or data; the other is the space's default.
+        tokens: whether data were given whose examples are token ids, so many of ``classes``.
     """
 
     shape: tuple[int, ...]
     classes: int
     given: frozenset[str] = frozenset()
+    tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Space:
         parameters: how many its networks may have.
         shape: of one example where neither options nor data say it: the benchmark's own.
         sample: (vertices, count, generator) → that many distinct codes; None if the space cannot be sampled.
+        tokens: whether some of its models take token ids.
     """
 
     read: Callable[[str, Mapping[str, Any], Setting], Callable[[], Made]]
@@ -145,6 +148,12 @@ class Space:
     sample: Callable[[int, int, random.Random], tuple[str, ...]] | None = None
     parameters: int = MOST_PARAMETERS
     shape: tuple[int, ...] = DEFAULT_SHAPE
+    tokens: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One line for people: the first of the module that reads it."""
+        return (sys.modules[self.read.__module__].__doc__ or "").partition("\n")[0]
 
 
 SPACES: Registry[Space] = Registry("space")
@@ -194,16 +203,19 @@ def resolve(
             raise TargetError(f"not a TARGET; {_FORMS}{did_you_mean(name, tuple(SPACES))}")
         if head in SPACES:
             space = SPACES[head]
-            options = _parse_options(query, space.options, head)
+            tokens = data is not None and data.x is not None and not torch.as_tensor(data.x[:1]).is_floating_point()
+            if tokens and not space.tokens:
+                raise TargetError("the data are token ids, and this takes images: name a language model, as hf:gpt2")
+            options = parse_options(query, space.options, head)
             asked = _shape(options.pop("input", None), input_shape, data)
             counted = options.pop("classes", None) or (data.classes if data is not None else None)
             given = frozenset(name for name, value in (("shape", asked), ("classes", counted)) if value)
             shape, classes = asked or space.shape, counted or DEFAULT_CLASSES
-            make = space.read(code, options, Setting(shape, classes, given))
+            make = space.read(code, options, Setting(shape, classes, given, tokens))
             return Target(text, _Build(text, make, shape, data, seed, space.parameters))
         where, _, attribute = name.rpartition(":")
-        options = _parse_options(query, (INPUT,), "a callable")
-        source = _find_source(where, attribute)
+        options = parse_options(query, (INPUT,), "a callable")
+        source = _find_source(where, attribute, tuple(SPACES))
         return Target(text, _Build(text, source, _shape(options.get("input"), input_shape, data), data, seed))
 
 
@@ -236,7 +248,7 @@ def sample(space: str = "mlp", vertices: int = 5, count: int = 12, seed: int = 0
     if not 1 <= count <= 100_000:
         raise TargetError(f"count={count}: must be at least 1 and at most 100,000")
     query = "&".join(f"{name}={_spelt(value)}" for name, value in options.items())
-    _parse_options(query, entry.options, space)
+    parse_options(query, entry.options, space)
     codes = entry.sample(vertices, count, random.Random(seed))
     return tuple(f"{space}:{code}{'?' if query else ''}{query}" for code in codes)
 
@@ -314,7 +326,12 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _parse_options(query: str, options: Sequence[Option], owner: str) -> dict[str, Any]:
+def parse_options(query: str, options: Sequence[Option], owner: str) -> dict[str, Any]:
+    """The values of the options that stand behind a ``?``, as ``width=64&norm=batch``.
+
+    Raises:
+        TargetError: if one is unknown, without a value, given twice or out of bounds; ``owner`` names who takes them.
+    """
     known = {option.name: option for option in options}
     values: dict[str, Any] = {}
     for item in query.split("&") if query else ():
@@ -378,9 +395,11 @@ class _Source:
         return importlib.import_module(self.module) if self.file is None else _import_file(self.file)
 
 
-def _find_source(where: str, attribute: str) -> _Source:
+def _find_source(where: str, attribute: str, spaces: Sequence[str] = ()) -> _Source:
+    """Where user code lies; ``spaces`` are the names that could stand in front of the colon too, for messages."""
+    forms = _FORMS if spaces else "write file.py:name or package.module:name"
     if not attribute:
-        raise TargetError(f"no callable is named after the colon; {_FORMS}")
+        raise TargetError(f"nothing is named after the colon; {forms}")
     if where.endswith(".py"):
         try:
             file = Path(where).expanduser().resolve()
@@ -391,15 +410,16 @@ def _find_source(where: str, attribute: str) -> _Source:
             raise TargetError(f"there is no file {file}")
         return _Source(attribute, home=file.parent, file=file)
     if not all(part.isidentifier() for part in where.split(".")):
-        raise TargetError(f"not a TARGET; {_FORMS}{did_you_mean(where, tuple(SPACES))}")
+        wrong = "not a TARGET" if spaces else f"{where!r} is no file.py and no module"
+        raise TargetError(f"{wrong}; {forms}{did_you_mean(where, spaces)}")
     with _on_path(Path.cwd()):
         try:
             spec = importlib.util.find_spec(where.split(".")[0])
         except (ImportError, ValueError):
             spec = None
     if spec is None:
-        hint = did_you_mean(where, tuple(SPACES))
-        raise TargetError(f"{where!r} is no space ({', '.join(SPACES)}) and no module that can be imported{hint}")
+        space = f"space ({', '.join(spaces)}) and no " if spaces else ""
+        raise TargetError(f"{where!r} is no {space}module that can be imported{did_you_mean(where, spaces)}")
     folders = spec.submodule_search_locations
     return _Source(
         attribute,
@@ -548,25 +568,30 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def find(text: str, what: str) -> Any:
+def find(text: str, what: str, *, call: bool = False) -> Any:
     """The object that ``file.py:name`` or ``package.module:name`` names, such as a recipe, a loss or data.
 
     Args:
         what: what it should be, for messages.
+        call: if it is a function or class, take what it returns without arguments.
 
     Raises:
-        TargetError: if there is none, or importing it raises.
+        TargetError: if there is none, or importing or calling it raises.
     """
     where, colon, dotted = text.rpartition(":")
     if not colon:
         raise TargetError(f"{text!r} names no {what}: write it as file.py:name or package.module:name")
     source = _find_source(where, dotted)
     place = str(source.file or source.module)
-    with _blaming(source.home, f"importing {place}"), _on_path(source.home if source.file else Path.cwd()):
-        found: Any = source._import()
-    for name in dotted.split("."):
-        if not hasattr(found, name):
-            names = [key for key in dir(found) if key[:1] != "_"]
-            raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}")
-        found = getattr(found, name)
+    with _on_path(source.home if source.file else Path.cwd()):
+        with _blaming(source.home, f"importing {place}"):
+            found: Any = source._import()
+        for name in dotted.split("."):
+            if not hasattr(found, name):
+                names = [key for key in dir(found) if key[:1] != "_"]
+                raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}")
+            found = getattr(found, name)
+        if call and callable(found):
+            with _blaming(source.home, f"calling {dotted}()"):
+                found = found()
     return found

@@ -228,6 +228,7 @@ class Base(Saved):
                 Graph.from_dict(more["graph"]),
                 Recipe(),
                 seed=more["seed"],
+                init=base.init or "",
                 fills={name: Fill(float(mean), float(std)) for name, (mean, std) in more["fills"].items()},
                 role="base",
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},

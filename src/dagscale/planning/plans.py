@@ -96,7 +96,7 @@ class Plan(Saved):
         lr: the target's learning rate.
         base_lr: the base's, from which it is carried over, of several bases the geometric mean; without a base, the
             target's own as measured.
-        law, init, width, depth, batch, horizon, seed: the names of the rules, and the seed, with which the plan was made.
+        law, init, width, depth, batch, horizon, seed: the rules, by name, and the seed that made the plan.
         recipe: how the network is to be trained at this rate, as plain data (`dagscale.Recipe.describe`).
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.

@@ -124,7 +124,7 @@ def resized(recipe: Recipe, bases: Sequence[Any], batch: str | None = None, hori
     whole = recipe
     for label, part in parts.items():
         whole = _applied(label, part, whole)
-    names = ("fit" if isinstance(rule, HorizonFit) else rule or "none" for rule in (batch, horizon))
+    by_batch, by_horizon = ("fit" if isinstance(rule, HorizonFit) else rule or "none" for rule in (batch, horizon))
     grown = [
         f"{growth:g} times the base's {what}"
         for growth, what in ((m_B, "batch size"), (m_D, "examples"))
@@ -138,7 +138,7 @@ def resized(recipe: Recipe, bases: Sequence[Any], batch: str | None = None, hori
     ]
     notes += [f"changed with it: {', '.join(changed)}"] if changed else []
     factors = tuple((label, part.lr) for label, part in parts.items() if part.lr != 1)
-    return Resized(whole, _alike(recipe, found[0]), *names, factors=factors, notes=tuple(notes) if grown else ())
+    return Resized(whole, _alike(recipe, found[0]), by_batch, by_horizon, factors, tuple(notes) if grown else ())
 
 
 def _growth(recipe: Recipe, base: Base) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(g, norm_type) for g in gradients]), norm_type
     )
-    return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined,no-any-return]
+    return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
 
 
 def _placed(gradient: Tensor) -> tuple[Any, ...]:

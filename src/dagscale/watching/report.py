@@ -141,7 +141,7 @@ class WatchReport:
         table.add_column("")
         for label, own in _folded(self.rows):
             wrong = sum(not row.ok for row in own)
-            values = (
+            values: tuple[list[float | None], ...] = (
                 [row.planned_rate for row in own], [row.rate for row in own], [row.planned_update for row in own],
                 [row.update for row in own], *([[row.planned_signal for row in own]] if held else []),
                 [row.signal for row in own],

@@ -1,0 +1,82 @@
+"""What ``--data`` names: images by path, text, or whatever a user's file holds; and ``--limit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dagscale.errors import DataError
+
+if TYPE_CHECKING:
+    from dagscale.bench.data.text import Text
+
+TEXT = "text:"
+
+
+def load_data(source: str | None, limit: int | None = None) -> Any:
+    """A data set, or what a user's file holds under the name or its function returns.
+
+    Raises:
+        DataError, TargetError: if there is none.
+    """
+    if source is None:
+        return None
+    if source.startswith(TEXT):
+        return _text(source.removeprefix(TEXT), limit)
+    if ":" in source and not Path(source).exists():
+        from dagscale.models.targets import find
+
+        found = find(source, "data", call=True)
+        return found if limit is None else limited(found, limit)
+    from dagscale.bench.data import load
+
+    return load(source, limit=limit)
+
+
+def _text(source: str, limit: int | None) -> Text:
+    from dagscale.bench.data.text import CONTEXT, read_text
+    from dagscale.models.targets import Option, parse_options
+
+    known = (
+        Option("context", "int", "tokens of an example", low=1, high=65_536),
+        Option("tokenizer", "str", "name or path of a tokenizer of transformers"),
+        Option("files", "str", "names of files that count, as *.txt"),
+    )
+    path, mark, query = source.rpartition("?")
+    if not mark or Path(source).exists():
+        path, query = source, ""
+    return read_text(path, limit=limit, **{"context": CONTEXT, **parse_options(query, known, "text:PATH")})
+
+
+def limited(data: Any, limit: int) -> Any:
+    """A fair draw of so many examples, always the same ones, in their own order.
+
+    Raises:
+        DataError: if the data cannot be drawn from by number.
+    """
+    from torch import Generator, Tensor, randperm
+    from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset
+
+    def rows(count: int) -> Any:
+        return randperm(count, generator=Generator().manual_seed(0))[:limit].sort().values
+
+    if (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and all(isinstance(part, Tensor) and part.ndim for part in data)
+    ):
+        drawn = rows(len(data[0]))
+        return tuple(part[drawn] for part in data)
+    if hasattr(data, "subset"):  # this package's own
+        return data.subset(min(limit, len(data)))
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return Subset(data, rows(len(data)).tolist())  # type: ignore[arg-type]
+    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset) and data.batch_size is not None:
+        return DataLoader(
+            limited(data.dataset, limit), batch_size=data.batch_size, shuffle=isinstance(data.sampler, RandomSampler),
+            collate_fn=data.collate_fn, num_workers=data.num_workers,
+            drop_last=data.drop_last and limit >= data.batch_size,
+        )  # fmt: skip
+    raise DataError(
+        f"--limit cannot draw from {type(data).__name__}: leave it out and give --steps, or return tensors or a Dataset"
+    )
