@@ -249,7 +249,8 @@ def _steps(trainer: Trainer, loader: Any, accumulate: int) -> int:
         batches = len(loader)
     except TypeError:
         raise RecipeError("the train dataset does not say its length: give TrainingArguments max_steps=") from None
-    return int(math.ceil(args.num_train_epochs * max(1, math.ceil(batches / accumulate))))
+    steps: int = math.ceil(args.num_train_epochs * max(1, math.ceil(batches / accumulate)))
+    return steps
 
 
 def _optimizer(trainer: Trainer) -> Optimizer:
