@@ -1,14 +1,14 @@
 """A first plan: search a small network once, and carry its settings over to a deeper one."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
+from dagscale.bench.data import load
 
-digits = load_digits()  # 1,797 images of 8 × 8 pixels
-x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+digits = load("digits")  # 1,797 images of 8 × 8 pixels
+x, y = digits.x.flatten(1), digits.y
 
 
 def network(depth: int) -> nn.Module:

@@ -154,7 +154,7 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)
 def test_examples_run_and_print_what_the_page_says(code: str, printed: str) -> None:
-    """What an example registers is gone after it."""
+    """What an example registers is gone after it. ``python docs/outputs.py`` writes what they print today."""
     out = io.StringIO()
     with contextlib.ExitStack() as stack:
         for registry in (LAWS, INITS, OPTIMIZERS, OPS):
