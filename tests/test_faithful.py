@@ -458,3 +458,44 @@ def test_encoder_decoders_have_inputs_for_both(text: str) -> None:
     reached = {p.name for p in graph.parameters if p.reached}
     assert any("encoder" in name for name in reached)
     assert any("decoder" in name for name in reached)
+
+
+# --- layers without a shape yet -------------------------------------------------------------------------------------
+
+
+def lazy_conv() -> nn.Module:
+    conv = nn.Sequential(nn.Unflatten(1, (1, 10)), nn.LazyConv1d(6, 3), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(conv, nn.LazyLinear(4))
+
+
+class Beside(nn.Module):
+    """One lazy layer among others, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(10, 16), nn.LazyLinear(16), nn.Linear(16, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(torch.relu(x))
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("make", [lazy_conv, Beside])
+def test_a_plan_for_lazy_layers_is_used_once_they_ran(make: Any) -> None:
+    """Planned from a copy that ran; what needs the model's own parameters says what to do."""
+    model = make()
+    planned = plan(model)
+    for use in (planned.init_, planned.param_groups, planned.optimizer):
+        with pytest.raises(PlanError, match="has no shape yet: run the model's forward once") as caught:
+            use(model)
+        assert "\n" not in str(caught.value)
+    assert any(nn.parameter.is_lazy(p) for p in model.parameters()), "nothing was given a shape"
+    model(X[:4])
+    planned.init_(model)
+    assert len(planned.param_groups(model)) >= 1
+    small = make()
+    for more in ({"width": "mup"}, {"init": "keep", "width": "mup"}):
+        carried = dagscale.plan(make(), X[:4], base=(small, X[:4]), base_lr=0.1, data=(X, Y), **more)
+        assert carried.lr > 0

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from types import CodeType
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import UnsupportedOperatorException as UnsupportedOperator
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -26,6 +27,7 @@ __all__ = [
     "UnsupportedOperator",
     "apply_code",
     "by_python",
+    "deep_copy",
     "device_of",
     "eagerly",
     "fake_mode",
@@ -91,6 +93,15 @@ def storage_key(tensor: Tensor) -> int:
 def is_plain(tensor: Tensor) -> bool:
     """Whether it is laid out in memory as an ordinary tensor: no subclass of its own making, as nested ones."""
     return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of a model that may be lazy: buffers without a shape, which PyTorch cannot copy, are made anew."""
+    memo: dict[int, object] = {}
+    for buffer in model.buffers():
+        if is_lazy(buffer):
+            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[no-untyped-call]
+    return deepcopy(model, memo)
 
 
 def unseen() -> AbstractContextManager[Any]:

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dagscale.errors import DagscaleError, TraceError
 from dagscale.tracing._torch import (
+    deep_copy,
     eagerly,
     fake_mode,
     is_fake,
@@ -219,7 +219,7 @@ def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         return model
     try:
-        copy = deepcopy(model)
+        copy = deep_copy(model)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} has lazy layers, and copying it to run them once raised "

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, is_lazy, storage_key, unseen
+from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, storage_key, unseen
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.tracing.outputs import output_tensors, tensors_within
@@ -195,7 +195,7 @@ def _bytes(tensor: Tensor) -> int:
 def _materialised(model: nn.Module, run: Run | None) -> nn.Module:
     """A copy of a model with lazy layers, which ran once and so has shapes and values."""
     try:
-        made = copy.deepcopy(model)
+        made = deep_copy(model)
     except Exception as error:
         raise CopyError(
             f"the model has lazy layers and cannot be copied (copy.deepcopy raised {type(error).__name__}): run its "
