@@ -186,10 +186,8 @@ def graph_net(layout: str) -> nn.Module:
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("layout", ["coo", "csr", "edges"])
 def test_a_graph_given_whole_is_measured_whole_in_any_layout(layout: str) -> None:
-    plans = [
-        dagscale.plan(graph_net(k), recipe=Recipe([((NODES, LAYOUTS[k]()), LABELS)], steps=8))
-        for k in ("dense", layout)
-    ]
+    recipes = {k: Recipe([((NODES, LAYOUTS[k]()), LABELS)], steps=8) for k in ("dense", layout)}
+    plans = [dagscale.plan(graph_net(k), recipe=recipe) for k, recipe in recipes.items()]
     assert plans[1].lr == pytest.approx(plans[0].lr, rel=1e-3)
     for name, own in plans[0].parameters.items():
         assert plans[1].parameters[name].init_std == pytest.approx(own.init_std, rel=1e-3)

@@ -86,7 +86,7 @@ def plan(
         lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
         progress: show on stderr what is being measured; by default where stderr is a terminal.
         training: the recipe in a few words, in place of ``recipe``: ``data``, ``loss``, ``optimizer``, ``batch_size``,
-            ``steps`` and further arguments of `dagscale.Recipe`.
+            ``steps``, ``select`` and further arguments of `dagscale.Recipe`.
 
     Raises:
         UnknownNameError: for an unknown law, init or optimiser.

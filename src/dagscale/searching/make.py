@@ -86,7 +86,7 @@ def search(
         model: on any device.
         data: a `dagscale.Recipe`, which says all of the training; or data as a recipe takes them, and the rest of it
             as further arguments: ``loss`` (cross-entropy by default), ``optimizer`` (``sgd``), ``epochs`` (1),
-            ``steps``, ``batch_size``, ``schedule``, ``train_step`` (the recipe's ``step``), ``clip``, ….
+            ``steps``, ``batch_size``, ``schedule``, ``train_step`` (the recipe's ``step``), ``clip``, ``select``, ….
         inputs: example inputs; by default those of the first batch.
         plan: initialises, and makes parameter groups; by default one with ``init`` and a single learning rate.
         init: name of the init of the default plan, ``moments`` by default.
