@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dagscale.tracing._torch import tree_leaves
 
-
 _PLAIN = (
     Tensor, nn.Module, type, type(None), bool, int, float, complex, str, bytes, enum.Enum, slice, torch.dtype,
     torch.device, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
