@@ -81,6 +81,33 @@ def test_a_copy_is_trusted_only_if_it_is_a_model_of_its_own(name: str) -> None:
     assert fingerprint(model) == before
 
 
+@pytest.fixture(scope="module")
+def right_check() -> str:
+    return str(check(plain()))
+
+
+def check(model: nn.Module) -> dagscale.Report:
+    pair, more = (model, X[:4]), {"labels": ["small", "large"], "sizes": [1, 2], "init": "keep", "law": "none"}
+    return dagscale.check([pair, pair], data=(X, Y), loss=F.cross_entropy, base_lr=0.1, steps=2, seeds=2, **more)
+
+
+@pytest.mark.parametrize("name", sorted({*NETWORKS} - {"lazy"}))
+def test_check_agrees_with_that_of_a_plain_twin_or_refuses(name: str, right_check: str) -> None:
+    """It needs two copies side by side, and does not borrow."""
+    model = NETWORKS[name](plain())
+    before = fingerprint(model)
+    try:
+        report = str(check(model))
+    except dagscale.DagscaleError as error:
+        assert name in BORROWED
+        assert "the model cannot be copied" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert name in COPYABLE
+        assert report == right_check
+    assert fingerprint(model) == before
+
+
 @pytest.mark.parametrize(("tie", "borrowed"), [("parameter", False), ("data", True), ("new", True)])
 def test_ties_made_by_hand_stay(tie: str, borrowed: bool) -> None:
     torch.manual_seed(2)
