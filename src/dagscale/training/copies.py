@@ -60,7 +60,8 @@ class WorkingCopy:
         else:
             self.why = _used_beside(tensors, beside)
             try:
-                made = None if self.why else copy.deepcopy(original, memo)
+                with forward.unchanged_random_state():  # some draw weights that are then copied over
+                    made = None if self.why else copy.deepcopy(original, memo)
             except Exception as error:
                 self.why = f"copy.deepcopy raised {type(error).__name__}"
             if made is not None:
@@ -77,9 +78,13 @@ class WorkingCopy:
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 if tensor.dtype in HALF:
                     tensor.data = tensor.data.float()
-        self._state = State(*self.model.modules())
+        self._state = State(*forward.roots(self.model))
         held = _leaves(self.model, self._state)
-        sources = {} if self.borrowed else {id(memo.get(id(t))): t for t in _leaves(original, State(original))}
+        sources = (
+            {}
+            if self.borrowed
+            else {id(memo.get(id(t))): t for t in _leaves(original, State(*forward.roots(original)))}
+        )
         self._values = [_Value(t, sources.get(id(t))) for t in held]
         self._resting = True
         self.parameters = {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}
@@ -195,7 +200,8 @@ def _bytes(tensor: Tensor) -> int:
 def _materialised(model: nn.Module, run: Run | None) -> nn.Module:
     """A copy of a model with lazy layers, which ran once and so has shapes and values."""
     try:
-        made = deep_copy(model)
+        with forward.unchanged_random_state():
+            made = deep_copy(model)
     except Exception as error:
         raise CopyError(
             f"the model has lazy layers and cannot be copied (copy.deepcopy raised {type(error).__name__}): run its "
@@ -231,7 +237,7 @@ def _dependence(original: nn.Module, made: nn.Module, memo: Mapping[int, Any], r
         return "two of its parameters share their values, and those of its copy do not"
     if run is None or any(t.is_meta for t in theirs):
         return ""
-    reference = State(original)
+    reference = State(*forward.roots(original))
     copied = [t for t in reference.tensors if id(t) in memo and memo[id(t)] is not t]
     watched = {_key(t) for t in (*theirs, *copied)} - {0}
     every = watched | {_key(t) for t in reference.tensors} - {0}
@@ -243,7 +249,7 @@ def _dependence(original: nn.Module, made: nn.Module, memo: Mapping[int, Any], r
         else:
             return ""  # it is told, and why, when it is measured
         watch = _Watch(watched, every)
-        seen = _observed(made, run, watch, train, State(original, made))
+        seen = _observed(made, run, watch, train, State(*forward.roots(original), *forward.roots(made)))
     if watch.read:
         return "its copy's forward uses the original's tensors"
     if watch.wrote:

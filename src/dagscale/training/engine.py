@@ -293,7 +293,9 @@ def exploded(loss: float, first: float) -> bool:
 
 def finite(parameters: Iterable[Tensor]) -> bool:
     """Whether all values are finite; one synchronisation with the device."""
-    found = [parameter.detach().isfinite().all() for parameter in parameters]
+    found = [
+        torch.linalg.vector_norm(p.detach(), math.inf).isfinite() for p in parameters if p.numel()
+    ]  # no temporaries
     return bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
 
 
