@@ -50,11 +50,22 @@ def layers(model: nn.Module) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", PAIRS)
-def test_as_the_plain_twin_or_refused(name: str) -> None:
+def test_traced_as_the_plain_twin_or_refused(name: str) -> None:
+    as_the_twin(name, layers)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAIRS)
+def test_searched_and_planned_as_the_plain_twin_or_refused(name: str) -> None:
+    as_the_twin(name, search, plan, keep)
+
+
+def as_the_twin(name: str, *calls: Any) -> None:
     """Half an octave, a step of the grid, and a little for rounding; nothing is left or changed either way."""
     model = made(name, 0)
     before, alive = of_model(model), fake_tensors()
-    for call in (layers, search, plan, keep):
+    for call in calls:
         state = of_process()["random"]
         if name in REFUSED:
             with pytest.raises(dagscale.DagscaleError, match=REFUSED[name]) as caught:

@@ -95,13 +95,12 @@ def test_signals_at_random_moments(number: signal.Signals) -> None:
     assert int(done.stdout) >= 20
 
 
-@pytest.mark.parametrize("kind", ["interrupt", "raise"])
-@pytest.mark.parametrize("model", ["copied", "borrowed"])
+@pytest.mark.parametrize(("model", "kind"), [("borrowed", "interrupt"), ("copied", "raise")])
 def test_plan_search_and_check_stopped_at_random_moments(model: str, kind: str) -> None:
     """A sample of what `benchmarks/interrupts.py` tries fifty times each."""
     script = Path(__file__).parent / "fixtures" / "moments.py"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), "plan,search,check", model, kind, "6", "1"],
+        [sys.executable, "-W", "ignore", str(script), "plan,search,check", model, kind, "4", "1"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -112,7 +111,7 @@ def test_plan_search_and_check_stopped_at_random_moments(model: str, kind: str) 
     assert len(rows) == 3
     for row in rows:
         assert (row["changed"], row["survivors"]) == ([], 0), row
-        assert row["stopped"] >= 3, row
+        assert row["stopped"] >= 2, row
 
 
 class Signalling(nn.Linear):

@@ -80,11 +80,8 @@ class WorkingCopy:
                     tensor.data = tensor.data.float()
         self._state = State(*forward.roots(self.model))
         held = _leaves(self.model, self._state)
-        sources = (
-            {}
-            if self.borrowed
-            else {id(memo.get(id(t))): t for t in _leaves(original, State(*forward.roots(original)))}
-        )
+        theirs = [] if self.borrowed else _leaves(original, State(*forward.roots(original)))
+        sources = {id(memo.get(id(t))): t for t in theirs}
         self._values = [_Value(t, sources.get(id(t))) for t in held]
         self._resting = True
         self.parameters = {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}

@@ -292,10 +292,8 @@ def exploded(loss: float, first: float) -> bool:
 
 
 def finite(parameters: Iterable[Tensor]) -> bool:
-    """Whether all values are finite; one synchronisation with the device."""
-    found = [
-        torch.linalg.vector_norm(p.detach(), math.inf).isfinite() for p in parameters if p.numel()
-    ]  # no temporaries
+    """Whether all values are finite; one synchronisation with the device, and nothing as large as a parameter."""
+    found = [torch.linalg.vector_norm(p.detach(), math.inf).isfinite() for p in parameters if p.numel()]
     return bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
 
 
