@@ -21,7 +21,8 @@ from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
 from dagscale.searching.methods import METHODS, Trials
-from dagscale.tracing.forward import ONE_AT_A_TIME, unchanged_random_state
+from dagscale.tracing.forward import ONE_AT_A_TIME
+from dagscale.training.copies import all_put_back
 from dagscale.training.engine import EVALUATE, train
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import Loss, MakeSchedule, Recipe, TrainStep
@@ -130,7 +131,7 @@ def search(
     if plan is not None and (extra := [name for name, value in more.items() if value is not None]):
         raise SearchError(f"plan= brings its own init and rates: leave {', '.join(extra)} out")
     follow = METHODS[method]
-    with ONE_AT_A_TIME, unchanged_random_state(), shown("searching", progress) as bar:
+    with ONE_AT_A_TIME, all_put_back(), shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")
         bar.say(f"init {init or 'moments'}")

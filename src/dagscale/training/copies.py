@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,25 @@ from dagscale.training.seeds import seeded
 HALF = (torch.float16, torch.bfloat16)
 
 Run = Callable[[nn.Module], Any]
+
+_OPEN: list[Callable[[], None]] = []
+"""What puts back that which is changed at present, the latest last."""
+
+
+@contextmanager
+def all_put_back() -> Iterator[None]:
+    """Whatever ends what runs inside, at whatever moment, models and random states are as they were.
+
+    Each loan is given back where it ends. An interrupt that comes between its end and the first step of giving back is
+    the one moment that this cannot see to, and a second guard around it can: there is one interrupt, and two guards.
+    """
+    try:
+        with forward.unchanged_random_state():
+            yield
+    finally:
+        while _OPEN:
+            undo = _OPEN.pop()
+            uninterrupted(lambda waiting: undo())
 
 
 class WorkingCopy:
@@ -90,6 +110,8 @@ class WorkingCopy:
         """The model with the user's values, then drawn anew as ``fills`` say, without gradients; in train mode, or in
         the user's own modes."""
         self._restore()
+        _closed(self._restore)
+        _OPEN.append(self._restore)
         self._resting = False
         if train:  # before drawing: some adapters write to weights here
             self.model.train()
@@ -102,6 +124,7 @@ class WorkingCopy:
         """Put everything back: the user's model where that was borrowed, and what its code keeps in either case. A
         signal such as Ctrl-C waits until it is done."""
         uninterrupted(lambda waiting: self._restore())
+        _closed(self._restore)
 
     def _restore(self) -> None:
         self._state.restore()
@@ -143,6 +166,11 @@ class _Value:
             self.tensor.untyped_storage().copy_(self.kept)
         elif self.kept is not None:
             _write(self.tensor, self.kept)
+
+
+def _closed(undo: Callable[[], None]) -> None:
+    if undo in _OPEN:
+        _OPEN.remove(undo)
 
 
 def _write(tensor: Tensor, values: Tensor) -> None:
@@ -288,10 +316,12 @@ def _observed(model: nn.Module, run: Run, watch: _Watch, train: bool, state: Sta
         state.restore()
         watch.restore()
 
+    _OPEN.append(undo)
     try:
         return observed()
     finally:
         uninterrupted(lambda waiting: undo())
+        _closed(undo)
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
