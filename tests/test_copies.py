@@ -272,6 +272,7 @@ def peak(what: str) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_training_step_and_one_copy_of_the_weights() -> None:
     """Weights of 36 MB; an eighth of them for what the allocator and small things take."""
     step, planned = peak("step"), peak("plan")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +42,7 @@ def all_put_back() -> Iterator[None]:
             yield
     finally:
         while _OPEN:
-            undo = _OPEN.pop()
-            uninterrupted(lambda waiting: undo())
+            uninterrupted(partial(_undone, _OPEN.pop()))
 
 
 class WorkingCopy:
@@ -166,6 +166,10 @@ class _Value:
             self.tensor.untyped_storage().copy_(self.kept)
         elif self.kept is not None:
             _write(self.tensor, self.kept)
+
+
+def _undone(undo: Callable[[], None], waiting: Sequence[int]) -> None:
+    undo()
 
 
 def _closed(undo: Callable[[], None]) -> None:
