@@ -362,7 +362,7 @@ def report() -> None:
         runs = [r for r in built if r["runs"] or r["traced"]]
         traced = [r for r in runs if r["traced"]]
         compared = [r for r in traced if r["runs"]]
-        same = [r for r in compared if not r["only_graph"] and not r["only_gradient"]]
+        same = [r for r in compared if r["told"] or not (r["only_graph"] or r["only_gradient"])]
         kept = [r for r in built if not r["changed"]]
         clean = [r for r in built if "survivors" in r and not r["survivors"] and not r["outputs_changed"]]
         asked = [r for r in built if "survivors" in r]
@@ -377,16 +377,34 @@ def report() -> None:
                 print(f"- `{row['name']}`: {text}")
 
 
+FIELDS = ("library", "name", "parameters", "built", "runs", "traced", "only_graph", "only_gradient", "changed",
+          "survivors", "compared", "outputs_changed", "unknown", "real_run", "verdict")  # fmt: skip
+
+
+def table(path: Path) -> None:
+    """A line a model: lists as their lengths, and what is not ok in words."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        for row in sorted(rows(), key=lambda row: (row["library"], row["name"])):
+            cells = {**row, "verdict": " ".join(verdict(row).split())}
+            values = [cells.get(name, "") for name in FIELDS]
+            writer.writerow([len(v) if isinstance(v, list) else v for v in values])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("libraries", nargs="*", default=[], help=f"of {', '.join(LIBRARIES)}; all if none")
     parser.add_argument("--only", default="", help="regular expression on names")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds a model")
+    parser.add_argument("--csv", type=Path, help="with report: a line a model into this file")
     parser.add_argument("--again", action="store_true", help="also those that have a row already")
     args = parser.parse_args()
     if args.command == "report":
         report()
+        if args.csv is not None:
+            table(args.csv)
     else:
         run(args.libraries or list(LIBRARIES), args.only, args.timeout, args.again)
 
