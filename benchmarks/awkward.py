@@ -24,9 +24,9 @@ from torch.nn import functional as F
 import dagscale
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
-import hostile  # noqa: E402
-import oracle  # noqa: E402
-import uncopyable  # noqa: E402
+import hostile
+import oracle
+import uncopyable
 
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(96, 10, generator=generator)

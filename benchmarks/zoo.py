@@ -15,6 +15,7 @@ for real, and so do the ``fixtures`` of the tests.
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import json
 import math
