@@ -39,6 +39,7 @@ __all__ = [
     "needs_values",
     "plain_arithmetic",
     "storage_key",
+    "switches",
     "tree_leaves",
     "tree_map",
     "unseen",
@@ -100,7 +101,7 @@ def deep_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {}
     for buffer in model.buffers():
         if is_lazy(buffer):
-            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[no-untyped-call]
+            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]
     return deepcopy(model, memo)
 
 
@@ -157,6 +158,27 @@ def plain_arithmetic() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
         yield
+
+
+def switches() -> Callable[[], None]:
+    """What puts the switches that `plain_arithmetic` turns back to where they are now."""
+    grad, mkldnn = torch.is_grad_enabled(), torch._C._get_mkldnn_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    sdp = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")}
+    log, filters = logging.getLogger("torch._subclasses.fake_tensor"), warnings.filters
+    disabled, kept = log.disabled, list(filters)
+
+    def put_back() -> None:
+        torch.set_grad_enabled(grad)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(mkldnn)
+        for name, on in sdp.items():
+            getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
+        log.disabled = disabled
+        warnings.filters = filters
+        warnings.filters[:] = kept  # type: ignore[index]
+
+    return put_back
 
 
 @contextmanager

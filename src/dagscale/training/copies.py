@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, storage_key, unseen
+from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, storage_key, switches, unseen
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.tracing.outputs import output_tensors, tensors_within
@@ -37,9 +37,13 @@ def all_put_back() -> Iterator[None]:
     Each loan is given back where it ends. An interrupt that comes between its end and the first step of giving back is
     the one moment that this cannot see to, and a second guard around it can: there is one interrupt, and two guards.
     """
+    put_back = switches()
     try:
         with forward.unchanged_random_state():
             yield
+    except BaseException:
+        put_back()
+        raise
     finally:
         while _OPEN:
             uninterrupted(partial(_undone, _OPEN.pop()))

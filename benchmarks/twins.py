@@ -1,6 +1,6 @@
 """Search and plan of awkward models, against those of a plain twin that computes the same.
 
-    python benchmarks/awkward.py [--csv docs/evidence/tables/awkward.csv]
+    python benchmarks/twins.py [--csv docs/evidence/tables/awkward.csv]
 
 The models are the tests' (`tests/fixtures/hostile.py`, `uncopyable.py`). Printed are octaves between the rates, or the
 line in which the model was refused; and whether anything of the model was changed.
