@@ -274,10 +274,10 @@ def peak(what: str) -> float:
 
 @pytest.mark.slow
 def test_memory_is_that_of_a_training_step_and_one_copy_of_the_weights() -> None:
-    """Weights of 36 MB; an eighth of them for what the allocator and small things take."""
+    """Weights of 36 MB; a quarter of them for what the allocator and small things take."""
     step, planned = peak("step"), peak("plan")
     assert step > 2.9, "a gradient and two states, or it was not measured"
-    assert planned < step + 1.125, f"{planned:.2f} copies of the weights, a step {step:.2f}"
+    assert planned < step + 1.25, f"{planned:.2f} copies of the weights, a step {step:.2f}"
 
 
 def test_a_base_is_measured_as_it_was_searched() -> None:

@@ -54,9 +54,14 @@ def test_traced_as_the_plain_twin_or_refused(name: str) -> None:
     as_the_twin(name, layers)
 
 
+SAMPLE = ("a_scripted_layer", "copies_that_forget", "pruned", "parameters_in_containers", "a_sparse_embedding",
+          "one_module_twice_under_two_modes", "complex_weights_of_frequencies", "a_hook_on_the_way_back")  # fmt: skip
+"""``benchmarks/twins.py`` tries them all."""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [*SAMPLE, *REFUSED])
 def test_searched_and_planned_as_the_plain_twin_or_refused(name: str) -> None:
     as_the_twin(name, search, plan, keep)
 
