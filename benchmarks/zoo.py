@@ -1,51 +1,59 @@
 """Traces every model of timm, torchvision and transformers that can be built here, and checks each trace.
 
     python benchmarks/zoo.py run [LIBRARY...] [--only REGEX] [--timeout S]   # resumable; appends to out/zoo.jsonl
-    python benchmarks/zoo.py report                                          # the table of docs/tracing.md
+    python benchmarks/zoo.py report [--csv docs/evidence/tables/zoo.csv]     # the table of docs/tracing.md
 
-For each model: it is traced; the parameters that the graph reaches are compared with those that get a gradient
-in a backward of the sum of all outputs; and the model is compared with itself before (parameters and buffers
-bit for bit where they have values, hooks, attributes, training flags, random state), its later outputs with those of
-before, and the garbage collector is asked for fake tensors that are still alive. Models are built on
-``meta``, so that size costs nothing; the smallest model of each timm family, all of torchvision's and the small
-transformers are built, traced, and sent backward for real.
+Each model has a process of its own, and an untouched twin in a fork of that, which runs forward and backward. The model
+is traced, and never ran before. The parameters that the graph reaches are compared with those that the twin has a
+gradient for of the sum of all outputs; the model with itself before (parameters and buffers bit for bit where they have
+values, hooks, attributes, training flags, random state); its outputs afterwards with the twin's, bit for bit; and the
+garbage collector is asked for fake tensors that are still alive. ``timm`` is built on ``meta``, so that size costs
+nothing; ``timm-real``, a seeded sample with a model of each family, ``torchvision`` and the small ``transformers`` run
+for real, and so do the ``fixtures`` of the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import functools
 import json
-import multiprocessing
-import queue
+import math
+import random
 import re
 import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from forks import in_a_fork
+
 OUT = Path("out/zoo.jsonl")
-LIBRARIES = ("timm", "timm-real", "torchvision", "transformers", "transformers-meta")
+LIBRARIES = ("fixtures", "timm", "timm-real", "torchvision", "transformers", "transformers-meta")
+SAMPLE, LARGEST = 160, 4e7
+"""So many models of timm run for real, of at most so many parameters, and of four times as many in a large family."""
 
 
 # --- one model --------------------------------------------------------------------------------------------
 
 
 def gradient_reached(model: Any, inputs: Any) -> set[str]:
-    """Names of the parameters with a gradient of the sum of all output tensors."""
-    import torch
-
+    """Names of the parameters with a gradient of the sum of all output tensors. They keep it."""
     from dagscale.tracing.forward import bind_inputs, output_tensors, plain_eager
+    from dagscale.tracing.outputs import objects_among, tensors_within
 
     args, kwargs = bind_inputs(model, inputs)
     with plain_eager():
-        out = [t for t in output_tensors(model(*args, **kwargs)) if t.requires_grad]
-        total = sum((t.real if t.is_complex() else t).sum() for t in out)
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
-    grads = torch.autograd.grad(total, [model.get_parameter(n) for n in names], allow_unused=True)
-    return {n for n, g in zip(names, grads, strict=True) if g is not None}
+        value = model(*args, **kwargs)
+        out = [*output_tensors(value), *(t for thing in objects_among(value) for t in tensors_within(thing))]
+        sums = [(t.real if t.is_complex() else t).sum() for t in out if t.requires_grad]
+        if sums:
+            sum(sums).backward()
+    return {n for n, p in model.named_parameters() if p.grad is not None}
 
 
 def snapshot(model: Any) -> dict[str, Any]:
@@ -114,14 +122,18 @@ def check(model: Any, inputs: Any) -> dict[str, Any]:
     from dagscale.graph.paths import path_sums
 
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    try:
-        wanted = gradient_reached(model, inputs)
-        row["runs"] = True
-    except Exception as error:
-        wanted = None
-        row["runs"] = False
-        row["forward_error"] = one_line(error)
-    given = outputs(model, inputs) if row["runs"] else None
+
+    def reached() -> tuple[Any, str]:
+        try:
+            return gradient_reached(model, inputs), ""
+        except Exception as error:
+            return None, one_line(error)
+
+    given = in_a_fork(lambda: outputs(model, inputs))
+    wanted, error = in_a_fork(reached)
+    row["runs"] = not error
+    if error:
+        row["forward_error"] = error
     before, alive = snapshot(model), fake_tensors()
     start = time.perf_counter()
     try:
@@ -131,7 +143,7 @@ def check(model: Any, inputs: Any) -> dict[str, Any]:
     else:
         sums = path_sums(graph)
         trainable = {p.name for p in graph.parameters if p.trainable}
-        reached = {p.name for p in graph.parameters if p.reached and p.trainable}
+        through = {p.name for p in graph.parameters if p.reached and p.trainable}
         row |= {
             "traced": True,
             "seconds": round(time.perf_counter() - start, 3),
@@ -143,12 +155,14 @@ def check(model: Any, inputs: Any) -> dict[str, Any]:
             "real_run": any(n.startswith("the forward") for n in graph.notes),
         }
         if wanted is not None:
-            row |= {"only_graph": sorted(reached - wanted), "only_gradient": sorted(wanted - reached)}
-            row["unreached"] = len(trainable - reached)
+            row |= {"only_graph": sorted(through - wanted), "only_gradient": sorted(wanted - through)}
+            row["told"] = any("gradient reaches" in note for note in graph.notes)
+            row["unreached"] = len(trainable - through)
     after = snapshot(model)
     row["changed"] = [k for k in before if before[k] != after[k]]
     row["survivors"] = sum(key not in alive for key in fake_tensors())
     del alive
+    row["compared"] = given is not None
     row["outputs_changed"] = given is not None and outputs(model, inputs) != given
     return row
 
@@ -167,13 +181,9 @@ def cases(library: str) -> list[str]:
         names = timm.list_models()
         if library == "timm":
             return list(names)
-        smallest: dict[str, tuple[int, str]] = {}
-        traced = {r["name"]: r for r in rows() if r["library"] == "timm"}
-        for name in names:
-            family = timm.models._registry._model_to_module[name]
-            size = traced.get(name, {}).get("parameters", 10**12)
-            smallest[family] = min(smallest.get(family, (10**13, "")), (size, name))
-        return [name for _, name in smallest.values()]
+        return sample(timm, names)
+    if library == "fixtures":
+        return sorted(fixtures())
     if library == "torchvision":
         import_timm()
         from torchvision import models
@@ -182,6 +192,52 @@ def cases(library: str) -> list[str]:
     import zoo_transformers
 
     return zoo_transformers.families()
+
+
+def sample(timm: Any, names: list[str]) -> list[str]:
+    """A model of each family and then any others, in a seeded order, the first small ones; kept beside the rows."""
+    import torch
+
+    kept = OUT.with_name("zoo-sample.json")
+    if kept.exists():
+        return list(json.loads(kept.read_text()))
+
+    @functools.cache
+    def size(name: str) -> float:
+        try:
+            with torch.device("meta"):
+                return sum(p.numel() for p in timm.create_model(name).parameters())
+        except Exception:
+            return math.inf
+
+    random.Random(0).shuffle(names)
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
+    first = [next((n for n in own if size(n) <= LARGEST), min(own, key=size)) for own in families.values()]
+    found = [name for name in first if size(name) <= 4 * LARGEST]
+    for name in names:
+        if len(found) >= SAMPLE:
+            break
+        if name not in found and size(name) <= LARGEST:
+            found.append(name)
+    kept.write_text(json.dumps(found))
+    return found
+
+
+def fixtures() -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """The awkward models of the tests, by name, each with its inputs."""
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+    from awkward import entering, gradients, keeping
+
+    found: dict[str, Callable[[], tuple[Any, Any]]] = {}
+    for module in (keeping, gradients, entering):
+        for name, (build, *more) in module.CASES.items():
+            inputs = more[0] if callable(more[0]) else lambda: torch.randn(2, 4)
+            found[name] = lambda build=build, inputs=inputs: (build(), inputs())
+    return found
 
 
 def import_timm() -> Any:
@@ -210,6 +266,8 @@ def build(library: str, name: str) -> tuple[Any, Any]:
     if library == "timm-real":
         model = import_timm().create_model(name).train()
         return model, torch.randn(2, *model.pretrained_cfg["input_size"])
+    if library == "fixtures":
+        return fixtures()[name]()
     if library == "torchvision":
         import_timm()
         import zoo_torchvision
@@ -223,64 +281,42 @@ def build(library: str, name: str) -> tuple[Any, Any]:
 # --- the run ----------------------------------------------------------------------------------------------
 
 
-def worker(todo: Any, done: Any) -> None:
-    """Takes (library, name), gives a row; lives until it is ended."""
+def looked_at(library: str, name: str) -> dict[str, Any]:
+    """Everything about one model, in a process of its own."""
     import torch
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    import logging
-
-    logging.disable(logging.CRITICAL)
-    while True:
-        library, name = todo.get()
-        row: dict[str, Any] = {"library": library, "name": name}
-        torch.manual_seed(0)
-        try:
-            model, inputs = build(library, name)
-        except Exception as error:
-            row |= {"built": False, "error": one_line(error)}
-        else:
-            row |= {"built": True, **check(model, inputs)}
-            del model, inputs
-        done.put(row)
+    torch.manual_seed(0)
+    row: dict[str, Any] = {"library": library, "name": name}
+    try:
+        model, inputs = build(library, name)
+    except Exception as error:
+        return row | {"built": False, "error": one_line(error)}
+    return row | {"built": True, **check(model, inputs)}
 
 
 def run(libraries: list[str], only: str, timeout: float, again: bool) -> None:
     """Every case that has no row yet, each within ``timeout`` seconds."""
+    import logging
+
+    import torch
+
+    import dagscale  # noqa: F401  once, before the forks
+
     OUT.parent.mkdir(exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    process = todo = done = None
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
     for library in libraries:
         finished = {r["name"] for r in rows() if r["library"] == library} if not again else set()
         names = [n for n in cases(library) if n not in finished and re.search(only, n)]
         for i, name in enumerate(names):
-            if process is None or not process.is_alive():
-                todo, done = context.Queue(), context.Queue()
-                process = context.Process(target=worker, args=(todo, done), daemon=True)
-                process.start()
-            todo.put((library, name))
             try:
-                row = answer(process, done, timeout)
+                row = in_a_fork(lambda library=library, name=name: looked_at(library, name), timeout)
             except TimeoutError as error:
-                process.kill()
-                process.join()
-                process = None
                 row = {"library": library, "name": name, "built": False, "error": str(error)}
             with OUT.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{library} {i + 1}/{len(names)} {name}: {verdict(row)}", flush=True)
-
-
-def answer(process: Any, done: Any, timeout: float) -> dict[str, Any]:
-    start = time.monotonic()
-    while time.monotonic() - start < timeout:
-        try:
-            return dict(done.get(timeout=1))
-        except queue.Empty:
-            if not process.is_alive():
-                raise TimeoutError("the process died (out of memory?)") from None
-    raise TimeoutError(f"no answer within {timeout:g} s")
 
 
 # --- the report -------------------------------------------------------------------------------------------
@@ -303,12 +339,12 @@ def verdict(row: dict[str, Any]) -> str:
     if not row["runs"]:
         problems.append("no backward: " + row["forward_error"][:120])
     for key in ("only_graph", "only_gradient", "changed", "unknown"):
-        if row.get(key):
+        if row.get(key) and not (key.startswith("only") and row["told"]):
             problems.append(f"{key} {len(row[key])}: {row[key][:3]}")
     if row.get("survivors"):
         problems.append(f"{row['survivors']} fake tensors alive")
     if row.get("outputs_changed"):
-        problems.append("other outputs than before")
+        problems.append("other outputs than its twin's")
     return "; ".join(problems) or "ok"
 
 
@@ -327,7 +363,7 @@ def report() -> None:
         runs = [r for r in built if r["runs"] or r["traced"]]
         traced = [r for r in runs if r["traced"]]
         compared = [r for r in traced if r["runs"]]
-        same = [r for r in compared if not r["only_graph"] and not r["only_gradient"]]
+        same = [r for r in compared if r["told"] or not (r["only_graph"] or r["only_gradient"])]
         kept = [r for r in built if not r["changed"]]
         clean = [r for r in built if "survivors" in r and not r["survivors"] and not r["outputs_changed"]]
         asked = [r for r in built if "survivors" in r]
@@ -342,16 +378,34 @@ def report() -> None:
                 print(f"- `{row['name']}`: {text}")
 
 
+FIELDS = ("library", "name", "parameters", "built", "runs", "traced", "only_graph", "only_gradient", "changed",
+          "survivors", "compared", "outputs_changed", "unknown", "real_run", "verdict")  # fmt: skip
+
+
+def table(path: Path) -> None:
+    """A line a model: lists as their lengths, and what is not ok in words."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        for row in sorted(rows(), key=lambda row: (row["library"], row["name"])):
+            cells = {**row, "verdict": " ".join(verdict(row).split())}
+            values = [cells.get(name, "") for name in FIELDS]
+            writer.writerow([len(v) if isinstance(v, list) else v for v in values])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("libraries", nargs="*", default=[], help=f"of {', '.join(LIBRARIES)}; all if none")
     parser.add_argument("--only", default="", help="regular expression on names")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds a model")
+    parser.add_argument("--csv", type=Path, help="with report: a line a model into this file")
     parser.add_argument("--again", action="store_true", help="also those that have a row already")
     args = parser.parse_args()
     if args.command == "report":
         report()
+        if args.csv is not None:
+            table(args.csv)
     else:
         run(args.libraries or list(LIBRARIES), args.only, args.timeout, args.again)
 

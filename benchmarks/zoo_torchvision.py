@@ -67,8 +67,8 @@ def build(name: str) -> tuple[Any, Any]:
         return Losses(models.get_model(name, weights=None, **options).train()), torch.rand(2, 3, 128, 128)
     model = models.get_model(name, weights=None, **options).train()
     if "video" in module:
-        size = 224 if "mvit" in name or "swin" in name else 64
-        return model, torch.randn(1, 3, 16 if "mvit" in name else 8, size, size)
+        size = 224 if name.startswith(("mvit", "swin", "s3d")) else 64
+        return model, torch.randn(1, 3, 16 if name.startswith(("mvit", "s3d")) else 8, size, size)
     if "optical_flow" in module:
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     if "vit_" in name:

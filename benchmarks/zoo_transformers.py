@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import partial
 from typing import Any
 
 import torch
+from forks import in_a_fork
 
 SIZES: list[tuple[str, int]] = [
     (r"(^|_)vocab(ulary)?_size$|^vocab_size_or_config_json_file$", 128),
@@ -153,6 +155,16 @@ def inputs_for(model: Any, device: str, images: bool) -> dict[str, Any]:
     return made
 
 
+def attempt(model: Any, inputs: dict[str, Any]) -> str:
+    """What a forward raises."""
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def build(name: str, device: str) -> tuple[Any, dict[str, Any]]:
     """A model of family ``name`` and inputs that it takes, the smallest way that runs.
 
@@ -177,8 +189,8 @@ def build(name: str, device: str) -> tuple[Any, dict[str, Any]]:
             if sum(p.numel() for p in model.parameters()) > 3e8 and where == "cpu":
                 continue
             inputs = inputs_for(model, where, images)
-            with torch.no_grad():
-                model(**inputs)
+            if error := in_a_fork(partial(attempt, model, inputs)):  # here, it never ran
+                raise RuntimeError(error)
         except Exception as error:
             if first is None:
                 first = error

@@ -164,5 +164,73 @@ def test_planning_with_augmented_data_repeats() -> None:
     assert planned() == planned()
 
 
+# --- batches that no rows can be taken from ----------------------------------------------------------------
+
+
+class Convolved(nn.Module):
+    """Two graph convolutions; the adjacency is an input, of any layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 12, bias=False), nn.Linear(12, 3, bias=False)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        out: Tensor = adjacency @ self.two(torch.relu(adjacency @ self.one(x)))
+        return out
+
+
+class Edges(Convolved):
+    """The same, its adjacency given as edges."""
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        (source, target), n = adjacency, len(x)
+        return super().forward(x, torch.zeros(n, n).index_put_((target, source), WEIGHTS[target, source]))
+
+
+N = 280  # more than one measurement takes at once
+generator = torch.Generator().manual_seed(3)
+WEIGHTS = ((torch.rand(N, N, generator=generator) < 0.02).float() + torch.eye(N)).clamp(max=1)
+WEIGHTS /= WEIGHTS.sum(1, keepdim=True)
+NODES = torch.randn(N, 6, generator=generator)
+LABELS = (WEIGHTS @ NODES @ torch.randn(6, 3, generator=generator)).argmax(1)
+LAYOUTS = {
+    "dense": WEIGHTS.clone,
+    "coo": WEIGHTS.to_sparse,
+    "csr": WEIGHTS.to_sparse_csr,
+    "edges": lambda: WEIGHTS.nonzero().t().flip(0),
+}
+
+
+def graph_net(layout: str) -> nn.Module:
+    torch.manual_seed(0)
+    return (Edges if layout == "edges" else Convolved)()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", ["coo", "csr", "edges"])
+def test_a_graph_given_whole_is_measured_whole_in_any_layout(layout: str) -> None:
+    recipes = {k: Recipe([((NODES, LAYOUTS[k]()), LABELS)], steps=8) for k in ("dense", layout)}
+    plans = [dagscale.plan(graph_net(k), recipe=recipe) for k, recipe in recipes.items()]
+    assert plans[1].lr == pytest.approx(plans[0].lr, rel=1e-3)
+    for name, own in plans[0].parameters.items():
+        assert plans[1].parameters[name].init_std == pytest.approx(own.init_std, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", ["dense", "coo", "csr"])
+def test_no_rows_are_taken_from_a_graph(layout: str) -> None:
+    """Rows of its adjacency in one order and columns in another would be another graph."""
+    for call in (dagscale.search, lambda m, data: dagscale.plan(m, data=data, loss=cross_entropy)):
+        with pytest.raises(dagscale.DagscaleError, match=r"no batch of rows .* give whole batches") as caught:
+            call(graph_net(layout), ((NODES, LAYOUTS[layout]()), LABELS))
+        assert "\n" not in str(caught.value)
+
+
+def test_rows_of_nested_tensors_are_refused() -> None:
+    nested = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=torch.jagged)
+    with pytest.raises(dagscale.DagscaleError, match="no batch of rows"):
+        Recipe((nested, torch.zeros(2, dtype=torch.long)))
+
+
 if __name__ == "__main__":
     measure_peaks()

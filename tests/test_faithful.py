@@ -458,3 +458,150 @@ def test_encoder_decoders_have_inputs_for_both(text: str) -> None:
     reached = {p.name for p in graph.parameters if p.reached}
     assert any("encoder" in name for name in reached)
     assert any("decoder" in name for name in reached)
+
+
+# --- layers without a shape yet -------------------------------------------------------------------------------------
+
+
+def lazy_conv() -> nn.Module:
+    conv = nn.Sequential(nn.Unflatten(1, (1, 10)), nn.LazyConv1d(6, 3), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(conv, nn.LazyLinear(4))
+
+
+class Beside(nn.Module):
+    """One lazy layer among others, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(10, 16), nn.LazyLinear(16), nn.Linear(16, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(torch.relu(x))
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("make", [lazy_conv, Beside])
+def test_a_plan_for_lazy_layers_is_used_once_they_ran(make: Any) -> None:
+    """Planned from a copy that ran; what needs the model's own parameters says what to do."""
+    model = make()
+    planned = plan(model)
+    for use in (planned.init_, planned.param_groups, planned.optimizer):
+        with pytest.raises(PlanError, match="has no shape yet: run the model's forward once") as caught:
+            use(model)
+        assert "\n" not in str(caught.value)
+    assert any(nn.parameter.is_lazy(p) for p in model.parameters()), "nothing was given a shape"
+    model(X[:4])
+    planned.init_(model)
+    assert len(planned.param_groups(model)) >= 1
+    small = make()
+    for more in ({"width": "mup"}, {"init": "keep", "width": "mup"}):
+        carried = dagscale.plan(make(), X[:4], base=(small, X[:4]), base_lr=0.1, data=(X, Y), **more)
+        assert carried.lr > 0
+
+
+# --- which outputs count --------------------------------------------------------------------------------------------
+
+
+class Policy(nn.Module):
+    """A distribution over actions, a value, and things that are no tensors; the trunk is common."""
+
+    def __init__(self, extra: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.trunk, self.action, self.value = nn.Linear(10, 24), nn.Linear(24, 4), nn.Linear(24, 1)
+        self.extra = extra
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.relu(self.trunk(x))
+        logits = self.action(h)
+        if not self.extra:
+            return logits
+        policy = torch.distributions.Categorical(logits=logits)
+        return {"policy": policy, "value": self.value(h), "heads": [self.value(h), (h, "relu")], "config": vars}
+
+
+def of_policy(out: Any) -> Tensor:
+    logits: Tensor = out["policy"].logits
+    return logits
+
+
+def test_select_says_which_outputs_count_in_plan_search_and_check() -> None:
+    """As those of the network that returns them alone."""
+    plain, rich = Policy(extra=False), Policy()
+    apart = plan(rich, loss=F.cross_entropy, select=of_policy)
+    assert apart.lr == pytest.approx(plan(plain).lr, rel=1e-4)
+    for name in ("trunk.weight", "action.weight"):
+        assert apart.parameters[name].init_std == pytest.approx(plan(plain).parameters[name].init_std, rel=1e-4)
+    assert any("value.weight" in note and "not on any" in note for note in apart.notes)
+    found = search(rich, select=of_policy, loss=F.cross_entropy)
+    assert abs(math.log2(found.lr / search(plain).lr)) < 0.3
+    recipe = dagscale.Recipe((X, Y), F.cross_entropy, steps=16, batch_size=16, select=of_policy)
+    assert search(rich, recipe, steps=None, batch_size=None).lr == found.lr
+    assert dagscale.check([(rich, X[:2])] * 2, apart, sizes=[1, 2], steps=1, seeds=2) is not None
+    with pytest.raises(dagscale.DagscaleError, match=r"the recipe is not that of the base.*select"):
+        dagscale.plan(plain, X[:2], base=found, recipe=recipe.changed(select=None))
+
+
+def test_select_leaves_a_loss_of_the_models_own() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.beside = net(), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = self.net(x)
+            return {"loss": F.cross_entropy(logits, labels), "logits": logits, "other": self.beside(x)}
+
+    def made() -> nn.Module:
+        torch.manual_seed(1)
+        return Own()
+
+    batches = [{"x": X[i : i + 16], "labels": Y[i : i + 16]} for i in range(0, 96, 16)]
+    recipe = dagscale.Recipe(batches, steps=16, select=lambda out: out["logits"])
+    chosen = dagscale.plan(made(), recipe=recipe)
+    assert chosen.lr == pytest.approx(dagscale.plan(made(), recipe=recipe.changed(select=None)).lr, rel=0.1)
+    assert any("beside" in note and "not on any" in note for note in chosen.notes)
+
+
+@pytest.mark.parametrize("select", [lambda out: out["nothing"], lambda out: out["config"]])
+def test_a_select_that_finds_nothing_is_refused(select: Any) -> None:
+    both_refuse("select raised KeyError|returned no tensor", Policy(), (X, Y), loss=F.cross_entropy, select=select)
+
+
+def test_what_is_passed_over_is_said() -> None:
+    class Marked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.beside = net(), nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x), (layer(x) for layer in [self.beside]), x.detach().sum(1).tolist(), "name", None
+
+    for call in (plan, search):
+        notes = call(Marked(), loss=lambda out, y: F.cross_entropy(out[0], y)).notes
+        (note,) = [note for note in notes if "passed over among the outputs" in note]
+        assert note.endswith(": generator"), note
+        assert any("beside" in note and "not on any" in note for note in notes)
+
+
+class Slotted:
+    """An output that keeps its tensors in slots."""
+
+    __slots__ = ("logits", "state")
+
+    def __init__(self, logits: Tensor, state: Any) -> None:
+        self.logits, self.state = logits, state
+
+
+def test_tensors_in_slots_are_outputs() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.beside = net(), nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return Slotted(self.net(x), {"deep": [self.beside(x)]})
+
+    assert all(p.reached for p in trace(Inside(), X[:2]).parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -92,6 +93,25 @@ def test_signals_at_random_moments(number: signal.Signals) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) >= 20
+
+
+@pytest.mark.parametrize(("model", "kind"), [("borrowed", "interrupt"), ("copied", "raise")])
+def test_plan_search_and_check_stopped_at_random_moments(model: str, kind: str) -> None:
+    """A sample of what `benchmarks/interrupts.py` tries fifty times each."""
+    script = Path(__file__).parent / "fixtures" / "moments.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), "plan,search,check", model, kind, "4", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        assert (row["changed"], row["survivors"]) == ([], 0), row
+        assert row["stopped"] >= 2, row
 
 
 class Signalling(nn.Linear):

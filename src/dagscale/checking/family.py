@@ -108,7 +108,7 @@ def members(
             notes.append(f"{name} is in half precision: a copy in float32 was measured, rounding is not judged")
             model, inputs = _full(model), tree_map(_full_tensor, inputs)
         try:
-            graph = trace(model, inputs)
+            graph = trace(model, inputs, select=recipe.select)
         except DagscaleError as error:
             error.args = (f"{name}: {error}",)
             raise

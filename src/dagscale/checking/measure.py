@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,8 @@ from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.recorder import tensors_in
 from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, Inputs, logits, shapes
+from dagscale.training.batches import Batch, Inputs, call, each, logits, shapes
+from dagscale.training.copies import WorkingCopy
 from dagscale.training.engine import first_line, train
 from dagscale.training.recipe import Recipe
 from dagscale.training.seeds import seeded
@@ -127,7 +128,7 @@ def observe(
             loss = engine.step(network, optimizer, recipe, batches, losses[0] if losses else None, loss_on)
             losses.append(math.inf if losses and engine.exploded(loss, losses[0]) else loss)
             if len(losses) in (1, task.steps):
-                own = {name: (*own[name], *_own(uses)) for name, uses in before.items()}
+                own = {name: (*own[name], *_by_itself(uses)) for name, uses in before.items()}
             after = _watch(network, looked, seed, wanted, again=False)
             for name, uses in before.items():
                 pairs = zip(uses, after.get(name, ()), strict=False)
@@ -141,9 +142,15 @@ def attempt(model: nn.Module, task: Task) -> None:
     """Run forward and loss once on a copy in train mode, so that what cannot be trained on is said at once.
 
     Raises:
-        CheckError: if forward or loss fail, or no parameter gets a gradient.
+        CheckError: if forward or loss fail, no parameter gets a gradient, or copies of it are no models of their own:
+            two are needed side by side, so that the model itself cannot be borrowed.
     """
-    network = _copied(model).train()
+    recipe, batch = task.recipe, task.recipe.example
+    copied = WorkingCopy(model, lambda m: call(m, _own(batch.to(m).inputs)), beside=(recipe.loss, recipe.step))
+    copied.give_back()
+    if copied.borrowed:
+        raise CheckError(f"the model cannot be copied ({copied.why}): give one that copy.deepcopy can")
+    network = copied.model.train()
     if not any(p.requires_grad for p in network.parameters()):
         raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
     with forward.unchanged_random_state():
@@ -154,9 +161,9 @@ def attempt(model: nn.Module, task: Task) -> None:
 
 def started(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
     """A copy in train mode, initialised as ``plan`` says."""
-    network = _copied(model)
+    network = _copied(model).train()  # before drawing: some adapters write to weights here
     plan.init_(network, seed=seed)
-    return network.train()
+    return network
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -209,7 +216,7 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
         if layers:
             found.setdefault(min(layers), []).append(_use(use, out, again))
 
-    args, kwargs = forward.bind_inputs(network, x)
+    args, kwargs = forward.bind_inputs(network, _own(x))
     try:
         with forward.unchanged_state(State(*network.modules())), seeded(seed), forward.plain_eager():
             with torch.no_grad(), LayerCalls(network, after=keep):
@@ -236,7 +243,7 @@ def _use(use: Use, out: Any, rerun: bool) -> _Use:
     return _Use(z, _square(data[0]) if data else 1.0, units, again)
 
 
-def _own(uses: list[_Use]) -> tuple[float, ...]:
+def _by_itself(uses: list[_Use]) -> tuple[float, ...]:
     """Mean square of what the layer, run again on what entered it then, now puts out less what it did."""
     with torch.no_grad():
         squares = [_square(use.again() - use.z) for use in uses if use.again is not None]
@@ -275,11 +282,12 @@ def steepness(network: nn.Module, graph: Graph, plan: Plan, task: Task, seed: in
 
 
 def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: nn.Module | None = None) -> Tensor:
+    again = replace(batch, inputs=_own(batch.inputs)) if start is not None else batch
     try:
         out = engine.batch_output(network, recipe, batch)
         if start is not None and isinstance(logits(out), Tensor):
             with torch.no_grad():
-                first = logits(engine.batch_output(start, recipe, batch))
+                first = logits(engine.batch_output(start, recipe, again))
             out = logits(out) - first
         return engine.output_loss(recipe, out, batch)
     except RecipeError as error:
@@ -288,6 +296,11 @@ def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: nn.Module | N
         raise CheckError(f"{error}; a loss that takes no outputs around 0 needs centred=False") from error
     except ForwardError as error:
         raise CheckError(f"{error} in train mode") from error
+
+
+def _own(inputs: Inputs) -> Inputs:
+    """The same in tensors of their own: some forwards write to theirs."""
+    return each(lambda t: t.detach().clone(), inputs)
 
 
 def _square(t: Tensor) -> float:

@@ -28,6 +28,7 @@ from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
 from dagscale.tracing.forward import ONE_AT_A_TIME, plain_parameters
+from dagscale.training.copies import all_put_back
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
@@ -95,7 +96,7 @@ def plan(
         lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
         progress: show on stderr what is being measured; by default where stderr is a terminal.
         training: the recipe in a few words, in place of ``recipe``: ``data``, ``loss``, ``optimizer``, ``batch_size``,
-            ``steps`` and further arguments of `dagscale.Recipe`.
+            ``steps``, ``select`` and further arguments of `dagscale.Recipe`.
 
     Raises:
         UnknownNameError: for an unknown law, init or optimiser.
@@ -105,7 +106,7 @@ def plan(
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
-    with ONE_AT_A_TIME, shown("planning", progress) as bar:
+    with ONE_AT_A_TIME, all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
         recipe = _recipe(recipe, training, bases, named_rules(batch, horizon))

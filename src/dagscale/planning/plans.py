@@ -322,6 +322,7 @@ class Plan(Saved):
 
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters under the plan's names, wrappers' prefixes looked through."""
+        from dagscale.tracing._torch import is_lazy
         from dagscale.tracing.forward import plain_name
 
         found: dict[str, nn.Parameter] = {}
@@ -331,6 +332,11 @@ class Plan(Saved):
                 plain = plain_name(plain)
                 while plain not in self.parameters and plain.startswith("module."):  # data parallel
                     plain = plain.removeprefix("module.")
+            if is_lazy(parameter):
+                raise PlanError(
+                    f"parameter {name!r} has no shape yet: run the model's forward once on example inputs, then use "
+                    "the plan"
+                )
             found[plain] = parameter
         missing = [n for n in self.parameters if n not in found]
         extra = [n for n in found if n not in self.parameters]

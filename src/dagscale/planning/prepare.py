@@ -44,7 +44,7 @@ def traced(model: nn.Module, inputs: Any, recipe: Recipe, seed: int, **more: Any
         raise PlanError(f"{type(model).__name__} is not a torch.nn.Module: give the model itself")
     if inputs is None:
         inputs = example_inputs(model, recipe)
-    return Network(trace(model, inputs), recipe, model, inputs, seed, **more)
+    return Network(trace(model, inputs, select=recipe.select), recipe, model, inputs, seed, **more)
 
 
 def example_inputs(model: nn.Module, recipe: Recipe) -> Any:

@@ -23,6 +23,7 @@ from dagscale.searching import exhaustive, fast  # noqa: F401  (they register th
 from dagscale.searching.decay import check_decay, walk
 from dagscale.searching.methods import METHODS, Trials
 from dagscale.tracing.forward import ONE_AT_A_TIME
+from dagscale.training.copies import all_put_back
 from dagscale.training.engine import EVALUATE, final_loss, train
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import Loss, MakeSchedule, Recipe, TrainStep
@@ -92,7 +93,7 @@ def search(
         model: on any device.
         data: a `dagscale.Recipe`, which says all of the training; or data as a recipe takes them, and the rest of it
             as further arguments: ``loss`` (cross-entropy by default), ``optimizer`` (``sgd``), ``epochs`` (1),
-            ``steps``, ``batch_size``, ``schedule``, ``train_step`` (the recipe's ``step``), ``clip``, ….
+            ``steps``, ``batch_size``, ``schedule``, ``train_step`` (the recipe's ``step``), ``clip``, ``select``, ….
         inputs: example inputs; by default those of the first batch.
         plan: says how the copies are initialised and how the parameters' rates relate; by default ``init`` and one rate
             for all parameters.
@@ -144,7 +145,7 @@ def search(
     follow = METHODS[method]
     start = check_decay(recipe, validation is not None) if decay else None
     held = None if validation is None else Recipe(validation, recipe.loss, batch_size=recipe.batch_size or 64)
-    with ONE_AT_A_TIME, shown("searching", progress) as bar:
+    with ONE_AT_A_TIME, all_put_back(), shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")
         bar.say(f"init {init or 'moments'}")

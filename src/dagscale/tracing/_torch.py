@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from types import CodeType
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import UnsupportedOperatorException as UnsupportedOperator
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -27,6 +28,7 @@ __all__ = [
     "UnsupportedOperator",
     "apply_code",
     "by_python",
+    "deep_copy",
     "device_of",
     "eagerly",
     "fake_mode",
@@ -38,6 +40,7 @@ __all__ = [
     "needs_values",
     "plain_arithmetic",
     "storage_key",
+    "switches",
     "tree_leaves",
     "tree_map",
     "unseen",
@@ -92,6 +95,15 @@ def storage_key(tensor: Tensor) -> int:
 def is_plain(tensor: Tensor) -> bool:
     """Whether it is laid out in memory as an ordinary tensor: no subclass of its own making, as nested ones."""
     return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of a model that may be lazy: buffers without a shape, which PyTorch cannot copy, are made anew."""
+    memo: dict[int, object] = {}
+    for buffer in model.buffers():
+        if is_lazy(buffer):
+            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]
+    return deepcopy(model, memo)
 
 
 def unseen() -> AbstractContextManager[Any]:
@@ -162,6 +174,27 @@ def plain_arithmetic() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
         yield
+
+
+def switches() -> Callable[[], None]:
+    """What puts the switches that `plain_arithmetic` turns back to where they are now."""
+    grad, mkldnn = torch.is_grad_enabled(), torch._C._get_mkldnn_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    sdp = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")}
+    log, filters = logging.getLogger("torch._subclasses.fake_tensor"), warnings.filters
+    disabled, kept = log.disabled, list(filters)
+
+    def put_back() -> None:
+        torch.set_grad_enabled(grad)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(mkldnn)
+        for name, on in sdp.items():
+            getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
+        log.disabled = disabled
+        warnings.filters = filters
+        warnings.filters[:] = kept  # type: ignore[index]
+
+    return put_back
 
 
 @contextmanager

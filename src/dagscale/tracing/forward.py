@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dagscale.errors import DagscaleError, TraceError
 from dagscale.tracing._torch import (
+    deep_copy,
     eagerly,
     fake_mode,
     is_fake,
@@ -87,6 +87,11 @@ class Read:
 
     def __init__(self, recorder: Recorder, value: Any, select: Select) -> None:
         recorder.finished = True
+        if recorder.elsewhere:
+            raise TraceError(
+                f"the forward runs {recorder.elsewhere[0] or 'the model'} in a thread of its own, where nothing can be "
+                "seen of it: run it in the forward's own thread"
+            )
         try:
             chosen = select(value)
         except Exception as error:
@@ -140,11 +145,27 @@ def unchanged_state(state: State) -> Iterator[None]:
             raise
 
 
+def roots(model: nn.Module) -> Iterator[Any]:
+    """Where the walk through a model's state begins: its modules, and what a scripted one keeps in C++."""
+    yield from model.modules()
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def check_parameters(model: nn.Module, names: set[str]) -> None:
+    """Raise TraceError if the forward that just ran has made parameters: a copy would make others in each run."""
+    if made := [name for name in dict(model.named_parameters()) if name not in names]:
+        raise TraceError(
+            f"the forward makes parameters where it runs for the first time ({', '.join(made[:4])}): run it once on "
+            "example inputs first"
+        )
+
+
 def held_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and all other tensors that the model's state leads to, however deep."""
     yield from model.parameters()
     yield from model.buffers()
-    yield from State(*model.modules()).tensors
+    yield from State(*roots(model)).tensors
 
 
 @contextmanager
@@ -183,6 +204,8 @@ def module_paths(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     def enter(module: nn.Module, inputs: Any) -> None:
         if threading.get_ident() == thread:
             path.append(names.get(id(module), path[-1] if path else ""))
+        elif id(module) in names:
+            recorder.elsewhere.append(names[id(module)])
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         if path and threading.get_ident() == thread:
@@ -205,7 +228,7 @@ def plain_eager() -> Iterator[None]:
 @contextmanager
 def undisturbed(recorder: Recorder, model: nn.Module, state: State | None = None) -> Iterator[None]:
     """Everything around the forward that makes it plain to record and leaves no trace of its own."""
-    with ONE_AT_A_TIME, unchanged_state(state or State(*model.modules())), unchanged_random_state():
+    with ONE_AT_A_TIME, unchanged_state(state or State(*roots(model))), unchanged_random_state():
         with module_paths(recorder, model), plain_eager():
             yield
 
@@ -219,7 +242,8 @@ def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         return model
     try:
-        copy = deepcopy(model)
+        with unchanged_random_state():
+            copy = deep_copy(model)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} has lazy layers, and copying it to run them once raised "
@@ -320,7 +344,7 @@ def _run_fake(
     kwargs: Any,
     select: Select,
 ) -> Read:
-    state = State(*model.modules(), select)
+    state, names = State(*roots(model), select), set(dict(model.named_parameters()))
     stand_ins = {id(t): _stand_in(t, mode) for t in (*parameters.values(), *model.buffers())}
     versions = []
     for name, parameter in parameters.items():
@@ -344,6 +368,7 @@ def _run_fake(
         with unchanged_values(recorder, (*parameters.values(), *state.tensors)), mode:
             with recorder:
                 read = Read(recorder, model(*args, **kwargs), select)
+            check_parameters(model, names)
             read.reached, read.custom = with_gradient(read.tensors, versions, fake=True)
     del read.tensors
     return read
@@ -389,7 +414,7 @@ def _run_real(
     kwargs: Any,
     select: Select,
 ) -> Read:
-    state = State(*model.modules(), select)
+    state, names = State(*roots(model), select), set(dict(model.named_parameters()))
     for name, parameter in parameters.items():
         recorder.add_parameter(name, parameter)
     args, kwargs = copied((args, kwargs))
@@ -402,6 +427,7 @@ def _run_real(
     with unchanged_values(recorder, (*parameters.values(), *others), others), undisturbed(recorder, model, state):
         with recorder:
             read = Read(recorder, model(*args, **kwargs), select)
+        check_parameters(model, names)
         read.reached, read.custom = with_gradient(read.tensors, list(parameters.items()), fake=False)
     del read.tensors
     return read

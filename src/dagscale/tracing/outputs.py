@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dagscale.tracing._torch import tree_leaves
+
+_PLAIN = (
+    Tensor, nn.Module, type, type(None), bool, int, float, complex, str, bytes, enum.Enum, slice, torch.dtype,
+    torch.device, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
+)  # fmt: skip
 
 
 def output_tensors(value: Any) -> list[Tensor]:
@@ -25,9 +32,9 @@ def objects_among(value: Any) -> list[Any]:
 
 
 def is_object(value: Any) -> bool:
-    """Whether it has attributes of its own: neither a container, nor a plain value, nor code."""
-    plain = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
-    return hasattr(value, "__dict__") and not isinstance(value, plain) and tree_leaves(value) == [value]
+    """Whether it is something that may hold more: neither a container, nor a plain value, nor code."""
+    leaves = tree_leaves(value)
+    return not isinstance(value, _PLAIN) and len(leaves) == 1 and leaves[0] is value
 
 
 def tensors_within(value: Any) -> list[Tensor]:

@@ -93,6 +93,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finished: whether the forward returned.
         waiting: signals that ask to stop; the next operator does.
         made: gets a reference to each result, if it is a list.
+        elsewhere: modules that ran in another thread, unseen.
         cut: modules that computed without gradients → whether re-entrant checkpointing was why.
     """
 
@@ -111,6 +112,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.waiting: Sequence[int] = ()
         self.made: list[weakref.ref[Tensor]] | None = None
         self.cut: dict[str, bool] = {}
+        self.elsewhere: list[str] = []
 
     # -- sources ------------------------------------------------------------------------------------------
 

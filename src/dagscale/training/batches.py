@@ -56,10 +56,13 @@ class Batch:
         return next((len(t) for t in tree_leaves(self.inputs) if isinstance(t, Tensor) and t.ndim), 1)
 
     def first(self, n: int) -> Batch:
-        """Its first ``n`` examples; itself where its tensors differ in length, or it has no more."""
+        """Its first ``n`` examples; itself where it has no more, or its tensors are not cut with them.
+
+        Those of a graph differ in length, are sparse, or hold a number for every two nodes.
+        """
         size = self.size
         parts = [t for t in tree_leaves((self.inputs, self.target)) if isinstance(t, Tensor) and t.ndim]
-        if size <= n or any(len(t) != size for t in parts):
+        if size <= n or any(not cuttable(t) or len(t) != size or pairwise(t) for t in parts):
             return self
         return Batch(take(self.inputs, slice(n)), take(self.target, slice(n)), self.labelled)
 
@@ -376,6 +379,11 @@ def checked(data: Any) -> tuple[Inputs, Any]:
         raise RecipeError(f"x and y must have one length, got shapes {shapes(x)} and {shapes(y)}")
     if length < 2:
         raise RecipeError(f"at least 2 examples are needed, got {length}")
+    if any(not cuttable(t) for t in (*leaves, *targets)) or (len(leaves) > 1 and any(map(pairwise, leaves))):
+        raise RecipeError(
+            f"x of shapes {shapes(x)} holds a sparse tensor, or numbers for every two examples, and no batch of rows "
+            "can be taken from it: give whole batches, data=[(x, y)], or keep it in the model as a buffer"
+        )
     for leaf in leaves:
         alone = isinstance(x, Tensor) and not leaf.is_floating_point()  # among several, one may be a mask
         if leaf.ndim > 2 and (leaf.dtype == torch.uint8 or alone):
@@ -389,6 +397,16 @@ def checked(data: Any) -> tuple[Inputs, Any]:
             )
     check_finite(x, y)
     return x, y
+
+
+def cuttable(tensor: Tensor) -> bool:
+    """Whether rows can be taken from it: neither sparse nor nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def pairwise(tensor: Tensor) -> bool:
+    """Whether it looks like a number for every two examples, as a graph's adjacency does."""
+    return tensor.ndim > 1 and len(tensor) == tensor.shape[1]
 
 
 def check_finite(x: Inputs, y: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, is_lazy, storage_key, unseen
+from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, storage_key, switches, unseen
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.tracing.outputs import output_tensors, tensors_within
@@ -23,6 +25,28 @@ from dagscale.training.seeds import seeded
 HALF = (torch.float16, torch.bfloat16)
 
 Run = Callable[[nn.Module], Any]
+
+_OPEN: list[Callable[[], None]] = []
+"""What puts back that which is changed at present, the latest last."""
+
+
+@contextmanager
+def all_put_back() -> Iterator[None]:
+    """Whatever ends what runs inside, at whatever moment, models and random states are as they were.
+
+    Each loan is given back where it ends. An interrupt that comes between its end and the first step of giving back is
+    the one moment that this cannot see to, and a second guard around it can: there is one interrupt, and two guards.
+    """
+    put_back = switches()
+    try:
+        with forward.unchanged_random_state():
+            yield
+    except BaseException:
+        put_back()
+        raise
+    finally:
+        while _OPEN:
+            uninterrupted(partial(_undone, _OPEN.pop()))
 
 
 class WorkingCopy:
@@ -65,7 +89,8 @@ class WorkingCopy:
         else:
             self.why = _used_beside(tensors, beside)
             try:
-                made = None if self.why else copy.deepcopy(original, memo)
+                with forward.unchanged_random_state():  # some draw weights that are then copied over
+                    made = None if self.why else copy.deepcopy(original, memo)
             except Exception as error:
                 self.why = f"copy.deepcopy raised {type(error).__name__}"
             if made is not None:
@@ -82,9 +107,10 @@ class WorkingCopy:
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 if tensor.dtype in HALF:
                     tensor.data = tensor.data.float()
-        self._state = State(*self.model.modules())
+        self._state = State(*forward.roots(self.model))
         held = _leaves(self.model, self._state)
-        sources = {} if self.borrowed else {id(memo.get(id(t))): t for t in _leaves(original, State(original))}
+        theirs = [] if self.borrowed else _leaves(original, State(*forward.roots(original)))
+        sources = {id(memo.get(id(t))): t for t in theirs}
         self._values = [_Value(t, sources.get(id(t))) for t in held]
         self._resting = True
         self.parameters = {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}
@@ -93,6 +119,8 @@ class WorkingCopy:
         """The model with the user's values, then drawn anew as ``fills`` say, without gradients; in train mode, or in
         the user's own modes."""
         self._restore()
+        _closed(self._restore)
+        _OPEN.append(self._restore)
         self._resting = False
         if train:  # before drawing: some adapters write to weights here
             self.model.train()
@@ -105,6 +133,7 @@ class WorkingCopy:
         """Put everything back: the user's model where that was borrowed, and what its code keeps in either case. A
         signal such as Ctrl-C waits until it is done."""
         uninterrupted(lambda waiting: self._restore())
+        _closed(self._restore)
 
     def _restore(self) -> None:
         self._state.restore()
@@ -146,6 +175,15 @@ class _Value:
             self.tensor.untyped_storage().copy_(self.kept)
         elif self.kept is not None:
             _write(self.tensor, self.kept)
+
+
+def _undone(undo: Callable[[], None], waiting: Sequence[int]) -> None:
+    undo()
+
+
+def _closed(undo: Callable[[], None]) -> None:
+    if undo in _OPEN:
+        _OPEN.remove(undo)
 
 
 def _write(tensor: Tensor, values: Tensor) -> None:
@@ -200,7 +238,8 @@ def _bytes(tensor: Tensor) -> int:
 def _materialised(model: nn.Module, run: Run | None) -> nn.Module:
     """A copy of a model with lazy layers, which ran once and so has shapes and values."""
     try:
-        made = copy.deepcopy(model)
+        with forward.unchanged_random_state():
+            made = deep_copy(model)
     except Exception as error:
         raise CopyError(
             f"the model has lazy layers and cannot be copied (copy.deepcopy raised {type(error).__name__}): run its "
@@ -236,7 +275,7 @@ def _dependence(original: nn.Module, made: nn.Module, memo: Mapping[int, Any], r
         return "two of its parameters share their values, and those of its copy do not"
     if run is None or any(t.is_meta for t in theirs):
         return ""
-    reference = State(original)
+    reference = State(*forward.roots(original))
     copied = [t for t in reference.tensors if id(t) in memo and memo[id(t)] is not t]
     watched = {_key(t) for t in (*theirs, *copied)} - {0}
     every = watched | {_key(t) for t in reference.tensors} - {0}
@@ -248,7 +287,7 @@ def _dependence(original: nn.Module, made: nn.Module, memo: Mapping[int, Any], r
         else:
             return ""  # it is told, and why, when it is measured
         watch = _Watch(watched, every)
-        seen = _observed(made, run, watch, train, State(original, made))
+        seen = _observed(made, run, watch, train, State(*forward.roots(original), *forward.roots(made)))
     if watch.read:
         return "its copy's forward uses the original's tensors"
     if watch.wrote:
@@ -290,10 +329,12 @@ def _observed(model: nn.Module, run: Run, watch: _Watch, train: bool, state: Sta
         state.restore()
         watch.restore()
 
+    _OPEN.append(undo)
     try:
         return observed()
     finally:
         uninterrupted(lambda waiting: undo())
+        _closed(undo)
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:

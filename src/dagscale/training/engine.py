@@ -55,20 +55,32 @@ def first_line(error: BaseException) -> str:
 
 
 def batch_output(model: nn.Module, recipe: Recipe, batch: Batch) -> Any:
-    """What the model makes of a batch that lies on its device.
+    """What the model makes of a batch that lies on its device; of it what ``recipe.select`` picks, unless the model's
+    own loss is in it and is wanted.
 
     Raises:
         ForwardError: if the forward raises; the original exception is ``__cause__``.
+        RecipeError: if ``select`` raises.
     """
     try:
         with forward.eagerly(), _autocast(model, recipe):
-            return call(model, batch.inputs)
+            out = call(model, batch.inputs)
     except DagscaleError:
         raise
     except Exception as error:
         failed = forward.forward_error(model, None, error, batch.inputs)
         failed.args = (f"{failed}, on data of shape {shapes(batch.inputs)}",)
         raise failed from error
+    select = recipe.select
+    if select is None or (recipe.loss is None and _own_loss(out) is not None):
+        return out
+    return of_user("function select", lambda: select(out))
+
+
+def _own_loss(output: Any) -> Tensor | None:
+    """The loss that a model computed itself."""
+    own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    return own if isinstance(own, Tensor) else None
 
 
 def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
@@ -85,8 +97,8 @@ def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
 
 
 def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
-    own = getattr(output, "loss", None) if not isinstance(output, dict) else output.get("loss")
-    if recipe.loss is None and isinstance(own, Tensor):
+    own = _own_loss(output)
+    if recipe.loss is None and own is not None:
         return own
     target = batch.target
     if recipe.loss is None and target is None:
@@ -285,8 +297,8 @@ def exploded(loss: float, first: float) -> bool:
 
 
 def finite(parameters: Iterable[Tensor]) -> bool:
-    """Whether all values are finite; one synchronisation with the device."""
-    found = [parameter.detach().isfinite().all() for parameter in parameters]
+    """Whether all values are finite; one synchronisation with the device, and nothing as large as a parameter."""
+    found = [torch.linalg.vector_norm(p.detach(), math.inf).isfinite() for p in parameters if p.numel()]
     return bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
 
 

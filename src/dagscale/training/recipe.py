@@ -69,6 +69,9 @@ class Recipe:
         no_decay: what gets no weight decay: roles (``norm``, ``bias``, ``embedding``, …, read from the graph), or a
             function of a parameter's name and the parameter. It counts where ``weight_decay`` is given.
         unpack: one batch of the data → (inputs, target), for batches of a structure of their own.
+        select: what the model returns → the tensor, or tensors, that are its outputs: the graph ends in them, and the
+            loss is given them. By default all tensors in it, and for the loss its ``.logits`` where it has them. A loss
+            of the model's own stays what is trained on.
 
     Further keyword arguments are the optimiser's settings, such as ``betas`` or ``momentum``.
 
@@ -90,6 +93,7 @@ class Recipe:
     weight_decay: float | None
     no_decay: tuple[str, ...] | Callable[[str, nn.Parameter], bool]
     unpack: Unpack | None
+    select: Callable[[Any], Any] | None
     _source: Source | None = field(repr=False)
 
     def __init__(
@@ -109,9 +113,11 @@ class Recipe:
         weight_decay: float | None = None,
         no_decay: Sequence[str] | Callable[[str, nn.Parameter], bool] = NO_DECAY,
         unpack: Unpack | None = None,
+        select: Callable[[Any], Any] | None = None,
         **settings: Any,
     ) -> None:
-        for name, given in (("loss", loss), ("schedule", schedule), ("step", step), ("unpack", unpack)):
+        functions = {"loss": loss, "schedule": schedule, "step": step, "unpack": unpack, "select": select}
+        for name, given in functions.items():
             if given is not None and not callable(given):
                 raise RecipeError(f"{name} must be a function, not {type(given).__name__}")
         if autocast is not None and not isinstance(autocast, torch.dtype):
@@ -133,6 +139,7 @@ class Recipe:
             "weight_decay": None if weight_decay is None else _positive("weight_decay", weight_decay, zero=True),
             "no_decay": no_decay if callable(no_decay) else tuple(no_decay),
             "unpack": unpack,
+            "select": select,
         }
         own["_source"] = None if data is None else source(data, own["batch_size"], unpack)
         if own["_source"] is not None:
@@ -199,6 +206,7 @@ class Recipe:
             "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
             "weight_decay": self.weight_decay,
             "no_decay": list(self.no_decay) if isinstance(self.no_decay, tuple) else _named(self.no_decay),
+            "select": _named(self.select),
         }
 
     def __repr__(self) -> str:

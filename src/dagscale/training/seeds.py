@@ -23,12 +23,16 @@ class seeded:
 
     def __enter__(self) -> seeded:
         self._outside.append(_states())
-        if self._inside is None:
-            torch.manual_seed(self.seed)
-            random.seed(self.seed)
-            np.random.seed(self.seed % 2**32)
-        else:
-            _restore(self._inside)
+        try:
+            if self._inside is None:
+                torch.manual_seed(self.seed)
+                random.seed(self.seed)
+                np.random.seed(self.seed % 2**32)
+            else:
+                _restore(self._inside)
+        except BaseException:  # Ctrl-C, before there is anything to leave
+            _restore(self._outside.pop())
+            raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
