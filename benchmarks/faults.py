@@ -49,12 +49,14 @@ def row(what: str, tried: int, result: str) -> None:
 # --- fuzzed inputs
 
 
-def fuzz(count: int, seed: int) -> None:
-    """So many inputs, spread evenly over the surfaces."""
-    surfaces = part("surfaces").SURFACES
-    part("oracle").preload()
-    for name in surfaces:
-        fuzz_surface(name, count // len(surfaces), seed)
+def fuzz(count: int, seed: int, only: str | None) -> None:
+    """So many inputs, spread evenly over the surfaces, or all to one."""
+    oracle, surfaces, documents = part("oracle"), part("surfaces").SURFACES, part("documents")
+    oracle.preload()
+    documents.documents()
+    chosen = [name for name in surfaces if only in (None, name)]
+    for name in chosen:
+        fuzz_surface(name, count // len(chosen), seed)
 
 
 def fuzz_surface(name: str, count: int, seed: int) -> None:
@@ -82,7 +84,7 @@ def fuzz_surface(name: str, count: int, seed: int) -> None:
         slowest, largest = max(slowest, done.seconds), max(largest, done.memory)
         if (what := oracle.fault(done)) is not None:
             faults[what] += 1
-            print(oracle.report(done)[:2000], file=sys.stderr)
+            print(oracle.report(done), file=sys.stderr)
 
     one()
     found = ", ".join(f"{n} × {what}" for what, n in faults.items()) or "no fault"
@@ -249,9 +251,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", help="one surface of the fuzz suite")
     asked = parser.parse_args()
-    more = {"jobs": asked.jobs} if asked.kind == "kills" else {}
-    kinds[asked.kind](asked.count, asked.seed, **more)
+    more = {"kills": {"jobs": asked.jobs}, "fuzz": {"only": asked.only}}
+    kinds[asked.kind](asked.count, asked.seed, **more.get(asked.kind, {}))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagscale.errors import PlanError
+from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
 from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
-from dagscale.planning.files import Saved, read_document, rendered
+from dagscale.planning.files import Saved, check_training, is_number, read_document, rendered
 from dagscale.rates import find_band
 from dagscale.shown import load_rich
 from dagscale.training.draws import Fill
@@ -186,10 +186,11 @@ class Base(Saved):
             curve = tuple(Point(p["lr"], tuple(map(_loss, p["losses"])), _loss(p["loss"])) for p in raw.pop("curve"))
             base = cls(**{**raw, "band": tuple(raw["band"]), "notes": tuple(raw["notes"]), "curve": curve})
             numbers = (base.lr, base.edge, base.argmin, *base.band)
-            if not all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers):
+            if not all(is_number(n) and n > 0 for n in numbers):
                 raise ValueError("its rates are no positive numbers")
             if len(base.band) != 2 or not isinstance(base.recipe, dict) or not isinstance(base.init, str | None):
                 raise ValueError("its band is no two rates, its recipe no object, or its init no name")
+            check_training(base.recipe)
             if more is None:
                 return base
             network = Network(
@@ -201,7 +202,7 @@ class Base(Saved):
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},
             )
             return replace(base, network=network)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, DagscaleError) as error:
             raise PlanError(f"this is no base ({error}); {mend}") from None
 
     def measure(self, law: str) -> Base:
