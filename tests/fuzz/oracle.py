@@ -60,12 +60,14 @@ def preload() -> None:
     import dagscale.bench.nas.rerank_page
     import dagscale.bench.verify.study
     import dagscale.cli
+    from dagscale.bench.data import load as load_data
     from dagscale.models.targets import load
 
     graph = dagscale.trace(*load("mlp:2_02"))
     with tempfile.TemporaryDirectory() as folder:
         dagscale.pictures.draw(graph, Path(folder) / "x.svg")
     dagscale.plan(*load("mlp:2_02"), base_lr=0.1, law="none", init="in-degree")
+    load_data("digits", limit=8)
 
 
 def run(command: Command, folder: Path, started: Callable[[int], None] = lambda pid: None) -> Done:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from dagscale.rates import find_band
 from dagscale.shown import load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.recipe import Recipe
+from dagscale.typed import check_types
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,12 +186,13 @@ class Base(Saved):
             more = raw.pop("network")
             curve = tuple(Point(p["lr"], tuple(map(_loss, p["losses"])), _loss(p["loss"])) for p in raw.pop("curve"))
             base = cls(**{**raw, "band": tuple(raw["band"]), "notes": tuple(raw["notes"]), "curve": curve})
-            numbers = (base.lr, base.edge, base.argmin, *base.band)
-            if not all(is_number(n) and n > 0 for n in numbers):
-                raise ValueError("its rates are no positive numbers")
-            if len(base.band) != 2 or not isinstance(base.recipe, dict) or not isinstance(base.init, str | None):
-                raise ValueError("its band is no two rates, its recipe no object, or its init no name")
+            for part in (base, *curve):
+                check_types(part)
             check_training(base.recipe)
+            if not all(is_number(n) and n > 0 for n in (base.lr, base.edge, base.argmin, *base.band)):
+                raise ValueError("its rates are no positive numbers")
+            if not all(point.lr > 0 and point.losses for point in curve):
+                raise ValueError("a point of its curve has no positive rate, or no loss")
             if more is None:
                 return base
             network = Network(
@@ -201,6 +203,10 @@ class Base(Saved):
                 role="base",
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},
             )
+            fills = [number for fill in network.fills.values() for number in (fill.mean, fill.std)]
+            measured = [number for own in network.memo.values() for number in astuple(own)]
+            if type(network.seed) is not int or not all(map(is_number, (*fills, *measured))):
+                raise ValueError("a number of its network is none, or not finite")
             return replace(base, network=network)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, DagscaleError) as error:
             raise PlanError(f"this is no base ({error}); {mend}") from None
