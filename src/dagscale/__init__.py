@@ -1,5 +1,6 @@
 """Architecture-aware initialisation and learning rates for any unmodified PyTorch model."""
 
+import dagscale.starting  # noqa: F401  # isort: skip  # before torch is imported
 from dagscale.checking import Report, check
 from dagscale.errors import DagscaleError
 from dagscale.graph import Graph, PathSums, kernel_size, path_sums

@@ -15,6 +15,7 @@ from dagscale.cli import app as application
 from dagscale.cli import check, commands, rerank, sweep, verify  # noqa: F401  each puts its commands on the application
 from dagscale.errors import DagscaleError
 from dagscale.shown import line
+from dagscale.starting import INTERRUPTED, interruptible
 
 AFFECTS_RESULTS = False
 
@@ -23,10 +24,6 @@ __all__ = ["main"]
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Of click, which typer brings along in some versions and depends on in others."""
-
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 and the number of its signal."""
 
 
 AGAIN = 0.05
@@ -53,6 +50,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding has not
     sys.unraisablehook = again
     try:
+        interruptible()
         with application.json_alone() if "--json" in sys.argv else nullcontext():
             status = application.app(standalone_mode=False)
         if status == INTERRUPTED:  # typer's answer to Ctrl-C
