@@ -69,10 +69,10 @@ def load_data(source: str | None, limit: int | None = None) -> Any:
     if source is None:
         return None
     if ":" in source and not Path(source).exists():
-        from dagscale.models.targets import find
+        from dagscale.models.targets import called, find
 
         found = find(source, "data")
-        found = found() if callable(found) else found
+        found = called(found, source) if callable(found) else found
         return found if limit is None else _limited(found, limit)
     return load(source, limit=limit)
 

@@ -81,12 +81,12 @@ def make_recipe(
 
 
 def _recipe(text: str, data: Any) -> Recipe:
-    from dagscale.models.targets import find
+    from dagscale.models.targets import called, find
     from dagscale.training.recipe import Recipe
 
     found = find(text, "recipe")
     if not isinstance(found, Recipe) and callable(found):
-        found = found()
+        found = called(found, text)
     if not isinstance(found, Recipe):
         raise TargetError(f"{text} is {type(found).__name__}, not a dagscale.Recipe nor a function that returns one")
     return found if data is None else found.changed(data=data)

@@ -458,7 +458,7 @@ def _blaming(home: Path, doing: str) -> Iterator[None]:
     """Turn what the user's code raises into a TargetError that names its type, message and place."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         message = " ".join(str(error).split())
         raise TargetError(
             f"{doing} raised {type(error).__name__}{': ' if message else ''}{message}{_place(error, home)}"
@@ -546,6 +546,16 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def called(function: Callable[[], Any], text: str) -> Any:
+    """What a user's function returns, which ``text`` names.
+
+    Raises:
+        TargetError: if it raises, or would end the program.
+    """
+    with _blaming(Path.cwd(), f"calling {text}"):
+        return function()
 
 
 def find(text: str, what: str) -> Any:
