@@ -41,7 +41,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float("inf")
     if hint is int:
         return type(value) is int and value.bit_length() < 64
-    if is_dataclass(hint) and isinstance(value, hint):
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
         check_types(value)
     return isinstance(value, hint if isinstance(hint, type) else object)
 

@@ -226,7 +226,8 @@ class Graph:
             check_types(graph)
             layers = [op.layer for edge in graph.edges for op in edge.ops if op.layer is not None]
             sizes = [n for layer in layers for n in (layer.fan_in, layer.fan_out, layer.groups, *layer.kernel)]
-            lengths = [n for part in (*graph.vertices, *graph.parameters) for n in part.shape]
+            shapes = [*(v.shape for v in graph.vertices), *(p.shape for p in graph.parameters)]
+            lengths = [n for shape in shapes for n in shape]
             if min(sizes, default=1) < 1 or min(lengths, default=0) < 0:
                 raise ValueError("a size in it is not positive")
             return graph
