@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate lightning lightning-utilities torchmetrics \
           wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash
 
-.PHONY: help demo test fuzz lint docs dist release-check zoo bench clean
+.PHONY: help demo test fuzz lint docs dist release-check soak zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -29,6 +29,10 @@ test: $(READY)  ## every test
 SECONDS := 60
 fuzz: $(READY)  ## hostile input to the command line, new each time; SECONDS=600 a surface
 	FUZZ_SECONDS=$(SECONDS) OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_fuzz.py
+
+MINUTES := 360
+soak: $(READY)  ## plans, searches and sweeps under random faults; MINUTES=30 for so long
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check src tests benchmarks docs/*.py

@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py fuzz --count 1000
     python benchmarks/faults.py flips --count 300
-    python benchmarks/faults.py kills --count 30 --jobs 1
-    python benchmarks/faults.py interrupts --count 30
+    python benchmarks/faults.py interrupts --count 40 --jobs 2
+    python benchmarks/faults.py threads --count 50
 
 Each prints rows of one table: what was tried, how often, what came of it. ``--seed`` draws other inputs.
 """
@@ -19,11 +19,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,12 +48,14 @@ def row(what: str, tried: int, result: str) -> None:
 # --- fuzzed inputs
 
 
-def fuzz(count: int, seed: int) -> None:
-    """So many inputs, spread evenly over the surfaces."""
-    surfaces = part("surfaces").SURFACES
-    part("oracle").preload()
-    for name in surfaces:
-        fuzz_surface(name, count // len(surfaces), seed)
+def fuzz(count: int, seed: int, only: str | None) -> None:
+    """So many inputs, spread evenly over the surfaces, or all to one."""
+    oracle, surfaces, documents = part("oracle"), part("surfaces").SURFACES, part("documents")
+    oracle.preload()
+    documents.documents()
+    chosen = [name for name in surfaces if only in (None, name)]
+    for name in chosen:
+        fuzz_surface(name, count // len(chosen), seed)
 
 
 def fuzz_surface(name: str, count: int, seed: int) -> None:
@@ -82,7 +83,7 @@ def fuzz_surface(name: str, count: int, seed: int) -> None:
         slowest, largest = max(slowest, done.seconds), max(largest, done.memory)
         if (what := oracle.fault(done)) is not None:
             faults[what] += 1
-            print(oracle.report(done)[:2000], file=sys.stderr)
+            print(oracle.report(done), file=sys.stderr)
 
     one()
     found = ", ".join(f"{n} × {what}" for what, n in faults.items()) or "no fault"
@@ -128,130 +129,114 @@ def flips(count: int, seed: int) -> None:
         row("bits flipped in a finished store", count, ", ".join(f"{n} {what}" for what, n in found.most_common()))
 
 
-# --- killed drivers
-
-DRIVER = """
-import os, sys, time
-from dagscale.bench.sweep import Run, sweep
-
-def runs(log, count, nap):
-    return [Run("mlp:2", 2.0**-(k % 9), seed=k, options={"log": log, "nap": nap}, version="v") for k in range(count)]
-
-def execute(run):
-    import torch
-
-    descriptor = os.open(run.options["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(descriptor, f"{run.key}\\n".encode())
-    os.close(descriptor)
-    time.sleep(run.options["nap"])
-    return {"drawn": torch.rand(3).tolist(), "seed": run.seed}
-
-if __name__ == "__main__":
-    store, log, count, nap, jobs = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
-    sweep(runs(log, count, nap), execute, store, jobs=jobs)
-"""
-
-
-def kills(count: int, seed: int, jobs: int) -> None:
-    """SIGKILL to the driver at random moments; what was finished must stay, and run no second time."""
-    from dagscale.bench.sweep import Store, export, sweep
-
-    chance = random.Random(seed)
-    lost = repeated = extra = 0
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        (home / "driver.py").write_text(DRIVER)
-        sys.path.insert(0, folder)
-        import driver  # type: ignore[import-not-found]
-
-        log, file, total, nap = home / "log", home / "s.db", 15 * count, 0.05
-        arguments = [sys.executable, "driver.py", str(file), str(log), str(total), str(nap), str(jobs)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        for _ in range(count):
-            before, begun = _finished(file, Store), _lines(log)
-            process = subprocess.Popen(arguments, cwd=home, env=environment)
-            goal, deadline = len(begun) + chance.randrange(1, 12), time.monotonic() + 60
-            while len(_lines(log)) < goal and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(chance.random() * 2 * nap)
-            process.kill()
-            process.wait()
-            time.sleep(0.5 if jobs > 1 else 0)
-            lost += len(before - _finished(file, Store))
-            repeated += len(before & set(_lines(log)[len(begun) :]))
-        subprocess.run(arguments, cwd=home, env=environment, check=True)
-        extra = len(_lines(log)) - total
-        whole = home / "whole.db"
-        sweep(driver.runs(str(log), total, nap), driver.execute, whole, jobs=1)
-        same = all(_table(export, file, suffix) == _table(export, whole, suffix) for suffix in (".csv", ".parquet"))
-    tables = "the same to the byte" if same else "DIFFERENT"
-    result = f"{lost} lost, {repeated} finished runs executed again, {extra} unfinished ones; tables {tables}"
-    row(f"SIGKILL of a driver, jobs={jobs}", count, result)
-
-
-def _lines(log: Path) -> list[str]:
-    return log.read_text().splitlines() if log.exists() else []
-
-
-def _finished(file: Path, store: Any) -> set[str]:
-    if not file.exists() or file.stat().st_size == 0:
-        return set()
-    with store(file) as book:
-        return {line[0] for line in book.rows()}
-
-
-def _table(export: Callable[..., int], file: Path, suffix: str) -> bytes:
-    export(file, file.with_suffix(suffix))
-    return file.with_suffix(suffix).read_bytes()
-
-
 # --- interrupts
 
 
-def interrupts(count: int, seed: int) -> None:
-    """SIGINT to ``search`` and ``verify`` at random moments of their first seconds."""
-    oracle = part("oracle")
-    oracle.preload()
+COMMANDS = {
+    "search": ["search", "mlp:2_22_222?width=128", "--epochs", "200", "--seeds", "1"],
+    "verify": ["verify", "mlp-depth", "--method", "one-rate", "--epochs", "100", "--store", "s.db", "--jobs"],
+}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def interrupts(count: int, seed: int, jobs: int) -> None:
+    """Ctrl-C (to the whole group, as a terminal sends it) and SIGTERM at random moments, those in which torch is
+    imported among them, each to a process of its own; the last call of ``verify`` goes on and must find the store
+    sound."""
     chance = random.Random(seed)
-    commands = {
-        "search": ["search", "mlp:2_22_222?width=128", "--epochs", "200", "--seeds", "1"],
-        "verify": ["verify", "mlp-depth", "--method", "one-rate", "--epochs", "200", "--jobs", "1", "--store", "s.db"],
-    }
-    for name, command in commands.items():
-        found: Counter[str] = Counter()
-        with tempfile.TemporaryDirectory() as folder:
-            for _ in range(count // len(commands)):
-                after = 0.05 + 4 * chance.random()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, command in COMMANDS.items():
+            words = [sys.executable, "-m", "dagscale", *command, *([str(jobs)] if name == "verify" else [])]
+            for number in SIGNALS:
+                found: Counter[str] = Counter()
+                slowest = 0.0
+                for _ in range(count // (len(COMMANDS) * len(SIGNALS))):
+                    process = subprocess.Popen(
+                        words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                        start_new_session=True,
+                    )  # fmt: skip
+                    time.sleep(0.3 + chance.random() * chance.choice((3, 15)))
+                    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+                    begin = time.monotonic()
+                    out, err = process.communicate(timeout=120)
+                    slowest = max(slowest, time.monotonic() - begin)
+                    found[_answer(process.returncode, out, err)] += 1
+                answers = ", ".join(f"{n} × {what}" for what, n in found.most_common())
+                row(f"{number.name} to {name}", sum(found.values()), f"{answers}; gone after {slowest:.1f} s at most")
+        left = sorted(set(os.listdir(folder)) - {"s.db", "s.db-wal", "s.db-shm", "s.db.lock"})
+        connection = sqlite3.connect(Path(folder) / "s.db")
+        sound = connection.execute("PRAGMA integrity_check").fetchone()[0]
+        row("the store after them, and other files left over", 1, f"{sound}; {left or 'none'}")
 
-                def strike(pid: int, after: float = after) -> None:
-                    threading.Timer(after, _signal, (pid,)).start()
 
-                done = oracle.run(command, Path(folder), strike)
-                said = [line for line in done.err.splitlines() if line.startswith("dagscale: interrupted")]
-                good = done.status == 130 and len(said) == 1 and "Traceback" not in done.err
-                found["130 and one line" if good else f"STATUS {done.status}: {done.err[-300:]}"] += 1
-            if (store := Path(folder) / "s.db").exists():
-                connection = sqlite3.connect(store)
-                found["store sound"] = connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-                connection.close()
-        row(f"SIGINT to {name}", count // len(commands), ", ".join(f"{n} {what}" for what, n in found.items()))
+def _answer(status: int, out: str, err: str) -> str:
+    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("dagscale: ")]
+    if status != 130 or len(said) != 1 or out or "Traceback" in err:
+        return f"STATUS {status}: {err[-800:]!r}"
+    return "status 130 and how to go on" if "goes on from there" in said[0] else "status 130 and one line"
 
 
-def _signal(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGINT)
+# --- threads
+
+
+def threads(count: int, seed: int) -> None:
+    """Plans from 8 threads at once, half of them of models of their own, half of four that they share."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+    from torch import nn
+
+    import dagscale
+
+    def make(width: int) -> nn.Module:
+        torch.manual_seed(width)
+        layer = nn.TransformerEncoderLayer(4 * width, 2, 4 * width, batch_first=True, dropout=0.0)
+        return nn.Sequential(nn.Linear(4, 4 * width), layer, nn.Flatten(), nn.Linear(4 * width * 3, 3))
+
+    data = (torch.randn(32, 3, 4), torch.arange(32) % 3)
+    shared = [make(width) for width in (1, 2, 3, 4)]
+    laws = ("none", "covariance", "curvature")
+
+    def one(k: int) -> str:
+        model = shared[k % 4] if k % 2 else make(1 + k % 7)
+        plan = dagscale.plan(
+            model, data[0][:2], base=(shared[0], data[0][:2]), base_lr=0.1, data=data, law=laws[k % 3],
+            loss=nn.functional.cross_entropy, init="in-degree",
+        )  # fmt: skip
+        return plan.to_json()
+
+    def state() -> tuple[Any, ...]:
+        bits = [p.detach().numpy().tobytes() for model in shared for p in model.parameters()]
+        return (
+            bits, torch.backends.mkldnn.is_available(), torch._C._get_mkldnn_enabled(),
+            torch.backends.mha.get_fastpath_enabled(), torch.is_grad_enabled(), torch.get_default_dtype(),
+            torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), len(warnings.filters),
+            {type(p) for model in shared for p in model.parameters()},
+            [len(m._forward_hooks) + len(m._backward_hooks) for model in shared for m in model.modules()],
+        )  # fmt: skip
+
+    serial = [one(k) for k in range(count)]
+    before = state()
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(one, range(count)))
+    equal = sum(a == b for a, b in zip(serial, together, strict=True))
+    kept = "as before" if state() == before else "CHANGED"
+    row("plans from 8 threads", count, f"{equal} equal to the serial ones; torch's global state and the models {kept}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds: Mapping[str, Callable[..., None]] = {"fuzz": fuzz, "flips": flips, "kills": kills, "interrupts": interrupts}
+    kinds: Mapping[str, Callable[..., None]] = {
+        "fuzz": fuzz, "flips": flips, "interrupts": interrupts, "threads": threads,
+    }  # fmt: skip
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", help="one surface of the fuzz suite")
     asked = parser.parse_args()
-    more = {"jobs": asked.jobs} if asked.kind == "kills" else {}
-    kinds[asked.kind](asked.count, asked.seed, **more)
+    more = {"interrupts": {"jobs": asked.jobs}, "fuzz": {"only": asked.only}}
+    kinds[asked.kind](asked.count, asked.seed, **more.get(asked.kind, {}))
 
 
 if __name__ == "__main__":

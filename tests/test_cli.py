@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -238,6 +239,35 @@ def test_interruption_is_one_line_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert [line for line in err.read().splitlines() if "dagscale" in line] == [
             "dagscale: interrupted: what is finished is in s.sqlite; the same command goes on from there"
         ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_while_torch_is_imported_is_one_line(number: signal.Signals) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-u", "-v", "-m", "dagscale", "list", "laws"], stderr=subprocess.PIPE, text=True
+    )
+    assert running.stderr is not None
+    while "'torch'" not in (line := running.stderr.readline()):  # -v says when an import begins
+        assert line, "it ended before torch was imported"
+    running.send_signal(number)
+    rest = running.communicate(timeout=60)[1]
+    assert "dagscale: interrupted" in rest
+    assert "Traceback" not in rest
+    assert running.returncode == 130
+
+
+def test_a_function_that_would_end_the_program_is_refused(project: Path) -> None:
+    (project / "ends.py").write_text("import sys\n\n\ndef recipe():\n    sys.exit(3)\n")
+    done = dagscale("plan", "mymodel.py:make", "--base-lr", "0.1", "--recipe", "ends.py:recipe", cwd=project)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dagscale: calling ends.py:recipe raised SystemExit: 3")
+
+
+def test_a_table_of_runs_that_never_ends_is_refused(project: Path) -> None:
+    os.mkfifo(project / "runs.csv")
+    done = dagscale("verify", "--runs", "runs.csv", cwd=project)
+    assert done.returncode == 2
+    assert "runs.csv is no plain file" in done.stderr
 
 
 def test_json_is_alone_on_stdout_even_past_python(project: Path) -> None:

@@ -29,7 +29,7 @@ def sibling(name: str) -> ModuleType:
     return module
 
 
-oracle, surfaces = sibling("oracle"), sibling("surfaces")
+oracle, surfaces, documents = sibling("oracle"), sibling("surfaces"), sibling("documents")
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 """For each surface; 0 for the fixed share."""
 
@@ -40,6 +40,7 @@ SHARE = 12
 @pytest.fixture(scope="module", autouse=True)
 def _ready() -> None:
     oracle.preload()
+    documents.documents()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dagscale.laws.gauss_newton import leading_eigenpair
 from dagscale.laws.over_seeds import BATCHES, until_settled
 from dagscale.models.targets import load
 from dagscale.network import Network
+from dagscale.planning import Plan
 from dagscale.planning.make import default_law
 from dagscale.training.batches import Batch
 from dagscale.training.draws import Fill
@@ -530,3 +532,48 @@ def test_several_bases_are_refused_in_one_line(given: dict[str, object], text: s
     with pytest.raises(DagscaleError, match=text) as caught:
         dagscale.plan(*load("mlp:2_02"), **{"base": [load("mlp:2"), load("mlp:2_22")], "law": "none", **given})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("mean", "what"), [(1e300, "do not reach so far"), (0.0, "cannot be written to")])
+def test_a_plan_that_cannot_be_written_changes_nothing(mean: float, what: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    plan = dagscale.plan(net, torch.ones(2, 4), base_lr=0.1, law="none", init="in-degree")
+    if mean:
+        own = replace(plan.parameters["2.bias"], init_mean=mean)
+        plan = replace(plan, parameters={**plan.parameters, "2.bias": own})
+    else:
+        with torch.inference_mode():
+            net[2].weight = nn.Parameter(torch.ones(3, 6))
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(PlanError, match=what):
+        plan.init_(net)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("lr",), 10**400), (("parameters", "bias", "lr"), 10**400), (("recipe",), 3), (("recipe", "steps"), -1),
+        (("recipe", "schedule"), {"shape": "x"}), (("recipe", "schedule"), {"y": 1}), (("recipe", "weight_decay"), "x"),
+        (("recipe", "optimizer"), "sgd"), (("recipe", "no_decay"), [3]),
+    ],
+    ids=lambda part: type(part).__name__,
+)  # fmt: skip
+def test_every_value_of_a_document_is_checked(way: tuple[str, ...], value: object) -> None:
+    plan = dagscale.plan(nn.Linear(4, 2), torch.ones(2, 4), base_lr=0.1, law="none", init="in-degree")
+    document = plan.to_dict()
+    node = document
+    for name in way[:-1]:
+        node = node[name]
+    node[way[-1]] = value
+    with pytest.raises(PlanError):
+        Plan.from_json(json.dumps(document))
+
+
+def test_a_plan_is_read_from_plain_files_only() -> None:
+    with pytest.raises(PlanError, match="it is no file"):
+        Plan.load("/dev/zero")
+
+
+def test_errors_are_one_line_without_control_characters() -> None:
+    assert str(PlanError("a\nb \x1b[31m")) == "a b \\x1b[31m"

@@ -5,6 +5,7 @@ Public names are imported when they are first used: ``dagscale --help`` and a lo
 
 from __future__ import annotations
 
+import dagscale.starting  # noqa: F401  # isort: skip  # before torch is imported
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
+from dagscale.shown import line
+
 
 class DagscaleError(Exception):
-    """Base of every error that dagscale raises on purpose."""
+    """Base of every error that dagscale raises on purpose.
+
+    As text it is one line, whatever names and messages of others are in it: control characters are shown escaped.
+    """
+
+    def __str__(self) -> str:
+        return line(super().__str__(), sys.maxsize)
 
 
 class TraceError(DagscaleError):

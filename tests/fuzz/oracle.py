@@ -1,4 +1,5 @@
-"""Run the command line on one input, in a fork with bounds, and say what is wrong with how it took it."""
+"""Run the command line, or a call from Python, on one input, in a fork with bounds, and say what is wrong with how it
+took it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 SECONDS = 20.0
 """That one input may take."""
@@ -28,6 +29,17 @@ ADDRESSES = 12 << 30
 """Bytes of address space, so that what does ask for all memory does not take the machine along."""
 
 STATUS = {0, 1, 2, 130}
+
+
+class Call(NamedTuple):
+    """A use of the package from Python, taken as a command is: what it was given, to read in a failure, and a function
+    that may raise `DagscaleError` and nothing else."""
+
+    said: str
+    function: Callable[[], object]
+
+
+Command = Sequence[str] | Call
 
 
 @dataclass(frozen=True)
@@ -48,16 +60,18 @@ def preload() -> None:
     import dagscale.bench.nas.rerank_page
     import dagscale.bench.verify.study
     import dagscale.cli
+    from dagscale.bench.data import load as load_data
     from dagscale.models.targets import load
 
     graph = dagscale.trace(*load("mlp:2_02"))
     with tempfile.TemporaryDirectory() as folder:
         dagscale.pictures.draw(graph, Path(folder) / "x.svg")
     dagscale.plan(*load("mlp:2_02"), base_lr=0.1, law="none", init="in-degree")
+    load_data("digits", limit=8)
 
 
-def run(arguments: Sequence[str], folder: Path, started: Callable[[int], None] = lambda pid: None) -> Done:
-    """Run ``dagscale ARGUMENTS`` in a folder.
+def run(command: Command, folder: Path, started: Callable[[int], None] = lambda pid: None) -> Done:
+    """Run ``dagscale ARGUMENTS``, or make a call, in a folder.
 
     Args:
         started: called with the process id, for instance to send it signals.
@@ -67,7 +81,7 @@ def run(arguments: Sequence[str], folder: Path, started: Callable[[int], None] =
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
-            _child(list(arguments), folder, out.fileno(), err.fileno())
+            _child(command, folder, out.fileno(), err.fileno())
         started(pid)
         status, memory = _wait(pid, begin)
         texts = []
@@ -75,10 +89,11 @@ def run(arguments: Sequence[str], folder: Path, started: Callable[[int], None] =
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "surrogateescape"))
     taken = max(0, memory - before)
-    return Done(tuple(arguments), status, texts[0], texts[1], time.monotonic() - begin, taken)
+    arguments = (command.said,) if isinstance(command, Call) else tuple(command)
+    return Done(arguments, status, texts[0], texts[1], time.monotonic() - begin, taken)
 
 
-def _child(arguments: list[str], folder: Path, out: int, err: int) -> NoReturn:
+def _child(command: Command, folder: Path, out: int, err: int) -> NoReturn:
     """In the fork: be the command."""
     status = 70
     try:
@@ -92,11 +107,9 @@ def _child(arguments: list[str], folder: Path, out: int, err: int) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         warnings.resetwarnings()
-        sys.argv = ["dagscale", *arguments]
-        from dagscale.cli import main
-
+        warnings.filterwarnings("ignore", category=UserWarning)  # torch's own, on what a user's loss or model does
         try:
-            main()
+            _called(command.function) if isinstance(command, Call) else _commanded(command)
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -108,6 +121,24 @@ def _child(arguments: list[str], folder: Path, out: int, err: int) -> NoReturn:
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status)
+
+
+def _commanded(arguments: Sequence[str]) -> None:
+    from dagscale.cli import main
+
+    sys.argv = ["dagscale", *arguments]
+    main()
+
+
+def _called(function: Callable[[], object]) -> None:
+    from dagscale.cli import say
+    from dagscale.errors import DagscaleError
+
+    try:
+        function()
+    except DagscaleError as error:
+        say(str(error))
+        sys.exit(2)
 
 
 def _wait(pid: int, begin: float) -> tuple[int, int]:
@@ -155,5 +186,5 @@ def report(done: Done) -> str:
     what = fault(done)
     return (
         f"{what}: dagscale {' '.join(map(ascii, done.arguments))}\nstatus {done.status}, {done.seconds:.1f} s, "
-        f"{done.memory / 2**20:.0f} MiB\n{done.out[-500:]}\n{done.err[-3000:]}"
+        f"{done.memory / 2**20:.0f} MiB\n{done.out[-500:]}\n{done.err[-1500:]}"
     )

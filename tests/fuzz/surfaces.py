@@ -21,7 +21,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
-Surface = Callable[[Draw, Path], list[str]]
+Surface = Callable[[Draw, Path], Any]
+"""What it returns is a command's arguments, or an ``oracle.Call``."""
 SURFACES: dict[str, Surface] = {}
 
 

@@ -14,6 +14,7 @@ import typer
 from dagscale.cli import app as application
 from dagscale.errors import DagscaleError
 from dagscale.shown import line
+from dagscale.starting import INTERRUPTED, interruptible
 
 # Each puts its commands on the application, and the help lists them in this order.
 # isort: off
@@ -27,10 +28,6 @@ __all__ = ["main"]
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Of click, which typer brings along in some versions and depends on in others."""
-
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 and the number of its signal."""
 
 
 AGAIN = 0.05
@@ -61,6 +58,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding has not
     sys.unraisablehook = again
     try:
+        interruptible()
         with application.json_alone() if "--json" in sys.argv else nullcontext():
             status = application.app(standalone_mode=False)
         if status == INTERRUPTED:  # typer's answer to Ctrl-C

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dagscale.errors import GraphError
 from dagscale.frozen import FrozenMapping
+from dagscale.typed import check_types
 
 VertexKind = Literal["input", "fork", "sum", "product", "concat", "select", "output"]
 OpKind = Literal["weight", "activation", "norm", "pool", "shift", "scale", "pass", "unknown"]
@@ -213,7 +214,7 @@ class Graph:
         if raw.get("format") != 1:
             raise GraphError(f"a graph of format {raw.get('format')!r} cannot be read here: upgrade dagscale")
         try:
-            return cls(
+            graph = cls(
                 tuple(Vertex(i, kind, label, tuple(shape)) for i, (kind, label, shape) in enumerate(raw["vertices"])),
                 tuple(Edge(src, dst, tuple(map(_op_from_dict, ops))) for src, dst, ops in raw["edges"]),
                 tuple(
@@ -222,7 +223,15 @@ class Graph:
                 ),
                 tuple(raw["notes"]),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            check_types(graph)
+            layers = [op.layer for edge in graph.edges for op in edge.ops if op.layer is not None]
+            sizes = [n for layer in layers for n in (layer.fan_in, layer.fan_out, layer.groups, *layer.kernel)]
+            shapes = [*(v.shape for v in graph.vertices), *(p.shape for p in graph.parameters)]
+            lengths = [n for shape in shapes for n in shape]
+            if min(sizes, default=1) < 1 or min(lengths, default=0) < 0:
+                raise ValueError("a size in it is not positive")
+            return graph
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise GraphError(f"this is no graph ({error})") from None
 
     def to_json(self) -> str:

@@ -478,7 +478,7 @@ def _blaming(home: Path, doing: str) -> Iterator[None]:
     """Turn what the user's code raises into a TargetError that names its type, message and place."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         message = " ".join(str(error).split())
         raise TargetError(
             f"{doing} raised {type(error).__name__}{': ' if message else ''}{message}{_place(error, home)}"

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagscale.errors import PlanError
+from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
 from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
-from dagscale.planning.files import Saved, read_document, rendered
+from dagscale.planning.files import Saved, check_training, is_number, read_document, rendered
 from dagscale.rates import find_band
 from dagscale.shown import load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.recipe import Recipe
+from dagscale.typed import check_types
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -217,11 +218,13 @@ class Base(Saved):
             pairs = tuple(Pair(p["weight_decay"], p["lr"], _loss(p["loss"])) for p in raw.pop("pairs", ()))
             known = {"band": tuple(raw["band"]), "notes": tuple(raw["notes"]), "curve": curve, "pairs": pairs}
             base = cls(**{**raw, **known})
-            numbers = (base.lr, base.edge, base.argmin, *base.band)
-            if not all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers):
+            for part in (base, *curve, *pairs):
+                check_types(part)
+            check_training(base.recipe)
+            if not all(is_number(n) and n > 0 for n in (base.lr, base.edge, base.argmin, *base.band)):
                 raise ValueError("its rates are no positive numbers")
-            if len(base.band) != 2 or not isinstance(base.recipe, dict) or not isinstance(base.init, str | None):
-                raise ValueError("its band is no two rates, its recipe no object, or its init no name")
+            if not all(point.lr > 0 and point.losses for point in curve):
+                raise ValueError("a point of its curve has no positive rate, or no loss")
             if more is None:
                 return base
             network = Network(
@@ -233,8 +236,12 @@ class Base(Saved):
                 role="base",
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},
             )
+            fills = [number for fill in network.fills.values() for number in (fill.mean, fill.std)]
+            measured = [number for own in network.memo.values() for number in astuple(own)]
+            if type(network.seed) is not int or not all(map(is_number, (*fills, *measured))):
+                raise ValueError("a number of its network is none, or not finite")
             return replace(base, network=network)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, DagscaleError) as error:
             raise PlanError(f"this is no base ({error}); {mend}") from None
 
     def measure(self, law: str) -> Base:

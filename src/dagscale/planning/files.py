@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +13,9 @@ from dagscale.replacing import write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+LARGEST = 1 << 30
+"""Bytes of a file that is read."""
 
 S = TypeVar("S", bound="Saved")
 
@@ -43,6 +48,39 @@ def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]
     return raw
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float can hold, and no truth value."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def check_training(said: Any) -> None:
+    """See that a recipe's plain data are as `dagscale.Recipe.describe` writes them; what is left out is not known.
+
+    Raises:
+        PlanError: if a value is of the wrong type or range.
+        RecipeError: if its schedule is none.
+    """
+    from dagscale.training.schedules import Schedule
+
+    if not isinstance(said, Mapping):
+        raise PlanError(f"recipe must be a mapping, not {type(said).__name__}")
+    known: dict[str, Any] = dict.fromkeys(("loss", "step", "autocast", "schedule"), lambda v: isinstance(v, str))
+    known |= dict.fromkeys(("batch_size", "steps", "epochs", "accumulate"), lambda v: type(v) is int and v >= 1)
+    known["clip"] = lambda v: is_number(v) and v > 0
+    known["weight_decay"] = lambda v: is_number(v) and v >= 0
+    known["no_decay"] = lambda v: isinstance(v, str) or all(isinstance(role, str) for role in v)
+    known["optimizer"] = lambda v: isinstance(v["name"], str) and isinstance(v.get("settings", {}), Mapping)
+    for name, good in known.items():
+        value = said.get(name)
+        if name == "schedule" and isinstance(value, Mapping):
+            Schedule(**value)
+        elif value is not None and not good(value):
+            raise PlanError(f"recipe {name} cannot be {value!r}")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole, or not at all.
 
@@ -57,14 +95,19 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """A text file.
+    """A text file, a plain one of at most ``LARGEST`` bytes.
 
     Raises:
         PlanError: if it cannot be read.
     """
+    path = Path(path)
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.exists() and not path.is_file():  # to read a pipe or a device might never end
+            raise PlanError(f"cannot read {path}: it is no file")
+        if path.stat().st_size > LARGEST:
+            raise PlanError(f"cannot read {path}: it has over {LARGEST >> 20} MiB, and is none that dagscale wrote")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -15,8 +15,8 @@ from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
-from dagscale.planning.files import Saved, read_document
-from dagscale.shown import cell, load_rich
+from dagscale.planning.files import Saved, check_training, is_number, read_document
+from dagscale.shown import cell, line, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Of the JSON document; a document of a later format is refused."""
+
+FARTHEST = 10.0
+"""Standard deviations that no draw goes beyond: torch's normal numbers end below 9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +209,21 @@ class Plan(Saved):
                     f"parameter {name!r} is expanded, several of its entries are one number: make it a tensor of its "
                     "own, nn.Parameter(p.detach().clone())"
                 )
-        with torch.no_grad():
-            for name, parameter in drawn.items():
-                fill = self.parameters[name].fill
-                assert fill is not None
-                values = fill.draw(name, self.parameters[name].shape, self.seed if seed is None else seed)
-                if id(parameter) in padding:
-                    values[padding[id(parameter)]] = 0
-                parameter.copy_(placed_like(values, parameter))
+        values = {}
+        for name, parameter in drawn.items():
+            fill, kind = self.parameters[name].fill, parameter.dtype
+            assert fill is not None
+            largest = min(torch.finfo(t).max for t in (kind, torch.float32) if t.is_floating_point)
+            if abs(fill.mean) + FARTHEST * fill.std > largest:
+                raise PlanError(
+                    f"parameter {name!r} cannot be drawn from {_init_text(self.parameters[name])}: numbers "
+                    f"of {kind} do not reach so far; make another plan"
+                )
+            own = fill.draw(name, self.parameters[name].shape, self.seed if seed is None else seed)
+            if id(parameter) in padding:
+                own[padding[id(parameter)]] = 0
+            values[name] = placed_like(own, parameter)
+        _write(drawn, values)
         return model
 
     def param_groups(
@@ -399,13 +409,14 @@ class Plan(Saved):
                 where = f"parameter {name!r}: "
                 parameters[name] = ParameterPlan(**{**own, "shape": tuple(own["shape"])})
             where = ""
+            check_training(raw["recipe"])
             interval = raw.get("lr_interval")
             given = {**raw, "parameters": parameters, "notes": tuple(raw["notes"])}
             given["lr_interval"] = tuple(interval) if isinstance(interval, list) else interval
             return cls(**given)
         except PlanError as error:
             raise PlanError(f"this is no plan ({where}{error})") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise PlanError(f"this is no plan ({where}{error}); write one with `dagscale plan TARGET --json`") from None
 
     def diff(self, other: Plan) -> str:
@@ -477,6 +488,36 @@ class Plan(Saved):
         return rendered(self.table(), html=True)
 
 
+def _write(parameters: Mapping[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    """Copy values into parameters: into all, or, where that raises or is interrupted, into none.
+
+    ``values`` holds what stood in the parameters before, as far as it came.
+
+    Raises:
+        PlanError: if a parameter cannot be written to.
+    """
+    import torch
+
+    begun: list[str] = []
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                value, values[name] = values[name], parameter.detach().clone()
+                begun.append(name)
+                parameter.copy_(value)
+    except BaseException as error:
+        with torch.inference_mode():  # what was made in it cannot be written to outside, and was changed all the same
+            for name in begun:
+                with suppress(RuntimeError):
+                    parameters[name].copy_(values[name])
+        if isinstance(error, RuntimeError):
+            raise PlanError(
+                f"parameter {begun[-1]!r} cannot be written to ({line(str(error), 200)}): make it a tensor of its own, "
+                "nn.Parameter(p.detach().clone())"
+            ) from None
+        raise
+
+
 def named(names: Iterable[str], patterns: str | Iterable[str], what: str) -> set[str]:
     """The names that one of ``patterns`` means: a name itself, a module that it lies in, or a glob pattern.
 
@@ -500,7 +541,7 @@ def _flattened(parameter: nn.Parameter) -> bool:
 
 
 def _number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(cast(float, value))
+    good = is_number(value)
     if not good or (least is not None and value < least) or (above is not None and value <= above):
         bound = f", {least:g} or more" if least is not None else f", above {above:g}" if above is not None else ""
         raise PlanError(f"{name} must be a finite number{bound}, not {value!r}")

@@ -187,9 +187,9 @@ def _check_settings(record: Optimizer, settings: Settings) -> None:
         return
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
         return
-    names = [name for name, p in takes.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    names = [name for name, p in takes.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY and name != "lr"]
     for name in settings:
-        if name not in names or name == "lr":
+        if name not in names:
             near = difflib.get_close_matches(name, [*names, *_SAID], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptimizerError(f"{name!r} is no setting of the optimizer {record.name}, nor of a recipe{hint}")

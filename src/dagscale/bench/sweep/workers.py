@@ -231,7 +231,8 @@ class Processes:
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
         """Queue it."""
-        future: Future[Outcome] = self._pool.submit(function, *arguments)
+        with _deaf():  # it starts processes
+            future: Future[Outcome] = self._pool.submit(function, *arguments)
         return future
 
     def check(self) -> None:
@@ -362,6 +363,20 @@ def open_pool(jobs: int, scheduler: str | None) -> Pool:
 
         jobs = max(1, cpu_count() + 1 + jobs)
     return Here() if jobs == 1 else Processes(jobs)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Within, Ctrl-C waits, and processes that are started never hear of it: it is the driver's, and one that still
+    imports would show a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(driver: int) -> None:

@@ -1,0 +1,53 @@
+"""The command line from its first moment: Ctrl-C and SIGTERM while torch is being imported, which takes seconds.
+
+Importing this module is what guards it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+AFFECTS_RESULTS = False
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the number of its signal."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What interrupts a command."""
+
+
+def is_command(program: str, words: list[str]) -> bool:
+    """Whether a program with this ``sys.argv[0]`` and these ``sys.orig_argv`` is the command line itself."""
+    return os.path.basename(program) in ("dagscale", "dagscale.exe") or words[1:3] == ["-m", "dagscale"]
+
+
+def leave(number: int, frame: Any) -> None:
+    """End at once: nothing has begun, and an exception in the middle of an import could come out as another."""
+    os.write(2, b"dagscale: interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def guard() -> None:
+    """Until `interruptible`, interrupts of the command line end it with one line. Other programs stay as they are."""
+    if is_command(sys.argv[0] if sys.argv else "", sys.orig_argv):
+        _handle(leave)
+
+
+def interruptible() -> None:
+    """From now on both signals are `KeyboardInterrupt`, so that everything is put back and closed on the way out."""
+    _handle(signal.default_int_handler)
+
+
+def _handle(handler: Any) -> None:
+    """Set the handlers of signals that somebody waits for: what is ignored, as under ``nohup``, stays ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, leave):
+            signal.signal(number, handler)
+
+
+guard()
+
+__all__ = ["INTERRUPTED", "interruptible"]
