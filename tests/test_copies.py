@@ -307,6 +307,17 @@ def test_a_model_that_changes_while_its_copy_trains_is_told_of() -> None:
         made.reset()
 
 
+def test_a_loan_that_somebody_else_holds_is_left_to_them() -> None:
+    model = BORROWED["with_lock"](plain())
+    held = WorkingCopy(model)
+    with torch.no_grad():
+        held.reset().a.weight.add_(1)  # type: ignore[union-attr, operator]
+    before = of_model(model)["tensors"]
+    plan(plain())
+    assert of_model(model)["tensors"] == before
+    held.give_back()
+
+
 def test_no_graph_of_the_user_is_spoilt() -> None:
     model = BORROWED["with_lock"](plain())
     loss = F.cross_entropy(model(X), Y)

@@ -37,7 +37,7 @@ def all_put_back() -> Iterator[None]:
     Each loan is given back where it ends. An interrupt that comes between its end and the first step of giving back is
     the one moment that this cannot see to, and a second guard around it can: there is one interrupt, and two guards.
     """
-    put_back = switches()
+    put_back, before = switches(), list(_OPEN)
     try:
         with forward.unchanged_random_state():
             yield
@@ -45,8 +45,9 @@ def all_put_back() -> Iterator[None]:
         put_back()
         raise
     finally:
-        while _OPEN:
-            uninterrupted(partial(_undone, _OPEN.pop()))
+        for undo in reversed([undo for undo in _OPEN if undo not in before]):
+            _OPEN.remove(undo)
+            uninterrupted(partial(_undone, undo))
 
 
 class WorkingCopy:
