@@ -54,8 +54,9 @@ RECORDS: dict[str, tuple[Optimizer, float]] = {
     "momentum": (resolve("momentum"), 0.02),
     "nesterov": (resolve("nesterov"), 0.02),
     "lion": (Optimizer("lion", Lion, step="sign", decay="decoupled"), 1e-3),
-    "adafactor": (resolve("adafactor", {"eps": (None, 1e-12)}), 1e-2),
 }
+if "adafactor" in dagscale.OPTIMIZERS:  # from torch 2.5 on
+    RECORDS["adafactor"] = resolve("adafactor", {"eps": (None, 1e-12)}), 1e-2
 DECAY = 0.3
 
 
@@ -140,6 +141,7 @@ def test_what_undoes_a_multiplier_is_needed() -> None:
     assert (run("squeeze and excite", record, lr, 1.0, ends) - edited).abs().max() > SEEN
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("network", ["pre", "resnet", "vit"])
 def test_muon_folds_as_far_as_its_bfloat16_goes(network: str) -> None:
     """Newton–Schulz runs in bfloat16, where only powers of two scale exactly; its relative error is 2^-8."""

@@ -25,6 +25,7 @@ RATES = {
     "sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "adam": 3e-3, "adamw": 3e-3, "nadam": 3e-3, "rmsprop": 1e-3,
     "adagrad": 1e-2, "muon": 3e-3, "adafactor": 1e-2,
 }  # fmt: skip
+RATES = {name: rate for name, rate in RATES.items() if name in dagscale.OPTIMIZERS}  # before torch 2.5 one is missing
 Make = Callable[[int], nn.Module]
 
 
