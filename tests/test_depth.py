@@ -272,9 +272,9 @@ def test_gpt2_s_own_scaling_is_found_and_only_the_rest_applied() -> None:
 
 
 def test_an_init_without_scaling_or_that_starts_at_zero_has_none() -> None:
+    torch.manual_seed(0)
     small, large = Mlp(2), Mlp(8, 32)
     graphs = graph(small), graph(large)
-    torch.manual_seed(0)
     assert own_scaling(*graphs, rms(small), rms(large)) == pytest.approx(1, rel=0.1)
     zero = {name: 0.0 if name.startswith("v.") else value for name, value in rms(large).items()}
     assert own_scaling(*graphs, rms(small), zero) == 1
