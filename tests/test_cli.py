@@ -247,7 +247,7 @@ def test_interruption_while_torch_is_imported_is_one_line(number: signal.Signals
         [sys.executable, "-u", "-v", "-m", "dagscale", "list", "laws"], stderr=subprocess.PIPE, text=True
     )
     assert running.stderr is not None
-    while "'torch'" not in (line := running.stderr.readline()):  # -v says when an import begins
+    while "/torch/__init__.py" not in (line := running.stderr.readline()):  # -v names each file that is read
         assert line, "it ended before torch was imported"
     running.send_signal(number)
     rest = running.communicate(timeout=60)[1]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dagscale
-from dagscale.errors import DagscaleError, RecipeError
+from dagscale.errors import DagscaleError, OptimizerError, RecipeError
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe, differences
 
@@ -182,3 +182,9 @@ def test_each_mistake_is_one_line_with_its_mend(name: str) -> None:
         call()
     assert isinstance(caught.value, RecipeError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("momentum", ["", "x", None, []])
+def test_settings_of_a_wrong_type_are_refused(momentum: object) -> None:
+    with pytest.raises(OptimizerError, match="do not hold together"):
+        Recipe(None, optimizer="sgd", momentum=momentum)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from itertools import pairwise
 from typing import Any
 
 AFFECTS_RESULTS = False
@@ -21,7 +22,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def is_command(program: str, words: list[str]) -> bool:
     """Whether a program with this ``sys.argv[0]`` and these ``sys.orig_argv`` is the command line itself."""
-    return os.path.basename(program) in ("dagscale", "dagscale.exe") or words[1:3] == ["-m", "dagscale"]
+    by_module = program == "-m" and ("-m", "dagscale") in pairwise(words)
+    return by_module or os.path.basename(program) in ("dagscale", "dagscale.exe")
 
 
 def leave(number: int, frame: Any) -> None:

@@ -75,7 +75,11 @@ class Optimizer:
         """The record with these settings added to or replacing its own, and the traits that follow from them."""
         merged = {**self.settings, **settings}
         _check_settings(self, settings)
-        return replace(self, settings=merged, **self.depends(merged))
+        try:
+            traits = self.depends(merged)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise OptimizerError(f"the settings of the optimizer {self.name} do not hold together ({error})") from None
+        return replace(self, settings=merged, **traits)
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
         """The optimiser of these parameter groups.
