@@ -354,7 +354,7 @@ def report() -> None:
     for row in rows():
         by.setdefault(row["library"], []).append(row)
     print(
-        "| library | models | built | run | traced | parameters as gradients | unchanged | nothing left "
+        "| library | models | built | run | traced | reached as gradients | unchanged | nothing left "
         "| unknown ops | for real |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")

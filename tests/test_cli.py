@@ -260,7 +260,7 @@ def test_a_function_that_would_end_the_program_is_refused(project: Path) -> None
     (project / "ends.py").write_text("import sys\n\n\ndef recipe():\n    sys.exit(3)\n")
     done = dagscale("plan", "mymodel.py:make", "--base-lr", "0.1", "--recipe", "ends.py:recipe", cwd=project)
     assert done.returncode == 2
-    assert done.stderr.startswith("dagscale: calling ends.py:recipe raised SystemExit: 3")
+    assert done.stderr.startswith("dagscale: calling recipe() raised SystemExit: 3")
 
 
 def test_a_table_of_runs_that_never_ends_is_refused(project: Path) -> None:
