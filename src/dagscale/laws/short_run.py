@@ -124,8 +124,8 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
     if not descends():
         raise PlanError(
             f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "
-            "(init 'moments' keeps signals finite), the labels and the loss; a model that has learnt these data already "
-            f"needs those that it is to be fine-tuned on{run.raised}"
+            "(init 'moments' keeps signals finite), the labels and the loss; a model that has learnt these data "
+            f"already needs those that it is to be fine-tuned on{run.raised}"
         )
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
