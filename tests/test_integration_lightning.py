@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +185,24 @@ def test_a_fit_goes_on_from_a_checkpoint_with_the_plan_and_the_weights_in_it(tmp
     assert seen.rate == fit.optimizers[0].param_groups[0]["lr"]
     assert more.global_step == 6
     assert rates(more, again.plan) == pytest.approx(dict.fromkeys(again.plan.parameters, 1.0))  # type: ignore[union-attr,arg-type]
+
+
+def test_a_second_fit_trains_on_and_another_module_is_drawn(tmp_path: Path) -> None:
+    asked, module = given(), Net()
+    trainer(tmp_path, asked).fit(module, loader())
+    trained = module.head.weight.clone()
+    copy.deepcopy(asked)
+
+    class Seen(pytorch.Callback):  # type: ignore[misc]
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.weight = pl_module.head.weight.clone()
+
+    seen = Seen()
+    for again in (asked, pickle.loads(pickle.dumps(asked))):
+        trainer(tmp_path, again, seen).fit(module if again is asked else Net(), loader())
+        assert torch.equal(seen.weight, trained) is (again is asked)
+    assert asked.plan is not None
+    assert torch.equal(seen.weight, asked.plan.init_(Net()).head.weight)
 
 
 def test_hyperparameters_may_hold_a_plan(tmp_path: Path) -> None:

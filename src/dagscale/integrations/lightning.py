@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ class Planner(Callback):
     Data, number of steps, accumulation, clipping and precision are the trainer's, the loss is what the module's
     ``training_step`` returns, and what remains of the recipe is said here. In several processes the first one plans and
     sends its plan to the others; gradients of so many processes are measured as so many accumulated batches. A fit that
-    goes on from a checkpoint takes the plan from there and leaves the weights alone.
+    goes on from a checkpoint takes the plan from there and leaves the weights alone, and so does a second fit of the
+    same module with the same Planner; ``planner.plan.init_(module)`` draws them anew.
 
     Args:
         base: what makes the small module, such as ``lambda: Net(width=64)``, which is searched; or a `dagscale.Base`
@@ -100,6 +102,8 @@ class Planner(Callback):
         DagscaleError: on fitting, if there are no training data, the module's ``configure_optimizers`` makes an
             optimiser of its own, the plan does not fit, or as planning raises.
     """
+
+    _trained: weakref.ref[Any] | None = None
 
     def __init__(
         self,
@@ -124,6 +128,9 @@ class Planner(Callback):
                  "lr_scale")  # fmt: skip
         self._planning = {name: planning.pop(name) for name in asked if name in planning}
         self._training = planning
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_trained"}  # a weak reference stays here
 
     # --- hooks -------------------------------------------------------------------------------------------------
 
@@ -159,6 +166,10 @@ class Planner(Callback):
                 "schedule to the Planner"
             )
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Remember whose weights are trained from here on, so that a further fit keeps them."""
+        self._trained = weakref.ref(pl_module)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take away what was put on strategy and module."""
         for name in ("setup", "tensor_init_context"):
@@ -183,7 +194,7 @@ class Planner(Callback):
     def _begin(self, trainer: Any, module: Any) -> None:
         self._plan(trainer, module)
         assert self.plan is not None
-        if trainer.ckpt_path is None:
+        if trainer.ckpt_path is None and (self._trained is None or self._trained() is not module):
             self.plan.init_(module)
         if trainer.gradient_clip_val and any(own.fold != 1 for own in self.plan.parameters.values()):
             _clip_by_plan(trainer, module)
