@@ -94,7 +94,8 @@ def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> 
     plan's groups.
 
     Args:
-        args: the parsed arguments of timm's ``train.py``; their ``lr`` and ``layer_decay`` give way to the plan.
+        args: the parsed arguments of timm's ``train.py``; their ``lr`` and ``layer_decay`` give way to the plan, and so
+            do weight decay, betas, eps and momentum where the plan says them.
         model: the model, as it was planned; wrappers are looked through.
         plan: its plan.
         groups: further arguments of `dagscale.Plan.param_groups`.
@@ -103,11 +104,13 @@ def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> 
         PlanError: if the plan does not fit the model.
         OptimizerError: if timm knows no such optimiser, or it cannot be made.
     """
-    factory = _factory()
-    said = {k: v for k, v in factory.optimizer_kwargs(cfg=args).items() if k not in TAKEN_BY_PLAN}
-    named_optimizer(said["opt"])  # an unknown name is told in one line
+    said = {k: v for k, v in _factory().optimizer_kwargs(cfg=args).items() if k not in TAKEN_BY_PLAN}
+    if named_optimizer(said["opt"]).name == plan.optimizer_name:  # an unknown name is told in one line
+        said |= _planned(plan, said)
+    decay = plan.recipe.get("weight_decay")
+    said["weight_decay"] = said["weight_decay"] if decay is None else decay
     own = {"weight_decay": said["weight_decay"], "no_decay": _no_decay(model), **groups}
-    made: torch.optim.Optimizer = factory.create_optimizer_v2(
+    made: torch.optim.Optimizer = _factory().create_optimizer_v2(
         model, **said, lr=plan.lr, param_group_fn=param_groups_fn(plan, **own)
     )
     return made
@@ -127,6 +130,13 @@ def param_groups_fn(plan: Plan, **groups: Any) -> Callable[[nn.Module], Groups]:
         return plan.param_groups(model, **groups)
 
     return grouped
+
+
+def _planned(plan: Plan, said: dict[str, Any]) -> dict[str, Any]:
+    """The plan's settings that timm takes: rules for batch and length of the run change betas."""
+    settings = plan.recipe["optimizer"].get("settings") or {}
+    taken = {k: v for k, v in settings.items() if k in ("betas", "eps", "momentum", *said)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in taken.items()}
 
 
 def _no_decay(model: nn.Module | None) -> Callable[[str, nn.Parameter], bool]:
