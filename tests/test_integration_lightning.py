@@ -282,6 +282,16 @@ class Own(Net):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+class Named(Net):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.named_parameters(), lr=1.23e-3)
+
+
+class Halved(Net):
+    def configure_optimizers(self) -> Any:
+        return configure_optimizers(self, lr=0.005)
+
+
 class Manual(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -303,6 +313,7 @@ class Lossless(Net):
     [
         (Net, {}, None, "Net has no training data: give trainer.fit a loader"),
         (Own, {}, loader, "configure_optimizers of Own made AdamW without the plan's rates: let it return"),
+        (Named, {}, loader, "configure_optimizers of Named made AdamW without the plan's rates: let it return"),
         (Manual, {}, loader, "Manual optimises by hand .* give loss="),
         (Curious, {}, loader, "asks its trainer for 'my_factor', which there is none of while a plan is made"),
         (Lossless, {}, loader, "the training_step of Lossless returned NoneType, no loss"),
@@ -316,8 +327,16 @@ def test_one_line_with_the_mend(tmp_path: Path, module: Any, asked: Any, data: A
     with pytest.raises(DagscaleError, match=text) as raised:
         trainer(tmp_path, planner(**asked)).fit(made, data and data())
     assert "\n" not in str(raised.value)
-    if module is not Own:
+    if module not in (Own, Named):
         assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+
+
+def test_another_rate_may_be_said_where_the_optimizer_is_made(tmp_path: Path) -> None:
+    asked = given(lr_scale={"head": 0.5})
+    fit = trainer(tmp_path, asked)
+    fit.fit(Halved(), loader())
+    assert asked.plan is not None
+    assert rates(fit, asked.plan) == pytest.approx(dict.fromkeys(asked.plan.parameters, 0.5))
 
 
 def test_more_lines_with_the_mend(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def configure_optimizers(
         module: the module itself, ``self``.
         plan: its plan; by default that of the `Planner` among the trainer's callbacks.
         schedule: False for the optimiser alone.
-        groups: further arguments of `dagscale.Plan.optimizer`, such as ``no_decay``.
+        groups: further arguments of `dagscale.Plan.optimizer`, such as ``lr`` or ``no_decay``.
 
     Returns:
         A dict with ``optimizer`` and, where the plan has a schedule, ``lr_scheduler``. It is stretched over the
@@ -61,8 +61,9 @@ def configure_optimizers(
         PlanError: if there is no plan, or it does not fit the module.
     """
     trainer = module._trainer
-    if plan is None and trainer is not None:
-        plan = next((own.plan for own in trainer.callbacks if isinstance(own, Planner)), None)
+    planner = next((own for own in trainer.callbacks if isinstance(own, Planner)), None) if trainer else None
+    if planner is not None:
+        plan, planner._lr = plan or planner.plan, groups.get("lr")
     if plan is None:
         raise PlanError(
             "there is no plan: give the Trainer callbacks=[Planner(...)], or configure_optimizers(self, plan) a plan"
@@ -104,6 +105,7 @@ class Planner(Callback):
     """
 
     _trained: weakref.ref[Any] | None = None
+    _lr: float | None = None  # what configure_optimizers was told in place of the plan's
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class Planner(Callback):
         """Put the planning where module and data are ready, and neither is wrapped or sharded by the strategy."""
         if stage != "fit":
             return
-        strategy = trainer.strategy
+        strategy, self._lr = trainer.strategy, None
         sharding = strategy.restore_checkpoint_after_setup
 
         def first(name: str, begin: Callable[[Any, Any], None]) -> None:
@@ -158,7 +160,12 @@ class Planner(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """See that the plan is what the module is trained with."""
         groups = [group for one in trainer.optimizers for group in one.param_groups]
-        if not groups or not all("param_names" in group for group in groups):
+        rates = {n: float(g.get("initial_lr", g["lr"])) for g in groups for n in g.get("param_names", ())}
+        assert self.plan is not None
+        factor = 1.0 if self._lr is None else self._lr / self.plan.lr
+        planned = {name: factor * own.lr for name, own in self.plan.parameters.items()}
+        named = bool(groups) and all("param_names" in group for group in groups)  # torch may note them itself
+        if not named or not all(n in planned and math.isclose(rates[n], planned[n], rel_tol=1e-6) for n in rates):
             made = ", ".join(type(one).__name__ for one in trainer.optimizers) or "nothing"
             raise PlanError(
                 f"configure_optimizers of {type(pl_module).__name__} made {made} without the plan's rates: let it "
