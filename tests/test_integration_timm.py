@@ -97,6 +97,15 @@ def test_decay_and_betas_are_the_plans() -> None:
     assert other.param_groups[0]["betas"] == (0.8, 0.9), "of another optimiser than the plan's"
 
 
+def test_further_settings_reach_recipe_and_optimizer() -> None:
+    args, model = arguments(opt_kwargs={"amsgrad": True, "lr": 5.0}), nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    assert settings(args, model)["optimizer"].settings["amsgrad"]
+    plan = planned(args, model)
+    ours = create_optimizer(args, model, plan)
+    assert all(group["amsgrad"] for group in ours.param_groups)
+    assert rates(model, ours) == {name: own.lr for name, own in plan.parameters.items()}
+
+
 def test_two_steps_and_resuming() -> None:
     args, model = arguments(), vit()
     plan = planned(args, model, lr_scale={"head": 0.5})

@@ -64,8 +64,8 @@ def settings(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
     `dagscale.Recipe`.
 
     Args:
-        args: its parsed arguments: ``opt``, ``momentum``, ``weight_decay``, ``opt_eps``, ``opt_betas``, ``opt_args``,
-            ``clip_grad``, ….
+        args: its parsed arguments: ``opt``, ``momentum``, ``weight_decay``, ``opt_eps``, ``opt_betas``,
+            ``opt_kwargs``, ``clip_grad``, ….
         model: whose ``no_weight_decay()`` names parameters without decay, such as a ViT's ``pos_embed``.
 
     Returns:
@@ -76,8 +76,8 @@ def settings(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
         OptimizerError: if timm knows no such optimiser.
         PlanError: if it clips in a way that no recipe can say.
     """
-    said = _factory().optimizer_kwargs(cfg=args)
-    own = {k: v for k, v in said.items() if k not in ("opt", "weight_decay", *TAKEN_BY_PLAN)}
+    said = _said(args)
+    own = {k: v for k, v in said.items() if k not in ("opt", "weight_decay")}
     found: dict[str, Any] = {"optimizer": named_optimizer(said["opt"], **own), "weight_decay": said["weight_decay"]}
     found["no_decay"] = _no_decay(model)
     if getattr(args, "clip_grad", None) is not None:
@@ -104,7 +104,7 @@ def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> 
         PlanError: if the plan does not fit the model.
         OptimizerError: if timm knows no such optimiser, or it cannot be made.
     """
-    said = {k: v for k, v in _factory().optimizer_kwargs(cfg=args).items() if k not in TAKEN_BY_PLAN}
+    said = _said(args)
     if named_optimizer(said["opt"]).name == plan.optimizer_name:  # an unknown name is told in one line
         said |= _planned(plan, said)
     decay = plan.recipe.get("weight_decay")
@@ -130,6 +130,12 @@ def param_groups_fn(plan: Plan, **groups: Any) -> Callable[[nn.Module], Groups]:
         return plan.param_groups(model, **groups)
 
     return grouped
+
+
+def _said(args: Any) -> dict[str, Any]:
+    """What the arguments say of the optimiser, ``--opt-kwargs`` besides, without what the plan says."""
+    said = {**_factory().optimizer_kwargs(cfg=args), **(getattr(args, "opt_kwargs", None) or {})}
+    return {k: v for k, v in said.items() if k not in TAKEN_BY_PLAN}
 
 
 def _planned(plan: Plan, said: dict[str, Any]) -> dict[str, Any]:
