@@ -322,6 +322,13 @@ def test_what_is_refused_can_be_said_in_its_place(folder: Path) -> None:
     assert (recipe.optimizer.name, recipe.loss, recipe.schedule, recipe.clip) == ("lion", None, None, None)
 
 
+def test_length_follows_accumulation_and_epochs_are_refused(folder: Path) -> None:
+    trainer = trainer_of(folder, gpt(1), max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=1)
+    assert [hf.recipe_of(trainer, accumulate=n).total_steps for n in (1, 2)] == [32, 16]
+    with pytest.raises(RecipeError, match="give it steps= in place of epochs="):
+        hf.recipe_of(trainer, epochs=2)
+
+
 def test_a_trainer_with_an_optimizer_is_refused(folder: Path) -> None:
     model = gpt(4)
     trainer = trainer_of(folder, model, optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None))
