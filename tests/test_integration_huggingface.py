@@ -75,7 +75,7 @@ def test_the_recipe_is_what_the_trainer_was_told(folder: Path) -> None:
         "optimizer": {"name": "adamw", "settings": {"betas": [0.9, 0.95], "eps": 1e-6, "fused": True}},
         "loss": None, "batch_size": 4, "steps": 4, "epochs": None,
         "schedule": {"shape": "cosine", "warmup": 0.25, "final": 0.0}, "step": None, "clip": 0.5, "accumulate": 2,
-        "autocast": "bfloat16", "weight_decay": 0.1, "no_decay": "NoDecay",
+        "autocast": "bfloat16", "weight_decay": 0.1, "no_decay": "NoDecay", "select": None,
     }  # fmt: skip
     assert recipe.example.inputs.keys() == {"input_ids", "labels"}  # what the model does not take is left out
     assert trainer.optimizer is None
