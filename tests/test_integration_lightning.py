@@ -137,6 +137,18 @@ def test_what_the_training_step_trains_is_what_a_loss_would_train(kind: Any) -> 
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def test_batch_and_horizon_are_rules_of_the_plan(tmp_path: Path) -> None:
+    base = dagscale.search(
+        Net(8),
+        dagscale.Recipe(loader(), cross_entropy, "adamw", steps=2, weight_decay=0.1),
+        seeds=1, grid=(0.01, 0.02), widen=0,
+    )  # fmt: skip
+    asked = Planner(base, loss=cross_entropy, batch="sqrt", horizon="timescale", optimizer="adamw", weight_decay=0.1)
+    trainer(tmp_path, asked, accumulate_grad_batches=2).fit(Net(8), loader())
+    assert asked.plan is not None
+    assert asked.plan.lr != base.lr
+
+
 def test_precision_data_module_and_loss(tmp_path: Path) -> None:
     class Data(pytorch.LightningDataModule):  # type: ignore[misc]
         def setup(self, stage: str) -> None:

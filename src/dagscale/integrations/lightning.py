@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -92,7 +93,7 @@ class Planner(Callback):
         loss: ``loss(output, target)``, of the module's forward on the first part of a batch, in place of its
             ``training_step``.
         search: further arguments of `dagscale.search`, such as ``{"seeds": 1}``.
-        planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``seed``, ``reset``, …)
+        planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``batch``, ``reset``, …)
             and of `dagscale.Recipe` (``optimizer`` and its settings, ``weight_decay``, ``schedule``, ``steps``, …).
 
     Attributes:
@@ -126,8 +127,8 @@ class Planner(Callback):
         self.plan, self.loss, self.search = plan, loss, dict(search or {})
         self.base = base if isinstance(base, Base) else None
         self._small = None if isinstance(base, Base) else base
-        asked = ("law", "init", "seed", "width", "depth", "depth_alpha", "base_lr", "only", "keep", "reset",
-                 "lr_scale")  # fmt: skip
+        said = inspect.signature(dagscale.plan).parameters.values()
+        asked = [one.name for one in said if one.kind is one.KEYWORD_ONLY and one.name != "recipe"]
         self._planning = {name: planning.pop(name) for name in asked if name in planning}
         self._training = planning
 
