@@ -267,6 +267,15 @@ def test_clipping_knows_of_folded_multipliers(tmp_path: Path) -> None:
     assert norms[-1] == pytest.approx(1e-3, rel=1e-3)
     assert "configure_gradient_clipping" not in vars(fit.lightning_module)
 
+    class Broken(pytorch.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, *of: Any) -> None:
+            raise KeyError("broken")
+
+    module = Net(8, depth=3)
+    with pytest.raises(KeyError, match="broken"):
+        trainer(tmp_path, Planner(plan=asked.plan), Broken(), gradient_clip_val=1e-3).fit(module, loader())
+    assert "configure_gradient_clipping" not in vars(module)
+
 
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

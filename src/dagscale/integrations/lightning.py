@@ -184,6 +184,10 @@ class Planner(Callback):
             trainer.strategy.__dict__.pop(name, None)
         pl_module.__dict__.pop("configure_gradient_clipping", None)
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The same where the fit breaks off: there is no teardown then."""
+        self.teardown(trainer, pl_module, "fit")
+
     def state_dict(self) -> dict[str, Any]:
         """The plan, for checkpoints."""
         return {} if self.plan is None else {"plan": self.plan.to_json()}
