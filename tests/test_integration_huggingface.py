@@ -75,7 +75,7 @@ def test_the_recipe_is_what_the_trainer_was_told(folder: Path) -> None:
         "optimizer": {"name": "adamw", "settings": {"betas": [0.9, 0.95], "eps": 1e-6, "fused": True}},
         "loss": None, "batch_size": 4, "steps": 4, "epochs": None,
         "schedule": {"shape": "cosine", "warmup": 0.25, "final": 0.0}, "step": None, "clip": 0.5, "accumulate": 2,
-        "autocast": "bfloat16", "weight_decay": 0.1, "no_decay": "NoDecay",
+        "autocast": "bfloat16", "weight_decay": 0.1, "no_decay": "NoDecay", "select": None,
     }  # fmt: skip
     assert recipe.example.inputs.keys() == {"input_ids", "labels"}  # what the model does not take is left out
     assert trainer.optimizer is None
@@ -320,6 +320,13 @@ def test_what_is_refused_can_be_said_in_its_place(folder: Path) -> None:
     trainer = trainer_of(folder, gpt(1), trainer=OwnLoss, optim="adafactor", **PLATEAU)
     recipe = hf.recipe_of(trainer, loss=None, optimizer="lion", schedule=None, clip=None)
     assert (recipe.optimizer.name, recipe.loss, recipe.schedule, recipe.clip) == ("lion", None, None, None)
+
+
+def test_length_follows_accumulation_and_epochs_are_refused(folder: Path) -> None:
+    trainer = trainer_of(folder, gpt(1), max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=1)
+    assert [hf.recipe_of(trainer, accumulate=n).total_steps for n in (1, 2)] == [32, 16]
+    with pytest.raises(RecipeError, match="give it steps= in place of epochs="):
+        hf.recipe_of(trainer, epochs=2)
 
 
 def test_a_trainer_with_an_optimizer_is_refused(folder: Path) -> None:

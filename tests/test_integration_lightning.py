@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +137,18 @@ def test_what_the_training_step_trains_is_what_a_loss_would_train(kind: Any) -> 
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def test_batch_and_horizon_are_rules_of_the_plan(tmp_path: Path) -> None:
+    base = dagscale.search(
+        Net(8),
+        dagscale.Recipe(loader(), cross_entropy, "adamw", steps=2, weight_decay=0.1),
+        seeds=1, grid=(0.01, 0.02), widen=0,
+    )  # fmt: skip
+    asked = Planner(base, loss=cross_entropy, batch="sqrt", horizon="timescale", optimizer="adamw", weight_decay=0.1)
+    trainer(tmp_path, asked, accumulate_grad_batches=2).fit(Net(8), loader())
+    assert asked.plan is not None
+    assert asked.plan.lr != base.lr
+
+
 def test_precision_data_module_and_loss(tmp_path: Path) -> None:
     class Data(pytorch.LightningDataModule):  # type: ignore[misc]
         def setup(self, stage: str) -> None:
@@ -183,6 +197,24 @@ def test_a_fit_goes_on_from_a_checkpoint_with_the_plan_and_the_weights_in_it(tmp
     assert seen.rate == fit.optimizers[0].param_groups[0]["lr"]
     assert more.global_step == 6
     assert rates(more, again.plan) == pytest.approx(dict.fromkeys(again.plan.parameters, 1.0))  # type: ignore[union-attr,arg-type]
+
+
+def test_a_second_fit_trains_on_and_another_module_is_drawn(tmp_path: Path) -> None:
+    asked, module = given(), Net()
+    trainer(tmp_path, asked).fit(module, loader())
+    trained = module.head.weight.clone()
+    copy.deepcopy(asked)
+
+    class Seen(pytorch.Callback):  # type: ignore[misc]
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.weight = pl_module.head.weight.clone()
+
+    seen = Seen()
+    for again in (asked, pickle.loads(pickle.dumps(asked))):
+        trainer(tmp_path, again, seen).fit(module if again is asked else Net(), loader())
+        assert torch.equal(seen.weight, trained) is (again is asked)
+    assert asked.plan is not None
+    assert torch.equal(seen.weight, asked.plan.init_(Net()).head.weight)
 
 
 def test_hyperparameters_may_hold_a_plan(tmp_path: Path) -> None:
@@ -235,6 +267,15 @@ def test_clipping_knows_of_folded_multipliers(tmp_path: Path) -> None:
     assert norms[-1] == pytest.approx(1e-3, rel=1e-3)
     assert "configure_gradient_clipping" not in vars(fit.lightning_module)
 
+    class Broken(pytorch.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, *of: Any) -> None:
+            raise KeyError("broken")
+
+    module = Net(8, depth=3)
+    with pytest.raises(KeyError, match="broken"):
+        trainer(tmp_path, Planner(plan=asked.plan), Broken(), gradient_clip_val=1e-3).fit(module, loader())
+    assert "configure_gradient_clipping" not in vars(module)
+
 
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -262,6 +303,16 @@ class Own(Net):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+class Named(Net):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.named_parameters(), lr=1.23e-3)
+
+
+class Halved(Net):
+    def configure_optimizers(self) -> Any:
+        return configure_optimizers(self, lr=0.005)
+
+
 class Manual(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -283,6 +334,7 @@ class Lossless(Net):
     [
         (Net, {}, None, "Net has no training data: give trainer.fit a loader"),
         (Own, {}, loader, "configure_optimizers of Own made AdamW without the plan's rates: let it return"),
+        (Named, {}, loader, "configure_optimizers of Named made AdamW without the plan's rates: let it return"),
         (Manual, {}, loader, "Manual optimises by hand .* give loss="),
         (Curious, {}, loader, "asks its trainer for 'my_factor', which there is none of while a plan is made"),
         (Lossless, {}, loader, "the training_step of Lossless returned NoneType, no loss"),
@@ -296,8 +348,16 @@ def test_one_line_with_the_mend(tmp_path: Path, module: Any, asked: Any, data: A
     with pytest.raises(DagscaleError, match=text) as raised:
         trainer(tmp_path, planner(**asked)).fit(made, data and data())
     assert "\n" not in str(raised.value)
-    if module is not Own:
+    if module not in (Own, Named):
         assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+
+
+def test_another_rate_may_be_said_where_the_optimizer_is_made(tmp_path: Path) -> None:
+    asked = given(lr_scale={"head": 0.5})
+    fit = trainer(tmp_path, asked)
+    fit.fit(Halved(), loader())
+    assert asked.plan is not None
+    assert rates(fit, asked.plan) == pytest.approx(dict.fromkeys(asked.plan.parameters, 0.5))
 
 
 def test_more_lines_with_the_mend(tmp_path: Path) -> None:

@@ -79,6 +79,33 @@ def test_its_factory_makes_the_same_optimizer_with_the_plans_rates() -> None:
     assert found["patch_embed.proj.weight"] == pytest.approx(found["head.weight"] / 10)
 
 
+def test_decay_and_betas_are_the_plans() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, 4))
+
+    args, model = arguments(weight_decay=0.1), net(16)
+    recipe = dagscale.Recipe(DATA, cross_entropy, steps=4, batch_size=4, **settings(args, model))
+    base = dagscale.search(net(8), recipe, seeds=1, grid=[1e-3, 1e-2], widen=0)
+    longer = recipe.changed(batch_size=8, steps=16)
+    plan = dagscale.plan(model, base=base, recipe=longer, law="none", batch="sqrt", horizon="timescale")
+    ours, plans = create_optimizer(args, model, plan), plan.optimizer(model)
+    assert {group["betas"] for group in ours.param_groups} == {group["betas"] for group in plans.param_groups}
+    assert {group["betas"] for group in ours.param_groups} != {(0.9, 0.95)}
+    assert rates(model, ours, "weight_decay") == rates(model, plans, "weight_decay")
+    assert max(rates(model, ours, "weight_decay").values()) < 0.1
+    other = create_optimizer(arguments(opt="lion", opt_betas=(0.8, 0.9)), model, plan)
+    assert other.param_groups[0]["betas"] == (0.8, 0.9), "of another optimiser than the plan's"
+
+
+def test_further_settings_reach_recipe_and_optimizer() -> None:
+    args, model = arguments(opt_kwargs={"amsgrad": True, "lr": 5.0}), nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    assert settings(args, model)["optimizer"].settings["amsgrad"]
+    plan = planned(args, model)
+    ours = create_optimizer(args, model, plan)
+    assert all(group["amsgrad"] for group in ours.param_groups)
+    assert rates(model, ours) == {name: own.lr for name, own in plan.parameters.items()}
+
+
 def test_two_steps_and_resuming() -> None:
     args, model = arguments(), vit()
     plan = planned(args, model, lr_scale={"head": 0.5})

@@ -69,7 +69,8 @@ def recipe_of(trainer: Trainer, **changes: Any) -> Recipe:
 
     Args:
         trainer: a ``transformers.Trainer``, or one built on it; it is not changed.
-        changes: arguments of `dagscale.Recipe` that are to differ, such as ``loss`` or ``optimizer``.
+        changes: arguments of `dagscale.Recipe` that are to differ, such as ``loss`` or ``optimizer``; ``accumulate``
+            changes the number of steps with it, unless ``steps`` is given or the Trainer has ``max_steps``.
 
     Raises:
         RecipeError: if the Trainer has no train dataset, a length that nobody knows, a loss or a schedule of its own
@@ -81,7 +82,9 @@ def recipe_of(trainer: Trainer, **changes: Any) -> Recipe:
     if trainer.train_dataset is None:
         raise RecipeError("the Trainer has no train_dataset: give it one, Trainer(..., train_dataset=...)")
     loader = _loader(trainer)
-    accumulate = args.gradient_accumulation_steps * args.world_size
+    if "epochs" in changes:
+        raise RecipeError("recipe_of(trainer) reads the length from the Trainer: give it steps= in place of epochs=")
+    accumulate = changes.get("accumulate") or args.gradient_accumulation_steps * args.world_size
     steps = changes.get("steps") or _steps(trainer, loader, accumulate)
     said: dict[str, Any] = {
         "data": loader, "accumulate": accumulate, "steps": steps, "weight_decay": args.weight_decay,

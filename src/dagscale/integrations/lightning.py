@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -50,7 +52,7 @@ def configure_optimizers(
         module: the module itself, ``self``.
         plan: its plan; by default that of the `Planner` among the trainer's callbacks.
         schedule: False for the optimiser alone.
-        groups: further arguments of `dagscale.Plan.optimizer`, such as ``no_decay``.
+        groups: further arguments of `dagscale.Plan.optimizer`, such as ``lr`` or ``no_decay``.
 
     Returns:
         A dict with ``optimizer`` and, where the plan has a schedule, ``lr_scheduler``. It is stretched over the
@@ -60,8 +62,9 @@ def configure_optimizers(
         PlanError: if there is no plan, or it does not fit the module.
     """
     trainer = module._trainer
-    if plan is None and trainer is not None:
-        plan = next((own.plan for own in trainer.callbacks if isinstance(own, Planner)), None)
+    planner = next((own for own in trainer.callbacks if isinstance(own, Planner)), None) if trainer else None
+    if planner is not None:
+        plan, planner._lr = plan or planner.plan, groups.get("lr")
     if plan is None:
         raise PlanError(
             "there is no plan: give the Trainer callbacks=[Planner(...)], or configure_optimizers(self, plan) a plan"
@@ -80,7 +83,8 @@ class Planner(Callback):
     Data, number of steps, accumulation, clipping and precision are the trainer's, the loss is what the module's
     ``training_step`` returns, and what remains of the recipe is said here. In several processes the first one plans and
     sends its plan to the others; gradients of so many processes are measured as so many accumulated batches. A fit that
-    goes on from a checkpoint takes the plan from there and leaves the weights alone.
+    goes on from a checkpoint takes the plan from there and leaves the weights alone, and so does a second fit of the
+    same module with the same Planner; ``planner.plan.init_(module)`` draws them anew.
 
     Args:
         base: what makes the small module, such as ``lambda: Net(width=64)``, which is searched; or a `dagscale.Base`
@@ -89,7 +93,7 @@ class Planner(Callback):
         loss: ``loss(output, target)``, of the module's forward on the first part of a batch, in place of its
             ``training_step``.
         search: further arguments of `dagscale.search`, such as ``{"seeds": 1}``.
-        planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``seed``, ``reset``, …)
+        planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``batch``, ``reset``, …)
             and of `dagscale.Recipe` (``optimizer`` and its settings, ``weight_decay``, ``schedule``, ``steps``, …).
 
     Attributes:
@@ -100,6 +104,9 @@ class Planner(Callback):
         DagscaleError: on fitting, if there are no training data, the module's ``configure_optimizers`` makes an
             optimiser of its own, the plan does not fit, or as planning raises.
     """
+
+    _trained: weakref.ref[Any] | None = None
+    _lr: float | None = None  # what configure_optimizers was told in place of the plan's
 
     def __init__(
         self,
@@ -120,10 +127,13 @@ class Planner(Callback):
         self.plan, self.loss, self.search = plan, loss, dict(search or {})
         self.base = base if isinstance(base, Base) else None
         self._small = None if isinstance(base, Base) else base
-        asked = ("law", "init", "seed", "width", "depth", "depth_alpha", "base_lr", "only", "keep", "reset",
-                 "lr_scale")  # fmt: skip
+        said = inspect.signature(dagscale.plan).parameters.values()
+        asked = [one.name for one in said if one.kind is one.KEYWORD_ONLY and one.name != "recipe"]
         self._planning = {name: planning.pop(name) for name in asked if name in planning}
         self._training = planning
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_trained"}  # a weak reference stays here
 
     # --- hooks -------------------------------------------------------------------------------------------------
 
@@ -131,7 +141,7 @@ class Planner(Callback):
         """Put the planning where module and data are ready, and neither is wrapped or sharded by the strategy."""
         if stage != "fit":
             return
-        strategy = trainer.strategy
+        strategy, self._lr = trainer.strategy, None
         sharding = strategy.restore_checkpoint_after_setup
 
         def first(name: str, begin: Callable[[Any, Any], None]) -> None:
@@ -151,7 +161,12 @@ class Planner(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """See that the plan is what the module is trained with."""
         groups = [group for one in trainer.optimizers for group in one.param_groups]
-        if not groups or not all("param_names" in group for group in groups):
+        rates = {n: float(g.get("initial_lr", g["lr"])) for g in groups for n in g.get("param_names", ())}
+        assert self.plan is not None
+        factor = 1.0 if self._lr is None else self._lr / self.plan.lr
+        planned = {name: factor * own.lr for name, own in self.plan.parameters.items()}
+        named = bool(groups) and all("param_names" in group for group in groups)  # torch may note them itself
+        if not named or not all(n in planned and math.isclose(rates[n], planned[n], rel_tol=1e-6) for n in rates):
             made = ", ".join(type(one).__name__ for one in trainer.optimizers) or "nothing"
             raise PlanError(
                 f"configure_optimizers of {type(pl_module).__name__} made {made} without the plan's rates: let it "
@@ -159,11 +174,19 @@ class Planner(Callback):
                 "schedule to the Planner"
             )
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Remember whose weights are trained from here on, so that a further fit keeps them."""
+        self._trained = weakref.ref(pl_module)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take away what was put on strategy and module."""
         for name in ("setup", "tensor_init_context"):
             trainer.strategy.__dict__.pop(name, None)
         pl_module.__dict__.pop("configure_gradient_clipping", None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The same where the fit breaks off: there is no teardown then."""
+        self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, for checkpoints."""
@@ -183,7 +206,7 @@ class Planner(Callback):
     def _begin(self, trainer: Any, module: Any) -> None:
         self._plan(trainer, module)
         assert self.plan is not None
-        if trainer.ckpt_path is None:
+        if trainer.ckpt_path is None and (self._trained is None or self._trained() is not module):
             self.plan.init_(module)
         if trainer.gradient_clip_val and any(own.fold != 1 for own in self.plan.parameters.values()):
             _clip_by_plan(trainer, module)

@@ -64,8 +64,8 @@ def settings(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
     `dagscale.Recipe`.
 
     Args:
-        args: its parsed arguments: ``opt``, ``momentum``, ``weight_decay``, ``opt_eps``, ``opt_betas``, ``opt_args``,
-            ``clip_grad``, ….
+        args: its parsed arguments: ``opt``, ``momentum``, ``weight_decay``, ``opt_eps``, ``opt_betas``,
+            ``opt_kwargs``, ``clip_grad``, ….
         model: whose ``no_weight_decay()`` names parameters without decay, such as a ViT's ``pos_embed``.
 
     Returns:
@@ -76,8 +76,8 @@ def settings(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
         OptimizerError: if timm knows no such optimiser.
         PlanError: if it clips in a way that no recipe can say.
     """
-    said = _factory().optimizer_kwargs(cfg=args)
-    own = {k: v for k, v in said.items() if k not in ("opt", "weight_decay", *TAKEN_BY_PLAN)}
+    said = _said(args)
+    own = {k: v for k, v in said.items() if k not in ("opt", "weight_decay")}
     found: dict[str, Any] = {"optimizer": named_optimizer(said["opt"], **own), "weight_decay": said["weight_decay"]}
     found["no_decay"] = _no_decay(model)
     if getattr(args, "clip_grad", None) is not None:
@@ -94,7 +94,8 @@ def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> 
     plan's groups.
 
     Args:
-        args: the parsed arguments of timm's ``train.py``; their ``lr`` and ``layer_decay`` give way to the plan.
+        args: the parsed arguments of timm's ``train.py``; their ``lr`` and ``layer_decay`` give way to the plan, and so
+            do weight decay, betas, eps and momentum where the plan says them.
         model: the model, as it was planned; wrappers are looked through.
         plan: its plan.
         groups: further arguments of `dagscale.Plan.param_groups`.
@@ -103,11 +104,13 @@ def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> 
         PlanError: if the plan does not fit the model.
         OptimizerError: if timm knows no such optimiser, or it cannot be made.
     """
-    factory = _factory()
-    said = {k: v for k, v in factory.optimizer_kwargs(cfg=args).items() if k not in TAKEN_BY_PLAN}
-    named_optimizer(said["opt"])  # an unknown name is told in one line
+    said = _said(args)
+    if named_optimizer(said["opt"]).name == plan.optimizer_name:  # an unknown name is told in one line
+        said |= _planned(plan, said)
+    decay = plan.recipe.get("weight_decay")
+    said["weight_decay"] = said["weight_decay"] if decay is None else decay
     own = {"weight_decay": said["weight_decay"], "no_decay": _no_decay(model), **groups}
-    made: torch.optim.Optimizer = factory.create_optimizer_v2(
+    made: torch.optim.Optimizer = _factory().create_optimizer_v2(
         model, **said, lr=plan.lr, param_group_fn=param_groups_fn(plan, **own)
     )
     return made
@@ -127,6 +130,19 @@ def param_groups_fn(plan: Plan, **groups: Any) -> Callable[[nn.Module], Groups]:
         return plan.param_groups(model, **groups)
 
     return grouped
+
+
+def _said(args: Any) -> dict[str, Any]:
+    """What the arguments say of the optimiser, ``--opt-kwargs`` besides, without what the plan says."""
+    said = {**_factory().optimizer_kwargs(cfg=args), **(getattr(args, "opt_kwargs", None) or {})}
+    return {k: v for k, v in said.items() if k not in TAKEN_BY_PLAN}
+
+
+def _planned(plan: Plan, said: dict[str, Any]) -> dict[str, Any]:
+    """The plan's settings that timm takes: rules for batch and length of the run change betas."""
+    settings = plan.recipe["optimizer"].get("settings") or {}
+    taken = {k: v for k, v in settings.items() if k in ("betas", "eps", "momentum", *said)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in taken.items()}
 
 
 def _no_decay(model: nn.Module | None) -> Callable[[str, nn.Parameter], bool]:
