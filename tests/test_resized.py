@@ -54,12 +54,18 @@ def test_a_rule_for_one_thing_does_not_let_another_pass() -> None:
     recipe = recipe_of()
     with pytest.raises(RecipeError, match=r"for its own training: clip None and 1\.0"):
         plan(recipe, recipe.changed(steps=40, clip=1.0), horizon="power")
-    with pytest.raises(RecipeError, match="steps 10 and 40"):
+    with pytest.raises(PlanError, match="4 times as many examples"):
         plan(recipe, recipe.changed(steps=40), batch="sqrt")
     with pytest.raises(PlanError, match="batch size grows by 2: name a rule"):
         plan(recipe, recipe.changed(batch_size=16, steps=5), horizon="power")
     with pytest.raises(PlanError, match="2 times as many examples"):
         plan(recipe, recipe.changed(batch_size=16), batch="sqrt")
+
+
+def test_as_many_examples_in_larger_batches_need_a_rule_for_the_batch_alone() -> None:
+    recipe = recipe_of()
+    made = plan(recipe, recipe.changed(batch_size=16, steps=5), batch="sqrt")
+    assert made.factors == pytest.approx({"batch sqrt": math.sqrt(2)})
 
 
 def test_rate_betas_and_eps_are_carried_over_and_shown() -> None:

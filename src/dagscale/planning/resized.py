@@ -21,7 +21,7 @@ from dagscale.training.optimizers import Optimizer
 from dagscale.training.recipe import Recipe
 
 BATCH, LENGTH = frozenset({"batch_size", "accumulate"}), frozenset({"steps", "epochs", "batch_size", "accumulate"})
-"""What of a recipe's description a rule for the batch size, and one for the horizon, may find changed."""
+"""What of a recipe's description says how large its batches are, and how many examples a run sees."""
 
 Horizon = str | HorizonFit
 
@@ -77,7 +77,7 @@ def named_rules(batch: str | None, horizon: Horizon | None) -> frozenset[str]:
             )
         if isinstance(rule, str):
             HORIZON_RULES[rule]
-    return (BATCH if batch is not None else frozenset()) | (LENGTH if horizon is not None else frozenset())
+    return frozenset() if batch is None and horizon is None else LENGTH  # `resized` judges by how much each grows
 
 
 def unnamed(apart: Sequence[str]) -> str:
