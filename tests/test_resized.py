@@ -84,6 +84,12 @@ def test_rate_betas_and_eps_are_carried_over_and_shown() -> None:
     assert "betas (0.9, 0.95) → (0.8, 0.9)" in str(made)
 
 
+def test_betas_may_be_a_list() -> None:
+    recipe = recipe_of(betas=[0.9, 0.95])
+    made = plan(recipe, recipe.changed(batch_size=16, steps=5), batch="sqrt")
+    assert "betas (0.9, 0.95) → (0.8, 0.9)" in str(made)
+
+
 def test_a_saved_plan_makes_the_same_optimiser() -> None:
     recipe = recipe_of(weight_decay=0.1)
     made = plan(recipe, recipe.changed(batch_size=16, steps=40), batch="completed-p", horizon="completed-p")

@@ -209,7 +209,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return f"({', '.join(f'{v:.4g}' for v in value)})" if isinstance(value, tuple) else f"{value:.4g}"
+    return f"({', '.join(f'{v:.4g}' for v in value)})" if isinstance(value, (tuple, list)) else f"{value:.4g}"
 
 
 def _alike(recipe: Recipe, base: Base) -> Recipe:
