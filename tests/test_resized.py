@@ -28,6 +28,10 @@ def recipe_of(optimizer: Any = "adamw", **more: Any) -> Recipe:
     return Recipe((x, y), cross_entropy, optimizer, **{"batch_size": 8, "steps": 10, **more})
 
 
+def unknown(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups)
+
+
 def base_of(recipe: Recipe, lr: float = 0.01) -> Base:
     return Base.given(traced(network(8), None, recipe, 0, role="base"), lr)
 
@@ -110,6 +114,14 @@ def test_decay_is_carried_over_where_the_recipe_says_it_and_where_the_optimiser_
     assert made.lr == 0.01
 
 
+@pytest.mark.parametrize(("optimizer", "decay"), [("sgd", None), ("adam", None), ("adamw", 0.0), (unknown, 0.0)])
+def test_a_rule_for_decay_holds_where_there_is_none(optimizer: Any, decay: float | None) -> None:
+    recipe = recipe_of(optimizer, weight_decay=decay)
+    made = plan(recipe, recipe.changed(batch_size=16), batch="timescale", horizon="timescale")
+    assert made.lr == pytest.approx(0.01 * math.sqrt(2))
+    assert not any(g.get("weight_decay") for g in made.optimizer(network(16)).param_groups)
+
+
 def test_one_rule_for_both_is_asked_once() -> None:
     recipe = recipe_of()
     made = plan(recipe, recipe.changed(batch_size=16, steps=17), batch="step-law", horizon="step-law")
@@ -160,14 +172,16 @@ def test_a_fit_is_over_runs_that_differ_in_length_alone() -> None:
     ("optimizer", "rules", "message"),
     [
         ("sgd", {"batch": "sqrt", "horizon": "none"}, "'linear' for SGD"),
-        ("adam", {"batch": "timescale", "horizon": "timescale"}, "use AdamW"),
+        ("adam", {"batch": "timescale", "horizon": "timescale", "decay": 0.1}, "use AdamW"),
+        (unknown, {"batch": "timescale", "horizon": "timescale"}, "unknown"),
         ("adamw", {"batch": 2.0}, "batch must be the name of a rule"),
         ("adamw", {"batch": "square"}, "did you mean|unknown"),
     ],
 )
-def test_rules_that_do_not_hold_are_refused(optimizer: str, rules: dict[str, Any], message: str) -> None:
-    recipe = recipe_of(optimizer)
-    with pytest.raises((PlanError, UnknownNameError), match=message) as error:
+def test_rules_that_do_not_hold_are_refused(optimizer: Any, rules: dict[str, Any], message: str) -> None:
+    recipe = recipe_of(optimizer, weight_decay=rules.get("decay"))
+    rules = {name: rule for name, rule in rules.items() if name != "decay"}
+    with pytest.raises(DagscaleError, match=message) as error:
         plan(recipe, recipe.changed(batch_size=16), **rules)
     assert "\n" not in str(error.value)
 

@@ -169,7 +169,7 @@ def _applied(label: str, part: HorizonScaling, recipe: Recipe) -> Recipe:
     """The recipe with decay, betas and eps as a rule has them."""
     record = recipe.optimizer
     changes: dict[str, Any] = {}
-    if part.weight_decay != 1:
+    if part.weight_decay != 1 and not _undecayed(recipe):
         if record.known("decay", f"{label!r}") != "decoupled":
             raise PlanError(f"{label!r} is for a decay that is decoupled, and that of {record.name} is not: use AdamW")
         if recipe.weight_decay is None:
@@ -190,6 +190,12 @@ def _applied(label: str, part: HorizonScaling, recipe: Recipe) -> Recipe:
         changes["eps"] = eps * part.eps
     more = {} if recipe.weight_decay is None else {"weight_decay": recipe.weight_decay * part.weight_decay}
     return recipe.changed(optimizer=record.configured(changes), **more)
+
+
+def _undecayed(recipe: Recipe) -> bool:
+    """Whether nothing decays, for certain: an optimiser of which nothing is known may bring a decay of its own."""
+    known = recipe.weight_decay is not None or recipe.optimizer.decay is not None
+    return known and not _settings(recipe)["weight decay"]
 
 
 def _setting(record: Optimizer, name: str) -> Any:
