@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.errors import DagscaleError, PlanError, RecipeError, UnknownNameError
+from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.planning.base import Base
 from dagscale.planning.prepare import traced
 from dagscale.scaling.horizon import POWER, fit
