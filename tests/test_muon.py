@@ -11,9 +11,11 @@ import pytest
 import torch
 from tests.fixtures.residual import ResNet, Transformer, example, losses
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 import dagscale
 from dagscale.errors import DagscaleError, OptimizerError, UnknownNameError
+from dagscale.graph.matrices import hidden_matrices
 from dagscale.graph.roles import roles
 from dagscale.models.vit import ViT
 from dagscale.training.muon import MuonWithAdamW, matrix_shape, shape_correction, shape_factor
@@ -296,3 +298,39 @@ def test_a_plan_knows_queries_keys_and_values_in_one_projection() -> None:
     moved = (model.blocks[0].qkv.weight.detach() - before).split(64)  # type: ignore[union-attr, index]
     sizes = [float(torch.linalg.matrix_norm(part, 2)) for part in moved]
     assert min(sizes) > 0.5 * max(sizes)  # as a whole, the queries' step would be lost beside the values'
+
+
+class Attending(nn.Module):
+    """Attention with queries of three times the width, from a projection of their own or from one for all three."""
+
+    def __init__(self, make_queries: str) -> None:
+        super().__init__()
+        self.way = make_queries
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.q, self.k, self.v = (nn.Linear(8, 24, bias=False) for _ in range(3))
+        self.query_norm, self.key_norm = nn.RMSNorm(8), nn.RMSNorm(8)
+        self.out = nn.Linear(8 if make_queries.startswith("one") else 24, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.way.startswith("one"):
+            q, k, v = self.q(x).chunk(3, -1)
+            if "norms" in self.way:
+                q, k = self.query_norm(q), self.key_norm(k)
+        else:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            if "tanh" in self.way:
+                q = q.tanh()
+            if "read elsewhere" in self.way:
+                x = x + q[..., :8]
+        result: Tensor = self.last(x + self.out(scaled_dot_product_attention(q, k, v)))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("way", "split"),
+    [("own", 1), ("own, tanh", 1), ("own, read elsewhere", 1), ("one for all", 3), ("one for all, norms", 3)],
+)
+def test_one_projection_is_known_by_making_the_keys_too(way: str, split: int) -> None:
+    graph = dagscale.trace(Attending(way), torch.randn(2, 4, 5))
+    assert hidden_matrices(graph)["q.weight"].split == split

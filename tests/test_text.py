@@ -88,6 +88,20 @@ def test_a_tokenizer_of_ones_own(story: Path, tmp_path: Path) -> None:
     assert len(read_text(story, context=8, tokenizer=str(tmp_path / "tokenizer.json"), limit=7)) == 7
 
 
+def test_a_text_that_is_read_whole_is_encoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word and no character is cut in parts of it."""
+    seen: list[bytes] = []
+
+    def encode(parts: list[bytes]) -> list[torch.Tensor]:
+        seen.extend(parts)
+        return [torch.frombuffer(bytearray(part), dtype=torch.uint8).long() for part in parts]
+
+    monkeypatch.setattr(reading, "_tokenizer", lambda name: (encode, 256))
+    (tmp_path / "a.txt").write_text(STORY)
+    read_text(tmp_path / "a.txt", context=16, tokenizer="any")
+    assert seen == [STORY.encode()]
+
+
 def test_the_loss_is_that_of_the_next_token(story: Path) -> None:
     data = read_text(story, context=16)
     scores = torch.randn(4, 16, 256)

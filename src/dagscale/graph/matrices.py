@@ -32,13 +32,13 @@ def hidden_matrices(graph: Graph) -> dict[str, Matrices]:
     """Every hidden weight of two dimensions or more, by its first name.
 
     A stack is a weight of three dimensions that no kernel slides over. Queries, keys and values are in one projection
-    where one weight, with three times as many rows as columns, makes the queries of an attention and more; grouped keys
-    have fewer rows, and stay one matrix.
+    where one weight, with three times as many rows as columns, makes both the queries and the keys of an attention;
+    grouped keys have fewer rows, and stay one matrix.
     """
     role = roles(graph)
     shapes = {p.name: p.shape for p in graph.parameters if role[p.name] == "hidden" and len(p.shape) > 1}
     sliding = {name for use, name, _ in positions(graph) if use.layer.kernel}
-    fused = {name for one in find_attention(graph) if one.note for name in one.queries}
+    fused = _fused(graph)
     found = {}
     for name, shape in shapes.items():
         if len(shape) == 3 and name not in sliding:
@@ -48,6 +48,28 @@ def hidden_matrices(graph: Graph) -> dict[str, Matrices]:
         else:
             found[name] = Matrices(shape)
     return found
+
+
+def _fused(graph: Graph) -> set[str]:
+    """The weights that make both the queries and the keys of an attention."""
+    found = set()
+    for one in find_attention(graph):
+        queries, keys = [e for e in graph.in_edges[one.scores] if graph.live[e]][:2]
+        weight = _weight_behind(graph, queries)
+        if weight is not None and weight == _weight_behind(graph, keys):
+            found.add(weight)
+    return found
+
+
+def _weight_behind(graph: Graph, e: int) -> str | None:
+    """The first weight on the way back along an edge: gains and biases of norms are passed."""
+    while True:
+        edge = graph.edges[e]
+        weights = (p.name for op in reversed(edge.ops) if op.kind == "weight" for p in op.params if p.role == "weight")
+        entering = [i for i in graph.in_edges[edge.src] if graph.live[i]]
+        if (weight := next(weights, None)) is not None or not entering:
+            return weight
+        e = entering[0]
 
 
 __all__ = ["WHOLE", "Matrices", "hidden_matrices"]

@@ -21,7 +21,7 @@ from dagscale.training.optimizers import Optimizer
 from dagscale.training.recipe import Recipe
 
 BATCH, LENGTH = frozenset({"batch_size", "accumulate"}), frozenset({"steps", "epochs", "batch_size", "accumulate"})
-"""What of a recipe's description a rule for the batch size, and one for the horizon, may find changed."""
+"""What of a recipe's description says how large its batches are, and how many examples a run sees."""
 
 Horizon = str | HorizonFit
 
@@ -77,7 +77,7 @@ def named_rules(batch: str | None, horizon: Horizon | None) -> frozenset[str]:
             )
         if isinstance(rule, str):
             HORIZON_RULES[rule]
-    return (BATCH if batch is not None else frozenset()) | (LENGTH if horizon is not None else frozenset())
+    return frozenset() if batch is None and horizon is None else LENGTH  # `resized` judges by how much each grows
 
 
 def unnamed(apart: Sequence[str]) -> str:
@@ -169,7 +169,7 @@ def _applied(label: str, part: HorizonScaling, recipe: Recipe) -> Recipe:
     """The recipe with decay, betas and eps as a rule has them."""
     record = recipe.optimizer
     changes: dict[str, Any] = {}
-    if part.weight_decay != 1:
+    if part.weight_decay != 1 and not _undecayed(recipe):
         if record.known("decay", f"{label!r}") != "decoupled":
             raise PlanError(f"{label!r} is for a decay that is decoupled, and that of {record.name} is not: use AdamW")
         if recipe.weight_decay is None:
@@ -192,6 +192,12 @@ def _applied(label: str, part: HorizonScaling, recipe: Recipe) -> Recipe:
     return recipe.changed(optimizer=record.configured(changes), **more)
 
 
+def _undecayed(recipe: Recipe) -> bool:
+    """Whether nothing decays, for certain: an optimiser of which nothing is known may bring a decay of its own."""
+    known = recipe.weight_decay is not None or recipe.optimizer.decay is not None
+    return known and not _settings(recipe)["weight decay"]
+
+
 def _setting(record: Optimizer, name: str) -> Any:
     """A setting of the optimiser, or its default."""
     if name in record.settings:
@@ -209,7 +215,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return f"({', '.join(f'{v:.4g}' for v in value)})" if isinstance(value, tuple) else f"{value:.4g}"
+    return f"({', '.join(f'{v:.4g}' for v in value)})" if isinstance(value, (tuple, list)) else f"{value:.4g}"
 
 
 def _alike(recipe: Recipe, base: Base) -> Recipe:

@@ -144,7 +144,10 @@ def search(
         raise SearchError(f"plan= brings its own init and rates: leave {', '.join(extra)} out")
     follow = METHODS[method]
     start = check_decay(recipe, validation is not None) if decay else None
-    held = None if validation is None else Recipe(validation, recipe.loss, batch_size=recipe.batch_size or 64)
+    held = None
+    if validation is not None:
+        size, same = recipe.batch_size or 64, {"autocast": recipe.autocast, "select": recipe.select}
+        held = Recipe(validation, recipe.loss, batch_size=size, **same)
     with ONE_AT_A_TIME, all_put_back(), shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")

@@ -111,13 +111,11 @@ def read_text(
         corpus = _Corpus(_find(path, files))
         wanted = min(MOST_READ, MOST_READ if limit is None else limit * stretch)
         whole = corpus.size <= wanted
-        count = -(-corpus.size // stretch) if whole else max(1, wanted // stretch)
-        starts = [k * stretch if whole else k * (corpus.size - stretch) // max(1, count - 1) for k in range(count)]
-        pieces = encode([corpus.read(start, stretch) for start in starts])
+        length, count = (corpus.size, 1) if whole else (stretch, max(1, wanted // stretch))
+        starts = [k * (corpus.size - length) // max(1, count - 1) for k in range(count)]
+        pieces = encode([corpus.read(start, length) for start in starts])
     except OSError as error:
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
-    if whole:
-        pieces = [torch.cat(pieces)] if pieces else []
     cut = [piece[: len(piece) - len(piece) % window].view(-1, window) for piece in pieces]
     rows = torch.cat(cut) if cut else torch.empty(0, window)
     if len(rows) < 2:
