@@ -146,8 +146,9 @@ def search(
     start = check_decay(recipe, validation is not None) if decay else None
     held = None
     if validation is not None:
-        size, same = recipe.batch_size or 64, {"autocast": recipe.autocast, "select": recipe.select}
-        held = Recipe(validation, recipe.loss, batch_size=size, **same)
+        held = Recipe(
+            validation, recipe.loss, batch_size=recipe.batch_size or 64, autocast=recipe.autocast, select=recipe.select
+        )
     with ONE_AT_A_TIME, all_put_back(), shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")
