@@ -93,7 +93,7 @@ class Planner(Callback):
         loss: ``loss(output, target)``, of the module's forward on the first part of a batch, in place of its
             ``training_step``.
         search: further arguments of `dagscale.search`, such as ``{"seeds": 1}``.
-        planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``batch``, ``reset``, …)
+        planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``batch``, …)
             and of `dagscale.Recipe` (``optimizer`` and its settings, ``weight_decay``, ``schedule``, ``steps``, …).
 
     Attributes:
