@@ -302,7 +302,6 @@ PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"
     ("said", "error", "text"),
     [
         ({"train_dataset": None}, RecipeError, "no train_dataset: give it one"),
-        ({"optim": "adafactor"}, OptimizerError, "nothing is known of optim='adafactor'"),
         ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, OptimizerError, "optim='galore_adamw'"),
         ({"optim": "adamw_8bit"}, OptimizerError, "the Trainer cannot make optim='adamw_8bit'"),
         ({"trainer": OwnLoss}, RecipeError, "OwnLoss has a compute_loss of its own: give recipe_of"),
@@ -327,6 +326,15 @@ def test_length_follows_accumulation_and_epochs_are_refused(folder: Path) -> Non
     assert [hf.recipe_of(trainer, accumulate=n).total_steps for n in (1, 2)] == [32, 16]
     with pytest.raises(RecipeError, match="give it steps= in place of epochs="):
         hf.recipe_of(trainer, epochs=2)
+
+
+def test_an_optimizer_of_which_nothing_is_known_is_searched(folder: Path) -> None:
+    trainer = trainer_of(folder, gpt(1), optim="adafactor")
+    record = hf.recipe_of(trainer).optimizer
+    assert (record.name, record.step) == ("adafactor", None)
+    found = dagscale.search(gpt(1), hf.recipe_of(trainer), grid=[1e-4, 1e-2], seeds=1, widen=0)
+    hf.use_plan(trainer, dagscale.plan(trainer.model, base=found))
+    assert type(trainer.optimizer).__name__ == "Adafactor"
 
 
 def test_a_trainer_with_an_optimizer_is_refused(folder: Path) -> None:
@@ -374,8 +382,18 @@ def test_transformers_absent_or_too_old(monkeypatch: pytest.MonkeyPatch, version
     else:
         monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # its lazy twin
     monkeypatch.delitem(sys.modules, "dagscale.integrations.huggingface")
-    with pytest.raises(DagscaleError, match=r"needs transformers 5\.0 or newer .*: pip install") as caught:
+    with pytest.raises(DagscaleError, match=r"this needs transformers.*: pip install 'transformers>=5\.0'") as caught:
         importlib.import_module("dagscale.integrations.huggingface")
     assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    dagscale.integrations.huggingface = hf  # type: ignore[attr-defined]
+
+
+def test_the_cause_is_named_where_transformers_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.trainer", None)
+    monkeypatch.delitem(sys.modules, "dagscale.integrations.huggingface")
+    with pytest.raises(DagscaleError, match=r"transformers\.trainer cannot be imported") as caught:
+        importlib.import_module("dagscale.integrations.huggingface")
+    assert "or newer" not in str(caught.value)
     monkeypatch.undo()
     dagscale.integrations.huggingface = hf  # type: ignore[attr-defined]

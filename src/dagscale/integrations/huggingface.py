@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
-from dagscale.errors import DagscaleError, OptimizerError, PlanError, RecipeError, WatchError
+from dagscale.errors import OptimizerError, PlanError, RecipeError, WatchError
+from dagscale.integrations.requirement import require
+from dagscale.models.timm import declare_torchvision_ops
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.recipe import Recipe
@@ -27,21 +29,13 @@ from dagscale.training.schedules import constant, cosine, linear
 from dagscale.watching import Watch, WatchReport, watch
 
 AFFECTS_RESULTS = False
-OLDEST = 5
-"""The first major version of transformers that this is tested with."""
 
-try:
-    import transformers
-
-    if int(transformers.__version__.split(".")[0]) < OLDEST:
-        raise ImportError(f"and is {transformers.__version__} here")
-    from transformers import Trainer, TrainerCallback, get_scheduler
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-except ImportError as error:
-    raise DagscaleError(
-        f"dagscale.integrations.huggingface needs transformers {OLDEST}.0 or newer ({error}): "
-        f"pip install 'transformers>={OLDEST}.0' accelerate"
-    ) from error
+declare_torchvision_ops()  # before transformers imports torchvision
+require("transformers", "transformers", "5.0")
+require("accelerate", "accelerate")
+require("transformers.trainer", "transformers", "5.0")
+from transformers import Trainer, TrainerCallback, get_scheduler  # noqa: E402
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 if TYPE_CHECKING:
     from dagscale.planning.plans import Plan
@@ -75,7 +69,7 @@ def recipe_of(trainer: Trainer, **changes: Any) -> Recipe:
     Raises:
         RecipeError: if the Trainer has no train dataset, a length that nobody knows, a loss or a schedule of its own
             that a recipe cannot hold; each names the argument to give in its place.
-        OptimizerError: if nothing is known of the optimiser that its arguments name.
+        OptimizerError: if the optimiser that its arguments name cannot be made, or makes groups of its own.
     """
     _check_trainer(trainer)
     args = trainer.args
@@ -186,7 +180,8 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Clip:
-    """A hook before an optimizer's step: clips by the norm that weighs folded multipliers; under a loss scale, its."""
+    """A hook before an optimizer's step: clips by the norm that weighs folded multipliers. Where a loss
+    scale is still in the gradients, the norm they are clipped to is scaled alike."""
 
     norm: float
 
@@ -273,9 +268,7 @@ def _optimizer(trainer: Trainer) -> Optimizer:
     alike = next((known for beginning, known in ALIKE.items() if name.startswith(beginning)), None)
     if found.step is None and alike is not None:
         found = replace(OPTIMIZERS[alike], name=name, build=build, settings=settings, scaling=None)
-    if found.step is None:
-        raise OptimizerError(f"nothing is known of optim={name!r}: {mend}")
-    return found
+    return Optimizer(name, build).configured(settings) if found.step is None else found
 
 
 def _no_decay(trainer: Trainer) -> NoDecay:
