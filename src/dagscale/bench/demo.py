@@ -209,7 +209,8 @@ def _outcome(space: str, target: str, rates: dict[str, float], seed: int) -> Out
 
 def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float | None]]:
     """For each way, over the networks that it has an answer for: how much its loss exceeds that of a grid search
-    (geometric mean and worst ratio, minus 1), how many runs diverged, and how many octaves its rate is off (rms)."""
+    (geometric mean and worst ratio, minus 1), on how many networks it diverged, and how many octaves
+    its rate is off (rms)."""
     rows: dict[str, dict[str, float | None]] = {}
     for way in WAYS:
         own = [o for o in outcomes if way in o.loss]

@@ -25,7 +25,7 @@ class Matrices:
 
 
 WHOLE = Matrices(())
-"""What is one matrix, or none."""
+"""Default for parameters that are not hidden matrices."""
 
 
 def hidden_matrices(graph: Graph) -> dict[str, Matrices]:

@@ -27,7 +27,7 @@ def over_seeds(measure: Callable[[int, Cost], float], seed: int, precision: floa
     """``measure(seed, cost)``, a positive number, for ``seed``, ``seed + 1``, … until precise enough.
 
     Args:
-        precision: standard error of the mean logarithm at which that is.
+        precision: standard error of the mean logarithm at which measuring stops.
 
     Returns:
         The mean of the logarithms.

@@ -32,7 +32,7 @@ class Resized:
 
     Attributes:
         recipe: the target's, with decay, betas and eps as the rules have them.
-        alike: as long as the base's, and in its batches: what laws measure under.
+        alike: the target's recipe with the base's batch size and length; laws measure under it.
         batch, horizon: the rules' names.
         factors: on the rate, by rule.
         notes: what has grown, and what else the rules change.

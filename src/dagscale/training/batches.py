@@ -469,5 +469,5 @@ def each(function: Callable[[Tensor], Any], values: Any) -> Any:
 
 
 def some(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """The next ``n`` items of an iterator, as a list."""
+    """The next ``count`` items of an iterator, as a list."""
     return list(islice(batches, count))

@@ -19,7 +19,8 @@ JUDGED = ("embedding", "input", "hidden", "branch end")
 
 
 def of_base(rows: Iterable[Row], parameters: Mapping[str, Planned]) -> dict[str, float]:
-    """For each parameter how far the same one of the base moved its layer's output, or those that are like it."""
+    """For each parameter how far the same one of the base moved its layer's output; if the base has no such name, the
+    median over names that differ in numbers only."""
     moved = {row.name: row.signal for row in rows if row.signal}
     alike: dict[str, list[float]] = {}
     for name, signal in moved.items():

@@ -1,4 +1,4 @@
-"""``dagscale rerank --retrain``: architectures of NAS-Bench-201 trained under several recipes, and how they compare."""
+"""``dagscale retrain``: architectures of NAS-Bench-201 trained under several recipes, and how they compare."""
 
 from __future__ import annotations
 
