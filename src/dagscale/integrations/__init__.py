@@ -1,1 +1,3 @@
 """Thin, optional bridges to the trainers that people use; each file needs the package that it names."""
+
+AFFECTS_RESULTS = False

@@ -28,8 +28,6 @@ from dagscale.training.recipe import Recipe
 from dagscale.training.schedules import constant, cosine, linear
 from dagscale.watching import Watch, WatchReport, watch
 
-AFFECTS_RESULTS = False
-
 declare_torchvision_ops()  # before transformers imports torchvision
 require("transformers", "transformers", "5.0")
 require("accelerate", "accelerate")
