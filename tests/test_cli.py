@@ -325,6 +325,7 @@ def test_a_pair_searched_and_planned_for_a_longer_run(tmp_path: Path) -> None:
     [
         (["inspect", "mlp:2", "--seed", "9" * 5000], "'--seed'"),
         (["inspect", "mlp:2", "--limit", "4"], "--limit is of data"),
+        (["inspect", "mlp:2", "--format", "dot", "--json"], "--format and --json are two documents"),
         (["plan", "mlp:2", "--limit", "4"], "--limit is of data"),
         (["plan", "mlp:2", "--data", "digits", "--limit", "0"], "'--limit'"),
         (["plan", "mlp:2", "--recipe", "mymodel.py:bare", "--limit", "4"], "the recipe has none"),

@@ -94,15 +94,17 @@ def inspect(
         from dagscale.pictures.files import check_path
 
         check_path(picture)
+    if text is not None and json:
+        raise typer.BadParameter("--format and --json are two documents: ask for one")
     written = None if text is None else FORMATS[text]
     graph = trace(*load_target(target, load_data(data, limit), input_shape, seed))
-    if written is not None:
-        print(written(graph if full else fold(graph)))
-        return
     if picture is not None:
         from dagscale.pictures import draw
 
         draw(graph if full else fold(graph), picture, title=target)
+    if written is not None:
+        print(written(graph if full else fold(graph)))
+        return
     if json:
         print_json(facts(graph))
         return
