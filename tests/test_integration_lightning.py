@@ -235,7 +235,7 @@ def test_the_watch_sees_the_steps_and_its_scalars_reach_the_loggers(tmp_path: Pa
     watcher = Watcher(every=1)
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
     trainer(tmp_path, given(), watcher, logger=logger, max_steps=4).fit(kind(), loader())
-    report = watcher.report
+    report = watcher.report()
     assert report is not None
     assert (report.steps, report.observed) == (4, 4)
     assert report.ok, report.verdict

@@ -149,16 +149,17 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         plan: the plan that the training follows.
         every: how often a step is observed closely.
         log: called as ``log(step, scalars)`` after each observed step.
+        base: what a watch of the base reported, to hold changes of signals against.
     """
 
-    def __init__(self, plan: Plan, *, every: int = 50, log: Log | None = None) -> None:
-        self.plan, self.every, self.log = plan, every, log
+    def __init__(self, plan: Plan, *, every: int = 50, log: Log | None = None, base: WatchReport | None = None) -> None:
+        self.plan, self.every, self.log, self.base = plan, every, log, base
         self.watch: Watch | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         """Hangs the watch on the optimizer, inside whatever wraps it."""
         self.on_train_end(args, state, control)
-        self.watch = watch(of["model"], self.plan, of["optimizer"], every=self.every, log=self.log)
+        self.watch = watch(of["model"], self.plan, of["optimizer"], every=self.every, log=self.log, base=self.base)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         """Takes it off; what was seen stays."""

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import dagscale
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import DagscaleError, PlanError, WatchError
 from dagscale.integrations.requirement import require
 from dagscale.integrations.training_step import by_training_step
 from dagscale.planning.base import Base
@@ -343,24 +343,33 @@ class Watcher(Callback):
     Args:
         plan: what is planned; by default the plan of the `Planner` among the trainer's callbacks.
         every: how often a step is observed closely.
-
-    Attributes:
-        report: what was seen, at the end of the training.
+        base: what a watch of the base reported, to hold changes of signals against.
     """
 
-    def __init__(self, plan: Plan | None = None, *, every: int = 50) -> None:
-        self.plan, self.every = plan, every
+    def __init__(self, plan: Plan | None = None, *, every: int = 50, base: WatchReport | None = None) -> None:
+        self.plan, self.every, self.base = plan, every, base
         self.watch: Watch | None = None
-        self.report: WatchReport | None = None
+        self._ended: Watch | None = None
         self._logged = 0
+
+    def report(self) -> WatchReport:
+        """What was seen so far, or in the whole of a training that has ended.
+
+        Raises:
+            WatchError: if no training has begun.
+        """
+        seen = self.watch or self._ended
+        if seen is None:
+            raise WatchError("nothing was seen yet: call trainer.fit() first, with this callback among its callbacks")
+        return seen.report()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin."""
         plan = self.plan or next((own.plan for own in trainer.callbacks if isinstance(own, Planner)), None)
         if plan is None:
             raise PlanError("there is no plan to watch against: give Watcher(plan), or a Planner beside it")
-
-        self.watch, self._logged = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every), 0
+        self.watch = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every, base=self.base)
+        self._logged = 0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A training step need not call its module: it may call the module's parts."""
@@ -387,10 +396,9 @@ class Watcher(Callback):
         """Report."""
         if self.watch is None:
             return
-        self.report = self.watch.report()
         self._close()
-        if not self.report.ok:
-            pytorch.utilities.rank_zero_warn(f"dagscale: {self.report.verdict}")
+        if not (report := self.report()).ok:
+            pytorch.utilities.rank_zero_warn(f"dagscale: {report.verdict}")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take the hooks away."""
@@ -399,7 +407,7 @@ class Watcher(Callback):
     def _close(self) -> None:
         if self.watch is not None:
             self.watch.close()
-            self.watch = None
+            self._ended, self.watch = self.watch, None
 
 
 __all__ = ["Planner", "Watcher", "configure_optimizers"]
