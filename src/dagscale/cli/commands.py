@@ -263,7 +263,7 @@ def search(
 
 @app.command("list", rich_help_panel=EVERYDAY)
 def list_(
-    what: Annotated[str, typer.Argument(help="laws, inits, optimizers, targets, suites or readers.", metavar="WHAT")],
+    what: Annotated[str, typer.Argument(help="laws, inits, optimizers, spaces, targets, suites or readers.", metavar="WHAT")],
     json: Json = False,
 ) -> None:
     """List what is registered under a kind of name, with a line on each."""
