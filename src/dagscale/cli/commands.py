@@ -263,7 +263,13 @@ def search(
 
 @app.command("list", rich_help_panel=EVERYDAY)
 def list_(
-    what: Annotated[str, typer.Argument(help="laws, inits, optimizers, spaces, targets, suites or readers.", metavar="WHAT")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="laws, inits, optimizers, rules (of batch and horizon), spaces, targets, suites or readers.",
+            metavar="WHAT",
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """List what is registered under a kind of name, with a line on each."""
@@ -299,6 +305,7 @@ REGISTRIES = {
     "laws": ("dagscale.laws", "LAWS"),
     "inits": ("dagscale.inits", "INITS"),
     "optimizers": ("dagscale.training.optimizers", "OPTIMIZERS"),
+    "rules": ("dagscale.scaling.horizon", "HORIZON_RULES"),
     "spaces": ("dagscale.models", "SPACES"),
     "suites": ("dagscale.bench.verify.suites", "SUITES"),
     "readers": ("dagscale.bench.data", "READERS"),
