@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dagscale.bench.data.files import first_line, open_plain
+from dagscale.bench.data.files import first_line, home_expanded, open_plain
 from dagscale.errors import DataError
 from dagscale.registry import Registry
 
@@ -199,12 +199,8 @@ def _find(source: str | Path) -> tuple[str, Splits]:
     """The data set's name and its splits."""
     if isinstance(source, str) and source in NAMED:
         return source, NAMED[source]()
-    try:
-        path = Path(source).expanduser()
-        there = path.exists()
-    except (RuntimeError, ValueError) as error:  # no such user; a zero byte
-        raise DataError(f"no data at {str(source)!r}: {first_line(error)}") from None
-    if not there:
+    path = home_expanded(source)
+    if not path.exists():
         raise DataError(f"no data at {str(source)!r}: neither a path nor a named data set ({', '.join(NAMED)})")
     found = {name: splits for name in READERS if (splits := READERS[name](path))}
     if len(found) > 1:

@@ -20,6 +20,20 @@ LARGEST = 1 << 28
 """Bytes of a single image file, or of a table, at most."""
 
 
+def home_expanded(source: str | Path) -> Path:
+    """The path that a user means, ``~`` their home.
+
+    Raises:
+        DataError: if it can be no path: there is no such user, or it holds a zero byte.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"no data at {str(source)!r}: {first_line(error)}") from None
+    return path
+
+
 def open_plain(path: Path) -> BinaryIO:
     """The file, opened to read. Of anything but a plain file (a pipe, a device) reading might never end.
 

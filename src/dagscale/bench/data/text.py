@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dagscale.bench.data.dataset import shuffled
-from dagscale.bench.data.files import first_line, open_plain
+from dagscale.bench.data.files import first_line, home_expanded, open_plain
 from dagscale.errors import DataError, RecipeError
 
 CONTEXT = 256
@@ -101,7 +101,7 @@ def read_text(
     """
     if not str(path):
         raise DataError("no path to a text: name a file of text, or a folder of such files, as text:PATH")
-    path = Path(path).expanduser()
+    path = home_expanded(path)
     if context < 1 or (limit is not None and limit < 1):
         raise DataError(f"context and limit must be at least 1, got {context} and {limit}")
     encode, classes = (_bytes, BYTES) if tokenizer is None else _tokenizer(tokenizer)
