@@ -158,8 +158,12 @@ def test_what_is_no_text_is_refused_in_one_line(
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, said in (("", "name a file of text"), (tmp_path / "none", "no text at"), (tmp_path / "pipe", "a pipe"),
-                       ("~nobody-here/a", "no data at"), ("a\0b", "no data at"), ("/dev/zero", "a device"), (tmp_path, "holds no files named '*'")):  # fmt: skip
+    refused = {
+        "": "name a file of text", tmp_path / "none": "no text at", tmp_path / "pipe": "a pipe",
+        "~nobody-here/a": "no data at", "a\0b": "no (data|text) at", "/dev/zero": "a device",
+        tmp_path: "holds no files named '*'",
+    }  # fmt: skip
+    for path, said in refused.items():
         with pytest.raises(DataError, match=said.replace("*", r"\*")):
             read_text(path)
 
