@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.checking.verdict import LEVEL, Fault, Fit, Level
 from dagscale.errors import PlanError
+from dagscale.judged import Judged
 from dagscale.pictures.files import save
 from dagscale.planning.files import Saved, read_document, rendered
 from dagscale.shown import cell, for_picture, load_rich, plain
@@ -25,7 +26,7 @@ NAMES = {"moment": "second moment / wanted", "change": "Δz rms", "own": "own Δ
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Saved):
+class Report(Saved, Judged[Fault]):
     """What `check` found.
 
     Args:
@@ -54,16 +55,6 @@ class Report(Saved):
     steps: int
     seeds: int
     notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is at fault."""
-        return not self.faults
-
-    @property
-    def first(self) -> Fault | None:
-        """The first fault: later ones may follow from it."""
-        return self.faults[0] if self.faults else None
 
     def __repr__(self) -> str:
         return f"Report({'pass' if self.ok else 'fail'}, {len(self.labels)} members, {len(self.faults)} faults)"
@@ -106,8 +97,7 @@ class Report(Saved):
             undecided = sum(f.open for f in self.fits)
             remark = f"; {undecided} of {len(self.fits)} intervals reach over their tolerance, more seeds narrow them"
             return f"pass: second moments and updates hold over {self.axis}" + (remark if undecided else "")
-        more = len(self.faults) - 1
-        return f"fail: {self.faults[0]}" + (f" (and {more} more, which may follow from it)" if more else "")
+        return self.failed()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""

@@ -131,7 +131,7 @@ def use_plan(trainer: Trainer, plan: Plan) -> None:
         more["recipe"] = Recipe(optimizer=_optimizer(trainer))
     optimizer = plan.optimizer(trainer.model, **more)
     trainer.optimizer = optimizer
-    if args.max_grad_norm and any(own.fold != 1 for own in plan.parameters.values()):
+    if args.max_grad_norm and plan.folded:
         trainer.args = copy.copy(args)
         trainer.args.max_grad_norm = 0.0
         optimizer.register_step_pre_hook(Clip(args.max_grad_norm))

@@ -208,7 +208,7 @@ class Planner(Callback):
         assert self.plan is not None
         if trainer.ckpt_path is None and (self._trained is None or self._trained() is not module):
             self.plan.init_(module)
-        if trainer.gradient_clip_val and any(own.fold != 1 for own in self.plan.parameters.values()):
+        if trainer.gradient_clip_val and self.plan.folded:
             _clip_by_plan(trainer, module)
 
     def _shared(self, trainer: Any, module: Any) -> Plan:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from dagscale.errors import PlanError
 from dagscale.planning.base import Base
+from dagscale.planning.files import is_number
 from dagscale.planning.plans import Plan
 
 
@@ -22,8 +22,7 @@ def rate_range(plan: Plan | Base, octaves: float = 2.0) -> tuple[float, float]:
     """
     if not isinstance(plan, (Plan, Base)):
         raise PlanError(f"plan must be what dagscale.plan or dagscale.search returns, not {type(plan).__name__}")
-    good = isinstance(octaves, (int, float)) and math.isfinite(octaves) and octaves > 0
-    if not good:
+    if not (is_number(octaves) and octaves > 0):
         raise PlanError(f"octaves must be a positive number, such as 2 for a quarter to four times, not {octaves!r}")
     return plan.lr * 2.0**-octaves, plan.lr * 2.0**octaves
 

@@ -171,6 +171,11 @@ class Plan(Saved):
         """The name of the optimiser that the plan is for."""
         return str(self.recipe.get("optimizer", {}).get("name", ""))
 
+    @property
+    def folded(self) -> bool:
+        """Whether multipliers are folded into it, so that gradients are clipped by `dagscale.clip_grad_norm_`."""
+        return any(own.fold != 1 for own in self.parameters.values())
+
     # --- what it does to a model -------------------------------------------------------------------------------
 
     def init_(self, model: nn.Module, *, seed: int | None = None) -> nn.Module:

@@ -173,8 +173,7 @@ def _applied(label: str, part: HorizonScaling, recipe: Recipe) -> Recipe:
         if record.known("decay", f"{label!r}") != "decoupled":
             raise PlanError(f"{label!r} is for a decay that is decoupled, and that of {record.name} is not: use AdamW")
         if recipe.weight_decay is None:
-            own = float(record.settings.get("weight_decay", record.weight_decay))
-            changes["weight_decay"] = own * part.weight_decay
+            changes["weight_decay"] = record.own_decay * part.weight_decay
     if part.forgetting != 1:
         betas = _setting(record, "betas")
         if betas is None:
@@ -208,9 +207,7 @@ def _setting(record: Optimizer, name: str) -> Any:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     record = recipe.optimizer
-    decay = recipe.weight_decay
-    if decay is None:
-        decay = float(record.settings.get("weight_decay", record.weight_decay))
+    decay = record.own_decay if recipe.weight_decay is None else recipe.weight_decay
     return {"weight decay": decay, "betas": _setting(record, "betas"), "eps": _setting(record, "eps")}
 
 

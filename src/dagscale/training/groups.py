@@ -95,7 +95,7 @@ def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: Paramete
 
 
 def _own_decay(optimizer: Optimizer | None) -> float:
-    return 0.0 if optimizer is None else float(optimizer.settings.get("weight_decay", optimizer.weight_decay))
+    return 0.0 if optimizer is None else optimizer.own_decay
 
 
 def _own_eps(optimizer: Optimizer | None) -> float | None:

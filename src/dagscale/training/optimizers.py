@@ -117,6 +117,11 @@ class Optimizer:
             )
         return value
 
+    @property
+    def own_decay(self) -> float:
+        """The weight decay where no group says one: that of the settings, or what ``build`` takes by itself."""
+        return float(self.settings.get("weight_decay", self.weight_decay))
+
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain data for JSON; what JSON cannot hold as text."""
         return {"name": self.name, "settings": {k: _plain(v) for k, v in sorted(self.settings.items())}}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from dagscale.judged import Judged
 from dagscale.shown import cell
 from dagscale.watching.seen import Fault
 
@@ -47,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True, repr=False)
-class WatchReport:
+class WatchReport(Judged[Fault]):
     """What a watch saw of a training so far.
 
     Attributes:
@@ -70,24 +71,13 @@ class WatchReport:
     optimizer: str
 
     @property
-    def ok(self) -> bool:
-        """Whether nothing is at fault."""
-        return not self.faults
-
-    @property
-    def first(self) -> Fault | None:
-        """The first fault."""
-        return self.faults[0] if self.faults else None
-
-    @property
     def verdict(self) -> str:
         """One line."""
         if not self.faults:
             if not self.observed:
                 return "no step seen yet: train with the optimizer that is watched"
             return f"pass: the training does what the plan says ({self.steps} steps, {self.observed} observed)"
-        more = len(self.faults) - 1
-        return f"fail: {self.faults[0]}" + (f" (and {more} more, which may follow from it)" if more else "")
+        return self.failed()
 
     def scalars(self) -> dict[str, float]:
         """Plain numbers by name, for TensorBoard, W&B or MLflow: medians by kind, clipping, number of faults.
