@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from dagscale.models import targets as spaces
 from dagscale.pictures.files import check_path, save
 from dagscale.planning.base import Base
 from dagscale.planning.make import plan
-from dagscale.planning.plans import Plan
 from dagscale.searching import search
 from dagscale.shown import load_rich
 from dagscale.training.engine import train
@@ -39,35 +38,67 @@ class Family:
     Attributes:
         title: what they are called in the picture.
         base: the small network that is searched.
+        targets: the networks to plan for, under a seed.
+        load: a network under a seed, and example inputs.
+        recipe: how they train.
         grid: learning rates of a full search, ascending.
         seeds: training runs of each network at each rate.
-        options: those of random targets; a language model's targets are ``LANGUAGE``.
-        epochs: how long random targets train.
+        plans: how each way but the search plans, as arguments of `dagscale.plan`.
     """
 
     title: str
     base: str
+    targets: Callable[[int], tuple[str, ...]]
+    load: Callable[[str, int], tuple[nn.Module, Any]]
+    recipe: Callable[[], Recipe]
     grid: tuple[float, ...]
     seeds: int
-    options: tuple[tuple[str, int], ...] = ()
-    epochs: int = 1
-
-    def targets(self, space: str, seed: int) -> tuple[str, ...]:
-        """The networks to plan for."""
-        if space == "language":
-            return LANGUAGE
-        return sample(space, vertices=5, count=PER_FAMILY, seed=seed, **dict(self.options))
+    plans: Mapping[str, Mapping[str, Any]]
 
 
 PER_FAMILY = 6
-SGD_GRID = tuple(2.0 ** (k / 2) for k in range(-12, 3))
+DEFAULT = {"init": "keep", "law": "none"}
+
+
+def _graphs(title: str, space: str, width: int, epochs: int) -> Family:
+    """Random DAGs on digits, under SGD."""
+
+    def recipe() -> Recipe:
+        data = load("digits")
+        return Recipe((data.x, data.y), cross_entropy, batch_size=32, epochs=epochs)
+
+    return Family(
+        title, f"{space}:2?width={width}",
+        lambda seed: sample(space, vertices=5, count=PER_FAMILY, seed=seed, width=width),
+        lambda target, seed: spaces.load(target, data=load("digits"), seed=seed),
+        recipe, tuple(2.0 ** (k / 2) for k in range(-12, 3)), 2,
+        {"default": DEFAULT, "released": {"init": "released", "law": "released"}, "plan": {}},
+    )  # fmt: skip
+
+
+def _language(target: str, seed: int) -> tuple[nn.Module, Any]:
+    """``language:BLOCKSxWIDTH``."""
+    torch.manual_seed(seed)
+    blocks, width = map(int, target.removeprefix("language:").split("x"))
+    return language.Language(blocks, width), language.text()[0][:2]
+
+
+def _language_recipe() -> Recipe:
+    return Recipe(
+        language.text(), language.loss, torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
+        batch_size=16, steps=60, schedule=cosine(warmup=0.1),
+    )  # fmt: skip
+
+
 FAMILIES = {
-    "mlp": Family("MLP graphs, SGD", "mlp:2?width=64", SGD_GRID, 2, (("width", 64),)),
-    "cnn": Family("CNN graphs, SGD", "cnn:2?width=12", SGD_GRID, 2, (("width", 12),), epochs=3),
-    "language": Family("language models, AdamW", "language:1x32", tuple(2.0**k for k in range(-9, -2)), 1),
-}
-LANGUAGE = ("language:3x32", "language:1x64", "language:3x64")
-"""Blocks × width."""
+    "mlp": _graphs("MLP graphs, SGD", "mlp", width=64, epochs=1),
+    "cnn": _graphs("CNN graphs, SGD", "cnn", width=12, epochs=3),
+    "language": Family(
+        "language models, AdamW", "language:1x32", lambda seed: ("language:3x32", "language:1x64", "language:3x64"),
+        _language, _language_recipe, tuple(2.0**k for k in range(-9, -2)), 1,
+        {"default": DEFAULT, "plan": {"init": "moments", "law": "none", "width": "mup", "depth": "completep"}},
+    ),
+}  # fmt: skip
 
 WAYS = ("default", "released", "plan", "grid")
 NAMES = {
@@ -105,7 +136,7 @@ def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outco
     from rich.progress import track
 
     picture = check_path(out / "demo.png")
-    total = sum(len(family.targets(space, seed)) for space, family in FAMILIES.items())
+    total = sum(len(family.targets(seed)) for family in FAMILIES.values())
     outcomes = list(
         track(
             _outcomes(seed), total=total, description="training", console=Console(stderr=True), transient=True,
@@ -127,78 +158,43 @@ def _outcomes(seed: int) -> Iterator[Outcome]:
 
     with Parallel(n_jobs=-1, return_as="generator") as parallel:
         jobs = [
-            (space, init) for space in FAMILIES for init in ("moments", "keep", "released")
-            if (space, init) != ("language", "released")
-        ]  # fmt: skip
+            (space, init) for space, family in FAMILIES.items() for init in {_init(p) for p in family.plans.values()}
+        ]
         found = parallel(delayed(_search)(space, FAMILIES[space].base, init, seed) for space, init in jobs)
         bases = dict(zip(jobs, (base.lr for base in found), strict=True))
-        chosen = [(space, target) for space, family in FAMILIES.items() for target in family.targets(space, seed)]
+        chosen = [(space, target) for space, family in FAMILIES.items() for target in family.targets(seed)]
         yield from parallel(
             delayed(_outcome)(space, target, {init: lr for (own, init), lr in bases.items() if own == space}, seed)
             for space, target in chosen
         )
 
 
-def _recipe(space: str) -> Recipe:
-    """How the networks of a family are trained."""
-    if space == "language":
-        return Recipe(
-            language.text(), language.loss, torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
-            batch_size=16, steps=60, schedule=cosine(warmup=0.1),
-        )  # fmt: skip
-    data = load("digits")
-    return Recipe((data.x, data.y), cross_entropy, batch_size=32, epochs=FAMILIES[space].epochs)
-
-
-def _load(space: str, target: str, seed: int) -> tuple[nn.Module, Any]:
-    """The network under a seed, and example inputs."""
-    if space == "language":
-        torch.manual_seed(seed)
-        blocks, width = map(int, target.removeprefix("language:").split("x"))
-        return language.Language(blocks, width), language.text()[0][:2]
-    return spaces.load(target, data=load("digits"), seed=seed)
+def _init(options: Mapping[str, Any]) -> str:
+    """The init that a plan with these options has, under which its base is searched."""
+    return str(options.get("init", "moments"))
 
 
 def _search(space: str, target: str, init: str, seed: int) -> Base:
     """A full grid search on one network."""
     torch.set_num_threads(1)
     family = FAMILIES[space]
-    model, _ = _load(space, target, seed)
+    model, _ = family.load(target, seed)
     return search(
-        model, _recipe(space), init=init, grid=family.grid, seeds=family.seeds, seed=seed, method="grid", widen=2
+        model, family.recipe(), init=init, grid=family.grid, seeds=family.seeds, seed=seed, method="grid", widen=2
     )
-
-
-def _plans(space: str, target: str, rates: dict[str, float], seed: int) -> dict[str, Plan]:
-    """The network's plan under each way but the search."""
-    recipe = _recipe(space)
-    model, inputs = _load(space, target, seed)
-    base = _load(space, FAMILIES[space].base, seed)
-    own = plan(model, inputs, base=base, base_lr=rates["keep"], law="none", init="keep", recipe=recipe)
-    if space == "language":
-        scaled = plan(
-            model, inputs, base=base, base_lr=rates["moments"], width="mup", depth="completep", init="moments",
-            law="none", recipe=recipe,
-        )  # fmt: skip
-        return {"default": own, "plan": scaled}
-    return {
-        "default": own,
-        "released": plan(
-            model, inputs, base=base, base_lr=rates["released"], law="released", init="released", recipe=recipe
-        ),
-        "plan": plan(model, inputs, base=base, base_lr=rates["moments"], recipe=recipe),
-    }
 
 
 def _outcome(space: str, target: str, rates: dict[str, float], seed: int) -> Outcome:
     """One network trained every way, from the bases' rates by init."""
     torch.set_num_threads(1)
-    recipe = _recipe(space)
+    family = FAMILIES[space]
+    recipe, base, (model, inputs) = family.recipe(), family.load(family.base, seed), family.load(target, seed)
     lr, loss = {}, {}
-    for way, made in _plans(space, target, rates, seed).items():
+    for way, options in family.plans.items():
+        made = plan(model, inputs, base=base, base_lr=rates[_init(options)], recipe=recipe, **options)
         runs = []
-        for k in range(seed, seed + FAMILIES[space].seeds):
-            trial, _ = _load(space, target, k)
+        for k in range(seed, seed + family.seeds):
+            trial, _ = family.load(target, k)
             made.init_(trial, seed=k)
             runs.append(train(trial, recipe, made.param_groups(trial), seed=k).loss)
         lr[way], loss[way] = made.lr, _finite(statistics.fmean(runs))
