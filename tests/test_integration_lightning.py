@@ -20,7 +20,7 @@ from dagscale.errors import DagscaleError, PlanError, RecipeError
 
 pytorch = pytest.importorskip("lightning.pytorch")
 from dagscale.integrations import requirement  # noqa: E402
-from dagscale.integrations.lightning import Planner, Watcher, configure_optimizers  # noqa: E402
+from dagscale.integrations.lightning import PlanCallback, WatchCallback, configure_optimizers  # noqa: E402
 from dagscale.integrations.training_step import by_training_step  # noqa: E402
 
 pytestmark = [
@@ -81,15 +81,15 @@ def trainer(tmp_path: Path, *callbacks: Any, **options: Any) -> Any:
     )
 
 
-def planner(base: Any = None, **more: Any) -> Planner:
+def planner(base: Any = None, **more: Any) -> PlanCallback:
     said = {"optimizer": "adamw", "weight_decay": 0.1, "schedule": dagscale.cosine(warmup=1), **more}
-    return Planner(base, search={"seeds": 1, "grid": (0.003, 0.01, 0.03), "widen": 0}, **said)
+    return PlanCallback(base, search={"seeds": 1, "grid": (0.003, 0.01, 0.03), "widen": 0}, **said)
 
 
-def given(**more: Any) -> Planner:
+def given(**more: Any) -> PlanCallback:
     """A plan without a measurement, for what is not about the plan."""
     said = {"optimizer": "adamw", "schedule": dagscale.cosine(warmup=1), "law": "none", "base_lr": 0.01, **more}
-    return Planner(init="in-degree", **said)
+    return PlanCallback(init="in-degree", **said)
 
 
 def rates(fitted: Any, plan: dagscale.Plan) -> dict[str, float]:
@@ -143,7 +143,9 @@ def test_batch_and_horizon_are_rules_of_the_plan(tmp_path: Path) -> None:
         dagscale.Recipe(loader(), cross_entropy, "adamw", steps=2, weight_decay=0.1),
         seeds=1, grid=(0.01, 0.02), widen=0,
     )  # fmt: skip
-    asked = Planner(base, loss=cross_entropy, batch="sqrt", horizon="timescale", optimizer="adamw", weight_decay=0.1)
+    asked = PlanCallback(
+        base, loss=cross_entropy, batch="sqrt", horizon="timescale", optimizer="adamw", weight_decay=0.1
+    )
     trainer(tmp_path, asked, accumulate_grad_batches=2).fit(Net(8), loader())
     assert asked.plan is not None
     assert asked.plan.lr != base.lr
@@ -232,7 +234,7 @@ def test_hyperparameters_may_hold_a_plan(tmp_path: Path) -> None:
 def test_the_watch_sees_the_steps_and_its_scalars_reach_the_loggers(tmp_path: Path, kind: Any) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
-    watcher = Watcher(every=1)
+    watcher = WatchCallback(every=1)
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
     trainer(tmp_path, given(), watcher, logger=logger, max_steps=4).fit(kind(), loader())
     report = watcher.report()
@@ -259,7 +261,7 @@ def test_clipping_knows_of_folded_multipliers(tmp_path: Path) -> None:
             ]
             norms.extend([float(torch.cat([g.flatten() for g in found]).norm())] if found else [])
 
-    asked = Planner(base, loss=cross_entropy, depth="completep", optimizer="adamw")
+    asked = PlanCallback(base, loss=cross_entropy, depth="completep", optimizer="adamw")
     fit = trainer(tmp_path, asked, Norm(), gradient_clip_val=1e-3)
     fit.fit(Net(8, depth=3), loader())
     assert asked.plan is not None
@@ -273,7 +275,7 @@ def test_clipping_knows_of_folded_multipliers(tmp_path: Path) -> None:
 
     module = Net(8, depth=3)
     with pytest.raises(KeyError, match="broken"):
-        trainer(tmp_path, Planner(plan=asked.plan), Broken(), gradient_clip_val=1e-3).fit(module, loader())
+        trainer(tmp_path, PlanCallback(plan=asked.plan), Broken(), gradient_clip_val=1e-3).fit(module, loader())
     assert "configure_gradient_clipping" not in vars(module)
 
 
@@ -363,13 +365,13 @@ def test_another_rate_may_be_said_where_the_optimizer_is_made(tmp_path: Path) ->
 def test_more_lines_with_the_mend(tmp_path: Path) -> None:
     other = dagscale.plan(Net(16), examples()[0], base_lr=0.01, law="none", optimizer="adamw")
     with pytest.raises(PlanError, match="the plan is for another model"):
-        trainer(tmp_path, Planner(plan=other)).fit(Net(8), loader())
+        trainer(tmp_path, PlanCallback(plan=other)).fit(Net(8), loader())
     with pytest.raises(PlanError, match="there is no plan: give the Trainer callbacks"):
         trainer(tmp_path).fit(Net(8), loader())
     with pytest.raises(PlanError, match=r"base must be .* a function that makes the small module"):
-        Planner(Net())
+        PlanCallback(Net())
     with pytest.raises(PlanError, match="leave one of them out"):
-        Planner(plan=other, optimizer="sgd")
+        PlanCallback(plan=other, optimizer="sgd")
     with pytest.raises(PlanError, match="clips by value"):
         trainer(tmp_path, planner(), gradient_clip_val=1.0, gradient_clip_algorithm="value").fit(Net(), loader())
     with pytest.raises(RecipeError, match="Linear is no LightningModule"):

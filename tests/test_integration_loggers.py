@@ -93,7 +93,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
     model, plan = planned()
     with mlflow.start_run() as run:
-        last = watched(model, plan, to_mlflow(plan))
+        last = watched(model, plan, to_mlflow(mlflow, plan))
         artifacts = Path(mlflow.get_artifact_uri().removeprefix("file://"))
     data = mlflow.get_run(run.info.run_id).data
     assert data.params["dagscale/recipe/weight_decay"] == "0.1"
@@ -116,7 +116,7 @@ class Recorder:
 def test_what_mlflow_is_called_with() -> None:
     model, plan = planned()
     recorder = Recorder()
-    watched(model, plan, to_mlflow(plan, mlflow=recorder))
+    watched(model, plan, to_mlflow(recorder, plan))
     names = [name for name, _, _ in recorder.calls]
     assert names == ["log_params", "log_metrics", "log_text", "log_dict", "log_metrics", "log_metrics"]
     assert recorder.calls[3][1] == (plan.to_dict(), "dagscale/plan.json")
@@ -129,4 +129,4 @@ def test_one_line_with_the_mend() -> None:
     with pytest.raises(DagscaleError, match=r"run must be what wandb.init returns, not NoneType"):
         to_wandb(None)
     with pytest.raises(DagscaleError, match="mlflow must be the module mlflow, not int"):
-        to_mlflow(mlflow=1)
+        to_mlflow(1)

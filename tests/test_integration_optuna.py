@@ -68,7 +68,7 @@ def test_the_plan_is_the_first_trial_and_the_others_lie_around_it(optuna: Any) -
 
 def test_a_base_is_a_centre_too() -> None:
     found = dagscale.search(mlp(), (X, Y), optimizer="adamw", steps=4, seeds=1, grid=(0.01, 0.1), widen=0)
-    assert rate_range(found, 1) == pytest.approx((found.lr / 2, found.lr * 2))
+    assert rate_range(found, octaves=1) == pytest.approx((found.lr / 2, found.lr * 2))
 
 
 def test_a_sweep_of_wandb() -> None:
@@ -106,7 +106,7 @@ def test_one_line_with_the_mend() -> None:
     from dagscale.integrations.optuna import enqueue, suggest_rate
 
     with pytest.raises(PlanError, match="octaves must be a positive number, such as 2"):
-        rate_range(planned(), 0)
+        rate_range(planned(), octaves=0)
     with pytest.raises(PlanError, match=r"plan must be what dagscale.plan or dagscale.search returns, not float"):
         rate_range(0.1)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="trial must be an optuna trial"):

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.errors import DagscaleError, OptimizerError, PlanError
+from dagscale.errors import DagscaleError, OptimizerError, PlanError, RecipeError
 
 timm = pytest.importorskip("timm")
 from timm.optim import create_optimizer_v2, optimizer_kwargs  # noqa: E402
 from timm.scheduler import CosineLRScheduler  # noqa: E402
 
-from dagscale.integrations.timm import create_optimizer, named_optimizer, param_groups_fn, settings  # noqa: E402
+from dagscale.integrations.timm import create_optimizer, named_optimizer, param_groups_fn, recipe_of  # noqa: E402
 
 
 def vit(depth: int = 1, width: int = 16) -> Any:
@@ -44,7 +44,7 @@ DATA = (torch.randn(16, 3, 8, 8), torch.arange(16) % 4)
 
 
 def planned(args: Namespace, model: nn.Module, **more: Any) -> dagscale.Plan:
-    recipe = dagscale.Recipe(DATA, cross_entropy, steps=4, batch_size=8, **settings(args, model))
+    recipe = recipe_of(args, DATA, cross_entropy, model, steps=4, batch_size=8)
     return dagscale.plan(model, recipe=recipe, base_lr=0.01, law="none", init="keep", **more)
 
 
@@ -84,7 +84,7 @@ def test_decay_and_betas_are_the_plans() -> None:
         return nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, 4))
 
     args, model = arguments(weight_decay=0.1), net(16)
-    recipe = dagscale.Recipe(DATA, cross_entropy, steps=4, batch_size=4, **settings(args, model))
+    recipe = recipe_of(args, DATA, cross_entropy, model, steps=4, batch_size=4)
     base = dagscale.search(net(8), recipe, seeds=1, grid=[1e-3, 1e-2], widen=0)
     longer = recipe.changed(batch_size=8, steps=16)
     plan = dagscale.plan(model, base=base, recipe=longer, law="none", batch="sqrt", horizon="timescale")
@@ -99,11 +99,18 @@ def test_decay_and_betas_are_the_plans() -> None:
 
 def test_further_settings_reach_recipe_and_optimizer() -> None:
     args, model = arguments(opt_kwargs={"amsgrad": True, "lr": 5.0}), nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
-    assert settings(args, model)["optimizer"].settings["amsgrad"]
+    assert recipe_of(args, DATA, cross_entropy, model, batch_size=4).optimizer.settings["amsgrad"]
     plan = planned(args, model)
     ours = create_optimizer(args, model, plan)
     assert all(group["amsgrad"] for group in ours.param_groups)
     assert rates(model, ours) == {name: own.lr for name, own in plan.parameters.items()}
+
+
+def test_what_is_said_besides_comes_first_and_the_length_is_the_scripts() -> None:
+    args = arguments(epochs=3, grad_accum_steps=2, clip_mode="agc", opt="adamv")
+    recipe = recipe_of(args, DATA, cross_entropy, optimizer="lion", clip=0.5, batch_size=4)
+    assert (recipe.epochs, recipe.accumulate, recipe.clip, recipe.optimizer.name) == (3, 2, 0.5, "lion")
+    assert recipe_of(arguments(epochs=3), DATA, cross_entropy, steps=5, batch_size=4).epochs is None
 
 
 def test_two_steps_and_resuming() -> None:
@@ -150,9 +157,9 @@ def test_an_optimizer_of_its_own_is_searched() -> None:
 
 def test_one_line_with_the_mend() -> None:
     with pytest.raises(OptimizerError, match="timm has no optimizer 'adamv'; did you mean 'adam'"):
-        settings(arguments(opt="adamv"))
-    with pytest.raises(PlanError, match="clip_mode 'agc' is none that a recipe can say: clip by norm"):
-        settings(arguments(clip_mode="agc"))
+        recipe_of(arguments(opt="adamv"), DATA, cross_entropy)
+    with pytest.raises(RecipeError, match="clip_mode 'agc' is none that a recipe can say: clip by norm"):
+        recipe_of(arguments(clip_mode="agc"), DATA, cross_entropy)
     args, model = arguments(), vit()
     with pytest.raises(PlanError, match="the plan is for another model"):
         create_optimizer(args, vit(depth=2), planned(args, model))

@@ -6,8 +6,8 @@
         def configure_optimizers(self):
             return configure_optimizers(self)
 
-    planner = Planner(lambda: Net(width=64, depth=2), optimizer="adamw", weight_decay=0.1, schedule=dagscale.cosine())
-    Trainer(max_epochs=10, gradient_clip_val=1.0, callbacks=[planner, Watcher()]).fit(Net(512, 12), loader)
+    planning = PlanCallback(lambda: Net(width=64, depth=2), optimizer="adamw", weight_decay=0.1)
+    Trainer(max_epochs=10, gradient_clip_val=1.0, callbacks=[planning, WatchCallback()]).fit(Net(512, 12), loader)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def configure_optimizers(
 
     Args:
         module: the module itself, ``self``.
-        plan: its plan; by default that of the `Planner` among the trainer's callbacks.
+        plan: its plan; by default that of the `PlanCallback` among the trainer's callbacks.
         schedule: False for the optimiser alone.
         groups: further arguments of `dagscale.Plan.optimizer`, such as ``lr`` or ``no_decay``.
 
@@ -62,12 +62,12 @@ def configure_optimizers(
         PlanError: if there is no plan, or it does not fit the module.
     """
     trainer = module._trainer
-    planner = next((own for own in trainer.callbacks if isinstance(own, Planner)), None) if trainer else None
+    planner = next((own for own in trainer.callbacks if isinstance(own, PlanCallback)), None) if trainer else None
     if planner is not None:
         plan, planner._lr = plan or planner.plan, groups.get("lr")
     if plan is None:
         raise PlanError(
-            "there is no plan: give the Trainer callbacks=[Planner(...)], or configure_optimizers(self, plan) a plan"
+            "no plan: give the Trainer callbacks=[PlanCallback(...)], or give one, configure_optimizers(self, plan)"
         )
     optimizer = plan.optimizer(module, **groups)
     if not schedule or plan.recipe.get("schedule") is None:
@@ -77,14 +77,14 @@ def configure_optimizers(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class Planner(Callback):
+class PlanCallback(Callback):
     """Plans the module before it is trained, and draws its weights; as easy as ``LearningRateFinder``.
 
     Data, number of steps, accumulation, clipping and precision are the trainer's, the loss is what the module's
     ``training_step`` returns, and what remains of the recipe is said here. In several processes the first one plans and
     sends its plan to the others; gradients of so many processes are measured as so many accumulated batches. A fit that
     goes on from a checkpoint takes the plan from there and leaves the weights alone, and so does a second fit of the
-    same module with the same Planner; ``planner.plan.init_(module)`` draws them anew.
+    same module with the same PlanCallback; ``planner.plan.init_(module)`` draws them anew.
 
     Args:
         base: what makes the small module, such as ``lambda: Net(width=64)``, which is searched; or a `dagscale.Base`
@@ -171,7 +171,7 @@ class Planner(Callback):
             raise PlanError(
                 f"configure_optimizers of {type(pl_module).__name__} made {made} without the plan's rates: let it "
                 "return dagscale.integrations.lightning.configure_optimizers(self), and say optimizer, settings and "
-                "schedule to the Planner"
+                "schedule to the PlanCallback"
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -258,7 +258,7 @@ class Planner(Callback):
         if any(is_sharded(p) for p in module.parameters()):
             raise PlanError(
                 f"{name} makes its layers in configure_model and shards them there: make them in __init__, or plan "
-                "before the fit, Planner(plan=plan)"
+                "before the fit, PlanCallback(plan=plan)"
             )
         if trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm").lower().endswith("value"):
             raise PlanError("the Trainer clips by value, which no recipe can say: clip by norm")
@@ -337,11 +337,11 @@ class _Plainly:
         return (own["batch"] for own in self.batches)
 
 
-class Watcher(Callback):
+class WatchCallback(Callback):
     """Watches the training (`dagscale.watch`): its scalars go to the trainer's loggers, and a fault is a warning.
 
     Args:
-        plan: what is planned; by default the plan of the `Planner` among the trainer's callbacks.
+        plan: what is planned; by default the plan of the `PlanCallback` among the trainer's callbacks.
         every: how often a step is observed closely.
         base: what a watch of the base reported, to hold changes of signals against.
     """
@@ -365,9 +365,9 @@ class Watcher(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin."""
-        plan = self.plan or next((own.plan for own in trainer.callbacks if isinstance(own, Planner)), None)
+        plan = self.plan or next((own.plan for own in trainer.callbacks if isinstance(own, PlanCallback)), None)
         if plan is None:
-            raise PlanError("there is no plan to watch against: give Watcher(plan), or a Planner beside it")
+            raise PlanError("there is no plan to watch against: give WatchCallback(plan), or a PlanCallback beside it")
         self.watch = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every, base=self.base)
         self._logged = 0
 
@@ -410,4 +410,4 @@ class Watcher(Callback):
             self._ended, self.watch = self.watch, None
 
 
-__all__ = ["Planner", "Watcher", "configure_optimizers"]
+__all__ = ["PlanCallback", "WatchCallback", "configure_optimizers"]

@@ -77,31 +77,30 @@ def to_wandb(run: Any, plan: Plan | None = None) -> Log:
     return log
 
 
-def to_mlflow(plan: Plan | None = None, mlflow: Any = None) -> Log:
+def to_mlflow(mlflow: Any, plan: Plan | None = None) -> Log:
     """Write to MLflow's active run, which is begun if there is none.
 
     Args:
+        mlflow: the module ``mlflow``, as it is imported.
         plan: written now: its configuration as parameters, its rate and factors as metrics at step 0, its table and
             itself as the artifacts ``dagscale/plan.txt`` and ``dagscale/plan.json``.
-        mlflow: the module ``mlflow``; by default it is imported.
 
     Returns:
         ``log(step, scalars)``, for `dagscale.watch`.
 
     Raises:
-        DagscaleError: if mlflow cannot be imported.
+        DagscaleError: if it is not that module.
     """
-    module = require("mlflow", "mlflow") if mlflow is None else mlflow
-    _check(module, ("log_metrics", "log_params"), "mlflow", "the module mlflow")
+    _check(mlflow, ("log_metrics", "log_params"), "mlflow", "the module mlflow")
 
     def log(step: int, scalars: Mapping[str, float]) -> None:
-        module.log_metrics(dict(scalars), step=step)
+        mlflow.log_metrics(dict(scalars), step=step)
 
     if plan is not None:
-        module.log_params({f"dagscale/{name}": value for name, value in config(plan).items()})
+        mlflow.log_params({f"dagscale/{name}": value for name, value in config(plan).items()})
         log(0, scalars(plan))
-        module.log_text(str(plan), "dagscale/plan.txt")
-        module.log_dict(plan.to_dict(), "dagscale/plan.json")
+        mlflow.log_text(str(plan), "dagscale/plan.txt")
+        mlflow.log_dict(plan.to_dict(), "dagscale/plan.json")
     return log
 
 

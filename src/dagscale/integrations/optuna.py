@@ -37,7 +37,7 @@ def suggest_rate(trial: Any, plan: Plan | Base, *, octaves: float = 2.0, name: s
     """
     if not hasattr(trial, "suggest_float"):
         raise PlanError(f"trial must be an optuna trial, as the objective is given it, not {type(trial).__name__}")
-    low, high = rate_range(plan, octaves)
+    low, high = rate_range(plan, octaves=octaves)
     return float(trial.suggest_float(name, low, high, log=True))
 
 

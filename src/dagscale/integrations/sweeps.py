@@ -10,7 +10,7 @@ from dagscale.planning.files import is_number
 from dagscale.planning.plans import Plan
 
 
-def rate_range(plan: Plan | Base, octaves: float = 2.0) -> tuple[float, float]:
+def rate_range(plan: Plan | Base, *, octaves: float = 2.0) -> tuple[float, float]:
     """Lowest and highest learning rate to try: the plan's, a factor of ``2**octaves`` down and up.
 
     Args:
@@ -51,7 +51,7 @@ def wandb_sweep(
     """
     if goal not in ("minimize", "maximize"):
         raise PlanError(f"goal must be 'minimize' or 'maximize', not {goal!r}")
-    low, high = rate_range(plan, octaves)
+    low, high = rate_range(plan, octaves=octaves)
     rate = {"distribution": "log_uniform_values", "min": low, "max": high}
     if method == "grid":
         steps = max(1, round(2 * octaves))

@@ -2,7 +2,7 @@
 
 ::
 
-    recipe = dagscale.Recipe(loader, loss=cross_entropy, steps=…, **settings(args, model))  # args of timm's train.py
+    recipe = recipe_of(args, loader, loss, model)  # args of timm's train.py
     plan = dagscale.plan(model, recipe=recipe)
     optimizer = create_optimizer(args, plan.init_(model), plan)  # in place of timm.optim.create_optimizer_v2(…)
 """
@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dagscale.errors import OptimizerError, PlanError
+from dagscale.errors import OptimizerError, RecipeError
 from dagscale.integrations.requirement import require
 from dagscale.models.timm import declare_torchvision_ops
 from dagscale.planning.plans import Plan
 from dagscale.tracing.wrappers import unwrapped
 from dagscale.training.optimizers import Groups, Optimizer, resolve
+from dagscale.training.recipe import Recipe
 
 TAKEN_BY_PLAN = ("lr", "layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale")
 """Of timm's settings, those that say rates, which the plan says."""
@@ -59,34 +60,38 @@ def named_optimizer(opt: str, **settings: Any) -> Optimizer:
     return resolve(known, {k: v for k, v in defaults.items() if dropped.get(k, True)})
 
 
-def settings(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
-    """What the arguments of timm's ``train.py`` say of optimiser, decay, clipping and accumulation, for
-    `dagscale.Recipe`.
+def recipe_of(args: Any, data: Any, loss: Any, model: nn.Module | None = None, **changes: Any) -> Recipe:
+    """How timm's ``train.py`` trains, as far as its arguments say it.
+
+    Optimiser, decay, clipping, accumulation and number of epochs are read from the arguments. Their schedule is not: it
+    is counted in epochs, and ``schedule=`` says it.
 
     Args:
         args: its parsed arguments: ``opt``, ``momentum``, ``weight_decay``, ``opt_eps``, ``opt_betas``,
-            ``opt_kwargs``, ``clip_grad``, ….
+            ``opt_kwargs``, ``clip_grad``, ``epochs``, ….
+        data, loss: as `dagscale.Recipe` takes them, such as ``loader_train`` and ``train_loss_fn``.
         model: whose ``no_weight_decay()`` names parameters without decay, such as a ViT's ``pos_embed``.
-
-    Returns:
-        Keyword arguments of `dagscale.Recipe`: ``optimizer``, ``weight_decay``, ``no_decay``, and ``clip`` and
-        ``accumulate`` where they are said.
+        changes: arguments of `dagscale.Recipe` that are to differ or come besides, such as ``steps`` or ``schedule``.
 
     Raises:
         OptimizerError: if timm knows no such optimiser.
-        PlanError: if it clips in a way that no recipe can say.
+        RecipeError: if it clips in a way that no recipe can say.
     """
     said = _said(args)
     own = {k: v for k, v in said.items() if k not in ("opt", "weight_decay")}
-    found: dict[str, Any] = {"optimizer": named_optimizer(said["opt"], **own), "weight_decay": said["weight_decay"]}
-    found["no_decay"] = _no_decay(model)
-    if getattr(args, "clip_grad", None) is not None:
+    found: dict[str, Any] = {"weight_decay": said["weight_decay"], "no_decay": _no_decay(model)}
+    if "optimizer" not in changes:
+        found["optimizer"] = named_optimizer(said["opt"], **own)
+    if getattr(args, "clip_grad", None) is not None and "clip" not in changes:
         if getattr(args, "clip_mode", "norm") != "norm":
-            raise PlanError(f"clip_mode {args.clip_mode!r} is none that a recipe can say: clip by norm")
+            raise RecipeError(
+                f"clip_mode {args.clip_mode!r} is none that a recipe can say: clip by norm, or give clip="
+            )
         found["clip"] = float(args.clip_grad)
-    if getattr(args, "grad_accum_steps", 1) > 1:
-        found["accumulate"] = args.grad_accum_steps
-    return found
+    found["accumulate"] = getattr(args, "grad_accum_steps", 1)
+    if not {"steps", "epochs"} & changes.keys():
+        found["epochs"] = getattr(args, "epochs", None)
+    return Recipe(data, loss, **{**found, **changes})
 
 
 def create_optimizer(args: Any, model: nn.Module, plan: Plan, **groups: Any) -> torch.optim.Optimizer:
@@ -165,4 +170,4 @@ def _factory() -> Any:
     return require("timm.optim._optim_factory", "timm", "1.0.12")
 
 
-__all__ = ["create_optimizer", "named_optimizer", "param_groups_fn", "settings"]
+__all__ = ["create_optimizer", "named_optimizer", "param_groups_fn", "recipe_of"]
