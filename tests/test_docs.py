@@ -8,6 +8,7 @@ import io
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,9 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 LONGEST = 120
+
+FIRST = ("index", "start", "concepts", "when-not")
+"""Pages that a newcomer reads first, beside the folders of guides."""
 
 LONG_ROWS = frozenset({"data.md", "evidence-replay.md"})
 """Pages with rows that a command makes, or that hold names of files."""
@@ -121,11 +125,41 @@ def test_every_file_of_results_is_on_a_page() -> None:
 
 
 EXAMPLE = re.compile(r"<!-- runs -->\n```python\n(.*?)```\n\nIt prints\n\n```\n(.*?)```", re.DOTALL)
-EXAMPLES = [
-    pytest.param(code, printed, id=f"{page.relative_to(DOCS).as_posix()}-{number}")
-    for page in PAGES
-    for number, (code, printed) in enumerate(EXAMPLE.findall(page.read_text("utf-8")))
+GOES_ON = re.compile(r"<!-- runs on -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def examples(page: Path) -> list[tuple[str, str, list[str]]]:
+    """Of each block that runs as it stands: its code, what it prints, and the blocks below that go on from it."""
+    text = page.read_text("utf-8")
+    blocks = list(EXAMPLE.finditer(text))
+    ends = [*(block.start() for block in blocks), len(text)][1:]
+    spans = zip(blocks, ends, strict=True)
+    return [(block[1], block[2], GOES_ON.findall(text, block.end(), end)) for block, end in spans]
+
+
+FOR_USERS = [
+    page for page in PAGES if page.parent.name in ("howto", "guide") or (page.parent == DOCS and page.stem in FIRST)
 ]
+EXAMPLES = [
+    pytest.param(*example, id=f"{page.relative_to(DOCS).as_posix()}-{number}")
+    for page in PAGES
+    for number, example in enumerate(examples(page))
+]
+
+
+@pytest.mark.parametrize("page", FOR_USERS, ids=lambda page: page.name)
+def test_every_block_of_a_page_for_users_runs_or_says_why_not(page: Path) -> None:
+    """Above each block of Python stands one of: that it runs, that it goes on from the one that runs above it, the test
+    that takes it from the page, or the reason why it does not run."""
+    text = page.read_text("utf-8")
+    for found in re.finditer(r"^(.*)\n```python\n(.*)$", text, re.MULTILINE):
+        said = re.fullmatch(r"<!-- (runs|runs on|run by (.*)|not run: .+) -->", found[1])
+        assert said, f"{page.name}: nothing says whether the block {found[2]!r} runs"
+        for test in re.findall(r"tests/test_\w+\.py", said[0]):
+            assert (ROOT / test).is_file()
+        if said[2]:
+            assert f'"{page.name}"' in (ROOT / said[2]).read_text("utf-8"), f"{said[2]} does not read the page"
+    assert len(re.findall("<!-- runs(?: on)? -->", text)) == sum(1 + len(on) for _, _, on in examples(page))
 
 
 def test_the_readme_runs_and_prints_what_it_says() -> None:
@@ -152,13 +186,19 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
-@pytest.mark.parametrize(("code", "printed"), EXAMPLES)
-def test_examples_run_and_print_what_the_page_says(code: str, printed: str) -> None:
+@pytest.mark.parametrize(("code", "printed", "on"), EXAMPLES)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_examples_run_and_print_what_the_page_says(
+    code: str, printed: str, on: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What an example registers is gone after it. ``python docs/outputs.py`` writes what they print today."""
-    out = io.StringIO()
+    monkeypatch.chdir(tmp_path)
+    out, own = io.StringIO(), dict[str, Any]()
     with contextlib.ExitStack() as stack:
         for registry in (LAWS, INITS, OPTIMIZERS, OPS):
             stack.enter_context(registry.temporarily())
         stack.enter_context(contextlib.redirect_stdout(out))
-        exec(compile(code, "example", "exec"), {})
-    assert out.getvalue() == printed
+        exec(compile(code, "example", "exec"), own)
+        assert out.getvalue() == printed
+        for more in on:
+            exec(compile(more, "example", "exec"), own)
