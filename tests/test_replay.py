@@ -578,7 +578,7 @@ def test_figures_in_the_pages_words_are_those_of_its_tables() -> None:
         ("`effective-depth` {},", lost(nets, "network", "effective-depth"), ".1f"),
         ("`covariance` {},", lost(nets, "network", "covariance"), ".2f"),
         ("(the paper's Σ L³) {} points", lost(nets, "network", "paths"), ".0f"),
-        ("An octave off costs {} points", nets["octave"], ".1f"),
+        ("an octave off costs {} points", nets["octave"], ".1f"),
         ("while the decay changes loses {} points", lost(nets, "decay", "one rate"), ".0f"),
         ("keeping rate × decay {}.", lost(nets, "decay", "product"), ".1f"),
         ("loses {} points on the others", pair("the base's pair"), ".2f"),
