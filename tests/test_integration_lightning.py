@@ -279,24 +279,6 @@ def test_clipping_knows_of_folded_multipliers(tmp_path: Path) -> None:
     assert "configure_gradient_clipping" not in vars(module)
 
 
-def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parent.parent / "docs" / "howto" / "lightning.md").read_text("utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
-    methods = "\n".join(f"    {name} = Given.{name}" for name in ("training_step", "forward"))
-    mark = "    ...  # your __init__ and your training_step, as they are"
-    assert mark in code
-
-    code = code.replace(mark, methods).replace("width=512", "width=16").replace("width=64", "width=8")
-    code = code.replace("max_epochs=10", "max_epochs=2, logger=False, accelerator='cpu', enable_progress_bar=False")
-    own: dict[str, Any] = {"LightningModule": Net, "Trainer": pytorch.Trainer, "Given": Net, "loader": loader()}
-    exec(code, own)
-    assert rates(own["trainer"], own["planner"].plan) == pytest.approx(
-        dict.fromkeys(own["planner"].plan.parameters, 1.0)
-    )
-    assert own["trainer"].global_step == 8
-
-
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
