@@ -6,7 +6,8 @@ READY  := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 # Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
 PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate lightning lightning-utilities torchmetrics \
-          wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash
+          wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash opentelemetry-api \
+          skorch trl datasets dill multiprocess pandas
 
 .PHONY: help demo test fuzz lint docs dist release-check soak zoo bench clean
 .DEFAULT_GOAL := help

@@ -14,6 +14,7 @@ import dagscale
 from dagscale.errors import RecipeError
 
 hf = pytest.importorskip("dagscale.integrations.huggingface")
+pytest.importorskip("trl.trainer.dpo_trainer")  # trl itself imports lazily
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 transformers = pytest.importorskip("transformers")
