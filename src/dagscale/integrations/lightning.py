@@ -27,6 +27,7 @@ import dagscale
 from dagscale.errors import DagscaleError, PlanError, WatchError
 from dagscale.integrations.requirement import require
 from dagscale.integrations.training_step import by_training_step
+from dagscale.models.timm import declare_torchvision_ops
 from dagscale.planning.base import Base
 from dagscale.planning.plans import Plan
 from dagscale.tracing.wrappers import is_sharded
@@ -34,6 +35,7 @@ from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.recipe import Recipe
 from dagscale.watching import Watch, WatchReport
 
+declare_torchvision_ops()  # before lightning imports torchvision
 pytorch = require("lightning.pytorch", "lightning", "2.1")
 if TYPE_CHECKING:
 
