@@ -3,15 +3,17 @@
     python benchmarks/transfer.py run FILE.json [--families lm …] [--sizes 2x64 …] [--ways mup …]   # resumable
     python benchmarks/transfer.py report FILE.json [--picture FILE.svg]
 
-Four families, each with one base, its smallest size, that is searched once (sizes are blocks or layers × width):
+Families, each with one base, its smallest size, that is searched once (sizes are blocks or layers × width):
 
     lm              pre-norm decoders on bytes of the Python standard library's sources, AdamW (0.9, 0.95), decay 0.1
                     on matrices, 5 % warm-up and a cosine, clipping at 1
-    lm-no-norm      the same without norms
+    lm-long         the same, five times as long
+    lm-no-norm      without norms
     resnet          batch norm, CIFAR-10 halved to 16×16, Nesterov momentum 0.9, decay 5e-4, cosine, crop and flip
     vit             pre-norm vision transformers on the same images, AdamW, decay 0.05, 5 % warm-up, cosine, clipping
 
-Every size is trained at seven rates, an octave apart around the base's, in four ways:
+Every size is trained at seven rates, an octave apart around the base's, and at more of them where the best is the
+lowest or the highest, in four ways:
 
     own init     the author's: N(0, 0.02²) with branch ends by 1/√(2L) in language models, torch's elsewhere; one rate
     moments      dagscale's init, one rate
@@ -59,7 +61,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "mup": {"width": "mup"},
     "completep": {"width": "mup", "depth": "completep"},
 }
-OCTAVES = (0, -1, 1, -2, 2, -3, 3)
+OCTAVES, FURTHEST = (0, -1, 1, -2, 2, -3, 3), 7
 CONTEXT, EVALUATED = 64, 1024
 CIFAR = Path(os.environ.get("CIFAR10", "data/cifar10"))
 
@@ -197,6 +199,9 @@ FAMILIES = {
         ("2x64", "8x64", "16x64", "2x128", "8x128"), 200, lambda d, w: Language(d, w, norms=True), language_recipe,
         lambda: text()[1],
     ),
+    "lm-long": Family(
+        ("2x64", "8x64"), 1000, lambda d, w: Language(d, w, norms=True), language_recipe, lambda: text()[1]
+    ),
     "lm-no-norm": Family(
         ("2x64", "8x64", "16x64"), 200, lambda d, w: Language(d, w, norms=False), language_recipe, lambda: text()[1]
     ),
@@ -241,18 +246,31 @@ def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: 
         for size in sizes or family.sizes:
             for way in ways:
                 if way == "random":
-                    trials = [("random", draw, lr) for draw, lr in enumerate(drawn(rival, name, recipe))]
+                    trials = (("random", draw, lr) for draw, lr in enumerate(drawn(rival, name, recipe)))
                     plan = planned(family, size, base, recipe, "own init", device)
                 else:
                     way = same(family, size, way)
                     plan = planned(family, size, base, recipe, way, device)
-                    trials = [(way, octave, plan.lr * 2.0**octave) for octave in OCTAVES]
+                    trials = ((way, octave, plan.lr * 2.0**octave) for octave in octaves(own, way, size))
                 for label, place, lr in trials:
                     for seed in range(seeds):
                         key = f"{label}/{size}/{place}/{seed}"
                         if key not in own and time.monotonic() < until:
                             own[key] = trained(family, size, plan, recipe, lr, seed, device)
                             put(path, known)
+
+
+def octaves(own: dict[str, Any], way: str, size: str) -> Iterator[int]:
+    """The grid, and then on beyond an end of it for as long as that end is the best, up to ``FURTHEST`` octaves."""
+    yield from OCTAVES
+    while curve := curves(own, "train").get((way, size)):
+        best = min(curve, key=curve.__getitem__)
+        following = best + (1 if best > 0 else -1)
+        if min(curve) < best < max(curve) or abs(following) > FURTHEST:
+            return
+        yield following
+        if f"{way}/{size}/{following}/0" not in own:  # out of time
+            return
 
 
 def put(path: Path, known: dict[str, Any]) -> None:
@@ -315,7 +333,7 @@ def curves(own: dict[str, Any], judged: str) -> dict[tuple[str, str], Curve]:
             listed = found.setdefault((way, size), {}).setdefault(int(place), [])
             listed.append(math.inf if loss is None else loss)
     means = {k: {o: fmean(v) for o, v in sorted(c.items())} for k, c in found.items()}
-    return {k: c for k, c in means.items() if k[0] == "random" or len(c) == len(OCTAVES)}
+    return {k: c for k, c in means.items() if k[0] == "random" or c.keys() >= set(OCTAVES)}
 
 
 def optimum(curve: Curve) -> float:
@@ -356,7 +374,7 @@ def table(name: str, family: Family, own: dict[str, Any]) -> None:
                 names = " = ".join(w for w in WAYS if same(family, size, w) == key[0])
                 c, v = found[key], held[key]
                 best, where = min(c.values()), optimum(c)
-                edge = " (edge)" if abs(where) == max(OCTAVES) else ""
+                edge = " (edge)" if where in (min(c), max(c)) else ""
                 start = (
                     [" – "] * 3
                     if way == "own init"
