@@ -24,7 +24,7 @@ from dagscale.bench.nas.rerank_page import (
     sections,
     write_files,
 )
-from dagscale.bench.nas.retrain import Retraining
+from dagscale.bench.nas.results import Retraining
 from dagscale.bench.nas.tables import MEAN
 from dagscale.shown import for_spreadsheet, plain
 
@@ -68,11 +68,12 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
     """The tables as (title, column names, rows of text)."""
     recipes: Rows = (
         "Recipes",
-        ("recipe", "base's rate", "rates", "mean accuracy", "std between seeds", "training loss", "diverged"),
+        ("recipe", "base's rate", "decay", "rates", "mean accuracy", "std between seeds", "training loss", "diverged"),
         [
             (
                 name,
                 "–" if name not in trained.bases else _base(trained, name),
+                f"{trained.bases[name].weight_decay if name in trained.bases else RECIPES[name].weight_decay:.3g}",
                 _spread(trained.rates[name]),
                 f"{values.mean():.2f}",
                 f"{np.sqrt(values.var(axis=1, ddof=1).mean()):.2f}",
@@ -138,9 +139,9 @@ def legend(trained: Retraining, compared: Comparison) -> list[str]:
         f"Departs from the published recipe: {'; '.join(trained.differences)}.",
         *(f"{name}: {RECIPES[name].describe()}." for name in trained.accuracies),
         *(
-            f"{name}: the law took {count:,.0f} forward passes an architecture."
+            f"{name}: the law took {count:,.0f} forward passes of a batch an architecture, one training "
+            f"{3 * trained.steps:,}; it was measured on {trained.measured:,} that compute different things."
             for name, count in trained.forwards.items()
-            if count
         ),
     ]
     edges = [name for name, base in trained.bases.items() if base.at_edge]
