@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dagscale.bench.nas.agreement import SMALLEST, Gain
-from dagscale.bench.nas.comparison import Comparison
+from dagscale.bench.nas.comparison import CLASSES, Comparison
 from dagscale.bench.nas.recipes import RECIPES
 from dagscale.bench.nas.rerank_page import (
     SHOWN_KS,
@@ -25,6 +24,7 @@ from dagscale.bench.nas.rerank_page import (
     write_files,
 )
 from dagscale.bench.nas.results import Retraining
+from dagscale.bench.nas.settings_page import component_rows, gain_text, power_line
 from dagscale.bench.nas.tables import MEAN
 from dagscale.shown import for_spreadsheet, plain
 
@@ -86,7 +86,7 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
     gains: Rows = (
         f"Mean gain in points, with 95 % intervals; top by: {compared.chosen_by}",
         ("recipe", "over", "all", "top 10 %", "top 1 %", "over's seed against seed"),
-        [(p.second, p.first, *map(_gain, p.gains), f"{p.gains[0].noise:+.2f}") for p in compared.pairs],
+        [(p.second, p.first, *map(gain_text, p.gains), f"{p.gains[0].noise:+.2f}") for p in compared.pairs],
     )
     kendall: Rows = (
         "Kendall τ over the top K % by the first, with 95 % intervals",
@@ -125,7 +125,17 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
         ("architecture", "kind", "why"),
         [(one.arch, one.kind, one.reason) for one in trained.left_out],
     )
-    return [recipes, gains, *(table for table in (kendall, published, picks, left) if table[2])]
+    classes: Rows = (
+        "Mean gain in points by class of rank in the published table, the best class first, with 95 % intervals",
+        ("recipe", "over", *(f"class {k}" for k in range(1, CLASSES + 1))),
+        [
+            (p.second, p.first, *(interval(e, "+.2f") if e.low is not None else f"n {e.n}" for e in p.classes))
+            for p in compared.pairs
+            if p.classes
+        ],
+    )
+    parts = [component_rows(compared.components)] if compared.components is not None else []
+    return [recipes, gains, *(table for table in (classes, kendall, published, *parts, picks, left) if table[2])]
 
 
 def legend(trained: Retraining, compared: Comparison) -> list[str]:
@@ -153,6 +163,8 @@ def legend(trained: Retraining, compared: Comparison) -> list[str]:
         for name, report in compared.reports.items()
         if report.swapped
     ]
+    if compared.components is not None:
+        lines.append(power_line(compared.components, "recipe"))
     return [*lines, *(f"{note}." for note in compared.notes)]
 
 
@@ -169,12 +181,6 @@ def page(trained: Retraining, compared: Comparison, images: dict[str, bytes]) ->
 def _base(trained: Retraining, name: str) -> str:
     base = trained.bases[name]
     return f"{base.lr:.3g}{'*' if base.at_edge else ''}"
-
-
-def _gain(gain: Gain) -> str:
-    if gain.gain.n < SMALLEST:
-        return f"n too small ({gain.gain.n})"
-    return interval(gain.gain, "+.2f")
 
 
 def _spread(rates: tuple[float, ...]) -> str:
