@@ -2,8 +2,9 @@
 
     python benchmarks/nas_kills.py [--kills N] [--seed N]
 
-The command ``dagscale retrain`` on the digits is killed (SIGKILL) after a random share of the time that the undisturbed
-one took, ``--kills`` times, then left to finish. Its file of results is compared byte for byte.
+The command ``dagscale retrain`` on the digits is killed (SIGKILL) ``--kills`` times at random moments, then left to
+finish. The moments are such that each call gets on by about its part of the work. Its file of results is compared byte
+for byte.
 """
 
 from __future__ import annotations
@@ -47,10 +48,13 @@ def main() -> None:
         if start(whole).wait():
             sys.exit("the undisturbed study failed")
         took = time.monotonic() - begun
-        print(f"undisturbed: {took:.1f} s, {lines(whole)} lines", flush=True)
+        begun = time.monotonic()
+        start(whole).wait()  # there is nothing left to do: what it takes to start
+        before = time.monotonic() - begun
+        print(f"undisturbed: {took:.1f} s, {before:.1f} s of them to start, {lines(whole)} lines", flush=True)
         for k in range(options.kills):
             process = start(killed)
-            time.sleep(chance.uniform(0.2, 1.0) * took)
+            time.sleep(chance.uniform(0.6 * before, before + 2 * max(0.0, took - before) / options.kills))
             process.kill()
             print(
                 f"kill {k + 1}: {'had ended' if process.wait() == 0 else 'killed'}, {lines(killed)} lines", flush=True

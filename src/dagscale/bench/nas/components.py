@@ -60,10 +60,10 @@ def components(values: Floats, bootstrap: int = 200, rng: np.random.Generator | 
     drawn = [
         _roots(*_squares(values[rng.integers(0, archs, archs)]), trainings, seeds, archs) for _ in range(bootstrap)
     ]
-    found = [estimate(point[i], [one[i] for one in drawn], archs) for i in range(4)]
+    a, t, i, e = (estimate(point[k], [one[k] for one in drawn], archs) for k in range(4))
     _, _, interaction, error = _squares(values)
     between, within = (archs - 1) * (trainings - 1), (archs - 1) * trainings * (seeds - 1)
-    return Components(*found, *_power(interaction, error, between, within, seeds, archs))
+    return Components(a, t, i, e, *_power(interaction, error, between, within, seeds, archs))
 
 
 def _squares(values: Floats) -> tuple[float, float, float, float]:

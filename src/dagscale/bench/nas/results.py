@@ -174,7 +174,7 @@ def gathered(what: Mapping[str, Any], bases: Mapping[str, Any], rows: Sequence[R
     trained = [row for row in rows if "recipes" in row]
     archs = tuple(Nb201.parse(row["code"]) for row in trained)
     names, seeds = tuple(what["recipes"]), len(what["seeds"])
-    preset = {key: tuple(value) if isinstance(value, list) else value for key, value in what["preset"].items()}
+    size = {**what["preset"], "rates": tuple(what["preset"]["rates"])}
 
     def column(name: str, field: str) -> Floats:
         return np.array([row["recipes"][name][field] for row in trained], dtype=float).reshape(len(trained), seeds)
@@ -182,8 +182,8 @@ def gathered(what: Mapping[str, Any], bases: Mapping[str, Any], rows: Sequence[R
     measured = [name for name in names if any(row["recipes"][name]["forwards"] for row in trained)]
     return Retraining(
         data=what["data"]["name"],
-        preset=preset.pop("name"),
-        size=Preset(**preset),
+        preset=size.pop("name"),
+        size=Preset(**size),
         seeds=tuple(what["seeds"]),
         listed=what["listed"],
         archs=archs,

@@ -126,7 +126,8 @@ def _members(run: Run, data: Dataset) -> Any:
 def together(model: nn.Module, batch: int, side: int) -> int:
     """How many networks like this one to train at once."""
     assert isinstance(model, NB201)
-    return min(MOST, max(1, ELEMENTS // (batch * side**2 * model.stem[0].out_channels)))
+    channels = next(model.parameters()).shape[0]  # of the stem
+    return min(MOST, max(1, ELEMENTS // (batch * side**2 * channels)))
 
 
 def _member(run: Run, data: Dataset, setting: Mapping[str, Any], seed: int, device: str) -> Member:

@@ -88,7 +88,7 @@ def compare_settings(table: Settings, setting: str | None = None, *, bootstrap: 
         DataError: if there is no such setting, or too few architectures, settings or seeds.
     """
     values, rng = table.values, np.random.default_rng(seed)
-    whole = ~np.isnan(values).any(2)  # an architecture has all seeds of a setting
+    whole = np.asarray(~np.isnan(values).any(2))  # an architecture has all seeds of a setting
     if values.shape[2] < 2:
         raise DataError(f"{table.source} has one seed a setting: the best of many would be the luckiest; give two")
     counts = whole.sum(0)

@@ -170,7 +170,7 @@ def _settings(source: str, column: str, rows: Sequence[tuple[str, str, str, floa
     """A table from (architecture, setting, seed, percent)."""
     if not rows:
         raise DataError(f"{source} has no rows")
-    archs, settings, seeds = (tuple(sorted({row[i] for row in rows})) for i in range(3))
+    archs, settings, seeds = (tuple(sorted({str(row[i]) for row in rows})) for i in range(3))
     places = [{name: i for i, name in enumerate(names)} for names in (archs, settings, seeds)]
     values = np.full((len(archs), len(settings), len(seeds)), np.nan)
     for arch, setting, seed, value in rows:

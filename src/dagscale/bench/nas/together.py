@@ -130,7 +130,7 @@ class _Stack:
     """The networks' parameters in one matrix, (networks, parameters), beside their buffers."""
 
     def __init__(self, models: Sequence[nn.Module], groups: Sequence[Groups]) -> None:
-        parameters, self.buffers = stack_module_state(list(models))  # type: ignore[arg-type]
+        parameters, self.buffers = stack_module_state(list(models))
         self.skeleton = models[0]
         self.flat = torch.cat([p.detach().flatten(1) for p in parameters.values()], 1)
         self.device = self.flat.device
@@ -139,7 +139,7 @@ class _Stack:
         # Views of the matrix: an update of it is one of all of them.
         self.parameters = {
             name: part.view(shape).detach().requires_grad_()
-            for (name, shape), part in zip(shapes.items(), self.flat.split(self.sizes, 1), strict=True)
+            for (name, shape), part in zip(shapes.items(), torch.split(self.flat, self.sizes, 1), strict=True)
         }
         self.rates, self.decays = self._settings(models, groups, "lr"), self._settings(models, groups, "weight_decay")
         self.velocity = torch.zeros_like(self.flat)
@@ -176,9 +176,10 @@ class _Stack:
         # Parameters that no path reaches have no gradient, and torch leaves them alone.
         found = torch.autograd.grad(losses.sum(), list(self.parameters.values()), allow_unused=True)
         with torch.no_grad():
+            decays = torch.split(self.decays, self.sizes, 1)
             parts = [
                 torch.zeros_like(p).flatten(1) if g is None else torch.add(g.flatten(1), p.flatten(1) * d)
-                for g, p, d in zip(found, self.parameters.values(), self.decays.split(self.sizes, 1), strict=True)
+                for g, p, d in zip(found, self.parameters.values(), decays, strict=True)
             ]
             gradient = torch.cat(parts, 1)
             # torch starts its velocity at the first gradient, which is what zero times the momentum plus it is.
@@ -217,7 +218,7 @@ def _replayed(stack: _Stack) -> Callable[[Tensor, Tensor, float], Tensor]:
     def step(x: Tensor, y: Tensor, factor: float) -> Tensor:
         scale = torch.tensor(factor, device=stack.device)
         if next(warm, None) is not None:
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 ordinary = stack.step(x, y, scale)
@@ -250,7 +251,7 @@ def outputs(models: Sequence[nn.Module], x: Tensor, batch: int = 512) -> Tensor:
     stack = _Stack(models, [[] for _ in models])
     stack.train(False)
     with torch.no_grad():
-        found = [stack(part.to(stack.device), shared=True).cpu() for part in x.split(batch)]
+        found = [stack(part.to(stack.device), shared=True).cpu() for part in torch.split(x, batch)]
     stack.train(True)
     return torch.cat(found, 1)
 
