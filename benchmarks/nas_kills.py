@@ -61,9 +61,10 @@ def main() -> None:
             )
         if start(killed).wait():
             sys.exit("the study that was killed does not go on")
-        same = (whole / "results.jsonl").read_bytes() == (killed / "results.jsonl").read_bytes()
-    print("the same file of results" if same else "ANOTHER file of results")
-    sys.exit(not same)
+        ours, theirs = ((folder / "results.jsonl").read_bytes().splitlines() for folder in (whole, killed))
+    other = [k for k in range(max(len(ours), len(theirs))) if ours[k : k + 1] != theirs[k : k + 1]]
+    print(f"ANOTHER file of results: lines {other}" if other else "the same file of results")
+    sys.exit(bool(other))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import torch
 
 from dagscale.bench.bounds import check_count
 from dagscale.bench.data import load
@@ -73,7 +74,7 @@ def retrain(
         seed: the first one.
         results: the file that the results grow in; what it holds is not trained again.
         until: moment of ``time.monotonic`` by which to stop; the next call goes on from there.
-        device: where to train: ``cpu``, or ``cuda`` for a GPU.
+        device: where to train: ``cpu``, or ``cuda`` for a GPU, which has not been tried.
         store, jobs, scheduler, retry_failed, progress: see `dagscale.bench.sweep.sweep`.
 
     Returns:
@@ -98,6 +99,9 @@ def retrain(
         check_count("limit", scale.images, 1, 10**9)
     if not any(arch.graph.has_path for arch in archs):
         raise DataError("no architecture with a path from input to output: there is nothing to train")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        why = "torch sees no GPU here" if device == "cuda" else "give cpu or cuda"
+        raise DataError(f"device {device!r}: {why}")
     # As it is now, since what was read before may have changed.
     test = read.__wrapped__(data, scale.images, scale.side, "test")
     splits = {split: load(data, split=split, limit=scale.images) for split in ("train", "test")}
@@ -160,6 +164,7 @@ class _Study:
     Attributes:
         executed: runs executed so far.
         needed: seconds that the next run takes, where there was no time for it.
+        longest: kind of run → seconds of the longest so far, which is better than an estimate.
     """
 
     data: str
@@ -176,6 +181,7 @@ class _Study:
     device: str = "cpu"
     executed: int = 0
     needed: float = 0.0
+    longest: dict[str, float] = field(default_factory=dict)
 
     def search(self, recipes: Mapping[str, Recipe]) -> dict[str, Base] | None:
         """The rate, and the decay where it is searched, of every recipe's base; None if the time was up before."""
@@ -287,6 +293,10 @@ class _Study:
             seed=seeds[0], options=options,
         )  # fmt: skip
 
+    def _seconds(self, run: Run) -> float:
+        known = self.longest.get(str(run.options["kind"]))
+        return float(placed(self.places, seconds, run)) if known is None else known
+
     def _execute(self, asked: Runs) -> Found:
         """The results of each group of runs that is complete; all of them, unless the time was up."""
         runs = [run for group in asked.values() for run in group]
@@ -295,10 +305,13 @@ class _Study:
         done = sweep(
             runs, partial(placed, self.places, execute), self.store, jobs=self.jobs, scheduler=self.scheduler,
             retry_failed=self.retry_failed, progress=self.progress, until=self.until,
-            estimate=partial(placed, self.places, seconds),
+            estimate=self._seconds,
         )  # fmt: skip
+        if done.executed:
+            kind = str(runs[0].options["kind"])
+            self.longest[kind] = max(done.longest, self.longest.get(kind, 0.0))
         self.executed += done.executed
-        self.needed = done.needed or self.needed
+        self.needed = done.longest if not done.executed else self.needed
         with Store(self.store) as book:
             results = dict(book.results(runs))
         if done.failed:

@@ -98,8 +98,9 @@ def _times(members: Sequence[Member], run: Run, data: Dataset) -> tuple[float, f
     taken = []
     for steps in (GLANCE, 2 * GLANCE):
         begun = time.perf_counter()
-        few = _training(_recipe(run), data).changed(epochs=None, steps=steps)
-        _train(members, run, data, run.options.get("device", "cpu"), few)
+        device = run.options.get("device", "cpu")
+        few = _training(_recipe(run), data, device).changed(epochs=None, steps=steps)
+        _train(members, run, data, device, few)
         taken.append(time.perf_counter() - begun)
     step = max(0.0, taken[1] - taken[0]) / GLANCE
     return max(0.0, taken[0] - GLANCE * step), step
@@ -143,7 +144,7 @@ def _train(
     members: Sequence[Member], run: Run, data: Dataset, device: str, recipe: dagscale.Recipe | None = None
 ) -> list[Trained]:
     """Train networks, all at once where there are several, else by the plain trainer."""
-    recipe = recipe or _training(_recipe(run), data)
+    recipe = recipe or _training(_recipe(run), data, device)
     augment = Augment(_recipe(run).augment, padding(data.shape[1])).to(device)
     if len(members) > 1:
         return train_together(members, recipe, augment)
@@ -171,10 +172,11 @@ def _factor(run: Run) -> dict[str, Any]:
     return {"factor": factor, "forwards": forwards}
 
 
-def _training(recipe: Recipe, data: Dataset) -> dagscale.Recipe:
-    """As dagscale runs it; weight decay comes with the groups."""
+def _training(recipe: Recipe, data: Dataset, device: str = "cpu") -> dagscale.Recipe:
+    """As dagscale runs it, the data on the device; weight decay comes with the groups."""
+    tensors = (data.x.to(device), data.y.to(device))
     return dagscale.Recipe(
-        (data.x, data.y), cross_entropy, torch.optim.SGD, momentum=recipe.momentum, nesterov=recipe.nesterov,
+        tensors, cross_entropy, torch.optim.SGD, momentum=recipe.momentum, nesterov=recipe.nesterov,
         schedule=SCHEDULES[recipe.schedule], epochs=recipe.epochs, batch_size=recipe.batch_size,
     )  # fmt: skip
 

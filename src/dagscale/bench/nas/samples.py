@@ -33,7 +33,7 @@ def read(text: str) -> tuple[Nb201, ...]:
         there = False
     with parsing(f"{text} cannot be read"):
         parts = read_all(path).decode("utf-8").splitlines() if there else text.split(",")
-    found: list[Nb201] = []
+    found: dict[Nb201, int] = {}
     for number, part in enumerate(parts, 1):
         if not part.strip():
             continue
@@ -43,7 +43,7 @@ def read(text: str) -> tuple[Nb201, ...]:
             raise TargetError(f"architecture {number}: {error}") from None
         if arch in found:
             raise DataError(f"architecture {number}: {arch} is given twice")
-        found.append(arch)
+        found[arch] = number
     if not found:
         raise DataError(f"{text!r} names no architectures: give codes with commas, or a file with one a line")
     return tuple(found)

@@ -31,7 +31,8 @@ class Summary:
         failed: of these, with an error in the store.
         executed: runs executed by this call; the others were in the store already.
         duplicates: runs that were given more than once.
-        needed: about how many seconds the next run takes, where there was no time for a single one.
+        longest: seconds of the longest run of this call, or what one takes by the estimate where there was no time for
+            a single one.
     """
 
     total: int
@@ -39,7 +40,7 @@ class Summary:
     failed: int
     executed: int
     duplicates: int
-    needed: float = 0.0
+    longest: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -119,8 +120,7 @@ def sweep(
                     report(outcomes)
             book.check_place(fully=True)
         after = book.asked()
-    needed = max(taken) if todo and not executed and taken else 0.0
-    return Summary(after.total, after.finished, after.failed, executed, given - after.total, needed)
+    return Summary(after.total, after.finished, after.failed, executed, given - after.total, max(taken, default=0.0))
 
 
 def _in_time(
