@@ -1,7 +1,7 @@
 """Table and picture of a retraining from its file of results: gains by published accuracy, and what is measured.
 
-    python benchmarks/nas_study.py docs/evidence/results/nas-micro-4.jsonl --benchmark TABLE \
-        --table docs/evidence/tables/nas-micro-4.csv --picture docs/evidence/pictures/nas-micro-4.svg
+    python benchmarks/nas_study.py nas.jsonl --benchmark TABLE \
+        --table nas.csv --picture nas.svg
 
 ``dagscale retrain --report`` prints all figures of the same file.
 """

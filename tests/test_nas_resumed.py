@@ -173,13 +173,8 @@ def test_the_command_with_a_budget_and_the_report(tmp_path: Path, monkeypatch: p
     shown = json.loads(command("--report", "out/retrain.jsonl", "--json", "--bootstrap", "20").stdout)
     assert [a["code"] for a in shown["architectures"]] == ["0_00_300", "1_11_111"]
     for arguments, text in (
-        ((*asked, "--budget", "8"), "no length of time"),
-        ((*asked, "--budget", "0m"), "no length of time"),
-        ((*asked, "--budget", "1m", "--top", "9", "--architectures", "0_00_000"), "nothing to train"),
         ((*asked, "--device", "tpu"), "give cpu or cuda"),
         (("--report", "absent.jsonl"), "no results at absent.jsonl"),
-        ((), "give --data"),
-        ((*asked, "--report", "out/retrain.jsonl"), "give --data"),
     ):
         refused = command(*arguments)
         assert isinstance(refused.exception, DataError), refused.output

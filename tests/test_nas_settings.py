@@ -194,12 +194,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "settings.json").exists()
     assert "Variance components" in CliRunner().invoke(app, asked).stdout
     for more, text in (
-        (["--against", "t.csv"], "--against names"),
         (["--setting", "lr 7"], "no setting"),
         (["--column", "loss"], "has accuracies of test and valid"),
     ):
         refused = CliRunner().invoke(app, [*asked, *more])
         assert isinstance(refused.exception, DataError), refused.output
         assert text in str(refused.exception)
-    plain = CliRunner().invoke(app, ["rerank", "--benchmark", "t.csv"])
-    assert "--against names" in str(plain.exception)

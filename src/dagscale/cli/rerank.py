@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dagscale.cli.app import OUTPUT_PANEL, STUDIES, Json, Seed, app, print_json, screen
-from dagscale.errors import DataError
 from dagscale.shown import plain
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def rerank(
 
     several = read_settings(benchmark, column)
     if (several is None) == (against is None) or (several is None and setting is not None):
-        raise DataError(
+        raise typer.BadParameter(
             "--against names the accuracies to hold against --benchmark; it is left out, and --setting may be given, "
             "where the benchmark has several settings an architecture"
         )

@@ -90,7 +90,9 @@ def retrain(
 
     until = None if budget is None else time.monotonic() + _seconds(budget)
     if (data is None) == (report is None):
-        raise DataError("give --data, which to train on, or --report, a file of results to compare; one of them")
+        raise typer.BadParameter("name the --data to train on, or with --report a file of results to compare")
+    if report is not None and budget is not None:
+        raise typer.BadParameter("--report trains nothing, and --budget is of training: leave one of them out")
     held = None if report is None else read_results(report)
     size = known.PRESETS[preset]
     own = held.data if held is not None else str(data)
@@ -125,15 +127,11 @@ def retrain(
 
 
 def _seconds(text: str) -> float:
-    """A length of time, as ``90s``, ``8m`` or ``2h``.
-
-    Raises:
-        DataError: if it is none.
-    """
+    """A length of time, as ``90s``, ``8m`` or ``2h``."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = text[:-1], text[-1:]
     if unit not in units or not number.isascii() or not number.replace(".", "", 1).isdigit() or float(number) == 0:
-        raise DataError(f"--budget {text!r} is no length of time: write 90s, 8m or 2h")
+        raise typer.BadParameter(f"--budget {text!r} is no length of time: write 90s, 8m or 2h")
     return float(number) * units[unit]
 
 
@@ -149,7 +147,7 @@ def _archs(
     if not endless:
         return samples.draw(24 if count is None else count, seed, ranking=ranking, top=top, once=once)
     if top != 100:
-        raise DataError("--top goes with a sample of --count architectures, not with --budget, which has one list")
+        raise typer.BadParameter("--top is of a sample of --count architectures, and --budget goes through one list")
     every = samples.listed(ranking, seed)
     return (samples.distinct(every) if once else every)[:count]
 
