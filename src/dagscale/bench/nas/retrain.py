@@ -111,7 +111,7 @@ def retrain(
     kept = open_results(results, {
         "format": FORMAT, "list": digest(archs), "listed": len(archs), "dagscale": code_version(),
         "preset": {"name": named, **asdict(scale)}, "data": {"name": test.name, **digests, **images},
-        "recipes": {name: asdict(scale.shorten(recipe)) for name, recipe in chosen.items()},
+        "recipes": [[name, asdict(scale.shorten(recipe))] for name, recipe in chosen.items()],
         "seeds": list(range(seed, seed + seeds)), "device": device, "differences": differences(scale, test.shape[1]),
     })  # fmt: skip
     make_folder(Path(store).parent)
