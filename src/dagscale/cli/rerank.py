@@ -38,9 +38,19 @@ Out = Annotated[Path | None, typer.Option(help="Folder for JSON, page and pictur
 @app.command(rich_help_panel=STUDIES)
 def rerank(
     benchmark: Annotated[
-        str, typer.Option(help="Table of accuracies: .parquet, .csv, or nats:PATH.", rich_help_panel=PUBLISHED)
+        str,
+        typer.Option(
+            help="Table of accuracies: .parquet, .csv, nats:PATH; or one with several settings an architecture, "
+            "nas-hpo-bench-2:FOLDER or jahs-bench-201:FILE.",
+            rich_help_panel=PUBLISHED,
+        ),
     ],
-    against: Annotated[str, typer.Option(help="The accuracies to hold against it; may be the same table.")],
+    against: Annotated[
+        str | None, typer.Option(help="The accuracies to hold against it; may be the same table.")
+    ] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="The shared setting, where there are several; by default the best on average.")
+    ] = None,
     dataset: Dataset = None,
     column: AccuracyColumn = None,
     benchmark_seed: BenchmarkSeed = None,
@@ -58,8 +68,22 @@ def rerank(
     from rich.console import Console
 
     from dagscale.bench.nas import rerank as study
-    from dagscale.bench.nas import rerank_page, tables
+    from dagscale.bench.nas import rerank_page, settings_page, tables
+    from dagscale.bench.nas.settings import compare_settings
+    from dagscale.bench.nas.settings_read import read_settings
 
+    several = read_settings(benchmark, column)
+    if (several is None) == (against is None) or (several is None and setting is not None):
+        raise typer.BadParameter(
+            "--against names the accuracies to hold against --benchmark; it is left out, and --setting may be given, "
+            "where the benchmark has several settings an architecture"
+        )
+    if several is not None:
+        found = compare_settings(several, setting, bootstrap=bootstrap, seed=seed)
+        files = {} if out is None else settings_page.write(found, out)
+        show(found.to_dict(), settings_page.rows(found), settings_page.legend(found), files, json)
+        return
+    assert against is not None
     console = Console(stderr=True)
     with console.status("reading") as status:
         first = tables.read_table(benchmark)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagscale.cli.app import STUDIES, Json, Limit, Seed, app, resumable
+from dagscale.cli.app import STUDIES, Json, Limit, Seed, app, print_json, resumable, screen
 from dagscale.cli.rerank import (
     PUBLISHED,
     AccuracyColumn,
@@ -22,26 +23,40 @@ from dagscale.cli.rerank import (
     show,
 )
 from dagscale.errors import DataError
+from dagscale.shown import plain
 
 if TYPE_CHECKING:
     from dagscale.bench.nas.tables import Column
+    from dagscale.models.nb201 import Nb201
 
 
 @app.command(rich_help_panel=STUDIES)
 def retrain(
-    data: Annotated[str, typer.Option(help="'digits' or a path to images, with a test split.")],
+    data: Annotated[str | None, typer.Option(help="'digits' or a path to images, with a test split.")] = None,
     limit: Limit = None,
-    preset: Annotated[str, typer.Option(help="How much is trained: full, short-12, small-6, tiny-1.")] = "short-12",
+    preset: Annotated[
+        str, typer.Option(help="How much is trained: full, short-12, small-6, micro-4, tiny-1.")
+    ] = "short-12",
     recipes: Annotated[
-        str, typer.Option(help="Of benchmark, one-rate, mup, released, plan.")
+        str, typer.Option(help="Of benchmark, one-rate, tuned, mup, released, plan, plan-kept.")
     ] = "benchmark,one-rate,released,plan",
     architectures: Annotated[str | None, typer.Option(help="Codes with commas, or a file with one a line.")] = None,
     count: Annotated[
-        int, typer.Option(help="Else so many random ones, by classes of rank in --benchmark.", min=1, max=15_625)
-    ] = 24,
+        int | None,
+        typer.Option(help="Else so many random ones, by classes of rank in --benchmark; 24.", min=1, max=15_625),
+    ] = None,
     top: Annotated[int, typer.Option(help="Only from the best so many percent of --benchmark.", min=1, max=100)] = 100,
     once: Annotated[bool, typer.Option("--once", help="One of each group that computes the same.")] = False,
     seeds: Annotated[int, typer.Option(help="Runs of each.", min=2, max=1000)] = 2,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Stop within 90s, 8m or 2h; each call takes the next pieces of one fixed list."),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="File that the results grow in; with --budget out/retrain.jsonl.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Train nothing: compare what a file of results holds.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, or cuda, which has not been tried.")] = "cpu",
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/retrain.sqlite"),
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1, max=4096)] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
@@ -69,36 +84,72 @@ def retrain(
     from dagscale.bench.nas import recipes as known
     from dagscale.bench.nas import rerank as study
     from dagscale.bench.nas import retrain as retraining
-    from dagscale.bench.nas import retrain_page, samples
+    from dagscale.bench.nas import retrain_page
     from dagscale.bench.nas.comparison import compare, published_values
+    from dagscale.bench.nas.results import read_results
 
+    until = None if budget is None else time.monotonic() + _seconds(budget)
+    if (data is None) == (report is None):
+        raise typer.BadParameter("name the --data to train on, or with --report a file of results to compare")
+    if report is not None and budget is not None:
+        raise typer.BadParameter("--report trains nothing, and --budget is of training: leave one of them out")
+    held = None if report is None else read_results(report)
     size = known.PRESETS[preset]
+    own = held.data if held is not None else str(data)
     published = (
-        None
-        if benchmark is None
-        else _published(benchmark, dataset, data, column, benchmark_seed, partial, unpublished)
+        None if benchmark is None else _published(benchmark, dataset, own, column, benchmark_seed, partial, unpublished)
     )
-    archs = (
-        samples.draw(count, seed, ranking=published, top=top, once=once)
-        if architectures is None
-        else samples.read(architectures)
-    )
-    archs = samples.distinct(archs) if once else archs
-    if published is not None:
-        published_values(published, archs)  # refused now, not after the training
-    with resumable(store):
-        trained = retraining.retrain(
-            archs, data=data, recipes=_listed(recipes), preset=preset,
-            size=size if limit is None else replace(size, images=limit), seeds=seeds, seed=seed, store=store,
-            jobs=jobs, scheduler=scheduler, retry_failed=retry_failed, progress=True,
-        )  # fmt: skip
+    if held is None:
+        archs = _archs(architectures, count, seed, published, top, once, budget is not None)
+        if published is not None:
+            published_values(published, archs)  # refused now, not after the training
+        results = Path("out/retrain.jsonl") if results is None and budget is not None else results
+        with resumable(store):
+            held = retraining.retrain(
+                archs, data=own, recipes=_listed(recipes), preset=preset,
+                size=size if limit is None else replace(size, images=limit), seeds=seeds, seed=seed, store=store,
+                results=results, until=until, device=device, jobs=jobs, scheduler=scheduler,
+                retry_failed=retry_failed, progress=True,
+            )  # fmt: skip
+    if budget is not None:
+        line = f"{held.progress}; they are in {results}"
+        print_json(held.to_dict() | {"progress": line}) if json else screen().print(plain(line), highlight=False)
+        return
+    if not held.archs:
+        raise DataError(f"{report}: {held.progress}: there is nothing to compare yet")
     compared = compare(
-        trained.archs, trained.accuracies, retraining.REFERENCE, trained.data, published,
+        held.archs, held.accuracies, retraining.REFERENCE, held.data, published,
         picks=None if picks is None else study.read_picks(picks), bootstrap=bootstrap, seed=seed,
     )  # fmt: skip
-    written = {} if out is None else retrain_page.write(trained, compared, out)
-    document = trained.to_dict() | compared.to_dict()
-    show(document, retrain_page.rows(trained, compared), retrain_page.legend(trained, compared), written, json)
+    written = {} if out is None else retrain_page.write(held, compared, out)
+    document = held.to_dict() | compared.to_dict()
+    show(document, retrain_page.rows(held, compared), retrain_page.legend(held, compared), written, json)
+
+
+def _seconds(text: str) -> float:
+    """A length of time, as ``90s``, ``8m`` or ``2h``."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isascii() or not number.replace(".", "", 1).isdigit() or float(number) == 0:
+        raise typer.BadParameter(f"--budget {text!r} is no length of time: write 90s, 8m or 2h")
+    return float(number) * units[unit]
+
+
+def _archs(
+    architectures: str | None, count: int | None, seed: int, ranking: Column | None, top: int, once: bool, endless: bool
+) -> tuple[Nb201, ...]:
+    """The architectures to train, in their order."""
+    from dagscale.bench.nas import samples
+
+    if architectures is not None:
+        named = samples.read(architectures)
+        return samples.distinct(named) if once else named
+    if not endless:
+        return samples.draw(24 if count is None else count, seed, ranking=ranking, top=top, once=once)
+    if top != 100:
+        raise typer.BadParameter("--top is of a sample of --count architectures, and --budget goes through one list")
+    every = samples.listed(ranking, seed)
+    return (samples.distinct(every) if once else every)[:count]
 
 
 def _published(

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from dagscale.bench.nas.agreement import SMALLEST, TOPS, Estimate, Gain, matched, mean_gain, taus, top
+from dagscale.bench.nas.components import Components, components
 from dagscale.bench.nas.rerank import Report, rerank
 from dagscale.bench.nas.tables import MEAN, Column, Floats, Table, from_columns
 from dagscale.errors import DataError
 from dagscale.models.nb201 import Nb201
+
+CLASSES = 5
+"""Classes of rank that gains are given for."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Pair:
         within: one seed against another of the same recipe, mean over pairs and over the two recipes: the floor.
         excess: ``within - between``, both over the same resampled architectures. Above 0 the recipes rank
             differently; around 0 lies only noise.
+        classes: the mean gain in each of ``CLASSES`` classes of equal size by rank, the best first; from five
+            architectures on with an interval. Empty where there are fewer architectures than classes.
     """
 
     first: str
@@ -37,6 +43,7 @@ class Pair:
     between: Mapping[int, Estimate]
     within: Mapping[int, Estimate]
     excess: Mapping[int, Estimate]
+    classes: tuple[Estimate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Comparison:
         reports: recipe → the re-ranking report of the reference's table against its own; none where there are
             too few architectures.
         notes: why something is missing.
+        components: of the accuracies, with recipes as trainings; None where there are too few.
     """
 
     reference: str
@@ -58,6 +66,7 @@ class Comparison:
     published: Mapping[str, Mapping[int, Estimate]]
     reports: Mapping[str, Report]
     notes: tuple[str, ...]
+    components: Components | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data that ``json`` can write."""
@@ -73,12 +82,14 @@ class Comparison:
                     "first": p.first,
                     "second": p.second,
                     "gains": [asdict(g) for g in p.gains],
+                    "classes": [asdict(e) for e in p.classes],
                     "tau": {part: curve(getattr(p, part)) for part in ("means", "between", "within", "excess")},
                 }
                 for p in self.pairs
             ],
             "published": {name: curve(estimates) for name, estimates in self.published.items()},
             "reports": {name: report.to_dict() for name, report in self.reports.items()},
+            "components": None if self.components is None else asdict(self.components),
             "notes": list(self.notes),
         }
 
@@ -116,12 +127,14 @@ def compare(
     enough = len(archs) >= SMALLEST
     if not enough:
         notes.append(f"{len(archs)} architectures are too few for a ranking: τ and pairs need {SMALLEST} or more")
+    ranks = np.array_split(top(by, 100), CLASSES) if len(archs) >= CLASSES else []
     pairs = []
     for a, b in itertools.combinations(accuracies, 2):
         luck, change = accuracies[a][:, 1] - accuracies[a][:, 0], means[b] - means[a]
         gains = tuple(mean_gain(k, chosen_by, top(by, k), change, luck, rng) for k in TOPS)
         between, within, excess = matched(accuracies[a], accuracies[b], bootstrap, rng)
-        pairs.append(Pair(a, b, gains, taus(means[a], means[b], bootstrap, rng), between, within, excess))
+        classes = tuple(mean_gain(0, "", rows, change, None, rng).gain for rows in ranks)
+        pairs.append(Pair(a, b, gains, taus(means[a], means[b], bootstrap, rng), between, within, excess, classes))
     against = {} if known is None else {name: taus(known, own, bootstrap, rng) for name, own in means.items()}
     reports: dict[str, Report] = {}
     named = dataset if published is None else published.dataset
@@ -132,7 +145,8 @@ def compare(
                 reports[name] = rerank(one, other, partial=True, picks=picks, bootstrap=bootstrap, random_seed=seed)
         except DataError as error:
             notes.append(str(error))
-    return Comparison(reference, chosen_by, tuple(pairs), against, reports, tuple(notes))
+    parts = components(np.stack(list(accuracies.values()), 1), bootstrap, rng)
+    return Comparison(reference, chosen_by, tuple(pairs), against, reports, tuple(notes), parts)
 
 
 def table(archs: Sequence[Nb201], accuracies: Floats, dataset: str, source: str) -> Table:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, Literal
 
 from dagscale.models.nb201 import EDGES, Nb201
@@ -49,6 +50,22 @@ def groups(archs: Iterable[Nb201] | None = None, rule: Rule = "linear") -> tuple
     for arch in archs if archs is not None else Nb201.enumerate():
         found.setdefault(canonical(arch, rule), []).append(arch)
     return tuple(map(tuple, found.values()))
+
+
+@cache
+def every_group() -> tuple[tuple[Nb201, ...], ...]:
+    """The groups of all 15,625 by the rule ``linear``."""
+    return groups()
+
+
+@cache
+def _leaders() -> Mapping[Any, Nb201]:
+    return {canonical(group[0]): group[0] for group in every_group()}
+
+
+def representative(arch: Nb201) -> Nb201:
+    """The first of all architectures that compute the same: what is measured once, and holds for all of them."""
+    return _leaders()[canonical(arch)]
 
 
 def _numbered(arch: Nb201, number: dict[int, int], rule: Rule) -> tuple[str, str]:

@@ -20,6 +20,7 @@ class Recipe:
         lr: learning rate at the start, per optimiser step; None where it is found on the base and carried over.
         init, law, width: as `dagscale.plan` takes them.
         base: code of the cell, one a stage, of the network whose rate is searched, under this very recipe.
+        decays: weight decays that are searched with the rate; by default the recipe's own alone.
         narrower: the base has the target's channels divided by this.
     """
 
@@ -36,6 +37,7 @@ class Recipe:
     law: str = "none"
     width: str = "none"
     base: str | None = None
+    decays: tuple[float, ...] = ()
     narrower: int = 1
 
     def describe(self) -> str:
@@ -47,14 +49,15 @@ class Recipe:
         if self.width != "none":
             carried = f"times {self.width}'s factor of each layer"
         width = "" if self.narrower == 1 else f", with 1/{self.narrower} of the channels"
-        return f"{start}, rate found on {self.base} (one cell a stage{width}) {carried}"
+        found = "rate and weight decay" if self.decays else "rate"
+        return f"{start}, {found} found on {self.base} (one cell a stage{width}), the rate {carried}"
 
     def trained(self) -> str:
         """What all recipes share, in words."""
         return (
             f"{self.optimizer.upper()}, {'Nesterov ' if self.nesterov else ''}momentum {self.momentum}, weight decay "
-            f"{self.weight_decay}, batch {self.batch_size}, {self.schedule} over {self.epochs} epochs, "
-            f"{' and '.join(self.augment)}"
+            f"of all parameters ({self.weight_decay} where none is searched), batch {self.batch_size}, "
+            f"{self.schedule} over {self.epochs} epochs, {' and '.join(self.augment)}"
         )
 
 
@@ -62,15 +65,20 @@ RECIPES: Registry[Recipe] = Registry("recipe")
 # As published [Dong & Yang 2020, Table 1].
 BENCHMARK = Recipe("sgd", 0.1, 0.9, True, 5e-4, 256, 200, "cosine", ("flip", "crop"))
 SEARCHED = replace(BENCHMARK, lr=None, base="0_00_300")
+DECAYS = tuple(BENCHMARK.weight_decay * 4.0**k for k in (-1, 0, 1, 2))
 RECIPES.add("benchmark")(BENCHMARK)
-# What a searched rate gains without any look at the architecture.
+# What a searched rate gains without any look at the architecture, and what a decay searched with it does.
 RECIPES.add("one-rate")(SEARCHED)
-# μP: a narrower base's rate; at equal width this would be ``one-rate``.
-RECIPES.add("mup")(replace(SEARCHED, width="mup", narrower=2))
+RECIPES.add("tuned")(replace(SEARCHED, decays=DECAYS))
+# μP: a narrower base's rate; at equal width this would be ``tuned``.
+RECIPES.add("mup")(replace(SEARCHED, decays=DECAYS, width="mup", narrower=2))
 # As the paper's released code: its base has skip connections only.
 RECIPES.add("released")(replace(SEARCHED, init=released.NAME, law=released.NAME, base="1_01_001"))
-# dagscale's own defaults with data.
-RECIPES.add("plan")(replace(SEARCHED, init="moments", law="short-run"))
+# dagscale's own defaults with data, and the pair of rate and decay. The base is as wide as the targets, and a cell's
+# sums have no trunk that a depth rule could tell: neither width nor depth has anything to fold.
+RECIPES.add("plan")(replace(SEARCHED, decays=DECAYS, init="moments", law="short-run"))
+# The same on the author's init, which keeps the scale that normalised weights were given.
+RECIPES.add("plan-kept")(replace(SEARCHED, decays=DECAYS, law="short-run"))
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ PRESETS: Registry[Preset] = Registry("preset")
 PRESETS.add("full")(Preset(200, 256, 16, 5))
 PRESETS.add("short-12")(Preset(12, 256, 16, 5))
 PRESETS.add("small-6")(Preset(6, 64, 4, 1, images=3000, side=16))
+PRESETS.add("micro-4")(Preset(4, 125, 8, 1, images=3000, side=8, rates=(-6, 1)))
 PRESETS.add("tiny-1")(Preset(1, 32, 4, 1, images=200, rates=(-4, 0)))
 
 
@@ -157,23 +166,24 @@ def padding(side: int) -> int:
 class Augment(nn.Module):
     """In train mode a random horizontal flip and a random crop of each zero-padded image; else nothing.
 
-    ``(batch, channels, H, W)`` → the same shape. It draws from torch's global generator.
+    ``(batch, channels, H, W)`` → the same shape, made on the images' device. It draws from ``generator``, on the CPU,
+    by default torch's global one: the same numbers on every device.
     """
 
     def __init__(self, kinds: tuple[str, ...], pad: int) -> None:
         super().__init__()
         self.kinds, self.pad = kinds, pad
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if not self.training:
             return x
         n, _, height, width = x.shape
         if "flip" in self.kinds:
-            flipped = (torch.rand(n) < 0.5).to(x.device)[:, None, None, None]
+            flipped = (torch.rand(n, generator=generator) < 0.5).to(x.device)[:, None, None, None]
             x = torch.where(flipped, x.flip(3), x)
         if "crop" in self.kinds:
             padded = nn.functional.pad(x, (self.pad,) * 4)
-            down, right = (torch.randint(2 * self.pad + 1, (n, 1), device="cpu").to(x.device) for _ in range(2))
+            down, right = (torch.randint(2 * self.pad + 1, (n, 1), generator=generator).to(x.device) for _ in range(2))
             rows = (down + torch.arange(height, device=x.device))[:, None, :, None]
             columns = (right + torch.arange(width, device=x.device))[:, None, None, :]
             images = torch.arange(n, device=x.device)[:, None, None, None]

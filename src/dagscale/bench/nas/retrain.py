@@ -1,4 +1,4 @@
-"""``dagscale retrain``: architectures of NAS-Bench-201 trained under several recipes, and how they compare."""
+"""``dagscale retrain``: architectures of NAS-Bench-201 trained under several recipes, in as many calls as it takes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
+import torch
 
 from dagscale.bench.bounds import check_count
 from dagscale.bench.data import load
 from dagscale.bench.data.places import placed
+from dagscale.bench.nas.isomorphism import representative
 from dagscale.bench.nas.recipes import PRESETS, RECIPES, Preset, Recipe, differences
-from dagscale.bench.nas.retrain_run import execute, read
-from dagscale.bench.nas.tables import Floats
-from dagscale.bench.sweep import Run, Store, sweep
+from dagscale.bench.nas.results import FORMAT, Base, Results, Retraining, Row, digest, open_results
+from dagscale.bench.nas.retrain_run import execute, read, seconds
+from dagscale.bench.sweep import Run, Store, code_version, sweep
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import Nb201
 from dagscale.rates import find_band
@@ -25,104 +28,14 @@ from dagscale.replacing import make_folder
 
 REFERENCE = "benchmark"
 TOLERANCE = 0.05
-"""A base's rate is the middle of those whose training loss is within 5 % of the best."""
+"""A base's rate is the middle of those whose loss is within 5 % of the best."""
 
+CHUNK, MANY = 2, 16
+"""Architectures that are planned, and then trained, one after the other where there is a budget: by this process alone,
+and by several, which it takes time to start."""
 
-@dataclass(frozen=True)
-class Base:
-    """The search of a base's rate.
-
-    Attributes:
-        target: the network.
-        lr: the rate found, by training loss.
-        at_edge: the good rates reach an end of the grid; the true middle may be another.
-        curve: (rate, mean final training loss over the seeds); None where a run diverged.
-    """
-
-    target: str
-    lr: float
-    at_edge: bool
-    curve: tuple[tuple[float, float | None], ...]
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """An architecture that was not trained, and why."""
-
-    arch: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """What was trained.
-
-    Attributes:
-        archs: the architectures.
-        accuracies: recipe → test accuracy in percent, (architectures, seeds); of diverged runs chance.
-        losses: recipe → final training loss, likewise; infinite where the run diverged.
-        rates: recipe → each architecture's learning rate.
-        bases: recipe → the search of its base; recipes with a given rate have none.
-        forwards: recipe → forward passes that its law took on an architecture, on average.
-    """
-
-    data: str
-    preset: str
-    size: Preset
-    seeds: tuple[int, ...]
-    archs: tuple[Nb201, ...]
-    accuracies: Mapping[str, Floats]
-    losses: Mapping[str, Floats]
-    rates: Mapping[str, tuple[float, ...]]
-    bases: Mapping[str, Base]
-    forwards: Mapping[str, float]
-    left_out: tuple[LeftOut, ...]
-    differences: tuple[str, ...]
-    test_images: int
-
-    @property
-    def header(self) -> str:
-        """Preset, sizes and data in one line."""
-        return (
-            f"preset {self.preset}: {self.size.describe()}; data {self.data}, accuracy on {self.test_images:,} test "
-            f"images; {len(self.archs)} architectures × {len(self.accuracies)} recipes × {len(self.seeds)} seeds"
-        )
-
-    @property
-    def diverged(self) -> dict[str, int]:
-        """Recipe → runs that diverged."""
-        return {recipe: int(np.isinf(losses).sum()) for recipe, losses in self.losses.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data that ``json`` can write."""
-        return {
-            "data": self.data,
-            "preset": {"name": self.preset, **asdict(self.size)},
-            "seeds": list(self.seeds),
-            "test_images": self.test_images,
-            "differences": list(self.differences),
-            "recipes": {name: asdict(self.size.shorten(RECIPES[name])) for name in self.accuracies},
-            "bases": {name: asdict(base) for name, base in self.bases.items()},
-            "forwards": dict(self.forwards),
-            "left_out": [asdict(one) for one in self.left_out],
-            "diverged": self.diverged,
-            "architectures": [
-                {
-                    "code": arch.code,
-                    "kind": arch.kind,
-                    "recipes": {
-                        name: {
-                            "lr": self.rates[name][i],
-                            "test_acc": accuracies[i].tolist(),
-                            "loss": [v if math.isfinite(v) else None for v in self.losses[name][i].tolist()],
-                        }
-                        for name, accuracies in self.accuracies.items()
-                    },
-                }
-                for i, arch in enumerate(self.archs)
-            ],
-        }
+Runs = Mapping[Any, Sequence[Run]]
+Found = dict[Any, list[Mapping[str, Any]]]
 
 
 def retrain(
@@ -135,30 +48,42 @@ def retrain(
     seeds: int = 2,
     seed: int = 0,
     store: str | Path,
+    results: Path | None = None,
+    until: float | None = None,
+    device: str = "cpu",
     jobs: int = -1,
     scheduler: str | None = None,
     retry_failed: bool = False,
     progress: bool = False,
 ) -> Retraining:
-    """Train every architecture under every recipe, all through one resumable sweep's store.
+    """Train every architecture under every recipe, or as many as there is time for, and go on at the next call.
 
-    A recipe without a given rate first has it searched on its base, under the recipe itself, by *training* loss: test
-    images are looked at once, after the last step of the trainings that count. Its law then gives each
-    architecture's factor.
+    A recipe without a given rate first has it searched on its base, with the weight decay where that is searched too,
+    by the loss on a fifth of the *training* images: test images are looked at once, after the last step of the
+    trainings that count. Its law then gives each architecture's factor on the rate, measured on one architecture of
+    each group that computes the same.
 
     Args:
-        archs: those without a path from input to output, or without a rate under some recipe, are left out, by name.
+        archs: in the order in which they are trained. Those without a path from input to output, or without a rate
+            under some recipe, are left out, by name.
         data: a name or path for `dagscale.bench.data.load`, with a test split.
         recipes: names in ``RECIPES``; ``benchmark`` is added if it is missing.
         preset: name in ``PRESETS``: how much is trained.
         size: another size than the preset's own.
         seeds: runs of each architecture and recipe, at least 2; the base's search has as many.
         seed: the first one.
+        results: the file that the results grow in; what it holds is not trained again.
+        until: moment of ``time.monotonic`` by which to stop; the next call goes on from there.
+        device: where to train: ``cpu``, or ``cuda`` for a GPU, which has not been tried.
         store, jobs, scheduler, retry_failed, progress: see `dagscale.bench.sweep.sweep`.
+
+    Returns:
+        What is done: all of it, unless the time was up.
 
     Raises:
         UnknownNameError: for an unknown recipe or preset.
-        DataError: if the data have no test split, seeds or recipes are too few, or nothing can be trained.
+        DataError: if the data have no test split, seeds or recipes are too few, nothing can be trained, the time is too
+            short for one network, or ``results`` is of another study.
         DagscaleError: if runs failed.
     """
     names = tuple(dict.fromkeys((REFERENCE, *recipes)))
@@ -172,57 +97,75 @@ def retrain(
     check_count("seed", seed, 0, 2**63)
     if scale.images is not None:
         check_count("limit", scale.images, 1, 10**9)
+    if not any(arch.graph.has_path for arch in archs):
+        raise DataError("no architecture with a path from input to output: there is nothing to train")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        why = "torch sees no GPU here" if device == "cuda" else "give cpu or cuda"
+        raise DataError(f"device {device!r}: {why}")
     # As it is now, since what was read before may have changed.
     test = read.__wrapped__(data, scale.images, scale.side, "test")
-    names_of = {split: load(data, split=split, limit=scale.images).digest for split in ("train", "test")}
-    study = _Study(
-        names_of["train"], scale, tuple(range(seed, seed + seeds)), store, jobs, scheduler, progress,
-        names_of["test"], dict.fromkeys(names_of.values(), data), retry_failed,
-    )  # fmt: skip
-    left = [LeftOut(a.code, a.kind, "nothing to train: no path") for a in archs if not a.graph.has_path]
-    able = [arch for arch in archs if arch.graph.has_path]
-    if not able:
-        raise DataError("no architecture with a path from input to output: there is nothing to train")
+    splits = {split: load(data, split=split, limit=scale.images) for split in ("train", "test")}
+    digests = {split: own.digest for split, own in splits.items()}
+    named = preset if size is None or size == PRESETS[preset] else f"{preset}, changed"
+    images = {f"{split}_images": len(own) for split, own in splits.items()}
+    kept = open_results(results, {
+        "format": FORMAT, "list": digest(archs), "listed": len(archs), "dagscale": code_version(),
+        "preset": {"name": named, **asdict(scale)}, "data": {"name": test.name, **digests, **images},
+        "recipes": [[name, asdict(scale.shorten(recipe))] for name, recipe in chosen.items()],
+        "seeds": list(range(seed, seed + seeds)), "device": device, "differences": differences(scale, test.shape[1]),
+    })  # fmt: skip
     make_folder(Path(store).parent)
-    bases = study.search({name: recipe for name, recipe in chosen.items() if recipe.base is not None})
-    factors = study.factors(able, {name: recipe for name, recipe in chosen.items() if recipe.base is not None})
-    for name, answers in factors.items():
-        for arch, answer in zip(list(able), answers, strict=True):
-            if answer["factor"] is None:
-                left.append(LeftOut(arch.code, arch.kind, f"no rate under {name}: {answer['why']}"))
-    lost = {one.arch for one in left}
-    kept = tuple(arch for arch in able if arch.code not in lost)
-    if not kept:
-        raise DataError(f"no architecture can be trained under every recipe; the first: {left[0].reason}")
-    rates = {
-        name: tuple(
-            recipe.lr if recipe.lr is not None else bases[name].lr * factors[name][i]["factor"]
-            for i, arch in enumerate(able)
-            if arch.code not in lost
+    study = _Study(
+        digests["train"], scale, tuple(range(seed, seed + seeds)), store, jobs, scheduler, progress,
+        digests["test"], dict.fromkeys(digests.values(), data), retry_failed, until, device,
+    )  # fmt: skip
+    try:
+        _fill(kept, study, archs, chosen)
+    finally:
+        kept.save(archs)
+    found = kept.value(archs)
+    if study.needed and not study.executed:
+        raise DataError(
+            f"the time is too short for one network: the next takes about {math.ceil(study.needed)} s here; give "
+            f"a budget of {math.ceil(2 * study.needed + 10)} s or more"
         )
-        for name, recipe in chosen.items()
-    }
-    results = study.train(kept, chosen, rates)
-    return Retraining(
-        data=test.name,
-        preset=preset if size is None or size == PRESETS[preset] else f"{preset}, changed",
-        size=scale,
-        seeds=study.seeds,
-        archs=kept,
-        accuracies={name: np.array([[r["test_acc"] for r in runs] for runs in results[name]]) for name in names},
-        losses={name: np.array([[r["loss"] for r in runs] for runs in results[name]]) for name in names},
-        rates=rates,
-        bases=bases,
-        forwards={name: float(np.mean([answer["forwards"] for answer in factors[name]])) for name in factors},
-        left_out=tuple(left),
-        differences=tuple(differences(scale, test.shape[1])),
-        test_images=len(test),
-    )
+    if not found.archs and len(found.left_out) == len(archs):
+        raise DataError(f"no architecture can be trained under every recipe; the first: {found.left_out[0].reason}")
+    return found
 
 
-@dataclass(frozen=True)
+def _fill(kept: Results, study: _Study, archs: Sequence[Nb201], chosen: Mapping[str, Recipe]) -> None:
+    """Add to the results what they lack, as far as the time goes."""
+    for arch in archs:
+        if not arch.graph.has_path:
+            kept.rows[arch.code] = {"code": arch.code, "kind": arch.kind, "left_out": "nothing to train: no path"}
+    searched = {name: recipe for name, recipe in chosen.items() if recipe.base is not None}
+    if searched and not kept.bases:
+        bases = study.search(searched)
+        if bases is None:
+            return
+        kept.bases = {name: asdict(base) for name, base in bases.items()}
+        kept.save(archs)
+    waiting = [arch for arch in archs if arch.code not in kept.rows]
+    alone = study.jobs == 1 and study.scheduler is None
+    chunk = max(1, len(waiting)) if study.until is None else CHUNK if alone else MANY
+    for start in range(0, len(waiting), chunk):
+        rows = study.rows(waiting[start : start + chunk], chosen, {n: Base(**base) for n, base in kept.bases.items()})
+        kept.rows.update({row["code"]: row for row in rows})
+        kept.save(archs)
+        if len(rows) < len(waiting[start : start + chunk]):
+            return
+
+
+@dataclass
 class _Study:
-    """The runs of a retraining, and the sweep that executes them."""
+    """The runs of a retraining, and the sweep that executes them.
+
+    Attributes:
+        executed: runs executed so far.
+        needed: seconds that the next run takes, where there was no time for it.
+        longest: kind of run → seconds of the longest so far, which is better than an estimate.
+    """
 
     data: str
     size: Preset
@@ -234,84 +177,166 @@ class _Study:
     test: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
     retry_failed: bool = False
+    until: float | None = None
+    device: str = "cpu"
+    executed: int = 0
+    needed: float = 0.0
+    longest: dict[str, float] = field(default_factory=dict)
 
-    def search(self, recipes: Mapping[str, Recipe]) -> dict[str, Base]:
-        """The rate of every recipe's base."""
+    def search(self, recipes: Mapping[str, Recipe]) -> dict[str, Base] | None:
+        """The rate, and the decay where it is searched, of every recipe's base; None if the time was up before."""
         low, high = self.size.rates
         grid = [2.0**k for k in range(low, high + 1)]
+        decays = {name: recipe.decays or (recipe.weight_decay,) for name, recipe in recipes.items()}
         runs = {
-            (name, lr): [self._run("search", self._base(recipe), recipe, lr, k) for k in self.seeds]
+            (name, decay): [
+                self._run("search", self._base(recipe), recipe, [self._setting(recipe, lr, decay) for lr in grid], [k])
+                for k in self.seeds
+            ]
             for name, recipe in recipes.items()
-            for lr in grid
+            for decay in decays[name]
         }
         results = self._execute(runs)
-        found = {}
-        for name, recipe in recipes.items():
-            losses = [float(np.mean([r["loss"] for r in results[name, lr]])) for lr in grid]
-            if not any(map(math.isfinite, losses)):
-                raise DataError(f"recipe {name}: every rate from {grid[0]:g} to {grid[-1]:g} diverged on its base")
-            ends = find_band(grid, losses, TOLERANCE)
-            at_edge = ends[0] <= grid[0] or ends[1] >= grid[-1]
-            curve = tuple((lr, v if math.isfinite(v) else None) for lr, v in zip(grid, losses, strict=True))
-            found[name] = Base(self._base(recipe), math.sqrt(ends[0] * ends[1]), at_edge, curve)
-        return found
+        if set(results) != set(runs):
+            return None
+        return {
+            name: _base_of(
+                name, self._base(recipe), grid,
+                {decay: np.mean([one["losses"] for one in results[name, decay]], axis=0) for decay in decays[name]},
+            )
+            for name, recipe in recipes.items()
+        }  # fmt: skip
 
-    def factors(self, archs: Sequence[Nb201], recipes: Mapping[str, Recipe]) -> dict[str, list[Mapping[str, Any]]]:
-        """Each architecture's factor on the base's rate, or why there is none."""
-        runs = {
-            (name, arch): [self._run("factor", self.size.target(arch.code), recipe, 1.0, self.seeds[0])]
-            for name, recipe in recipes.items()
-            for arch in archs
-        }
-        results = self._execute(runs)
-        return {name: [results[name, arch][0] for arch in archs] for name in recipes}
+    def factors(self, archs: Sequence[Nb201], recipes: Mapping[str, Recipe]) -> Found:
+        """(recipe, architecture) → the factor on the base's rate, or why there is none; those that there was time for.
 
-    def train(
-        self, archs: Sequence[Nb201], recipes: Mapping[str, Recipe], rates: Mapping[str, Sequence[float]]
-    ) -> dict[str, list[list[Mapping[str, Any]]]]:
-        """What each architecture's trainings came to, a list a seed."""
+        One architecture of each group that computes the same is measured.
+        """
+        measured = [representative(arch) for arch in archs]
         runs = {
-            (name, arch): [self._run("train", self.size.target(arch.code), recipe, lr, k) for k in self.seeds]
+            (name, arch): [self._run("factor", self.size.target(arch.code), recipe, [], [self.seeds[0]])]
             for name, recipe in recipes.items()
-            for arch, lr in zip(archs, rates[name], strict=True)
+            for arch in dict.fromkeys(measured)
         }
-        results = self._execute(runs)
-        return {name: [results[name, arch] for arch in archs] for name in recipes}
+        found = self._execute(runs)
+        return {
+            (name, arch): found[name, own]
+            for name in recipes
+            for arch, own in zip(archs, measured, strict=True)
+            if (name, own) in found
+        }
+
+    def rows(self, archs: Sequence[Nb201], recipes: Mapping[str, Recipe], bases: Mapping[str, Base]) -> list[Row]:
+        """What is to be said of each architecture, of those that there was time for."""
+        searched = {name: recipe for name, recipe in recipes.items() if recipe.base is not None}
+        factors = self.factors(archs, searched)
+        done: dict[Nb201, Row] = {}
+        pieces, rates = {}, {}
+        for arch in archs:
+            answers = {name: factors[name, arch][0] for name in searched if (name, arch) in factors}
+            if len(answers) < len(searched):
+                continue
+            why = [f"no rate under {n}: {answer['why']}" for n, answer in answers.items() if answer["factor"] is None]
+            if why:
+                done[arch] = {"code": arch.code, "kind": arch.kind, "left_out": why[0]}
+                continue
+            own = {
+                name: (recipe.lr, recipe.weight_decay)
+                if recipe.lr is not None
+                else (bases[name].lr * answers[name]["factor"], bases[name].weight_decay)
+                for name, recipe in recipes.items()
+            }
+            rates[arch] = {
+                name: {"lr": lr, "weight_decay": decay, "forwards": answers.get(name, {}).get("forwards", 0)}
+                for name, (lr, decay) in own.items()
+            }
+            members = [self._setting(recipe, *own[name], scaled=True) for name, recipe in recipes.items()]
+            target = self.size.target(arch.code)
+            pieces[arch] = [self._run("piece", target, recipes[REFERENCE], members, self.seeds)]
+        for arch, (result,) in self._execute(pieces).items():
+            runs = iter(result["runs"])
+            own_runs = {name: [next(runs) for _ in self.seeds] for name in recipes}
+            told = {
+                name: {
+                    **rates[arch][name],
+                    **{key: [run[key] for run in own_runs[name]] for key in ("loss", "test_acc")},
+                }
+                for name in recipes
+            }
+            done[arch] = {"code": arch.code, "kind": arch.kind, "recipes": told}
+        return [done[arch] for arch in archs if arch in done]
 
     def _base(self, recipe: Recipe) -> str:
         assert recipe.base is not None
         return self.size.target(recipe.base, cells=1, narrower=recipe.narrower)
 
-    def _run(self, kind: str, target: str, recipe: Recipe, lr: float, seed: int) -> Run:
+    def _setting(self, recipe: Recipe, lr: float | None, decay: float, *, scaled: bool = False) -> dict[str, Any]:
+        """What one network is trained with, of what recipes differ in; ``scaled`` by how it has grown from its base."""
+        width = recipe.width if scaled else "none"
+        base = self._base(recipe) if width != "none" else None
+        return {"init": recipe.init, "width": width, "base": base, "lr": lr, "decay": decay}
+
+    def _run(
+        self, kind: str, target: str, recipe: Recipe, members: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    ) -> Run:
         """A run, with nothing in it that its result does not depend on."""
-        own = replace(self.size.shorten(recipe), lr=None, base=None, narrower=1)
-        own = own if kind == "factor" else replace(own, law="none")
-        own = replace(own, width="none") if kind == "search" else own
-        scaled = recipe.base is not None and (kind == "factor" or own.width != "none")
-        options = {
-            "kind": kind,
-            "side": self.size.side,
-            "base": self._base(recipe) if scaled else None,
-            "recipe": asdict(own),
-        }
-        options |= {"test": self.test} if kind == "train" else {}
+        shared = replace(self.size.shorten(RECIPES[REFERENCE]), lr=None)
+        own = replace(shared, init=recipe.init, law=recipe.law) if kind == "factor" else shared
+        options: dict[str, Any] = {
+            "kind": kind, "side": self.size.side, "recipe": asdict(own), "members": list(members), "seeds": list(seeds)
+        }  # fmt: skip
+        options |= {"base": self._base(recipe)} if kind == "factor" else {}
+        options |= {"test": self.test} if kind == "piece" else {}
+        options |= {"device": self.device} if self.device != "cpu" else {}
         return Run(
-            target, lr, recipe.init, recipe.optimizer, self.data, self.size.images, own.batch_size, own.epochs,
-            seed=seed, options=options,
+            target, 1.0, own.init, own.optimizer, self.data, self.size.images, own.batch_size, own.epochs,
+            seed=seeds[0], options=options,
         )  # fmt: skip
 
-    def _execute(self, asked: Mapping[Any, Sequence[Run]]) -> dict[Any, list[Mapping[str, Any]]]:
+    def _seconds(self, run: Run) -> float:
+        known = self.longest.get(str(run.options["kind"]))
+        return float(placed(self.places, seconds, run)) if known is None else known
+
+    def _execute(self, asked: Runs) -> Found:
+        """The results of each group of runs that is complete; all of them, unless the time was up."""
         runs = [run for group in asked.values() for run in group]
-        sweep(
+        if self.executed and self.until is not None and monotonic() > self.until:
+            return {}
+        done = sweep(
             runs, partial(placed, self.places, execute), self.store, jobs=self.jobs, scheduler=self.scheduler,
-            retry_failed=self.retry_failed, progress=self.progress,
+            retry_failed=self.retry_failed, progress=self.progress, until=self.until,
+            estimate=self._seconds,
         )  # fmt: skip
+        if done.executed:
+            kind = str(runs[0].options["kind"])
+            self.longest[kind] = max(done.longest, self.longest.get(kind, 0.0))
+        self.executed += done.executed
+        self.needed = done.longest if not done.executed else self.needed
         with Store(self.store) as book:
             results = dict(book.results(runs))
-        failed = [run for run, result in results.items() if result is None]
-        if failed:
+        if done.failed:
             raise DagscaleError(
-                f"{len(failed)} runs failed, the first {failed[0].architecture} (rate {failed[0].lr:g}): "
-                f"see `dagscale sweep status {self.store}`; once it is mended, --retry-failed executes them again"
+                f"{done.failed} runs failed: see `dagscale sweep status {self.store}`; once it is mended, "
+                "--retry-failed executes them again"
             )
-        return {name: [results[run] for run in group] for name, group in asked.items()}
+        whole = {name: [results[run] for run in group] for name, group in asked.items()}
+        return {name: group for name, group in whole.items() if all(result is not None for result in group)}
+
+
+def _base_of(name: str, target: str, grid: list[float], curves: Mapping[float, Any]) -> Base:
+    """The decay whose best loss is lowest, and the middle of its band of rates."""
+    finite = {decay: losses for decay, losses in curves.items() if np.isfinite(losses).any()}
+    if not finite:
+        raise DataError(f"recipe {name}: every rate from {grid[0]:g} to {grid[-1]:g} diverged on its base")
+    decay = min(finite, key=lambda one: float(np.min(finite[one])))
+    ends = find_band(grid, [float(loss) for loss in finite[decay]], TOLERANCE)
+    at_edge = ends[0] <= grid[0] or ends[1] >= grid[-1] or (len(curves) > 1 and decay in (min(curves), max(curves)))
+    curve = tuple(
+        (own, lr, float(loss) if math.isfinite(loss) else None)
+        for own, losses in curves.items()
+        for lr, loss in zip(grid, losses, strict=True)
+    )
+    return Base(target, math.sqrt(ends[0] * ends[1]), decay, at_edge, curve)
+
+
+__all__ = ["REFERENCE", "Retraining", "retrain"]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dagscale.bench.nas.agreement import SMALLEST, Gain
-from dagscale.bench.nas.comparison import Comparison
+from dagscale.bench.nas.comparison import CLASSES, Comparison
 from dagscale.bench.nas.recipes import RECIPES
 from dagscale.bench.nas.rerank_page import (
     SHOWN_KS,
@@ -24,7 +23,8 @@ from dagscale.bench.nas.rerank_page import (
     sections,
     write_files,
 )
-from dagscale.bench.nas.retrain import Retraining
+from dagscale.bench.nas.results import Retraining
+from dagscale.bench.nas.settings_page import component_rows, gain_text, power_line
 from dagscale.bench.nas.tables import MEAN
 from dagscale.shown import for_spreadsheet, plain
 
@@ -68,11 +68,12 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
     """The tables as (title, column names, rows of text)."""
     recipes: Rows = (
         "Recipes",
-        ("recipe", "base's rate", "rates", "mean accuracy", "std between seeds", "training loss", "diverged"),
+        ("recipe", "base's rate", "decay", "rates", "mean accuracy", "std between seeds", "training loss", "diverged"),
         [
             (
                 name,
                 "–" if name not in trained.bases else _base(trained, name),
+                f"{trained.bases[name].weight_decay if name in trained.bases else RECIPES[name].weight_decay:.3g}",
                 _spread(trained.rates[name]),
                 f"{values.mean():.2f}",
                 f"{np.sqrt(values.var(axis=1, ddof=1).mean()):.2f}",
@@ -85,7 +86,7 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
     gains: Rows = (
         f"Mean gain in points, with 95 % intervals; top by: {compared.chosen_by}",
         ("recipe", "over", "all", "top 10 %", "top 1 %", "over's seed against seed"),
-        [(p.second, p.first, *map(_gain, p.gains), f"{p.gains[0].noise:+.2f}") for p in compared.pairs],
+        [(p.second, p.first, *map(gain_text, p.gains), f"{p.gains[0].noise:+.2f}") for p in compared.pairs],
     )
     kendall: Rows = (
         "Kendall τ over the top K % by the first, with 95 % intervals",
@@ -124,7 +125,17 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
         ("architecture", "kind", "why"),
         [(one.arch, one.kind, one.reason) for one in trained.left_out],
     )
-    return [recipes, gains, *(table for table in (kendall, published, picks, left) if table[2])]
+    classes: Rows = (
+        "Mean gain in points by class of rank in the published table, the best class first, with 95 % intervals",
+        ("recipe", "over", *(f"class {k}" for k in range(1, CLASSES + 1))),
+        [
+            (p.second, p.first, *(interval(e, "+.2f") if e.low is not None else f"n {e.n}" for e in p.classes))
+            for p in compared.pairs
+            if p.classes
+        ],
+    )
+    parts = [component_rows(compared.components)] if compared.components is not None else []
+    return [recipes, gains, *(table for table in (classes, kendall, published, *parts, picks, left) if table[2])]
 
 
 def legend(trained: Retraining, compared: Comparison) -> list[str]:
@@ -138,9 +149,9 @@ def legend(trained: Retraining, compared: Comparison) -> list[str]:
         f"Departs from the published recipe: {'; '.join(trained.differences)}.",
         *(f"{name}: {RECIPES[name].describe()}." for name in trained.accuracies),
         *(
-            f"{name}: the law took {count:,.0f} forward passes an architecture."
+            f"{name}: the law took {count:,.0f} forward passes of a batch an architecture, one training "
+            f"{3 * trained.steps:,}; it was measured on {trained.measured:,} that compute different things."
             for name, count in trained.forwards.items()
-            if count
         ),
     ]
     edges = [name for name, base in trained.bases.items() if base.at_edge]
@@ -152,6 +163,8 @@ def legend(trained: Retraining, compared: Comparison) -> list[str]:
         for name, report in compared.reports.items()
         if report.swapped
     ]
+    if compared.components is not None:
+        lines.append(power_line(compared.components, "recipe"))
     return [*lines, *(f"{note}." for note in compared.notes)]
 
 
@@ -168,12 +181,6 @@ def page(trained: Retraining, compared: Comparison, images: dict[str, bytes]) ->
 def _base(trained: Retraining, name: str) -> str:
     base = trained.bases[name]
     return f"{base.lr:.3g}{'*' if base.at_edge else ''}"
-
-
-def _gain(gain: Gain) -> str:
-    if gain.gain.n < SMALLEST:
-        return f"n too small ({gain.gain.n})"
-    return interval(gain.gain, "+.2f")
 
 
 def _spread(rates: tuple[float, ...]) -> str:

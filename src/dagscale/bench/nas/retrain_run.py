@@ -1,59 +1,158 @@
-"""One run of a retraining: what the sweep's workers execute."""
+"""One run of a retraining: what the sweep's workers execute.
+
+There are three kinds: the *search* of a base at several rates, the *factor* of a law on one architecture, and a
+*piece*: one architecture trained under every recipe and seed.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 import dagscale
 from dagscale.bench.data import Dataset, load
 from dagscale.bench.data.places import check, place
 from dagscale.bench.nas.recipes import SCHEDULES, Augment, Recipe, padding
+from dagscale.bench.nas.together import Member, Trained, outputs, train_together
 from dagscale.bench.sweep import Run
 from dagscale.errors import DagscaleError, DataError
 from dagscale.laws import LAWS
 from dagscale.models import targets
+from dagscale.models.nb201 import NB201
 from dagscale.network import Network, Role
 from dagscale.planning.make import plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import about, initialised, traced
 from dagscale.training.engine import train
 
+HELD = 5
+"""One of so many training images is held out of a base's search, which is judged by them."""
+
+ELEMENTS = 1 << 21
+"""Numbers in a stage's first activation, over all networks that are trained at once. With more of them the operations
+themselves take the time, and starting them no longer does."""
+
+MOST = 16
+"""Networks trained at once."""
+
+LAW_STEPS = 400
+"""Steps of one network that a measured law takes on one architecture, about."""
+
+GLANCE = 3
+"""Steps that the time of a whole run is told from."""
+
 
 def execute(run: Run) -> dict[str, Any]:
-    """A training run's final training loss, with the test accuracy where it counts; or a law's factor."""
+    """A search's losses on held-out images, a law's factor, or a piece's final training losses and test accuracies."""
     if run.options["kind"] == "factor":
         return _factor(run)
-    recipe = _recipe(run)
-    data = read(run.data, run.limit, run.options["side"], "train")
-    model, _ = targets.load(run.architecture, data=data, seed=run.seed)
-    made = _start(run.architecture, run.options["base"], recipe, run.data, run.limit, run.options["side"])
-    made.init_(model, seed=run.seed)
-    done = train(
-        nn.Sequential(Augment(recipe.augment, padding(data.shape[1])), model), _training(recipe, data),
-        made.param_groups(model, lr=run.lr, weight_decay=recipe.weight_decay), seed=run.seed,
-    )  # fmt: skip
-    result = {"loss": done.loss, "steps": done.steps}
-    if run.options["kind"] == "train":
-        test = read(run.options["test"], run.limit, run.options["side"], "test")
-        result["test_acc"] = 100 / test.classes if done.diverged else accuracy(model, test.x, test.y)
-    return result
+    data, device = _read(run, "train"), run.options.get("device", "cpu")
+    if run.options["kind"] == "search":
+        kept, held = split(data)
+        losses: list[float] = []
+        for members in _members(run, data):
+            trained = _train(members, run, kept, device)
+            found = [cross_entropy(logits, held.y).item() for logits in outputs([m.model for m in members], held.x)]
+            losses += [math.inf if one.diverged else loss for one, loss in zip(trained, found, strict=True)]
+        return {"losses": [loss if math.isfinite(loss) else math.inf for loss in losses]}
+    test = read(run.options["test"], run.limit, run.options["side"], "test")
+    results: list[dict[str, Any]] = []
+    for members in _members(run, data):
+        trained = _train(members, run, data, device)
+        for one, logits in zip(trained, outputs([m.model for m in members], test.x), strict=True):
+            right = 100 * int((logits.argmax(1) == test.y).sum()) / len(test)
+            accuracy = 100 / test.classes if one.diverged else right
+            results.append({"loss": one.loss, "steps": one.steps, "test_acc": accuracy})
+    return {"runs": results}
 
 
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of right answers in percent, in eval mode: norms use their running statistics."""
-    model.eval()
-    with torch.no_grad():
-        right = sum(
-            int((model(x[rows]).argmax(1) == y[rows]).sum())
-            for rows in torch.arange(len(y)).tensor_split(len(y) // 512 + 1)
-        )
-    return 100 * right / len(y)
+def split(data: Dataset) -> tuple[Dataset, Dataset]:
+    """Training images without, and with only, those that are held out for a base's search: always the same ones."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    held, kept = order[: max(1, len(data) // HELD)], order[max(1, len(data) // HELD) :]
+    return tuple(Dataset(data.name, data.x[rows], data.y[rows], data.classes) for rows in (kept, held))  # type: ignore[return-value]
+
+
+def seconds(run: Run) -> float:
+    """About how long a run takes on this machine, from a few of its steps."""
+    data = _read(run, "train")
+    if run.options["kind"] == "factor":
+        setting = {"init": "keep", "width": "none", "base": None, "lr": 0.1, "decay": 0.0}
+        _, step = _times([_member(run, data, setting, run.seed, run.options.get("device", "cpu"))], run, data)
+        return 2 * LAW_STEPS * step
+    members = next(_members(run, data))
+    begun, step = _times(members, run, data)
+    return math.ceil(len(_settings(run)) / len(members)) * (begun + _training(_recipe(run), data).total_steps * step)
+
+
+def _times(members: Sequence[Member], run: Run, data: Dataset) -> tuple[float, float]:
+    """Seconds of a training without its steps, and of one step."""
+    taken = []
+    for steps in (GLANCE, 2 * GLANCE):
+        begun = time.perf_counter()
+        device = run.options.get("device", "cpu")
+        few = _training(_recipe(run), data, device).changed(epochs=None, steps=steps)
+        _train(members, run, data, device, few)
+        taken.append(time.perf_counter() - begun)
+    step = max(0.0, taken[1] - taken[0]) / GLANCE
+    return max(0.0, taken[0] - GLANCE * step), step
+
+
+def _settings(run: Run) -> list[tuple[Mapping[str, Any], int]]:
+    """Setting and seed of every network of a run."""
+    return [(setting, seed) for setting in run.options["members"] for seed in run.options["seeds"]]
+
+
+def _members(run: Run, data: Dataset) -> Any:
+    """The run's networks, as many at a time as are trained at once."""
+    settings = iter(_settings(run))
+    device = run.options.get("device", "cpu")
+    at_once = 1
+    while group := list(islice(settings, at_once)):
+        members = [_member(run, data, setting, seed, device) for setting, seed in group]
+        if at_once == 1:
+            at_once = together(members[0].model, run.batch_size, data.shape[1])
+            members += [_member(run, data, *one, device) for one in islice(settings, at_once - 1)]
+        yield members
+
+
+def together(model: nn.Module, batch: int, side: int) -> int:
+    """How many networks like this one to train at once."""
+    assert isinstance(model, NB201)
+    channels = next(model.parameters()).shape[0]  # of the stem
+    return min(MOST, max(1, ELEMENTS // (batch * side**2 * channels)))
+
+
+def _member(run: Run, data: Dataset, setting: Mapping[str, Any], seed: int, device: str) -> Member:
+    model, _ = targets.load(run.architecture, data=data, seed=seed)
+    recipe = _recipe(run, init=setting["init"], width=setting["width"])
+    made = _start(run.architecture, setting["base"], recipe, run.data, run.limit, run.options["side"])
+    made.init_(model, seed=seed)
+    model = model.to(device)
+    return Member(model, made.param_groups(model, lr=setting["lr"], weight_decay=setting["decay"]), seed)
+
+
+def _train(
+    members: Sequence[Member], run: Run, data: Dataset, device: str, recipe: dagscale.Recipe | None = None
+) -> list[Trained]:
+    """Train networks, all at once where there are several, else by the plain trainer."""
+    recipe = recipe or _training(_recipe(run), data, device)
+    augment = Augment(_recipe(run).augment, padding(data.shape[1])).to(device)
+    if len(members) > 1:
+        return train_together(members, recipe, augment)
+    (one,) = members
+    # The faster layout for convolutions of one network, of the same numbers.
+    model = nn.Sequential(augment, one.model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    done = train(model, recipe, one.groups, seed=one.seed)
+    return [Trained(done.loss, done.steps, done.losses)]
 
 
 def _factor(run: Run) -> dict[str, Any]:
@@ -73,16 +172,22 @@ def _factor(run: Run) -> dict[str, Any]:
     return {"factor": factor, "forwards": forwards}
 
 
-def _training(recipe: Recipe, data: Dataset) -> dagscale.Recipe:
-    """As dagscale runs it; weight decay comes with the groups."""
+def _training(recipe: Recipe, data: Dataset, device: str = "cpu") -> dagscale.Recipe:
+    """As dagscale runs it, the data on the device; weight decay comes with the groups."""
+    tensors = (data.x.to(device), data.y.to(device))
     return dagscale.Recipe(
-        (data.x, data.y), cross_entropy, torch.optim.SGD, momentum=recipe.momentum, nesterov=recipe.nesterov,
+        tensors, cross_entropy, torch.optim.SGD, momentum=recipe.momentum, nesterov=recipe.nesterov,
         schedule=SCHEDULES[recipe.schedule], epochs=recipe.epochs, batch_size=recipe.batch_size,
     )  # fmt: skip
 
 
-def _recipe(run: Run) -> Recipe:
-    return Recipe(**{**run.options["recipe"], "augment": tuple(run.options["recipe"]["augment"])})
+def _recipe(run: Run, **more: Any) -> Recipe:
+    own = run.options["recipe"]
+    return Recipe(**{**own, "augment": tuple(own["augment"]), "decays": tuple(own["decays"]), **more})
+
+
+def _read(run: Run, split: str) -> Dataset:
+    return read(run.data, run.limit, run.options["side"], split)
 
 
 @lru_cache(maxsize=2)
@@ -96,7 +201,7 @@ def read(source: str, limit: int | None, side: int | None, split: str) -> Datase
     return Dataset(data.name, adaptive_avg_pool2d(data.x, side), data.y, data.classes)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _start(target: str, base: str | None, recipe: Recipe, source: str, limit: int | None, side: int | None) -> Plan:
     """Init and relative rates, without a law."""
     data = read(source, limit, side, "train")
@@ -120,3 +225,6 @@ def _network(
 
 def _named(recipe: Recipe) -> str:
     return "momentum" if recipe.momentum else recipe.optimizer
+
+
+__all__ = ["execute", "read", "seconds", "split", "together"]

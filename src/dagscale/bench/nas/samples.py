@@ -10,10 +10,13 @@ import numpy as np
 
 from dagscale.bench.data.files import parsing, read_all
 from dagscale.bench.nas.agreement import top as best
-from dagscale.bench.nas.isomorphism import canonical
+from dagscale.bench.nas.isomorphism import canonical, every_group
 from dagscale.bench.nas.tables import Column
 from dagscale.errors import DataError, TargetError
 from dagscale.models.nb201 import Nb201
+
+CLASSES = 10
+"""Classes of rank that a list without an end is stratified by."""
 
 
 def read(text: str) -> tuple[Nb201, ...]:
@@ -30,7 +33,7 @@ def read(text: str) -> tuple[Nb201, ...]:
         there = False
     with parsing(f"{text} cannot be read"):
         parts = read_all(path).decode("utf-8").splitlines() if there else text.split(",")
-    found: list[Nb201] = []
+    found: dict[Nb201, int] = {}
     for number, part in enumerate(parts, 1):
         if not part.strip():
             continue
@@ -40,7 +43,7 @@ def read(text: str) -> tuple[Nb201, ...]:
             raise TargetError(f"architecture {number}: {error}") from None
         if arch in found:
             raise DataError(f"architecture {number}: {arch} is given twice")
-        found.append(arch)
+        found[arch] = number
     if not found:
         raise DataError(f"{text!r} names no architectures: give codes with commas, or a file with one a line")
     return tuple(found)
@@ -52,6 +55,45 @@ def distinct(archs: Iterable[Nb201]) -> tuple[Nb201, ...]:
     for arch in archs:
         first.setdefault(canonical(arch), arch)
     return tuple(first.values())
+
+
+def listed(ranking: Column | None = None, seed: int = 0) -> tuple[Nb201, ...]:
+    """All architectures with a path, in the fixed order in which a study without an end takes them.
+
+    First one of each group that computes the same, then the groups' second members, and so on: what is trained once is
+    not trained again before all others were. Within each round every ``CLASSES`` that follow each other hold one of
+    each class of equal size by rank, so that wherever the study stops it has a stratified sample.
+
+    Args:
+        ranking: accuracies; without them the order is random.
+        seed: of the order; of each group's members too.
+
+    Raises:
+        DataError: if the ranking lacks an architecture with a path.
+    """
+    rng = random.Random(seed)
+    archs = [arch for arch in Nb201.enumerate() if arch.graph.has_path]
+    value = dict.fromkeys(archs, 0.0)
+    if ranking is not None:
+        value = dict(zip(ranking.archs, ranking.values, strict=True))
+        lacking = [arch.code for arch in archs if arch not in value]
+        if lacking:
+            raise DataError(f"{ranking.source} lacks {len(lacking):,} architectures (the first is {lacking[0]})")
+    rounds: dict[int, list[Nb201]] = {}
+    for group in every_group():
+        for number, arch in enumerate(rng.sample(group, len(group)) if group[0].graph.has_path else ()):
+            rounds.setdefault(number, []).append(arch)
+    found: list[Nb201] = []
+    for number in sorted(rounds):
+        rng.shuffle(rounds[number])
+        order = sorted(rounds[number], key=lambda arch: -value[arch])  # stable: equal ones stay shuffled
+        classes = [[order[i] for i in rows] for rows in np.array_split(np.arange(len(order)), CLASSES)]
+        for rank in classes:
+            rng.shuffle(rank)
+        while any(classes):
+            for rank in rng.sample(classes, CLASSES):
+                found += [rank.pop()] if rank else []
+    return tuple(found)
 
 
 def draw(

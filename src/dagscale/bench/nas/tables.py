@@ -161,10 +161,20 @@ def read_table(source: str) -> Table:
     if not there:
         kinds = "".join(f", {name}:PATH" for name in READERS)
         raise DataError(f"{source}: no such file; name a .parquet or .csv table{kinds}")
+    return from_columns(read_columns(path), source)
+
+
+def read_columns(path: Path) -> dict[str, Sequence[Any]]:
+    """The columns of a ``.parquet`` or ``.csv`` file, by name.
+
+    Raises:
+        DataError: in one line, if it is no such file or cannot be read.
+    """
     if path.suffix not in (".parquet", ".csv"):
-        raise DataError(f"{source}: tables are .parquet or .csv files, not {path.suffix or 'without a suffix'}")
-    columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    return from_columns(columns, source)
+        raise DataError(f"{path}: tables are .parquet or .csv files, not {path.suffix or 'without a suffix'}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
 
 
 def from_columns(columns: Mapping[str, Sequence[Any]], source: str) -> Table:

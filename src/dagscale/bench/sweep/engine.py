@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.sweep.run import Run
@@ -29,6 +31,8 @@ class Summary:
         failed: of these, with an error in the store.
         executed: runs executed by this call; the others were in the store already.
         duplicates: runs that were given more than once.
+        longest: seconds of the longest run of this call, or what one takes by the estimate where there was no time for
+            a single one.
     """
 
     total: int
@@ -36,6 +40,7 @@ class Summary:
     failed: int
     executed: int
     duplicates: int
+    longest: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -63,6 +68,8 @@ def sweep(
     scheduler: str | None = None,
     retry_failed: bool = False,
     progress: bool = False,
+    until: float | None = None,
+    estimate: Callable[[Run], float] | None = None,
 ) -> Summary:
     """Execute every run that has no result in the store yet, and write its result there.
 
@@ -81,6 +88,9 @@ def sweep(
         scheduler: address of a Dask scheduler, as ``tcp://host:8786``, to execute there instead.
         retry_failed: execute the runs again that failed in an earlier call.
         progress: show a progress bar on stderr: rate, time left, failures.
+        until: moment of ``time.monotonic`` by which to end; what was not begun then stays pending, for the next call.
+            A run is begun only while there is time for the longest one so far.
+        estimate: a run → about how many seconds it takes, asked of the first one where there is ``until``.
 
     Raises:
         SweepError: if the store, the scheduler or the workers cannot be used, or a run meets a fault that all share.
@@ -91,17 +101,38 @@ def sweep(
         before = book.asked()
         todo = before.pending + (before.failed if retry_failed else 0)
         executed = 0
+        taken: list[float] = []
         if todo:
+            waiting = book.waiting(failed=retry_failed)
+            if until is not None:
+                # A worker's queue holds a second run.
+                ahead = 1 if jobs == 1 and scheduler is None else 2
+                waiting = _in_time(waiting, until, ahead, taken, estimate or (lambda run: 0.0))
+            first = next(waiting, None)
+        if todo and first is not None:
             pool = open_pool(jobs, scheduler)
-            batches = attempts(pool, book.waiting(failed=retry_failed), execute)
+            batches = attempts(pool, chain([first], waiting), execute)
             with closing(pool), closing(batches), _progress(progress, todo) as report:
                 for outcomes in batches:
                     book.record(outcomes)
                     executed += len(outcomes)
+                    taken.extend(outcome.seconds for outcome in outcomes)
                     report(outcomes)
             book.check_place(fully=True)
         after = book.asked()
-    return Summary(after.total, after.finished, after.failed, executed, given - after.total)
+    return Summary(after.total, after.finished, after.failed, executed, given - after.total, max(taken, default=0.0))
+
+
+def _in_time(
+    waiting: Iterator[tuple[str, str]], until: float, ahead: int, taken: list[float], estimate: Callable[[Run], float]
+) -> Iterator[tuple[str, str]]:
+    """Runs for as long as there is time for ``ahead`` times the longest of those ``taken`` so far; see `sweep`."""
+    for key, text in waiting:
+        if not taken:
+            taken.append(estimate(Run.from_json(text)))
+        if monotonic() + ahead * max(taken) > until:
+            return
+        yield key, text
 
 
 @contextmanager
