@@ -1,0 +1,126 @@
+"""How far off laws are, by kind of network: what the evidence says, as a value.
+
+``python benchmarks/intervals.py write`` makes what stands below from recorded results, see ``docs/evidence/intervals.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from dagscale.laws.combined import pictured
+from dagscale.network import Network
+
+AFFECTS_RESULTS = False
+
+Kind = Literal["dense", "convolutions", "norms"]
+
+
+class Accuracy(NamedTuple):
+    """The distribution of a law's error, log2 of the rate that it gives over the one that a search finds.
+
+    Families differ in how well a law does. The error on a network of a family that was never looked at is therefore
+    Student's t rather than normal: its tails are those of families on which the law does worse than on most.
+
+    Attributes:
+        octaves: the scale of the t-distribution.
+        freedom: its degrees of freedom; the fewer, the more families differ.
+        families: how many the scale was estimated from, those of other kinds not counted.
+    """
+
+    octaves: float
+    freedom: float
+    families: int
+
+
+# made by benchmarks/intervals.py
+ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
+    "combined": {
+        "dense": Accuracy(0.32, 4.7, 12),
+        "convolutions": Accuracy(0.53, 4.1, 6),
+    },
+    "covariance": {
+        "dense": Accuracy(0.41, 4.7, 11),
+        "convolutions": Accuracy(0.63, 4.1, 6),
+        "norms": Accuracy(0.78, 2.5, 1),
+    },
+    "curvature": {
+        "dense": Accuracy(0.44, 5.6, 11),
+        "convolutions": Accuracy(1.03, 4.6, 5),
+        "norms": Accuracy(0.75, 5.4, 10),
+    },
+    "function-change": {
+        "dense": Accuracy(0.54, 5.6, 11),
+        "convolutions": Accuracy(0.9, 5.1, 7),
+        "norms": Accuracy(0.73, 5.7, 13),
+    },
+    "no base": {
+        "dense": Accuracy(0.65, 5.0, 7),
+        "convolutions": Accuracy(0.68, 2.8, 2),
+        "norms": Accuracy(1.53, 2.5, 1),
+    },
+    "none": {
+        "dense": Accuracy(0.43, 4.4, 15),
+        "convolutions": Accuracy(0.91, 3.9, 7),
+        "norms": Accuracy(1.05, 4.1, 10),
+    },
+    "none, by layer": {
+        "dense": Accuracy(0.3, 2.5, 1),
+        "norms": Accuracy(0.15, 2.7, 2),
+    },
+    "none, own init": {
+        "dense": Accuracy(1.22, 5.0, 7),
+        "convolutions": Accuracy(1.02, 2.7, 1),
+        "norms": Accuracy(1.14, 5.3, 9),
+    },
+    "paths": {
+        "dense": Accuracy(1.73, 4.3, 4),
+        "convolutions": Accuracy(1.36, 3.5, 2),
+        "norms": Accuracy(3.02, 2.7, 1),
+    },
+    "short-run": {
+        "dense": Accuracy(0.31, 4.1, 22),
+        "convolutions": Accuracy(0.49, 3.6, 8),
+        "norms": Accuracy(0.37, 3.9, 16),
+    },
+}
+"""Law, with how it is used where that matters → kind of network → its error."""
+
+BAND_SHARE = 0.17
+"""How far the rate of a search with one seed is off, as a part of half its band's width."""
+BASE = 0.18
+"""Octaves that a base's rate is usually off, where nothing is known of its search."""
+BASE_SIDE = 0.57
+"""Part of the variance of a law's error that is the base's."""
+# end
+
+
+def kind_of(network: Network) -> Kind:
+    """What the evidence tells apart: networks with norms, gates or attention; and of those without, those that convolve."""
+    if not pictured(network.graph):
+        return "norms"
+    return "convolutions" if any(use.layer.kernel_size > 1 for use in network.graph.layers) else "dense"
+
+
+def accuracy(law: str, network: Network, *, alone: bool = False) -> Accuracy | None:
+    """What is known of a law's error on such a network; None where nothing is.
+
+    How a law is used has a row of its own where that matters: a rate without a base; one rate as it is, where each
+    parameter's own is scaled by rules for width and depth, and where networks keep their authors' inits, which make
+    them less alike than one init for all.
+
+    Args:
+        law: its name.
+        network: the target, under its init.
+        alone: the law gives the rate itself, without a base.
+    """
+    if alone:
+        rows = ["no base"]
+    else:
+        uses = {"by layer": network.by_layer, "own init": not network.fills}
+        rows = [*(f"{law}, {use}" for use, so in uses.items() if so), law]
+    found = next((ACCURACY[row] for row in rows if row in ACCURACY), {})
+    return found.get(kind_of(network))
+
+
+__all__ = ["Accuracy", "Kind", "accuracy", "kind_of"]
