@@ -12,7 +12,6 @@ by 2,000 resamples of the families.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,18 +19,31 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from intervals import EVIDENCE, Group, Point, error, groups, predicted, rms
+from intervals import (
+    EVIDENCE,
+    Group,
+    Point,
+    Sheet,
+    answered,
+    error,
+    families,
+    fitted,
+    groups,
+    predicted,
+    put,
+    rms,
+    slope_of,
+)
 from rates import FAMILIES
 
+from dagscale.laws.accuracy import BASE, BASE_SIDE
 from dagscale.laws.base import FADING
 from dagscale.laws.short_run import LONG_RUN, PRECISION
 from dagscale.planning.certainty import OCTAVE
 
 POWERS = (0.5, 2 / 3, 0.75, 1.0)
-PRIORS = (0.1, 0.2, 0.3, 0.5)
-"""Standard deviations of the prior of a fitted exponent, around ``FADING``."""
-
-Rows = list[dict[str, str]]
+PRIORS = (0.1, 0.3, 0.6)
+"""Standard deviations of the prior of a fitted power of a law's factors, around 1."""
 
 
 def curves() -> dict[tuple[str, str], tuple[list[float], list[float]]]:
@@ -88,7 +100,7 @@ def row(what: str, value: str, octaves: Sequence[float], losses: Sequence[float]
     }  # fmt: skip
 
 
-def by_power(found: Sequence[Group]) -> Rows:
+def by_power(found: Sequence[Group]) -> Sheet:
     """The exponent of law short-run."""
     rows = []
     for power in (0.0, *POWERS):
@@ -100,7 +112,7 @@ def by_power(found: Sequence[Group]) -> Rows:
     return rows
 
 
-def by_factor(found: Sequence[Group]) -> Rows:
+def by_factor(found: Sequence[Group]) -> Sheet:
     """``LONG_RUN``, of rates that are measured without a base."""
     rows = []
     for factor in (0.8, 1.0, LONG_RUN, 1.5):
@@ -110,7 +122,7 @@ def by_factor(found: Sequence[Group]) -> Rows:
     return rows
 
 
-def by_precision(found: Sequence[Group]) -> Rows:
+def by_precision(found: Sequence[Group]) -> Sheet:
     """``PRECISION``: how many seeds are measured."""
     known = json.loads((EVIDENCE / "results" / "rates.json").read_text())
     recorded = [g for g in found if not g.name.startswith("schedules")]
@@ -137,68 +149,65 @@ def by_precision(found: Sequence[Group]) -> Rows:
     return rows
 
 
-def slopes(found: Sequence[Group], part: str) -> tuple[list[float], list[float]]:
-    """Of each family the exponent that fits best, and the sum of squares that it rests on."""
-    best, weights = [], []
-    for group in found:
-        own = np.array([[getattr(p, part), p.found] for p in group.points if not math.isnan(getattr(p, part))])
-        if len(own) > 3 and own[:, 0].std() > 0.2:
-            x, y = (own - own.mean(0)).T
-            best.append(float((x * y).sum() / (x * x).sum()))
-            weights.append(float((x * x).sum()))
-    return best, weights
-
-
-def exponents(found: Sequence[Group]) -> Rows:
-    """The exponents that families would like, and what a fit to two or three bases comes to."""
+def exponents(found: Sequence[Group]) -> Sheet:
+    """The exponents that families would like."""
     rows = []
-    for part in ("short", "closed"):
-        best, _ = slopes(found, part)
+    for part, name in (("short", "short-run"), ("closed", "covariance")):
+        best = [slope for group in found if (slope := slope_of(group, part)) is not None]
         if len(best) > 2:
-            rows.append({"part": part, "families": str(len(best)), "mean": interval(best),
-                         "spread": f"{np.std(best, ddof=1):.2f}", "each": ", ".join(f"{b:.2f}" for b in sorted(best))})  # fmt: skip
+            rows.append({
+                "law": f"`{name}`", "families": str(len(best)), "mean (95 %)": interval(best),
+                "standard deviation": f"{np.std(best, ddof=1):.2f}",
+                "each": ", ".join(f"{b:.2f}" for b in sorted(best)),
+            })  # fmt: skip
     return rows
 
 
-def fit(bases: Sequence[Point], law: str, gradient: bool, prior: float, noise: float) -> float:
-    """The posterior mean of the power of a law's own factors, 1 where the law is right, from bases of known rates."""
+def fit(bases: Sequence[Point], law: str, gradient: bool, prior: float, variance: float) -> float:
+    """The posterior mean of the power of a law's factors, from bases of known rates; the prior's is 1."""
     said = np.array([predicted(law, bases[0], b, gradient)[0] - bases[0].found for b in bases])
-    found = np.array([b.found for b in bases])
-    x, y = said - said.mean(), found - found.mean()
-    return float((1 / prior**2 + (x * y).sum() / noise**2) / (1 / prior**2 + (x * x).sum() / noise**2))
+    known = np.array([b.found for b in bases])
+    x, y = said - said.mean(), known - known.mean()
+    return float((1 / prior**2 + (x * y).sum() / variance) / (1 / prior**2 + (x * x).sum() / variance))
 
 
-def refitted(found: Sequence[Group], law: str, count: int) -> Rows:
-    """Fixed against fitted exponents: every choice of bases with the family's own among them, all others as targets."""
-    rows = []
-    for prior in (0.0, *PRIORS):
-        octaves, losses = [], []
+def refitted(found: Sequence[Group], law: str, count: int) -> Sheet:
+    """Fixed against fitted powers. Bases are the family's own and its next ``count - 1`` members, in every turn; all
+    others are targets. What the fit knows beside them, the spread of powers and the law's error, is that of families
+    that are no kin."""
+    whole = families(groups())
+    results: dict[str, tuple[list[float], list[float]]] = {}
+    for prior in ("fixed", "others' spread", *PRIORS):
+        octaves, losses = results.setdefault(str(prior), ([], []))
         for group in found:
-            if math.isnan(group.points[0].short) or len(group.points) < count + 3:
+            if len(group.points) < count + 2 or not answered(group, law):
                 continue
-            off, gone = [], []
-            for i in range(1, len(group.points)):
-                chosen = [0, *[(i + k - 1) % (len(group.points) - 1) + 1 for k in range(count - 1)]]
+            strangers = [s for g in found if g.kin != group.kin and (s := slope_of(g, "short")) is not None]
+            spread = float(np.std(strangers, ddof=1)) / FADING if isinstance(prior, str) else prior
+            known = fitted([f for f in whole if f.kin != group.kin and f.law == law]).get(law, {}).get(group.kind)
+            scale = 0.4 if known is None else known.octaves
+            off, gone, members = [], [], len(group.points) - 1
+            for turn in range(members):
+                chosen = [0, *((turn + k) % members + 1 for k in range(count - 1))]
                 bases = [group.points[k] for k in chosen]
-                power = fit(bases, law, group.gradient, prior / FADING, 0.35) if prior else 1.0
-                for k, target in enumerate(group.points):
-                    if k not in chosen and not math.isnan(target.short):
-                        said = [
-                            b.found + power * (predicted(law, b, target, group.gradient)[0] - b.found) for b in bases
-                        ]
-                        off.append(fmean(said) - target.found)
-                        gone.append(lost(group, target, fmean(said)))
+                variance = BASE_SIDE * scale**2 + BASE**2
+                power = 1.0 if prior == "fixed" else fit(bases, law, group.gradient, spread, variance)
+                for target in (t for k, t in enumerate(group.points) if k not in chosen):
+                    said = [b.found + power * (predicted(law, b, target, group.gradient)[0] - b.found) for b in bases]
+                    off.append(fmean(said) - target.found)
+                    gone.append(lost(group, target, fmean(said)))
             octaves.append(rms(off))
             losses.append(fmean(gone))
-        rows.append(row(f"{law}, {count} bases", f"{prior:g}" if prior else "fixed", octaves, losses))
-        rows[-1]["better in"] = (
-            "" if not prior else f"{sum(a < b for a, b in zip(octaves, fixed, strict=True))} of {len(octaves)}"
-        )  # noqa: E501
-        fixed = octaves if not prior else fixed
+    fixed, rows = results["fixed"][0], []
+    for prior, (octaves, losses) in results.items():
+        better = (
+            "" if prior == "fixed" else f"{sum(a < b for a, b in zip(octaves, fixed, strict=True))} of {len(fixed)}"
+        )
+        rows.append(row(f"`{law}`, {count} bases", prior, octaves, losses) | {"nearer in": better})
     return rows
 
 
-def tables() -> dict[str, Rows]:
+def tables() -> dict[str, Sheet]:
     found = [g for g in groups() if not math.isnan(g.points[0].short)]
     return {
         "constants-power": by_power(found),
@@ -209,19 +218,7 @@ def tables() -> dict[str, Rows]:
     }
 
 
-def main(write: bool) -> None:
-    for name, rows in tables().items():
-        if write:
-            with open(EVIDENCE / "tables" / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-        print(f"\n{name}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
-        for one in rows:
-            print(f"| {' | '.join(one.values())} |")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("write", nargs="?", choices=["write"])
-    main(parser.parse_args().write == "write")
+    put(tables(), parser.parse_args().write == "write")

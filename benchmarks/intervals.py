@@ -340,6 +340,15 @@ def base_side() -> float:
     return 2 * (1 - ratio)
 
 
+def slope_of(group: Group, part: str) -> float | None:
+    """The exponent that fits a family best; None where its networks differ too little to tell."""
+    own = np.array([[getattr(p, part), p.found] for p in group.points if not math.isnan(getattr(p, part))])
+    if len(own) < 4 or own[:, 0].std() < 0.2:
+        return None
+    x, y = (own - own.mean(0)).T
+    return float((x * y).sum() / (x * x).sum())
+
+
 def fitted(all_of: Sequence[Family]) -> dict[str, dict[Kind, Accuracy]]:
     """The table: see the top of this file."""
     laws = dict.fromkeys(f.law for f in all_of)
@@ -419,7 +428,7 @@ def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
     return made
 
 
-def literal(table: dict[str, dict[Kind, Accuracy]], band: float, base: float, side: float) -> str:
+def literal(table: dict[str, dict[Kind, Accuracy]], band: float, base: float, side: float, power: float) -> str:
     """What stands in the package."""
     lines = ["ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {\n"]
     for law in sorted(table):
@@ -431,6 +440,7 @@ def literal(table: dict[str, dict[Kind, Accuracy]], band: float, base: float, si
         ("BAND_SHARE", band, "How far the rate of a search with one seed is off, as a part of half its band's width."),
         ("BASE", base, "Octaves that a base's rate is usually off, where nothing is known of its search."),
         ("BASE_SIDE", side, "Part of the variance of a law's error that is the base's."),
+        ("POWER_SPREAD", power, "Standard deviation over families of the power of a law's factors that fits best."),
     ):
         lines.append(f'{name} = {value:.2f}\n"""{words}"""\n')
     return "".join(lines)
@@ -499,7 +509,8 @@ def made() -> tuple[str, dict[str, Sheet]]:
     found = groups()
     all_of = families(found)
     table, usual = fitted(all_of), rms(p.spread for g in found for p in g.points)
-    block = literal(table, band_share(found), usual, base_side())
+    powers = [slope / FADING for group in found if (slope := slope_of(group, "short")) is not None]
+    block = literal(table, band_share(found), usual, base_side(), float(np.std(powers, ddof=1)))
     sheets = {
         "intervals": table_of(coverage(found, all_of)),
         "intervals-laws": accuracies(table),

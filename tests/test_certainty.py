@@ -17,12 +17,14 @@ from torch.nn.functional import cross_entropy
 
 import dagscale
 from dagscale.bench.data import load as load_data
-from dagscale.laws.accuracy import ACCURACY, BASE, BASE_SIDE, Accuracy, accuracy, kind_of
+from dagscale.laws.accuracy import ACCURACY, BASE, BASE_SIDE, POWER_SPREAD, Accuracy, accuracy, kind_of
+from dagscale.laws.base import Carried
 from dagscale.laws.estimate import Estimate
 from dagscale.models.targets import load
 from dagscale.planning.base import Base, Point
 from dagscale.planning.certainty import base_error, certainty
 from dagscale.planning.make import starting_plan
+from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import initialised, traced
 from dagscale.training.recipe import Recipe
 
@@ -200,3 +202,39 @@ def test_a_plan_without_a_law_claims_nothing() -> None:
     plan = starting_plan(network("mlp:2?width=8"), "moments", 0.1)
     assert plan.lr_interval is None
     assert not any("interval" in note or "sure" in note for note in plan.notes)
+
+
+# --- several bases ---------------------------------------------------------------------------------------------------
+
+
+def bases(*said: float) -> Carried:
+    """What a law says of bases whose log2 rates it takes to be these, and of a target at 0."""
+    return Carried(tuple({"x": (Estimate(0.0), Estimate(rate * math.log(2)))} for rate in said))
+
+
+def power(found: tuple[float, ...], *said: float, law: Accuracy | None = KNOWN) -> float:
+    return fitted_power(bases(*said), [2.0**rate for rate in found], law, [0.2] * len(found))
+
+
+def test_bases_that_bear_the_law_out_leave_its_factors_as_they_are() -> None:
+    assert power((0.0, 1.0, 2.5), 3.0, 4.0, 5.5) == pytest.approx(1)
+    assert power((0.0, 1.0), 2.0, 2.0) == 1  # the law takes both to be alike: nothing is learnt of it
+    assert power((0.0,), 2.0) == power((0.0, 1.0), 0.0, 9.0, law=None) == 1
+
+
+def test_bases_that_differ_less_than_the_law_says_shrink_its_factors() -> None:
+    """The formula by hand for two bases two octaves apart by the law and one octave in truth, then the limit."""
+    v, prior = BASE_SIDE * 0.4**2 + 0.2**2, 1 / POWER_SPREAD**2
+    assert power((0.0, 1.0), 0.0, 2.0) == pytest.approx((prior + 1 / v) / (prior + 2 / v))
+    assert power((0.0, 20.0), 0.0, 40.0) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_plan_from_bases_that_contradict_its_law_believes_it_less() -> None:
+    base, deep, target = (load(f"mlp:{code}?width=8", input_shape=(8,)) for code in ("2", "2_02_002_0002", "2_02"))
+    law = dagscale.plan(*deep, base=base, base_lr=1.0, law="paths").lr
+    alike = dagscale.plan(*target, base=[base, deep], base_lr=[1.0, law], law="paths")
+    other = dagscale.plan(*target, base=[base, deep], base_lr=[1.0, 1.0], law="paths")
+    assert not any("to the power" in note for note in alike.notes)
+    assert other.notes[1].startswith("between these bases the law's factors hold to the power 0.")
+    assert abs(math.log(other.lr / other.base_lr)) < abs(math.log(alike.lr / alike.base_lr))
+    assert other.lr == pytest.approx(other.base_lr * math.prod(other.factors.values()))

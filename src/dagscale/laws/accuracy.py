@@ -1,6 +1,6 @@
 """How far off laws are, by kind of network: what the evidence says, as a value.
 
-``python benchmarks/intervals.py write`` makes what stands below from recorded results, see ``docs/evidence/intervals.md``.
+``python benchmarks/intervals.py write`` makes what stands below from recorded results (``docs/evidence/intervals.md``).
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from typing import Literal, NamedTuple
 
 from dagscale.laws.combined import pictured
 from dagscale.network import Network
-
-AFFECTS_RESULTS = False
 
 Kind = Literal["dense", "convolutions", "norms"]
 
@@ -92,11 +90,13 @@ BASE = 0.18
 """Octaves that a base's rate is usually off, where nothing is known of its search."""
 BASE_SIDE = 0.57
 """Part of the variance of a law's error that is the base's."""
+POWER_SPREAD = 0.37
+"""Standard deviation over families of the power of a law's factors that fits best."""
 # end
 
 
 def kind_of(network: Network) -> Kind:
-    """What the evidence tells apart: networks with norms, gates or attention; and of those without, those that convolve."""
+    """What the evidence tells apart: networks with norms, gates or attention; of the others, those that convolve."""
     if not pictured(network.graph):
         return "norms"
     return "convolutions" if any(use.layer.kernel_size > 1 for use in network.graph.layers) else "dense"

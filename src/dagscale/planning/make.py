@@ -21,6 +21,7 @@ from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
 from dagscale.planning.plans import ParameterPlan, Plan, named
+from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
 from dagscale.planning.trained import notes_on
@@ -148,9 +149,12 @@ def plan(
                     check_gradient(network)
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
+        known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
+        power = fitted_power(carried, rates, known, errors)
+        carried = carried.to_the(power)
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
-        sure = certainty(_accuracy(chosen, target, carried), carried.uncertain, _base_errors(chosen, bases), alone)
-        return size(_built(chosen, target, carried, start, alone, parts, zeros, sure))
+        sure = certainty(known, carried.uncertain, errors, alone)
+        return size(_built(chosen, target, carried, start, alone, parts, zeros, sure, power))
 
 
 def starting_plan(
@@ -412,6 +416,7 @@ def _built(
     parts: Mapping[str, Scaling],
     zeros: Collection[str],
     sure: Certainty,
+    power: float = 1.0,
 ) -> Plan:
     """Put everything that was found into a `Plan`."""
     factors = carried.factors
@@ -429,7 +434,7 @@ def _built(
             p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked
         )
     notes = (
-        *_origin(alone, chosen.absolute),
+        *_origin(alone, chosen.absolute, power),
         *sure.notes,
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init, target.kept),
@@ -467,13 +472,15 @@ def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, f
     return found
 
 
-def _origin(alone: Sequence[float], absolute: bool) -> Iterator[str]:
-    """A note for plans from several bases: the learning rate that each base alone would give."""
+def _origin(alone: Sequence[float], absolute: bool, power: float) -> Iterator[str]:
+    """Notes for plans from several bases: the rate that each alone would give, and how far they bear the law out."""
     if absolute:
         yield "no base: the rate was measured on the network itself, good to about an octave"
     if len(alone) > 1:
         rates, apart = ", ".join(f"{rate:.4g}" for rate in alone), math.log2(max(alone)) - math.log2(min(alone))
         yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
+    if round(power, 2) != 1:
+        yield f"between these bases the law's factors hold to the power {power:.2f}: they are taken so"
 
 
 def _notes(

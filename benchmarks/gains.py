@@ -1,0 +1,168 @@
+"""Whether the scale of an init, and of its readout and biases, decides how well a network trains.
+
+    python benchmarks/gains.py run FILE.json --data PATH/cifar10 [--families NAME …]     # resumable
+    python benchmarks/gains.py report [FILE.json] [--write]
+
+Networks of ``benchmarks/rates.py`` under ``moments``, with the standard deviation of every hidden and input weight
+times one gain and that of the readout times another, each at rates an octave apart around its own best, two seeds. A
+letter ``b`` after the gains: biases N(0, 1/(3n)), as PyTorch's have it, in place of 0. A letter ``s``: the readout is
+scaled so that the outputs are as large as without the gain on the hidden weights.
+
+The report compares lowest losses. A gain that the *base* chooses is the one with its lowest loss; what its targets then
+lose or gain, against a gain of 1, says whether a search over gains would carry over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from intervals import EVIDENCE, put
+from rates import FAMILIES, Family, curve_of, images, middle, recipe_of
+
+from dagscale.graph.roles import roles
+from dagscale.models import targets
+from dagscale.network import Network
+from dagscale.planning.make import starting_plan
+from dagscale.planning.prepare import initialised, traced
+from dagscale.training.draws import Fill
+from dagscale.training.seeds import seeded
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Factors on the standard deviations of hidden and input weights, and of readouts."""
+
+    hidden: float = 1.0
+    readout: float = 1.0
+    biases: bool = False
+    same: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.hidden:g}, {self.readout:g}{'b' * self.biases}{'s' * self.same}"
+
+
+HALF, ROOT = 0.5, round(math.sqrt(0.5), 3)
+FEW = (Gain(), Gain(ROOT), Gain(HALF))
+MANY = (
+    *FEW, Gain(round(1 / ROOT, 3)), Gain(1, 0.5), Gain(1, 2), Gain(HALF, 2), Gain(HALF, same=True),
+    Gain(biases=True), Gain(HALF, biases=True),
+)  # fmt: skip
+TRIED = {
+    "mlp, sgd": (MANY, 6),
+    "mlp depth, sgd": (FEW, 4),
+    "mlp, adamw": (FEW, 6),
+    "cnn, sgd": (FEW, 4),
+    "vit, adamw": (FEW, 3),
+    "mlp, norm, sgd": (FEW, 4),
+}
+"""Family → gains, and how many networks, the base among them."""
+
+
+def scaled(network: Network, gain: Gain) -> Network:
+    """The network with its weights' standard deviations times the gain."""
+    role, fills = roles(network.graph), dict(network.fills)
+    fan_in = {use.op.params[0].name: use.layer.fan_in for use in network.graph.layers}
+    for name, fill in network.fills.items():
+        if role[name] in ("hidden", "input", "embedding"):
+            fills[name] = Fill(fill.mean, fill.std * gain.hidden)
+        elif role[name] == "readout":
+            fills[name] = Fill(fill.mean, fill.std * gain.readout)
+        elif role[name] == "bias" and gain.biases:
+            weight = fan_in.get(name.removesuffix("bias") + "weight")
+            fills[name] = fill if weight is None else Fill(0.0, (3 * weight) ** -0.5)
+    made = replace(network, fills=fills)
+    if not gain.same:
+        return made
+    factor = output(network) / output(made)
+    return replace(
+        made, fills={n: Fill(f.mean, f.std * factor) if role[n] == "readout" else f for n, f in fills.items()}
+    )
+
+
+def output(network: Network) -> float:
+    """Root mean square of the outputs at the start."""
+    model = starting_plan(network, "moments").init_(network.copy.reset(), seed=0)
+    with torch.no_grad(), seeded(0):
+        batch = network.recipe.example.first(64)
+        return float(model(batch.inputs).square().mean().sqrt())
+
+
+def run(path: Path, names: Sequence[str], source: str) -> None:
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        gains, count = TRIED[name]
+        for network in FAMILIES[name].networks[:count]:
+            start: float | None = None
+            for gain in gains:
+                if (key := f"{name}/{gain}/{network}") not in known:
+                    known[key] = one(network, FAMILIES[name], gain, source, start)
+                    path.write_text(json.dumps(known, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+                    print(key, round(middle(known[key]), 2), round(best(known[key]), 4), flush=True)
+                start = round(middle(known[key]))
+
+
+def one(name: str, family: Family, gain: Gain, source: str, start: float | None) -> dict[str, Any]:
+    model, inputs = targets.load(name, data=images(source, family.limit))
+    network = initialised(traced(model, inputs, recipe_of(family, source), 0), "moments")
+    curve = curve_of(scaled(network, gain), "moments", family.start if start is None else start, family.spacing)
+    exponents = sorted(curve)
+    losses = [[round(x, 6) if math.isfinite(x) else None for x in curve[k]] for k in exponents]
+    return {"exponents": exponents, "losses": losses}
+
+
+def best(one: Mapping[str, Any]) -> float:
+    """The lowest mean loss."""
+    return min(fmean(row) for row in one["losses"] if None not in row)
+
+
+def tables(known: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    rows, carried = [], []
+    for name, (gains, _) in TRIED.items():
+        networks = [k.split("/")[2] for k in known if k.startswith(f"{name}/{gains[0]}/")]
+        complete = [n for n in networks if all(f"{name}/{g}/{n}" in known for g in gains)]
+        if len(complete) < 3:
+            continue
+        lows = {g: [best(known[f"{name}/{g}/{n}"]) for n in complete] for g in gains}
+        for gain in gains[1:]:
+            change = [100 * (a / b - 1) for a, b in zip(lows[gain], lows[gains[0]], strict=True)]
+            error = stdev(change) / math.sqrt(len(change))
+            rows.append({
+                "family": name, "hidden": f"{gain.hidden:g}",
+                "readout": "as large outputs" if gain.same else f"{gain.readout:g}",
+                "biases": "as PyTorch's" if gain.biases else "0", "networks": str(len(change)),
+                "lowest loss, change": f"{fmean(change):+.1f} % ± {error:.1f}", "worst": f"{max(change):+.1f} %",
+                "better on": str(sum(c < 0 for c in change)),
+            })  # fmt: skip
+        chosen = min(gains, key=lambda g: lows[g][0])
+        change = [100 * (a / b - 1) for a, b in zip(lows[chosen][1:], lows[gains[0]][1:], strict=True)]
+        carried.append({
+            "family": name, "the base's choice": str(chosen),
+            "the base gains": f"{100 * (1 - lows[chosen][0] / lows[gains[0]][0]):.1f} %",
+            "its targets, mean": f"{fmean(change):+.1f} %", "worst": f"{max(change):+.1f} %",
+        })  # fmt: skip
+    return {"gains": rows, "gains-carried": carried} if rows else {}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs, report = commands.add_parser("run"), commands.add_parser("report")
+    for command in (runs, report):
+        command.add_argument("file", type=Path, nargs="?", default=EVIDENCE / "results" / "gains.json")
+    runs.add_argument("--data", default="data/cifar10")
+    runs.add_argument("--families", nargs="*", default=list(TRIED), choices=list(TRIED))
+    report.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.command == "run":
+        run(given.file, given.families, given.data)
+    else:
+        put(tables(json.loads(given.file.read_text())), given.write)
