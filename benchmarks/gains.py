@@ -56,12 +56,13 @@ MANY = (
     Gain(biases=True), Gain(HALF, biases=True),
 )  # fmt: skip
 TRIED = {
-    "mlp, sgd": (MANY, 6),
-    "mlp depth, sgd": (FEW, 4),
-    "mlp, adamw": (FEW, 6),
+    "mlp, sgd": (MANY, 5),
+    "mlp depth, sgd": (FEW, 3),
+    "mlp, adamw": (FEW, 4),
+    "resnet, norm, sgd": (FEW, 3),
     "cnn, sgd": (FEW, 4),
-    "vit, adamw": (FEW, 3),
     "mlp, norm, sgd": (FEW, 4),
+    "vit, adamw": (FEW, 3),
 }
 """Family → gains, and how many networks, the base among them."""
 
@@ -112,7 +113,7 @@ def run(path: Path, names: Sequence[str], source: str) -> None:
 def one(name: str, family: Family, gain: Gain, source: str, start: float | None) -> dict[str, Any]:
     model, inputs = targets.load(name, data=images(source, family.limit))
     network = initialised(traced(model, inputs, recipe_of(family, source), 0), "moments")
-    curve = curve_of(scaled(network, gain), "moments", family.start if start is None else start, family.spacing)
+    curve = curve_of(scaled(network, gain), "moments", (family.start if start is None else start) - 2, family.spacing)
     exponents = sorted(curve)
     losses = [[round(x, 6) if math.isfinite(x) else None for x in curve[k]] for k in exponents]
     return {"exponents": exponents, "losses": losses}

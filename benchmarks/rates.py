@@ -51,6 +51,9 @@ SAMPLE = 33
 """Seed of the sample of architectures."""
 
 SEEDS, COUNT, FAR, EVALUATED = 2, 4, 1.15, 1024
+BELOW = 3
+"""Octaves below the expected rate at which the grid begins: beyond the rate at which training breaks there can be
+a second valley, which a grid that begins there would take for the first."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Family:
     suite: str
     optimizer: str
     options: str = ""
-    count: int = 8
+    count: int = 5
     data: str = "cifar10"
     limit: int = 4000
     steps: int = 80
@@ -77,27 +80,27 @@ class Family:
 
     @property
     def start(self) -> float:
-        """Exponent of the rate that the base's grid begins at."""
-        low, high = SUITES[self.suite].rates(self.optimizer)[:: len(SUITES[self.suite].rates(self.optimizer)) - 1]
-        return round(math.log2(low * high) / 2)
+        """Exponent of the rate in the middle of the suite's grid."""
+        rates = SUITES[self.suite].rates(self.optimizer)
+        return round(math.log2(rates[len(rates) // 2]))
 
 
 BOTH: dict[str, Any] = {"inits": ("moments", "keep")}
-SMALL: dict[str, Any] = {"limit": 3000, "steps": 90, "batch_size": 32, "count": 6}
+SMALL: dict[str, Any] = {"limit": 3000, "steps": 90, "batch_size": 32}
 COSINE: dict[str, Any] = {"schedule": dagscale.cosine(warmup=0.1)}
 
 FAMILIES = {
-    "mlp, sgd": Family("mlp-dag", "sgd", **BOTH),
-    "mlp, norm, sgd": Family("mlp-dag-bn", "sgd", **BOTH),
+    "mlp, sgd": Family("mlp-dag", "sgd", count=8, **BOTH),
+    "mlp, norm, sgd": Family("mlp-dag-bn", "sgd", count=8, **BOTH),
     "mlp, adamw": Family("mlp-dag", "adamw", **BOTH),
-    "vit, adamw": Family("vit-depth", "adamw", "width=24", **SMALL, **BOTH),
+    "vit, adamw": Family("vit-depth", "adamw", "width=24", **SMALL),
     "cnn, sgd": Family("cnn-dag", "sgd", "downsample=4", **SMALL),
     "resnet, norm, sgd": Family("resnet-depth-bn", "sgd", "stride=4", **SMALL),
     "resnet, sgd": Family("resnet-depth", "sgd", "stride=4", **SMALL),
     "mlp, momentum": Family("mlp-dag", "momentum"),
     "mlp, norm, adamw": Family("mlp-dag-bn", "adamw"),
     "cnn, adamw": Family("cnn-dag", "adamw", "downsample=4", **SMALL),
-    "mlp depth, sgd": Family("mlp-depth", "sgd", count=6, **BOTH),
+    "mlp depth, sgd": Family("mlp-depth", "sgd", **BOTH),
     "mlp, gelu, sgd": Family("mlp-dag-gelu", "sgd"),
     "digits, mlp, nesterov, cosine": Family(
         "mlp-dag", "nesterov", data="digits", limit=1797, steps=224, batch_size=32, settings=COSINE
@@ -128,12 +131,12 @@ def recipe_of(family: Family, source: str) -> dagscale.Recipe:
     )  # fmt: skip
 
 
-def one(name: str, family: Family, init: str, source: str, start: float) -> dict[str, Any]:
-    """What is kept of one network; ``start``: exponent of the rate that the grid begins at."""
+def one(name: str, family: Family, init: str, source: str, expected: float) -> dict[str, Any]:
+    """What is kept of one network; ``expected``: exponent of the rate near which its best one is expected."""
     model, inputs = targets.load(name, data=images(source, family.limit))
     network = initialised(traced(model, inputs, recipe_of(family, source), 0), init)
-    curve = curve_of(network, init, start, family.spacing)
-    network = Network(**{**{n: getattr(network, n) for n in network.__dataclass_fields__}, "hint": 2.0**start})
+    curve = curve_of(network, init, expected - BELOW, family.spacing)
+    network = Network(**{**{n: getattr(network, n) for n in network.__dataclass_fields__}, "hint": 2.0**expected})
     short, forwards = seeds_of(network)
     closed = None
     if described(network):
@@ -212,8 +215,8 @@ def run(path: Path, names: list[str], folder: str) -> None:
             for network in family.networks:
                 key, base = f"{name}/{init}/{network}", known.get(f"{name}/{init}/{family.networks[0]}")
                 if key not in known:
-                    start = family.start if base is None else round(middle(base))
-                    known[key] = one(network, family, init, source, start)
+                    expected = family.start if base is None else round(middle(base))
+                    known[key] = one(network, family, init, source, expected)
                     path.write_text(json.dumps(known, separators=(",", ":")).replace('},"', '},\n"') + "\n")
                     print(key, round(middle(known[key]), 2), known[key]["short"], flush=True)
 

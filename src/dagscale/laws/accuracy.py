@@ -84,7 +84,7 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
 }
 """Law, with how it is used where that matters → kind of network → its error."""
 
-BAND_SHARE = 0.17
+BAND_SHARE = 0.12
 """How far the rate of a search with one seed is off, as a part of half its band's width."""
 BASE = 0.18
 """Octaves that a base's rate is usually off, where nothing is known of its search."""
