@@ -15,6 +15,7 @@ lose or gain, against a gain of 1, says whether a search over gains would carry 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from intervals import EVIDENCE, put
+from intervals import EVIDENCE, Sheet, put
 from rates import FAMILIES, Family, curve_of, images, middle, recipe_of
 
 from dagscale.graph.roles import roles
@@ -51,12 +52,9 @@ class Gain:
 
 HALF, ROOT = 0.5, round(math.sqrt(0.5), 3)
 FEW = (Gain(), Gain(ROOT), Gain(HALF))
-MANY = (
-    *FEW, Gain(round(1 / ROOT, 3)), Gain(1, 0.5), Gain(1, 2), Gain(HALF, 2), Gain(HALF, same=True),
-    Gain(biases=True), Gain(HALF, biases=True),
-)  # fmt: skip
+MANY = (*FEW, Gain(round(1 / ROOT, 3)), Gain(1, 0.5), Gain(1, 2), Gain(HALF, same=True), Gain(HALF, biases=True))
 TRIED = {
-    "mlp, sgd": (MANY, 5),
+    "mlp, sgd": (MANY, 4),
     "mlp depth, sgd": (FEW, 3),
     "mlp, adamw": (FEW, 4),
     "resnet, norm, sgd": (FEW, 3),
@@ -124,7 +122,7 @@ def best(one: Mapping[str, Any]) -> float:
     return min(fmean(row) for row in one["losses"] if None not in row)
 
 
-def tables(known: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+def tables(known: Mapping[str, Any]) -> dict[str, Sheet]:
     rows, carried = [], []
     for name, (gains, _) in TRIED.items():
         networks = [k.split("/")[2] for k in known if k.startswith(f"{name}/{gains[0]}/")]
@@ -149,7 +147,33 @@ def tables(known: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
             "the base gains": f"{100 * (1 - lows[chosen][0] / lows[gains[0]][0]):.1f} %",
             "its targets, mean": f"{fmean(change):+.1f} %", "worst": f"{max(change):+.1f} %",
         })  # fmt: skip
-    return {"gains": rows, "gains-carried": carried} if rows else {}
+    return {"inits-best": inits(), **({"gains": rows, "gains-carried": carried} if rows else {})}
+
+
+def inits() -> Sheet:
+    """By how much the lowest loss under ``moments`` is above that under PyTorch's own init, each at its best rate."""
+    found = []
+    for path in sorted((EVIDENCE / "tables").glob("*.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            middles = [row for row in csv.DictReader(file) if row.get("rule") == "middle" and not row["width"]]
+        lows = {r["init"]: (1 + _share(r["excess_percent"])) / (1 + _share(r["regret_mean_percent"])) for r in middles}
+        if {"moments", "keep"} <= lows.keys():
+            found.append((path.stem, "–", 100 * (lows["moments"] / lows["keep"] - 1), ""))
+    known = json.loads((EVIDENCE / "results" / "rates.json").read_text())
+    for name in (name for name, family in FAMILIES.items() if "keep" in family.inits):
+        pairs = [(f"{name}/moments/{n}", f"{name}/keep/{n}") for n in FAMILIES[name].networks]
+        change = [100 * (best(known[a]) / best(known[b]) - 1) for a, b in pairs if a in known and b in known]
+        if len(change) > 2:
+            error = f" ± {stdev(change) / math.sqrt(len(change)):.1f}"
+            found.append((f"rates.json, {name}", str(len(change)), fmean(change), error))
+    return [
+        {"family": name, "networks": count, "`moments` above PyTorch's own": f"{change:+.1f}{error} %"}
+        for name, count, change, error in sorted(found, key=lambda one: one[2])
+    ]
+
+
+def _share(percent: str) -> float:
+    return float(percent) / 100
 
 
 if __name__ == "__main__":

@@ -85,11 +85,12 @@ class Family:
 
 @dataclass(frozen=True)
 class Point:
-    """One network: log2 rates, and the error by chance of each."""
+    """One network: log2 rates, the error by chance of each, and half the width of the band in octaves."""
 
     network: str
     found: float
     spread: float
+    half: float
     short: float = math.nan
     error: float = 0.0
     seeds: int = 2
@@ -181,10 +182,10 @@ def point(network: str, one: dict[str, Any]) -> Point:
     spread = abs(halves[0] - halves[1]) / 2
     closed = math.nan if one["covariance"] is None else one["covariance"]
     if isinstance(one["short"], str):
-        return Point(network, found, spread, closed=closed)
+        return Point(network, found, spread, half_band(one), closed=closed)
     logs = one["short"]
     count = next((n for n in range(2, len(logs)) if error(logs[:n]) * OCTAVE < PRECISION), len(logs))
-    return Point(network, found, spread, fmean(logs[:count]), error(logs[:count]), count, closed)
+    return Point(network, found, spread, half_band(one), fmean(logs[:count]), error(logs[:count]), count, closed)
 
 
 def error(logs: Sequence[float]) -> float:
@@ -306,12 +307,13 @@ def families(found: Sequence[Group]) -> list[Family]:
     return all_of
 
 
-def band_share(found: Sequence[Group]) -> float:
-    """How far a base's rate is off, over half its band's width, with one seed (root mean squares)."""
-    known = json.loads((EVIDENCE / "results" / "rates.json").read_text())
-    halves = [half_band(one) for one in known.values()]
-    spreads = [p.spread for g in found for p in g.points if not g.name.startswith("schedules")]
-    return math.sqrt(2) * rms(spreads) / rms(halves)
+def band(found: Sequence[Group]) -> tuple[float, float]:
+    """Of the error of the rate that one seed finds: what every search has, and what goes with half its band's width.
+    Least squares of the squared difference between two seeds' rates."""
+    spreads = np.array([2 * p.spread**2 for g in found for p in g.points])
+    halves = np.array([p.half**2 for g in found for p in g.points])
+    least, share = optimize.nnls(np.stack([np.ones_like(halves), halves], 1), spreads)[0]
+    return math.sqrt(least), math.sqrt(share)
 
 
 def half_band(one: dict[str, Any]) -> float:
@@ -428,7 +430,9 @@ def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
     return made
 
 
-def literal(table: dict[str, dict[Kind, Accuracy]], band: float, base: float, side: float, power: float) -> str:
+def literal(
+    table: dict[str, dict[Kind, Accuracy]], search: Sequence[float], base: float, side: float, power: float
+) -> str:
     """What stands in the package."""
     lines = ["ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {\n"]
     for law in sorted(table):
@@ -437,7 +441,8 @@ def literal(table: dict[str, dict[Kind, Accuracy]], band: float, base: float, si
         lines.append("    },\n")
     lines += ["}\n", '"""Law, with how it is used where that matters → kind of network → its error."""\n\n']
     for name, value, words in (
-        ("BAND_SHARE", band, "How far the rate of a search with one seed is off, as a part of half its band's width."),
+        ("SEARCH", search[0], "Octaves that the rate of a search with one seed is off, however narrow its band."),
+        ("BAND_SHARE", search[1], "What it is off beside that, as a part of half its band's width."),
         ("BASE", base, "Octaves that a base's rate is usually off, where nothing is known of its search."),
         ("BASE_SIDE", side, "Part of the variance of a law's error that is the base's."),
         ("POWER_SPREAD", power, "Standard deviation over families of the power of a law's factors that fits best."),
@@ -510,7 +515,7 @@ def made() -> tuple[str, dict[str, Sheet]]:
     all_of = families(found)
     table, usual = fitted(all_of), rms(p.spread for g in found for p in g.points)
     powers = [slope / FADING for group in found if (slope := slope_of(group, "short")) is not None]
-    block = literal(table, band_share(found), usual, base_side(), float(np.std(powers, ddof=1)))
+    block = literal(table, band(found), usual, base_side(), float(np.std(powers, ddof=1)))
     sheets = {
         "intervals": table_of(coverage(found, all_of)),
         "intervals-laws": accuracies(table),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from dagscale.laws.accuracy import BAND_SHARE, BASE, BASE_SIDE, Accuracy
+from dagscale.laws.accuracy import BAND_SHARE, BASE, BASE_SIDE, SEARCH, Accuracy
 from dagscale.laws.estimate import Estimate, Spread, half_width, spreads
 from dagscale.planning.base import Base
 
@@ -74,12 +74,12 @@ def certainty(
 
 
 def base_error(base: object) -> float:
-    """Standard deviation of a base's best rate, in octaves: a part of its band's half-width, less with more seeds; for
-    a rate that was given, what is usual."""
+    """Standard deviation of a base's rate, in octaves: that of a search with one seed, more where the band is wide,
+    less with more seeds; of a rate that was given, what is usual."""
     if not isinstance(base, Base) or not base.curve:
         return BASE
     low, high = base.band
-    return max(BAND_SHARE * math.log2(high / low) / 2, 0.0) / math.sqrt(max(base.seeds, 1))
+    return math.hypot(SEARCH, BAND_SHARE * math.log2(high / low) / 2) / math.sqrt(max(base.seeds, 1))
 
 
 def _law(law: Accuracy, bases: Sequence[float], alone: Sequence[float]) -> Spread:

@@ -435,11 +435,11 @@ def _built(
         )
     notes = (
         *_origin(alone, chosen.absolute, power),
-        *sure.notes,
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init, target.kept),
         *(() if target.model is None else notes_on(target.model, graph, target.fills, zeros, chosen.init.name)),
         *summary(parts),
+        *sure.notes,
     )
     live = target.recipe
     return Plan(
