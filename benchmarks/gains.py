@@ -6,7 +6,8 @@
 Networks of ``benchmarks/rates.py`` under ``moments``, with the standard deviation of every hidden and input weight
 times one gain and that of the readout times another, each at rates an octave apart around its own best, two seeds. A
 letter ``b`` after the gains: biases N(0, 1/(3n)), as PyTorch's have it, in place of 0. A letter ``s``: the readout is
-scaled so that the outputs are as large as without the gain on the hidden weights.
+scaled so that the outputs are as large as without the gain on the hidden weights. A letter ``w``: the gain is that of
+the longest path as a whole, each of its ``n`` hidden layers has the ``n``-th root of it.
 
 The report compares lowest losses. A gain that the *base* chooses is the one with its lowest loss; what its targets then
 lose or gain, against a gain of 1, says whether a search over gains would carry over.
@@ -28,6 +29,7 @@ import torch
 from intervals import EVIDENCE, Sheet, put
 from rates import FAMILIES, Family, curve_of, images, middle, recipe_of
 
+from dagscale.graph.paths import path_sums
 from dagscale.graph.roles import roles
 from dagscale.models import targets
 from dagscale.network import Network
@@ -45,33 +47,35 @@ class Gain:
     readout: float = 1.0
     biases: bool = False
     same: bool = False
+    whole: bool = False
 
     def __str__(self) -> str:
-        return f"{self.hidden:g}, {self.readout:g}{'b' * self.biases}{'s' * self.same}"
+        return f"{self.hidden:g}, {self.readout:g}{'b' * self.biases}{'s' * self.same}{'w' * self.whole}"
 
 
 HALF, ROOT = 0.5, round(math.sqrt(0.5), 3)
-FEW = (Gain(), Gain(ROOT), Gain(HALF))
+FEW = (Gain(), Gain(ROOT), Gain(HALF), Gain(0.25, whole=True))
 MANY = (*FEW, Gain(round(1 / ROOT, 3)), Gain(1, 0.5), Gain(1, 2), Gain(HALF, same=True), Gain(HALF, biases=True))
-TRIED = {
-    "mlp, sgd": (MANY, 4),
-    "mlp depth, sgd": (FEW, 3),
-    "mlp, adamw": (FEW, 4),
-    "resnet, norm, sgd": (FEW, 3),
-    "cnn, sgd": (FEW, 4),
-    "mlp, norm, sgd": (FEW, 4),
-    "vit, adamw": (FEW, 3),
+TRIED: dict[str, tuple[tuple[Gain, ...], tuple[int, ...]]] = {
+    "mlp, sgd": (MANY, (0, 1, 2, 3)),
+    "mlp depth, sgd": (FEW, (0, 3, 5)),
+    "mlp, adamw": (FEW, (0, 1, 2, 3)),
+    "resnet, norm, sgd": (FEW, (0, 1, 2)),
+    "cnn, sgd": (FEW, (0, 1, 2)),
+    "mlp, norm, sgd": (FEW, (0, 1, 2, 3)),
+    "vit, adamw": (FEW, (0, 1, 2)),
 }
-"""Family → gains, and how many networks, the base among them."""
+"""Family → gains, and which of its networks, the base among them."""
 
 
 def scaled(network: Network, gain: Gain) -> Network:
     """The network with its weights' standard deviations times the gain."""
     role, fills = roles(network.graph), dict(network.fills)
+    hidden = gain.hidden ** (1 / path_sums(network.graph).max_depth) if gain.whole else gain.hidden
     fan_in = {use.op.params[0].name: use.layer.fan_in for use in network.graph.layers}
     for name, fill in network.fills.items():
         if role[name] in ("hidden", "input", "embedding"):
-            fills[name] = Fill(fill.mean, fill.std * gain.hidden)
+            fills[name] = Fill(fill.mean, fill.std * hidden)
         elif role[name] == "readout":
             fills[name] = Fill(fill.mean, fill.std * gain.readout)
         elif role[name] == "bias" and gain.biases:
@@ -97,8 +101,8 @@ def output(network: Network) -> float:
 def run(path: Path, names: Sequence[str], source: str) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
-        gains, count = TRIED[name]
-        for network in FAMILIES[name].networks[:count]:
+        gains, which = TRIED[name]
+        for network in (FAMILIES[name].networks[i] for i in which):
             start: float | None = None
             for gain in gains:
                 if (key := f"{name}/{gain}/{network}") not in known:
@@ -134,7 +138,7 @@ def tables(known: Mapping[str, Any]) -> dict[str, Sheet]:
             change = [100 * (a / b - 1) for a, b in zip(lows[gain], lows[gains[0]], strict=True)]
             error = stdev(change) / math.sqrt(len(change))
             rows.append({
-                "family": name, "hidden": f"{gain.hidden:g}",
+                "family": name, "hidden": f"{gain.hidden:g}{' in all' * gain.whole}",
                 "readout": "as large outputs" if gain.same else f"{gain.readout:g}",
                 "biases": "as PyTorch's" if gain.biases else "0", "networks": str(len(change)),
                 "lowest loss, change": f"{fmean(change):+.1f} % ± {error:.1f}", "worst": f"{max(change):+.1f} %",

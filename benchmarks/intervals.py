@@ -43,10 +43,11 @@ from rates import FAMILIES, middle
 from scipy import optimize, stats
 
 from dagscale.laws.accuracy import Accuracy, Kind
-from dagscale.laws.base import FADING
-from dagscale.laws.estimate import Spread, half_width
+from dagscale.laws.base import FADING, Carried
+from dagscale.laws.estimate import Estimate, Spread, half_width
 from dagscale.laws.short_run import LONG_RUN, PRECISION
-from dagscale.planning.certainty import OCTAVE
+from dagscale.planning.certainty import OCTAVE, certainty
+from dagscale.planning.power import fitted_power
 
 Sheet = list[dict[str, str]]
 
@@ -492,6 +493,40 @@ def calibrated(all_of: Sequence[Family], usual: float) -> Sheet:
     return rows
 
 
+def by_bases(found: Sequence[Group], all_of: Sequence[Family]) -> Sheet:
+    """The file ``intervals-bases.csv``: intervals from one to three bases, as `certainty` makes them, in families
+    of eight networks or more. Members take turns as further bases, all others are targets."""
+    rows = []
+    large = [g for g in found if len(g.points) >= 8 and answered(g, "short-run")]
+    tables = {g.name: fitted([f for f in all_of if f.kin != g.kin and f.law == "short-run"]) for g in large}
+    base_of = base_octaves(found)
+    for count in (1, 2, 3):
+        inside, off, factors = [], [], []
+        for group in large:
+            known = tables[group.name]["short-run"][group.kind]
+            members = len(group.points) - 1
+            for turn in range(members):
+                chosen = [0, *((turn + k) % members + 1 for k in range(count - 1))]
+                bases = [group.points[k] for k in chosen]
+                errors = [base_of(b) for b in bases]
+                told = ({"short-run": (Estimate(0.0), Estimate(FADING * OCTAVE * b.short))} for b in bases)
+                power = fitted_power(Carried(tuple(told)), [2.0**b.found for b in bases], known, errors)
+                for target in (t for k, t in enumerate(group.points) if k not in chosen):
+                    said = [b.found + power * FADING * (target.short - b.short) for b in bases]
+                    seeds = [Estimate(0.0, FADING * OCTAVE * target.error, target.seeds)]
+                    seeds += [Estimate(0.0, FADING * OCTAVE * b.error / count, b.seeds) for b in bases]
+                    sure = certainty(known, seeds, errors, [2.0**s for s in said])
+                    assert sure.factor is not None
+                    off.append(fmean(said) - target.found)
+                    inside.append(abs(off[-1]) <= math.log2(sure.factor))
+                    factors.append(sure.factor)
+        rows.append({
+            "bases": str(count), "families": str(len(large)), "in the 95 % interval": percent(fmean(inside)),
+            "octaves off": f"{rms(off):.2f}", "factor either way": f"{median(factors):.2f}",
+        })  # fmt: skip
+    return rows
+
+
 def accuracies(table: dict[str, dict[Kind, Accuracy]]) -> Sheet:
     """The file ``intervals-laws.csv``: the table, with the factor either way that a law's error alone comes to."""
     return [
@@ -519,6 +554,7 @@ def made() -> tuple[str, dict[str, Sheet]]:
     sheets = {
         "intervals": table_of(coverage(found, all_of)),
         "intervals-laws": accuracies(table),
+        "intervals-bases": by_bases(found, all_of),
         "intervals-half-octave": calibrated(all_of, usual),
     }
     return BLOCK.sub(lambda match: match[1] + block + match[2], PACKAGE.read_text("utf-8")), sheets

@@ -34,13 +34,13 @@ class Accuracy(NamedTuple):
 # made by benchmarks/intervals.py
 ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
     "combined": {
-        "dense": Accuracy(0.31, 4.6, 12),
-        "convolutions": Accuracy(0.53, 4.0, 6),
+        "dense": Accuracy(0.31, 4.5, 12),
+        "convolutions": Accuracy(0.49, 4.0, 7),
     },
     "covariance": {
-        "dense": Accuracy(0.4, 4.7, 11),
-        "convolutions": Accuracy(0.63, 4.1, 6),
-        "norms": Accuracy(0.78, 2.5, 1),
+        "dense": Accuracy(0.4, 4.5, 11),
+        "convolutions": Accuracy(0.59, 4.1, 7),
+        "norms": Accuracy(0.77, 2.4, 1),
     },
     "curvature": {
         "dense": Accuracy(0.44, 5.6, 11),
@@ -53,14 +53,14 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(0.73, 5.7, 13),
     },
     "no base": {
-        "dense": Accuracy(0.61, 3.7, 7),
-        "convolutions": Accuracy(0.57, 2.3, 2),
-        "norms": Accuracy(0.67, 3.0, 3),
+        "dense": Accuracy(0.58, 3.9, 8),
+        "convolutions": Accuracy(0.6, 2.8, 3),
+        "norms": Accuracy(0.69, 3.1, 3),
     },
     "none": {
-        "dense": Accuracy(0.43, 4.6, 15),
-        "convolutions": Accuracy(0.92, 4.0, 7),
-        "norms": Accuracy(1.1, 4.3, 11),
+        "dense": Accuracy(0.4, 4.3, 16),
+        "convolutions": Accuracy(0.86, 3.8, 8),
+        "norms": Accuracy(1.09, 4.0, 11),
     },
     "none, by layer": {
         "dense": Accuracy(0.3, 2.5, 1),
@@ -77,18 +77,18 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(3.02, 2.7, 1),
     },
     "short-run": {
-        "dense": Accuracy(0.31, 3.9, 22),
-        "convolutions": Accuracy(0.49, 3.4, 8),
-        "norms": Accuracy(0.37, 3.8, 18),
+        "dense": Accuracy(0.29, 3.7, 23),
+        "convolutions": Accuracy(0.45, 3.3, 9),
+        "norms": Accuracy(0.37, 3.6, 18),
     },
 }
 """Law, with how it is used where that matters → kind of network → its error."""
 
-SEARCH = 0.28
+SEARCH = 0.26
 """Octaves that the rate of a search with one seed is off, however narrow its band."""
 BAND_SHARE = 0.11
 """What it is off beside that, as a part of half its band's width."""
-BASE = 0.23
+BASE = 0.22
 """Octaves that a base's rate is usually off, where nothing is known of its search."""
 BASE_SIDE = 0.57
 """Part of the variance of a law's error that is the base's."""

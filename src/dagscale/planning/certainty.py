@@ -14,7 +14,7 @@ from dagscale.planning.base import Base
 AFFECTS_RESULTS = False
 
 OCTAVE = math.log(2)
-WORTH = 0.9
+WORTH = 0.95
 """Share of the factor either way at which something is worth saying that would narrow the interval to it."""
 
 
