@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -136,7 +136,7 @@ def one(name: str, family: Family, init: str, source: str, expected: float) -> d
     model, inputs = targets.load(name, data=images(source, family.limit))
     network = initialised(traced(model, inputs, recipe_of(family, source), 0), init)
     curve = curve_of(network, init, expected - BELOW, family.spacing)
-    network = Network(**{**{n: getattr(network, n) for n in network.__dataclass_fields__}, "hint": 2.0**expected})
+    network = replace(network, hint=2.0**expected)
     short, forwards = seeds_of(network)
     closed = None
     if described(network):
