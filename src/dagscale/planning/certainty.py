@@ -33,6 +33,10 @@ class Certainty:
     errors: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def interval(self, rate: float) -> tuple[float, float] | None:
+        """That of a rate, lower and upper end."""
+        return None if self.factor is None else (rate / self.factor, rate * self.factor)
+
 
 def certainty(
     law: Accuracy | None, seeds: Sequence[Estimate], bases: Sequence[float], alone: Sequence[float] = ()

@@ -444,7 +444,7 @@ def _built(
     live = target.recipe
     return Plan(
         lr, start, chosen.law.name, chosen.init.name, target.seed, live.describe(), factors, parameters, notes,
-        sure.factor and (lr / sure.factor, lr * sure.factor), carried.forwards if chosen.law.measured else 0.0,
+        sure.interval(lr), carried.forwards if chosen.law.measured else 0.0,
         chosen.width, chosen.depth, lr_errors=sure.errors, live=live,
     )  # fmt: skip
 
