@@ -20,7 +20,8 @@ def fitted_power(carried: Carried, rates: Sequence[float], law: Accuracy | None,
 
         p = (1/τ² + Σ x_i y_i / v) / (1/τ² + Σ x_i² / v)        (x, y: from their means)
 
-    Two bases that the law takes to be alike say nothing, and it stays 1.
+    Bases that the law takes to be alike say nothing, and it stays 1. Where they contradict the law outright it is 0, and
+    the target gets the mean of their rates.
 
     Args:
         carried: what the law says of the target against each base.
@@ -36,4 +37,5 @@ def fitted_power(carried: Carried, rates: Sequence[float], law: Accuracy | None,
     x, y = ([value - fmean(values) for value in values] for values in (said, known))
     v = (BASE_SIDE * law.octaves**2 + fmean(error**2 for error in errors)) * OCTAVE**2
     prior = 1 / POWER_SPREAD**2
-    return (prior + sum(a * b for a, b in zip(x, y, strict=True)) / v) / (prior + sum(a * a for a in x) / v)
+    fitted = (prior + sum(a * b for a, b in zip(x, y, strict=True)) / v) / (prior + sum(a * a for a in x) / v)
+    return max(fitted, 0.0)
