@@ -20,8 +20,8 @@ def fitted_power(carried: Carried, rates: Sequence[float], law: Accuracy | None,
 
         p = (1/τ² + Σ x_i y_i / v) / (1/τ² + Σ x_i² / v)        (x, y: from their means)
 
-    Bases that the law takes to be alike say nothing, and it stays 1. Where they contradict the law outright it is 0, and
-    the target gets the mean of their rates.
+    Bases that the law takes to be alike say nothing, and it stays 1. Where they contradict the law outright it is 0,
+    and the target gets the mean of their rates.
 
     Args:
         carried: what the law says of the target against each base.
