@@ -2,7 +2,8 @@
 
 A page holds a marker, ``<!-- results: FILE -->`` or ``<!-- results: FILE: rule/init, rule/init -->`` for some of its
 rows, and a line ``<!-- end -->``. What stands between the two is written here, so no figure is typed twice.
-``<!-- summary: all -->`` is one row a family, ``<!-- summary: key, key -->`` some of them.
+``<!-- summary: all -->`` is one row a family, ``<!-- summary: key, key -->`` some of them. ``<!-- csv: FILE -->`` is a
+file as it stands, ``<!-- csv: FILE: word, word -->`` those of its rows whose first cell is one of the words.
 
 Run ``python docs/tables.py`` after a file of results has changed; ``tests/test_docs.py`` finds pages that differ.
 """
@@ -73,7 +74,7 @@ FAMILIES = {
     "digits-cnn": ("digits: SGD, 12 CNN DAGs", "digits-cnn-dag-sgd", "moments", "combined", "digits"),
 }  # fmt: skip
 
-MARKER = re.compile(r"<!-- (results|summary): ([\w-]+)((?:[:,] ?[^>]*?)?) -->\n.*?<!-- end -->\n", re.DOTALL)
+MARKER = re.compile(r"<!-- (results|summary|csv): ([\w-]+)((?:[:,] ?[^>]*?)?) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -134,13 +135,23 @@ def summary(keys: list[str]) -> str:
     return table(head, body)
 
 
+def sheet(name: str, chosen: str) -> str:
+    """A file as it stands, or some of its rows."""
+    words = [word.strip() for word in chosen.split(",")] if chosen else []
+    found = [row for row in rows(name) if not words or next(iter(row.values())).strip("`") in words]
+    return table([*found[0]], [[cell.replace(" %", "\u00a0%").replace("-", "−") if cell[:1] in "+-0123456789" else cell
+                               for cell in row.values()] for row in found])  # fmt: skip
+
+
 def written(text: str) -> str:
     """A page with its tables as the results have them."""
 
     def block(match: re.Match[str]) -> str:
         kind, first, rest = match.groups()
         marker = match.group(0).split("-->", 1)[0] + "-->"
-        if kind == "results":
+        if kind == "csv":
+            made = sheet(first, rest.lstrip(": "))
+        elif kind == "results":
             made = results(first, rest.lstrip(": "))
         else:
             keys = list(FAMILIES) if first == "all" else [key.strip() for key in (first + rest).split(",")]

@@ -115,6 +115,11 @@ class Carried:
         """The factor on the learning rate that the i-th base alone would give."""
         return exp(sum(target.log_rate - base.log_rate for target, base in self.each[i].values()))
 
+    def to_the(self, power: float) -> Carried:
+        """With every factor raised to a power."""
+        each = ({name: (a * power, b * power) for name, (a, b) in parts.items()} for parts in self.each)
+        return replace(self, each=tuple(each))
+
     @property
     def factors(self) -> dict[str, float]:
         """The factors on the learning rate, by the name of each part; with several bases their geometric mean."""

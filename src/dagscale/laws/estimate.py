@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,30 @@ class Estimate:
         return replace(self, log_rate=self.log_rate * factor, error=self.error * abs(factor))
 
 
-def half_width(estimates: Iterable[Estimate]) -> float:
-    """Half the width of the 95 % interval of a sum of independent estimates, in the logarithm [Welch 1947].
+class Spread(NamedTuple):
+    """One source of error of the logarithm of a rate, independent of the others.
 
-    It holds chance over seeds alone, and not what the law itself gets wrong.
+    Attributes:
+        error: standard deviation (the scale of Student's t), of the natural logarithm.
+        freedom: degrees of freedom that it is known with; ``inf`` for one that is known.
     """
+
+    error: float
+    freedom: float
+
+
+def spreads(estimates: Iterable[Estimate]) -> list[Spread]:
+    """What each estimate is off by chance over its seeds; those in which nothing is drawn are left out."""
+    return [Spread(e.error, e.seeds - 1) for e in estimates if e.error]
+
+
+def half_width(sources: Iterable[Spread], confidence: float = 0.95) -> float:
+    """Half the width of the interval of a sum of independent errors, in the logarithm [Welch 1947]."""
     from scipy.stats import t
 
-    variances = [(e.error**2, e.seeds - 1) for e in estimates if e.error]
+    variances = [(source.error**2, source.freedom) for source in sources if source.error]
     total = sum(variance for variance, _ in variances)
     if total == 0:
         return 0.0
-    freedom = total**2 / sum(variance**2 / n for variance, n in variances)
-    return float(t.ppf(0.975, freedom)) * math.sqrt(total)
+    rest = sum(variance**2 / freedom for variance, freedom in variances)
+    return float(t.ppf((1 + confidence) / 2, total**2 / rest if rest else math.inf)) * math.sqrt(total)

@@ -14,12 +14,14 @@ from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import roles
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
+from dagscale.laws.accuracy import Accuracy, accuracy
 from dagscale.laws.base import Carried
 from dagscale.laws.combined import pictured
-from dagscale.laws.estimate import half_width
 from dagscale.network import Network
 from dagscale.planning.base import Base
+from dagscale.planning.certainty import Certainty, base_error, certainty
 from dagscale.planning.plans import ParameterPlan, Plan, named
+from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
 from dagscale.planning.trained import notes_on
@@ -147,7 +149,12 @@ def plan(
                     check_gradient(network)
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
-        return size(_built(chosen, target, carried, start, rates, parts, zeros))
+        known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
+        power = fitted_power(carried, rates, known, errors)
+        carried = carried.to_the(power)
+        alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
+        sure = certainty(known, carried.uncertain, errors, alone)
+        return size(_built(chosen, target, carried, start, alone, parts, zeros, sure, power))
 
 
 def starting_plan(
@@ -161,7 +168,7 @@ def starting_plan(
     """The plan of a network's own init at one rate, without a law."""
     network = scaled_by(network, {}, lr_scale)
     chosen = _Chosen(LAWS["none"], INITS[init], "none", "none", absolute=False)
-    return _built(chosen, network, Carried(({},)), lr, [lr], {}, zeros)
+    return _built(chosen, network, Carried(({},)), lr, [lr], {}, zeros, Certainty())
 
 
 def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True) -> str:
@@ -405,9 +412,11 @@ def _built(
     target: Network,
     carried: Carried,
     start: float,
-    rates: list[float],
+    alone: Sequence[float],
     parts: Mapping[str, Scaling],
     zeros: Collection[str],
+    sure: Certainty,
+    power: float = 1.0,
 ) -> Plan:
     """Put everything that was found into a `Plan`."""
     factors = carried.factors
@@ -424,23 +433,32 @@ def _built(
         parameters[p.name] = ParameterPlan(
             p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked
         )
-    interval = None
-    if chosen.law.measured:
-        spread = math.exp(half_width(carried.uncertain))
-        interval = (lr / spread, lr * spread)
-    alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
     notes = (
-        *_origin(alone, chosen.absolute),
+        *_origin(alone, chosen.absolute, power),
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init, target.kept),
         *(() if target.model is None else notes_on(target.model, graph, target.fills, zeros, chosen.init.name)),
         *summary(parts),
+        *sure.notes,
     )
     live = target.recipe
     return Plan(
         lr, start, chosen.law.name, chosen.init.name, target.seed, live.describe(), factors, parameters, notes,
-        interval, carried.forwards if chosen.law.measured else 0.0, chosen.width, chosen.depth, live=live,
+        sure.interval(lr), carried.forwards if chosen.law.measured else 0.0,
+        chosen.width, chosen.depth, lr_errors=sure.errors, live=live,
     )  # fmt: skip
+
+
+def _accuracy(chosen: _Chosen, target: Network, carried: Carried) -> Accuracy | None:
+    """What is known of the law's error here: of a mean of which one part alone had an answer, that part's."""
+    parts = [*carried.factors]
+    alone = chosen.law.averaged and len(parts) == 1 and parts[0] in LAWS
+    return accuracy(parts[0] if alone else chosen.law.name, target, alone=chosen.absolute)
+
+
+def _base_errors(chosen: _Chosen, bases: Sequence[Any]) -> list[float]:
+    """How far each base's rate is off, in octaves; of a rate that came without a base, what is usual."""
+    return [] if chosen.absolute else [*map(base_error, bases)] or [base_error(None)]
 
 
 def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, float]:
@@ -454,13 +472,15 @@ def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, f
     return found
 
 
-def _origin(alone: Sequence[float], absolute: bool) -> Iterator[str]:
-    """A note for plans from several bases: the learning rate that each base alone would give."""
+def _origin(alone: Sequence[float], absolute: bool, power: float) -> Iterator[str]:
+    """Notes for plans from several bases: the rate that each alone would give, and how far they bear the law out."""
     if absolute:
         yield "no base: the rate was measured on the network itself, good to about an octave"
     if len(alone) > 1:
         rates, apart = ", ".join(f"{rate:.4g}" for rate in alone), math.log2(max(alone)) - math.log2(min(alone))
         yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
+    if round(power, 2) != 1:
+        yield f"between these bases the law's factors hold to the power {power:.2f}: they are taken so"
 
 
 def _notes(

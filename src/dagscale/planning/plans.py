@@ -104,8 +104,11 @@ class Plan(Saved):
         factors: the law's factors by name; ``lr = base_lr · Π factors``.
         parameters: name → :class:`ParameterPlan`.
         notes: what a reader should know.
-        lr_interval: for measured laws, the 95 % interval of ``lr`` by chance over the measurement's seeds. It holds
-            neither the uncertainty of ``base_lr`` nor what the law itself gets wrong.
+        lr_interval: the interval that holds the best rate, as a search on the target would find it, in 95 % of networks
+            of families that the law was not made on; None where nothing is known of the law on such networks.
+        lr_errors: what the interval is made of: standard deviation in octaves by source. ``law``: what the law gets
+            wrong, as recorded families show (`dagscale.laws.accuracy`); ``base``: its own rate; ``seeds``: chance over
+            the seeds of a measurement. What a rule for batch size or horizon gets wrong is not among them.
         forwards: cost of the measurement on base and target, in forward passes; a backward pass counts as two.
 
     Raises:
@@ -127,10 +130,11 @@ class Plan(Saved):
     depth: str = "none"
     batch: str = "none"
     horizon: str = "none"
+    lr_errors: Mapping[str, float] = field(default_factory=dict)
     live: Recipe | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("recipe", "factors", "parameters"):
+        for name in ("recipe", "factors", "parameters", "lr_errors"):
             if not isinstance(getattr(self, name), Mapping):
                 raise PlanError(f"{name} must be a mapping, not {type(getattr(self, name)).__name__}")
             object.__setattr__(self, name, FrozenMapping(getattr(self, name)))
@@ -139,6 +143,8 @@ class Plan(Saved):
         _number("forwards", self.forwards, least=0.0)
         for name, factor in self.factors.items():
             _number(f"factor {name}", factor, above=0.0)
+        for name, error in self.lr_errors.items():
+            _number(f"lr_errors {name}", error, least=0.0)
         for name in ("law", "init", "width", "depth", "batch", "horizon"):
             if not isinstance(getattr(self, name), str):
                 raise PlanError(f"{name} must be a name, not {getattr(self, name)!r}")
@@ -377,6 +383,7 @@ class Plan(Saved):
             "format": FORMAT,
             "lr": self.lr,
             "lr_interval": None if self.lr_interval is None else list(self.lr_interval),
+            "lr_errors": dict(self.lr_errors),
             "base_lr": self.base_lr,
             "law": self.law,
             "init": self.init,
@@ -472,15 +479,18 @@ class Plan(Saved):
         for row in fold_rows([*self.parameters], cells):
             table.add_row(cell(row.name), *cells[row.index])
         title = f"law {self.law} · init {self.init} · {self.optimizer_name} · seed {self.seed}"
-        lines = [f"learning rate {self.lr:.4g} = base {product}", *self._measurement()]
+        lines = [f"learning rate {self.lr:.4g} = base {product}", *self._certainty()]
         lines += [f"note: {note}" for note in self.notes]
         return Group(Text(title, style="italic"), table, *map(Text, lines))
 
-    def _measurement(self) -> list[str]:
+    def _certainty(self) -> list[str]:
+        measured = f"measured in {self.forwards:,.0f} forward passes"
         if self.lr_interval is None:
-            return []
+            return [measured] if self.forwards else []
+        made = ", ".join(f"{source} {error:.2g}" for source, error in self.lr_errors.items())
         low, high = self.lr_interval
-        return [f"measured in {self.forwards:,.0f} forward passes; 95 % by chance over seeds: {low:.4g} … {high:.4g}"]
+        sure = f"95 %: {low:.4g} … {high:.4g} (octaves that may be off: {made})"
+        return [sure, *([measured] if self.forwards else [])]
 
     def __str__(self) -> str:
         from dagscale.planning.files import rendered

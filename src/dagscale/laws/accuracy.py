@@ -1,0 +1,128 @@
+"""How far off laws are, by kind of network: what the evidence says, as a value.
+
+``python benchmarks/intervals.py write`` makes what stands below from recorded results (``docs/evidence/intervals.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from dagscale.laws.combined import pictured
+from dagscale.network import Network
+
+Kind = Literal["dense", "convolutions", "norms"]
+
+
+class Accuracy(NamedTuple):
+    """The distribution of a law's error, log2 of the rate that it gives over the one that a search finds.
+
+    Families differ in how well a law does. The error on a network of a family that was never looked at is therefore
+    Student's t rather than normal: its tails are those of families on which the law does worse than on most.
+
+    Attributes:
+        octaves: the scale of the t-distribution.
+        freedom: its degrees of freedom; the fewer, the more families differ.
+        families: how many the scale was estimated from, those of other kinds not counted.
+    """
+
+    octaves: float
+    freedom: float
+    families: int
+
+
+# made by benchmarks/intervals.py
+ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
+    "combined": {
+        "dense": Accuracy(0.31, 4.5, 12),
+        "convolutions": Accuracy(0.49, 4.0, 7),
+    },
+    "covariance": {
+        "dense": Accuracy(0.4, 4.5, 11),
+        "convolutions": Accuracy(0.59, 4.1, 7),
+        "norms": Accuracy(0.77, 2.4, 1),
+    },
+    "curvature": {
+        "dense": Accuracy(0.44, 5.6, 11),
+        "convolutions": Accuracy(1.03, 4.6, 5),
+        "norms": Accuracy(0.75, 5.4, 10),
+    },
+    "function-change": {
+        "dense": Accuracy(0.54, 5.6, 11),
+        "convolutions": Accuracy(0.9, 5.1, 7),
+        "norms": Accuracy(0.73, 5.7, 13),
+    },
+    "no base": {
+        "dense": Accuracy(0.57, 4.1, 9),
+        "convolutions": Accuracy(0.6, 2.9, 3),
+        "norms": Accuracy(0.69, 3.1, 3),
+    },
+    "none": {
+        "dense": Accuracy(0.4, 4.3, 16),
+        "convolutions": Accuracy(0.86, 3.8, 8),
+        "norms": Accuracy(1.09, 4.0, 11),
+    },
+    "none, by layer": {
+        "dense": Accuracy(0.3, 2.5, 1),
+        "norms": Accuracy(0.15, 2.7, 2),
+    },
+    "none, own init": {
+        "dense": Accuracy(1.19, 5.3, 8),
+        "convolutions": Accuracy(1.03, 2.7, 1),
+        "norms": Accuracy(1.26, 5.6, 10),
+    },
+    "paths": {
+        "dense": Accuracy(1.73, 4.3, 4),
+        "convolutions": Accuracy(1.36, 3.5, 2),
+        "norms": Accuracy(3.02, 2.7, 1),
+    },
+    "short-run": {
+        "dense": Accuracy(0.29, 3.7, 24),
+        "convolutions": Accuracy(0.45, 3.3, 9),
+        "norms": Accuracy(0.36, 3.6, 18),
+    },
+}
+"""Law, with how it is used where that matters → kind of network → its error."""
+
+SEARCH = 0.26
+"""Octaves that the rate of a search with one seed is off, however narrow its band."""
+BAND_SHARE = 0.11
+"""What it is off beside that, as a part of half its band's width."""
+BASE = 0.22
+"""Octaves that a base's rate is usually off, where nothing is known of its search."""
+BASE_SIDE = 0.57
+"""Part of the variance of a law's error that is the base's."""
+POWER_SPREAD = 0.36
+"""Standard deviation over families of the power of a law's factors that fits best."""
+# end
+
+
+def kind_of(network: Network) -> Kind:
+    """What the evidence tells apart: networks with norms, gates or attention; of the others, those that convolve."""
+    if not pictured(network.graph):
+        return "norms"
+    return "convolutions" if any(use.layer.kernel_size > 1 for use in network.graph.layers) else "dense"
+
+
+def accuracy(law: str, network: Network, *, alone: bool = False) -> Accuracy | None:
+    """What is known of a law's error on such a network; None where nothing is.
+
+    How a law is used has a row of its own where that matters: a rate without a base; one rate as it is, where each
+    parameter's own is scaled by rules for width and depth, and where networks keep their authors' inits, which make
+    them less alike than one init for all.
+
+    Args:
+        law: its name.
+        network: the target, under its init.
+        alone: the law gives the rate itself, without a base.
+    """
+    if alone:
+        rows = ["no base"]
+    else:
+        uses = {"by layer": network.by_layer, "own init": not network.fills}
+        rows = [*(f"{law}, {use}" for use, so in uses.items() if so), law]
+    found = next((ACCURACY[row] for row in rows if row in ACCURACY), {})
+    return found.get(kind_of(network))
+
+
+__all__ = ["Accuracy", "Kind", "accuracy", "kind_of"]
