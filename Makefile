@@ -5,8 +5,8 @@ READY  := $(VENV)/.ready
 # Versions to install; another file, or /dev/null for the newest of all, in its place.
 CONSTRAINTS ?= constraints.txt
 # Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
-PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate lightning lightning-utilities torchmetrics \
-          wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash
+PEERS  := mup torch-lr-finder prodigyopt schedulefree timm torchvision peft accelerate lightning lightning-utilities \
+          torchmetrics wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash
 
 .PHONY: help demo test fuzz lint docs dist release-check soak zoo bench clean
 .DEFAULT_GOAL := help

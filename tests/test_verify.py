@@ -13,10 +13,11 @@ import torch
 
 from dagscale.bench.sweep import Run
 from dagscale.bench.verify import study as study_module
-from dagscale.bench.verify.methods import KINDS, Method, by_width, law_methods, narrow
+from dagscale.bench.verify.methods import Method, by_width, law_methods, narrow
 from dagscale.bench.verify.peers import PEERS, in_mup
 from dagscale.bench.verify.report import row
-from dagscale.bench.verify.study import choose, execute, named, verify
+from dagscale.bench.verify.runs import KINDS, execute
+from dagscale.bench.verify.study import choose, named, verify
 from dagscale.bench.verify.suites import SUITES
 from dagscale.bench.verify.truth import Truth
 from dagscale.bench.verify.verdict import Judge, Verdict
