@@ -1,17 +1,30 @@
-"""Writes the tables of the evidence pages from the results in ``evidence/tables/``.
+"""Writes the tables of the evidence pages from the results in ``evidence/tables/`` and ``evidence/results/``.
 
-A page holds a marker, ``<!-- results: FILE -->`` or ``<!-- results: FILE: rule/init, rule/init -->`` for some of its
-rows, and a line ``<!-- end -->``. What stands between the two is written here, so no figure is typed twice.
-``<!-- summary: all -->`` is one row a family, ``<!-- summary: key, key -->`` some of them.
+A page holds a marker and a line ``<!-- end -->``. What stands between the two is written here, so no figure is typed
+twice. The markers are
 
-Run ``python docs/tables.py`` after a file of results has changed; ``tests/test_docs.py`` finds pages that differ.
+- ``<!-- results: FILE -->``, or ``<!-- results: FILE: rule/init, rule/init -->`` for some of its rows;
+- ``<!-- summary: all -->``, one row a family, or ``<!-- summary: key, key -->``, some of them;
+- ``<!-- view: NAME -->``, some columns of a file (``views.py``);
+- ``<!-- transfer: FAMILY -->``, ``<!-- contest: SUITE -->`` and others of ``studies.py``.
+
+``make evidence`` runs this and draws the pictures; ``tests/test_docs.py`` finds pages that differ. ::
+
+    python docs/tables.py                          # write the tables into the pages
+    python docs/tables.py add RESULTS.json NAME    # what `dagscale verify --out` wrote, as evidence/tables/NAME.csv
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
+
+from studies import STUDIES
+from views import VIEWS
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "evidence" / "tables"
@@ -73,7 +86,8 @@ FAMILIES = {
     "digits-cnn": ("digits: SGD, 12 CNN DAGs", "digits-cnn-dag-sgd", "moments", "combined", "digits"),
 }  # fmt: skip
 
-MARKER = re.compile(r"<!-- (results|summary): ([\w-]+)((?:[:,] ?[^>]*?)?) -->\n.*?<!-- end -->\n", re.DOTALL)
+KINDS = "|".join(("results", "summary", "view", *STUDIES))
+MARKER = re.compile(rf"<!-- ({KINDS}): ([\w-]+)((?:[:,] ?[^>]*?)?) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -92,9 +106,9 @@ def method(row: dict[str, str]) -> str:
     return "/".join(part for part in (row["rule"], row["init"], row["width"]) if part)
 
 
-def table(head: list[str], body: list[list[str]]) -> str:
-    """Markdown, figures to the right."""
-    align = ["---" if i < 2 else "---:" for i in range(len(head))]
+def table(head: list[str], body: list[list[str]], left: int = 2) -> str:
+    """Markdown, figures to the right of so many columns of words."""
+    align = ["---" if i < left else "---:" for i in range(len(head))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, align, *body))
 
 
@@ -134,6 +148,13 @@ def summary(keys: list[str]) -> str:
     return table(head, body)
 
 
+def view(name: str) -> str:
+    """Some rows and columns of a file."""
+    shown = VIEWS[name]
+    body = [shown.cells(row) for row in rows(shown.file) if shown.keep(row)]
+    return table([head.strip() for head in shown.columns], body, shown.left)
+
+
 def written(text: str) -> str:
     """A page with its tables as the results have them."""
 
@@ -142,6 +163,10 @@ def written(text: str) -> str:
         marker = match.group(0).split("-->", 1)[0] + "-->"
         if kind == "results":
             made = results(first, rest.lstrip(": "))
+        elif kind == "view":
+            made = view(first)
+        elif kind in STUDIES:
+            made = STUDIES[kind](first)
         else:
             keys = list(FAMILIES) if first == "all" else [key.strip() for key in (first + rest).split(",")]
             made = summary(keys)
@@ -150,7 +175,52 @@ def written(text: str) -> str:
     return MARKER.sub(block, text)
 
 
+# --- from a study's results ---------------------------------------------------------------------------------
+
+COLUMNS = {
+    # column: (field of a row of results, end of an interval, factor, digits)
+    "correlation": ("pearson_r", None, 1, 2),
+    "correlation_low": ("pearson_r_interval", 0, 1, 2),
+    "correlation_high": ("pearson_r_interval", 1, 1, 2),
+    "slope": ("slope", None, 1, 2),
+    "octaves_rms": ("rms_octaves", None, 1, 2),
+    "within_half_octave_percent": ("within_half_octave", None, 100, 0),
+    "regret_mean_percent": ("regret_mean", None, 100, 1),
+    "regret_low_percent": ("regret_mean_interval", 0, 100, 1),
+    "regret_high_percent": ("regret_mean_interval", 1, 100, 1),
+    "regret_cross_validated_percent": ("regret_cv_mean", None, 100, 1),
+    "regret_worst_percent": ("regret_max", None, 100, 1),
+    "excess_percent": ("excess_mean", None, 100, 1),
+}  # fmt: skip
+"""Of a file in ``evidence/tables/``, after ``rule``, ``init`` and ``width`` and before ``steps``."""
+
+
+def summarised(row: dict[str, Any]) -> dict[str, str]:
+    """One row of a study's ``results.json`` as one of a file of results."""
+    parts = [part.strip() for part in row["method"].split("/")]
+    rule, init, width = [*parts, "", ""][:3] if len(parts) > 1 else [parts[0], "keep", ""]
+    if rule == "mup":
+        width = "mup-package"
+    cells = {}
+    for column, (field, end, factor, digits) in COLUMNS.items():
+        value = row[field] if end is None or row[field] is None else row[field][end]
+        lost = "diverged" if field in ("regret_mean", "regret_max") else ""
+        cells[column] = lost if value is None else f"{factor * value:.{digits}f}"
+    return {"rule": rule, "init": init, "width": width, **cells, "steps": str(row["steps"])}
+
+
+def add(path: Path, name: str) -> None:
+    """What ``dagscale verify --out`` wrote, as a file of results."""
+    found = [summarised(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    with open(RESULTS / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["add"]:
+        add(Path(sys.argv[2]), sys.argv[3])
     for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         if (new := written(text)) != text:
