@@ -151,6 +151,11 @@ def test_suites_have_distinct_members_that_can_be_built(suite: str) -> None:
         load(member)
 
 
+def test_suites_say_what_they_are() -> None:
+    assert SUITES["lm"].summary == "lm:2?width=32, lm:4?width=32, …: recipe language"
+    assert SUITES["resnet-depth"].summary.endswith("resnet:14?width=8&stride=2&norm=none, …: a constant rate")
+
+
 def test_options_stand_in_place_of_the_suites_own() -> None:
     family = SUITES["cnn-dag"].adapted("width=8&downsample=2")
     assert family.base == "cnn:2?width=8&downsample=2"

@@ -39,6 +39,12 @@ class Suite:
     extra: tuple[str, ...] = ()
     recipe: str = ""
 
+    @property
+    def summary(self) -> str:
+        """One line for people: its base, its first member, and how it trains."""
+        trained = f"recipe {self.recipe}" if self.recipe else "a constant rate"
+        return f"{self.base}, {', '.join(self.members(1, 0))}, …: {trained}"
+
     def rates(self, optimizer: str, grid: Exponents | None = None, spacing: float = 0.5) -> tuple[float, ...]:
         """The rates to train at, ascending, ``spacing`` octaves apart; ``grid`` in place of the suite's exponents.
 
