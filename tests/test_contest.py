@@ -314,6 +314,10 @@ def test_refusals(tmp_path: Path) -> None:
         contest("lm", data="digits", store=tmp_path / "s")
     with pytest.raises(TargetError, match="the data are token ids"):
         contest("vit", data="text", limit=64, store=tmp_path / "s")
+    with pytest.raises(TargetError, match="heads=2 does not divide width=1"):
+        contest("vit", options="width=1", store=tmp_path / "s")
+    with pytest.raises(DataError, match="at least 2 examples"):
+        contest("lm", limit=1, store=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 

@@ -99,7 +99,7 @@ def contest(
         raise DagscaleError("no method carries a rate over, so that nothing says how many steps the others may take")
     members, both = family.members(count, seed), examples(source, limit)
     for a in (family.base, *members):
-        targets.resolve(a, data=both.train)  # what cannot be read is refused before anything is trained
+        targets.load(a, data=both.train)  # what cannot be built is refused before anything is trained
     versions = {"kind": code_version(), "train": code_version("AFFECTS_TRAINING")}
 
     def run(architecture: str, init: str, options: Mapping[str, Any], lr: float = 1.0, k: int = 0) -> Run:

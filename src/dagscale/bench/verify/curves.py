@@ -111,7 +111,7 @@ def table(contest: Contest) -> Table:
     for one in rows(contest):
         made.add_row(*cells(one))
     made.caption = (
-        f"{len(contest.targets)} targets, base {contest.base}. Losses: above the lowest of the grids on each target, "
+        f"{len(contest.targets)} target{'s' * (len(contest.targets) > 1)}, base {contest.base}. Losses: above the lowest of the grids on each target, "
         "mean and worst; steps: for one target until it is trained, the base's search shared by all targets, or alone"
     )
     return made

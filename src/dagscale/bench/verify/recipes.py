@@ -56,6 +56,8 @@ def examples(source: str, limit: int | None = None) -> Examples:
     Raises:
         DataError: if they cannot be read, or are too few.
     """
+    if limit == 1:
+        raise DataError("limit=1: training needs at least 2 examples")
     if source == LIBRARY:
         return Examples(library_text(CONTEXT, limit=limit), library_text(CONTEXT, held=True, limit=HELD))
     if source.startswith(TEXT):
