@@ -110,8 +110,9 @@ def table(contest: Contest) -> Table:
         made.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for one in rows(contest):
         made.add_row(*cells(one))
+    count = len(contest.targets)
     made.caption = (
-        f"{len(contest.targets)} target{'s' * (len(contest.targets) > 1)}, base {contest.base}. Losses: above the lowest of the grids on each target, "
+        f"{count} target{'s' * (count > 1)}, base {contest.base}. Losses: above the lowest of the grids on each target, "
         "mean and worst; steps: for one target until it is trained, the base's search shared by all targets, or alone"
     )
     return made
