@@ -4,7 +4,7 @@ A page holds a marker and a line ``<!-- end -->``. What stands between the two i
 twice. The markers are
 
 - ``<!-- results: FILE -->``, or ``<!-- results: FILE: rule/init, rule/init -->`` for some of its rows;
-- ``<!-- summary: all -->``, one row a family, or ``<!-- summary: key, key -->``, some of them;
+- ``<!-- summary: all -->``, one row a family, or ``<!-- summary: key, key -->``, some of them; ``short`` in the README;
 - ``<!-- view: NAME -->``, some columns of a file (``views.py``);
 - ``<!-- transfer: FAMILY -->``, ``<!-- contest: SUITE -->`` and others of ``studies.py``.
 
@@ -86,7 +86,7 @@ FAMILIES = {
     "digits-cnn": ("digits: SGD, 12 CNN DAGs", "digits-cnn-dag-sgd", "moments", "combined", "digits"),
 }  # fmt: skip
 
-KINDS = "|".join(("results", "summary", "view", *STUDIES))
+KINDS = "|".join(("results", "summary", "short", "view", *STUDIES))
 MARKER = re.compile(rf"<!-- ({KINDS}): ([\w-]+)((?:[:,] ?[^>]*?)?) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
@@ -131,21 +131,34 @@ def results(name: str, chosen: str) -> str:
     return table(heads, body)
 
 
+def losses(key: str) -> list[str]:
+    """Of one family, mean and worst loss above the best of the grid: one rate, the plan, grid search, the middle."""
+    _, name, init, default, _ = FAMILIES[key]
+    found = {method(row): row for row in rows(name)}
+    one_rate = found.get(f"none/{init}") or found[f"one-rate/{init}"]
+    cells = []
+    for row in (one_rate, *(found[f"{rule}/{init}"] for rule in (default, "grid", "middle"))):
+        mean, worst = percent(row["regret_mean_percent"]), percent(row["regret_worst_percent"])
+        cells.append(mean if mean == worst else f"{mean} ({worst})")
+    return cells
+
+
 def summary(keys: list[str]) -> str:
-    """One row a family: mean and worst loss above the best of the grid."""
-    body = []
-    for key in keys:
-        label, name, init, default, page = FAMILIES[key]
-        found = {method(row): row for row in rows(name)}
-        one_rate = found.get(f"none/{init}") or found[f"one-rate/{init}"]
-        cells = [one_rate, *(found[f"{rule}/{init}"] for rule in (default, "grid", "middle"))]
-        losses = []
-        for row in cells:
-            mean, worst = percent(row["regret_mean_percent"]), percent(row["regret_worst_percent"])
-            losses.append(mean if mean == worst else f"{mean} ({worst})")
-        body.append([f"[{label}]({page}.md)", INITS[init], *losses])
+    """One row a family, with a link to its page."""
+    body = [[f"[{FAMILIES[key][0]}]({FAMILIES[key][4]}.md)", INITS[FAMILIES[key][2]], *losses(key)] for key in keys]
     head = ["networks", "initialisation", "one rate for all", "the plan", "grid search", "the found rate itself"]
     return table(head, body)
+
+
+def plain(label: str) -> str:
+    """A family's name for readers who have not met DAGs."""
+    return label.replace("DAGs", "graphs").replace(", batch", " with batch")
+
+
+def short(keys: list[str]) -> str:
+    """One row a family, for the README."""
+    body = [[plain(FAMILIES[key][0]), *losses(key)[:3]] for key in keys]
+    return table(["networks", "same rate everywhere", "dagscale", "full grid search"], body, left=1)
 
 
 def view(name: str) -> str:
@@ -169,7 +182,7 @@ def written(text: str) -> str:
             made = STUDIES[kind](first)
         else:
             keys = list(FAMILIES) if first == "all" else [key.strip() for key in (first + rest).split(",")]
-            made = summary(keys)
+            made = summary(keys) if kind == "summary" else short(keys)
         return f"{marker}\n\n{made}\n<!-- end -->\n"
 
     return MARKER.sub(block, text)
@@ -221,11 +234,11 @@ def add(path: Path, name: str) -> None:
 def main() -> None:
     if sys.argv[1:2] == ["add"]:
         add(Path(sys.argv[2]), sys.argv[3])
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]:
         text = page.read_text(encoding="utf-8")
         if (new := written(text)) != text:
             page.write_text(new, encoding="utf-8")
-            print(page.relative_to(DOCS))
+            print(page.relative_to(DOCS.parent))
 
 
 if __name__ == "__main__":
