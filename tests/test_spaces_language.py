@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import dagscale
-from dagscale.bench.data.text import library_text, read_text
+from dagscale.bench.data.text import CONTEXT, library_text, read_text
+from dagscale.cli.data import load_data
 from dagscale.errors import TargetError
 from dagscale.graph.branches import find_branches
 from dagscale.models import load
@@ -103,3 +104,12 @@ def test_the_librarys_text_is_held_out_by_whole_modules() -> None:
     assert train.digest == library_text(64, limit=50).digest
     whole = {tuple(row) for row in library_text(64).x.tolist()}
     assert sum(tuple(row) in whole for row in held.x.tolist()) <= 5  # a licence or a line of dashes may repeat
+
+
+def test_the_command_line_takes_the_librarys_text() -> None:
+    data = load_data("text", 10)
+    assert data.x.shape == (10, CONTEXT)
+    assert (data.classes, data.loss(torch.zeros(10, CONTEXT, 256), data.y).item()) == (
+        256,
+        pytest.approx(5.545, abs=1e-3),
+    )
