@@ -23,7 +23,7 @@ from dagscale.bench.verify.runs import built, execute, planned, recipe_of
 from dagscale.bench.verify.study import named, verify
 from dagscale.bench.verify.suites import SUITES
 from dagscale.cli.app import app
-from dagscale.errors import DagscaleError, DataError, TargetError
+from dagscale.errors import DagscaleError, DataError, TargetError, UnknownNameError
 
 REAL = [name for name in SUITES if SUITES[name].recipe]
 
@@ -231,6 +231,17 @@ def test_searches_on_the_target_train_it_as_often_as_they_may(sampler: str) -> N
     first = execute(run_of("mixer", {"kind": "train"}, lr=rates[0]))
     assert found["trials"][0] == {"lr": rates[0], **first}
     assert found == execute(run)
+
+
+def test_a_rival_may_start_from_another_init() -> None:
+    method = named("tpe / moments")
+    assert (method.name, method.init, method.options) == ("tpe / moments", "moments", named("tpe").options)
+    with pytest.raises(UnknownNameError, match="unknown init"):
+        named("tpe/moment")
+    with pytest.raises(UnknownNameError, match="unknown law 'tpe'"):
+        named("tpe/moments/mup")
+    assert curves.searches(Entry("tpe / moments", 0, 0.0, {}))
+    assert not curves.searches(Entry("grid / keep", 0, 0.0, {}))
 
 
 def test_schedule_free_learns_and_renews_batch_norms() -> None:

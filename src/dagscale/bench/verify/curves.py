@@ -62,11 +62,13 @@ def rows(contest: Contest) -> list[Row]:
     return [
         row(contest, entry, count)
         for entry in contest.entries
-        for count in (dict.fromkeys(contest.budgets().values()) if entry.method in _SEARCHES else (entry.count,))
+        for count in (dict.fromkeys(contest.budgets().values()) if searches(entry) else (entry.count,))
     ]
 
 
-_SEARCHES = ("random-search", "tpe")
+def searches(entry: Entry) -> bool:
+    """Whether it is a search on the target, of which more trainings make more."""
+    return entry.method.partition(" / ")[0] in ("random-search", "tpe")
 
 
 def row(contest: Contest, entry: Entry, count: int) -> Row:
@@ -181,10 +183,10 @@ def _panel(axes: Axes, contest: Contest, metric: str) -> None:
 
     for entry in contest.entries:
         label, colour = NAMES.get(entry.method, entry.method), COLOURS.get(entry.method)
-        if entry.method in _SEARCHES:
+        if searches(entry):
             counts = range(1, entry.count + 1)
             steps = [entry.spent(1, count) for count in counts]
-            style = "--" if entry.method == "random-search" else "-"
+            style = "--" if entry.method.startswith("random-search") else "-"
             values = [percent(entry, count) for count in counts]
             axes.step(steps, values, style, where="post", color=colour, label=label)
             continue

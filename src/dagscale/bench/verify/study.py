@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,7 @@ from dagscale.bench.verify.suites import SUITES, Exponents
 from dagscale.bench.verify.truth import Truth
 from dagscale.bench.verify.verdict import Judge, Truths, Verdict
 from dagscale.errors import DagscaleError, UnknownNameError
+from dagscale.inits import INITS
 from dagscale.models import targets
 from dagscale.replacing import make_folder
 from dagscale.training.optimizers import OPTIMIZERS
@@ -117,7 +118,7 @@ def verify(
     if family.recipe:
         raise DagscaleError(f"suite {suite} trains under a recipe of its own: it is for contest.contest")
     chosen, notes = choose(methods, optimizer, family.extra)
-    if alone := [m.name for m in chosen if m.name in RIVALS]:
+    if alone := [m.name for m in chosen if m.name.partition(" / ")[0] in RIVALS]:
         able = ", ".join(name for name in SUITES if SUITES[name].recipe)
         raise DagscaleError(f"{alone[0]} is held against plans with equal steps: it is for the suites {able}")
     members = family.members(count, seed)
@@ -198,6 +199,8 @@ def choose(names: Sequence[str], optimizer: str, extra: Sequence[str] = ()) -> t
 def named(name: str) -> Method:
     """A method by name: ``LAW/INIT`` or ``LAW/INIT/SCALING``, spaces as you like, or a peer's or a rival's.
 
+    A rival under another init than the author's is ``tpe/moments``: what of a difference is the init's, not the rate's.
+
     Raises:
         UnknownNameError: for an unknown one.
     """
@@ -205,6 +208,9 @@ def named(name: str) -> Method:
     if len(rest) > 2 or not set(rest[1:]) <= set(SCALINGS):
         ways = ", ".join(f"LAW/INIT/{scaling}" for scaling in SCALINGS)
         raise UnknownNameError(f"unknown method {name!r}: write LAW/INIT, {ways} or one of {', '.join(PEERS)}")
+    if law in RIVALS and len(rest) == 1:
+        INITS[rest[0]]
+        return replace(RIVALS[law], name=f"{law} / {rest[0]}", init=rest[0], truth=rest[0])
     if rest:
         return law_method(law, *rest)
     return RIVALS.get(law) or PEERS[law]
