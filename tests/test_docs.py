@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 LONGEST = 120
 
-LONG_ROWS = frozenset({"data.md", "evidence-replay.md"})
+LONG_ROWS = frozenset({"data.md", "evidence-replay.md", "real-recipes.md"})
 """Pages with rows that a command makes, or that hold names of files."""
 
 

@@ -28,8 +28,9 @@ from dagscale.replacing import make_folder
 AFFECTS_TRAINING = False
 
 PLAN = "none/moments/mup+completep"
-METHODS = (PLAN, "short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS)
-"""By default. The first one is what searches on the target are given as many steps as."""
+METHODS = (PLAN, "short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments")
+"""By default. The first one is what searches on the target are given as many steps as. The last one says what of a
+difference is the init's."""
 
 
 def contest(

@@ -28,6 +28,7 @@ NAMES = {
     "schedule-free": "schedule-free",
     "random-search": "random search",
     "tpe": "TPE",
+    "tpe / moments": "TPE, init moments",
     "grid / keep": "grid, author's init",
     "grid / moments / mup+completep": "grid, folded start",
 }
@@ -149,7 +150,7 @@ def to_dict(contest: Contest) -> dict[str, Any]:
 COLOURS = {
     "none / moments / mup+completep": "#1c7ed6", "short-run / moments": "#0ca678", "one-rate": "#868e96",
     "mup": "#ae3ec9", "lr-finder": "#e8590c", "prodigy": "#e64980", "schedule-free": "#f59f00",
-    "random-search": "#495057", "tpe": "#000000", "grid / keep": "#adb5bd",
+    "random-search": "#495057", "tpe": "#000000", "tpe / moments": "#f03e3e", "grid / keep": "#adb5bd",
     "grid / moments / mup+completep": "#74c0fc",
 }  # fmt: skip
 
