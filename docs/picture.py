@@ -9,6 +9,7 @@ import studies
 import tables
 from matplotlib.figure import Figure
 
+from dagscale.bench import demo
 from dagscale.bench.verify import curves
 from dagscale.pictures.files import save
 
@@ -71,7 +72,12 @@ def contests(path: Path) -> None:
     save(lambda: curves.figure([studies.read_contest(suite) for suite in found]), path)
 
 
-PICTURES = {"families.svg": families, "transfer.svg": transfer, "contests.svg": contests}
+def of_demo(path: Path) -> None:
+    """What ``make demo`` draws."""
+    save(lambda: demo.figure(studies.demo_outcomes()), path)
+
+
+PICTURES = {"families.svg": families, "transfer.svg": transfer, "contests.svg": contests, "demo.svg": of_demo}
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dagscale.bench import demo
 from dagscale.bench.verify import curves
 from dagscale.bench.verify.compute import Contest
 
@@ -96,6 +97,42 @@ def spaced(text: str) -> str:
     return f"{mean} ({worst})"
 
 
+def demo_outcomes() -> list[demo.Outcome]:
+    """What ``dagscale demo --json`` came to."""
+    return [demo.Outcome(**one) for one in read("demo")["outcomes"]]
+
+
+def demo_table(which: str) -> str:
+    """The demo's summary, or a row a network."""
+    found = demo_outcomes()
+    if which == "summary":
+        rows = demo.summary(found)
+        body = [
+            [name, *(f"{text(rows[way])}" for way in demo.WAYS)]
+            for name, text in (
+                ("mean loss above the grid's", lambda row: signed(row["mean_excess"])),
+                ("worst", lambda row: signed(row["worst_excess"])),
+                ("rate off by a factor of (rms)", lambda row: f"{2 ** row['rms_octaves']:.2f}"),
+            )
+        ]
+    else:
+        body = [
+            [f"`{one.target.partition('?')[0] if one.target[:2] != 'lm' else one.target}`", *(
+                f"{one.loss[way]:.3f} ({one.lr[way]:.2g})" if way in one.loss else "–" for way in demo.WAYS
+            )]
+            for one in found
+        ]  # fmt: skip
+    head = ["" if which == "summary" else "network", *(demo.NAMES[way] for way in demo.WAYS)]
+    lines = [head, ["---", *["---:"] * len(demo.WAYS)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def signed(value: float | None) -> str:
+    """A share in percent with its sign."""
+    return "diverged" if value is None else f"{100 * value:+.1f} %".replace("-", "−")
+
+
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
+    "demo": demo_table,
 }  # fmt: skip
