@@ -5,11 +5,11 @@ READY  := $(VENV)/.ready
 # Versions to install; another file, or /dev/null for the newest of all, in its place.
 CONSTRAINTS ?= constraints.txt
 # Libraries of models and peers to test against. Their own requirements would bring a CUDA build of torch.
-PEERS  := mup torch-lr-finder prodigyopt timm torchvision peft accelerate lightning lightning-utilities torchmetrics \
-          wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash opentelemetry-api \
+PEERS  := mup torch-lr-finder prodigyopt schedulefree timm torchvision peft accelerate lightning lightning-utilities \
+          torchmetrics wandb GitPython gitdb smmap sentry-sdk platformdirs xxhash opentelemetry-api \
           skorch trl datasets dill multiprocess pandas
 
-.PHONY: help demo test fuzz lint docs dist release-check soak zoo bench clean
+.PHONY: help demo test fuzz lint docs evidence dist release-check soak zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -42,6 +42,10 @@ lint: $(READY)  ## ruff and mypy --strict
 
 docs: $(READY)  ## the documentation site in docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+evidence: $(READY)  ## every table and picture of docs/evidence anew from the results that are kept there
+	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/picture.py
 
 dist: $(READY)  ## a wheel and a source archive in dist/
 	rm -rf dist

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dagscale
+from dagscale.models.lm import CONTEXT, Language
 from dagscale.models.resnet import ResNet
 from dagscale.models.vit import ViT
 from dagscale.planning.base import Base
@@ -62,49 +63,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "completep": {"width": "mup", "depth": "completep"},
 }
 OCTAVES, FURTHEST = (0, -1, 1, -2, 2, -3, 3), 7
-CONTEXT, EVALUATED = 64, 1024
+EVALUATED = 1024
 CIFAR = Path(os.environ.get("CIFAR10", "data/cifar10"))
 
 
 # --- language models -------------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = norm(width), norm(width)
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, d = x.shape
-        h = self.norm1(x)
-        q, k, v = (f(h).view(n, t, d // 16, 16).transpose(1, 2) for f in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(mixed.transpose(1, 2).reshape(n, t, d))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-class Language(nn.Module):
-    """Bytes in, logits of the next byte out. Heads have 16 channels."""
-
-    def __init__(self, depth: int, width: int, norms: bool) -> None:
-        super().__init__()
-        norm: Callable[[int], nn.Module] = nn.LayerNorm if norms else lambda _: nn.Identity()
-        self.token, self.place = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(Block(width, norm) for _ in range(depth))
-        self.norm, self.head = norm(width), nn.Linear(width, 256, bias=False)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
-                end = name.endswith(("o.weight", "down.weight"))
-                nn.init.normal_(parameter, 0.0, 0.02 / (math.sqrt(2 * depth) if end else 1.0))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.token(ids) + self.place(torch.arange(ids.shape[1], device=ids.device))
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.head(self.norm(x))
-        return out
 
 
 @cache
@@ -196,14 +159,15 @@ class Family:
 
 FAMILIES = {
     "lm": Family(
-        ("2x64", "8x64", "16x64", "2x128", "8x128"), 200, lambda d, w: Language(d, w, norms=True), language_recipe,
+        ("2x64", "8x64", "16x64", "2x128", "8x128"), 200, lambda d, w: Language(d, width=w), language_recipe,
         lambda: text()[1],
     ),
     "lm-long": Family(
-        ("2x64", "8x64"), 1000, lambda d, w: Language(d, w, norms=True), language_recipe, lambda: text()[1]
+        ("2x64", "8x64"), 1000, lambda d, w: Language(d, width=w), language_recipe, lambda: text()[1]
     ),
     "lm-no-norm": Family(
-        ("2x64", "8x64", "16x64"), 200, lambda d, w: Language(d, w, norms=False), language_recipe, lambda: text()[1]
+        ("2x64", "8x64", "16x64"), 200, lambda d, w: Language(d, width=w, norm="none"), language_recipe,
+        lambda: text()[1],
     ),
     "resnet": Family(
         ("8x8", "20x8", "8x16", "56x8", "20x16", "8x32"), 400,

@@ -17,39 +17,20 @@ from contextlib import nullcontext
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
+from dagscale.models.lm import CONTEXT, VOCABULARY, Language
 
-WORDS, LENGTH, BATCH = 256, 64, 16
-
-
-class Language(nn.Module):
-    """Tokens → logits of the next ones."""
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(WORDS, width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, batch_first=True, norm_first=True)
-            for _ in range(depth)
-        )
-        self.norm, self.readout = nn.LayerNorm(width), nn.Linear(width, WORDS, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.readout(self.norm(x))
-        return out
+BATCH = 16
 
 
 def timed(model: nn.Module, plan: dagscale.Plan, steps: int, every: int | None) -> float:
     """Processor seconds of a training from the plan's init: other programs on the machine do not count."""
     optimizer = plan.optimizer(plan.init_(model))
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(WORDS, (steps, BATCH, LENGTH + 1), generator=generator)
+    tokens = torch.randint(VOCABULARY, (steps, BATCH, CONTEXT + 1), generator=generator)
     with nullcontext() if every is None else dagscale.watch(model, plan, optimizer, every=every):
         begin = time.process_time()
         for batch in tokens:
@@ -69,8 +50,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
           f"{torch.get_num_threads()} threads")  # fmt: skip
     torch.manual_seed(0)
-    model, small = Language(given.width, given.depth), Language(given.width // 2, given.depth)
-    x = torch.randint(WORDS, (2, LENGTH))
+    model, small = (Language(given.depth, width=w, heads=4) for w in (given.width, given.width // 2))
+    x = torch.randint(VOCABULARY, (2, CONTEXT))
     plan = dagscale.plan(
         model, x, base=(small, x), base_lr=1e-3, optimizer="adamw", weight_decay=0.1, width="mup", law="none",
         init="in-degree",

@@ -1,10 +1,17 @@
-"""Draws ``evidence/pictures/families.svg`` from the results in ``evidence/tables/``: run ``python docs/picture.py``."""
+"""Draws the pictures of the evidence pages from the results: run ``python docs/picture.py``, or ``make evidence``."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib
+import studies
 import tables
 from matplotlib.figure import Figure
+
+from dagscale.bench import demo
+from dagscale.bench.verify import curves
+from dagscale.pictures.files import save
 
 MOST = 20.0
 """Loss above the best, in percent, at which the axis ends."""
@@ -29,7 +36,8 @@ def number(value: str) -> float:
     return float("inf") if value == "diverged" else float(value)
 
 
-def main() -> None:
+def families(path: Path) -> None:
+    """Mean and worst loss of every family."""
     keys = [key for key in tables.FAMILIES if not key.startswith("digits")]
     figure = Figure(figsize=(9, 0.36 * len(keys) + 1.2), layout="constrained")
     axes = figure.subplots()
@@ -50,7 +58,31 @@ def main() -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right")
     with matplotlib.rc_context({"svg.hashsalt": "dagscale"}):  # the same bytes from the same results
-        figure.savefig(tables.DOCS / "evidence" / "pictures" / "families.svg", metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None})
+
+
+def transfer(path: Path) -> None:
+    """Loss against rate, carried over."""
+    studies.script("transfer").draw(studies.read("transfer"), path)
+
+
+def contests(path: Path) -> None:
+    """Loss against steps, under recipes that people use."""
+    found = [file.stem.removeprefix("contest-") for file in sorted(studies.RESULTS.glob("contest-*.json"))]
+    save(lambda: curves.figure([studies.read_contest(suite) for suite in found]), path)
+
+
+def of_demo(path: Path) -> None:
+    """What ``make demo`` draws."""
+    save(lambda: demo.figure(studies.demo_outcomes()), path)
+
+
+PICTURES = {"families.svg": families, "transfer.svg": transfer, "contests.svg": contests, "demo.svg": of_demo}
+
+
+def main() -> None:
+    for name, draw in PICTURES.items():
+        draw(tables.DOCS / "evidence" / "pictures" / name)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,31 @@
-"""Writes the tables of the evidence pages from the results in ``evidence/tables/``.
+"""Writes the tables of the evidence pages from the results in ``evidence/tables/`` and ``evidence/results/``.
 
-A page holds a marker, ``<!-- results: FILE -->`` or ``<!-- results: FILE: rule/init, rule/init -->`` for some of its
-rows, and a line ``<!-- end -->``. What stands between the two is written here, so no figure is typed twice.
-``<!-- summary: all -->`` is one row a family, ``<!-- summary: key, key -->`` some of them. ``<!-- csv: FILE -->`` is a
-file as it stands, ``<!-- csv: FILE: word, word -->`` those of its rows whose first cell is one of the words.
+A page holds a marker and a line ``<!-- end -->``. What stands between the two is written here, so no figure is typed
+twice. The markers are
 
-Run ``python docs/tables.py`` after a file of results has changed; ``tests/test_docs.py`` finds pages that differ.
+- ``<!-- results: FILE -->``, or ``<!-- results: FILE: rule/init, rule/init -->`` for some of its rows;
+- ``<!-- summary: all -->``, one row a family, or ``<!-- summary: key, key -->``, some of them; ``short`` in the README;
+- ``<!-- csv: FILE -->``, a file as it stands, or ``<!-- csv: FILE: word, word -->``, rows whose first cell is one of them;
+- ``<!-- view: NAME -->``, some columns of a file (``views.py``);
+- ``<!-- transfer: FAMILY -->``, ``<!-- contest: SUITE -->`` and others of ``studies.py``.
+
+``make evidence`` runs this and draws the pictures; ``tests/test_docs.py`` finds pages that differ. ::
+
+    python docs/tables.py                          # write the tables into the pages
+    python docs/tables.py add RESULTS.json NAME    # what `dagscale verify --out` wrote, as evidence/tables/NAME.csv
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
+
+from studies import STUDIES
+from views import VIEWS
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "evidence" / "tables"
@@ -74,7 +87,8 @@ FAMILIES = {
     "digits-cnn": ("digits: SGD, 12 CNN DAGs", "digits-cnn-dag-sgd", "moments", "combined", "digits"),
 }  # fmt: skip
 
-MARKER = re.compile(r"<!-- (results|summary|csv): ([\w-]+)((?:[:,] ?[^>]*?)?) -->\n.*?<!-- end -->\n", re.DOTALL)
+KINDS = "|".join(("results", "summary", "short", "csv", "view", *STUDIES))
+MARKER = re.compile(rf"<!-- ({KINDS}): ([\w-]+)((?:[:,] ?[^>]*?)?) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -93,9 +107,9 @@ def method(row: dict[str, str]) -> str:
     return "/".join(part for part in (row["rule"], row["init"], row["width"]) if part)
 
 
-def table(head: list[str], body: list[list[str]]) -> str:
-    """Markdown, figures to the right."""
-    align = ["---" if i < 2 else "---:" for i in range(len(head))]
+def table(head: list[str], body: list[list[str]], left: int = 2) -> str:
+    """Markdown, figures to the right of so many columns of words."""
+    align = ["---" if i < left else "---:" for i in range(len(head))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, align, *body))
 
 
@@ -118,19 +132,21 @@ def results(name: str, chosen: str) -> str:
     return table(heads, body)
 
 
+def losses(key: str) -> list[str]:
+    """Of one family, mean and worst loss above the best of the grid: one rate, the plan, grid search, the middle."""
+    _, name, init, default, _ = FAMILIES[key]
+    found = {method(row): row for row in rows(name)}
+    one_rate = found.get(f"none/{init}") or found[f"one-rate/{init}"]
+    cells = []
+    for row in (one_rate, *(found[f"{rule}/{init}"] for rule in (default, "grid", "middle"))):
+        mean, worst = percent(row["regret_mean_percent"]), percent(row["regret_worst_percent"])
+        cells.append(mean if mean == worst else f"{mean} ({worst})")
+    return cells
+
+
 def summary(keys: list[str]) -> str:
-    """One row a family: mean and worst loss above the best of the grid."""
-    body = []
-    for key in keys:
-        label, name, init, default, page = FAMILIES[key]
-        found = {method(row): row for row in rows(name)}
-        one_rate = found.get(f"none/{init}") or found[f"one-rate/{init}"]
-        cells = [one_rate, *(found[f"{rule}/{init}"] for rule in (default, "grid", "middle"))]
-        losses = []
-        for row in cells:
-            mean, worst = percent(row["regret_mean_percent"]), percent(row["regret_worst_percent"])
-            losses.append(mean if mean == worst else f"{mean} ({worst})")
-        body.append([f"[{label}]({page}.md)", INITS[init], *losses])
+    """One row a family, with a link to its page."""
+    body = [[f"[{FAMILIES[key][0]}]({FAMILIES[key][4]}.md)", INITS[FAMILIES[key][2]], *losses(key)] for key in keys]
     head = ["networks", "initialisation", "one rate for all", "the plan", "grid search", "the found rate itself"]
     return table(head, body)
 
@@ -143,6 +159,24 @@ def sheet(name: str, chosen: str) -> str:
                                for cell in row.values()] for row in found])  # fmt: skip
 
 
+def plain(label: str) -> str:
+    """A family's name for readers who have not met DAGs."""
+    return label.replace("DAGs", "graphs").replace(", batch", " with batch")
+
+
+def short(keys: list[str]) -> str:
+    """One row a family, for the README."""
+    body = [[plain(FAMILIES[key][0]), *losses(key)[:3]] for key in keys]
+    return table(["networks", "same rate everywhere", "dagscale", "full grid search"], body, left=1)
+
+
+def view(name: str) -> str:
+    """Some rows and columns of a file."""
+    shown = VIEWS[name]
+    body = [shown.cells(row) for row in rows(shown.file) if shown.keep(row)]
+    return table([head.strip() for head in shown.columns], body, shown.left)
+
+
 def written(text: str) -> str:
     """A page with its tables as the results have them."""
 
@@ -153,20 +187,69 @@ def written(text: str) -> str:
             made = sheet(first, rest.lstrip(": "))
         elif kind == "results":
             made = results(first, rest.lstrip(": "))
+        elif kind == "view":
+            made = view(first)
+        elif kind in STUDIES:
+            made = STUDIES[kind](first)
         else:
             keys = list(FAMILIES) if first == "all" else [key.strip() for key in (first + rest).split(",")]
-            made = summary(keys)
+            made = summary(keys) if kind == "summary" else short(keys)
         return f"{marker}\n\n{made}\n<!-- end -->\n"
 
     return MARKER.sub(block, text)
 
 
+# --- from a study's results ---------------------------------------------------------------------------------
+
+COLUMNS = {
+    # column: (field of a row of results, end of an interval, factor, digits)
+    "correlation": ("pearson_r", None, 1, 2),
+    "correlation_low": ("pearson_r_interval", 0, 1, 2),
+    "correlation_high": ("pearson_r_interval", 1, 1, 2),
+    "slope": ("slope", None, 1, 2),
+    "octaves_rms": ("rms_octaves", None, 1, 2),
+    "within_half_octave_percent": ("within_half_octave", None, 100, 0),
+    "regret_mean_percent": ("regret_mean", None, 100, 1),
+    "regret_low_percent": ("regret_mean_interval", 0, 100, 1),
+    "regret_high_percent": ("regret_mean_interval", 1, 100, 1),
+    "regret_cross_validated_percent": ("regret_cv_mean", None, 100, 1),
+    "regret_worst_percent": ("regret_max", None, 100, 1),
+    "excess_percent": ("excess_mean", None, 100, 1),
+}  # fmt: skip
+"""Of a file in ``evidence/tables/``, after ``rule``, ``init`` and ``width`` and before ``steps``."""
+
+
+def summarised(row: dict[str, Any]) -> dict[str, str]:
+    """One row of a study's ``results.json`` as one of a file of results."""
+    parts = [part.strip() for part in row["method"].split("/")]
+    rule, init, width = [*parts, "", ""][:3] if len(parts) > 1 else [parts[0], "keep", ""]
+    if rule == "mup":
+        width = "mup-package"
+    cells = {}
+    for column, (field, end, factor, digits) in COLUMNS.items():
+        value = row[field] if end is None or row[field] is None else row[field][end]
+        lost = "diverged" if field in ("regret_mean", "regret_max") else ""
+        cells[column] = lost if value is None else f"{factor * value:.{digits}f}"
+    return {"rule": rule, "init": init, "width": width, **cells, "steps": str(row["steps"])}
+
+
+def add(path: Path, name: str) -> None:
+    """What ``dagscale verify --out`` wrote, as a file of results."""
+    found = [summarised(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    with open(RESULTS / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+
+
 def main() -> None:
-    for page in sorted(DOCS.rglob("*.md")):
+    if sys.argv[1:2] == ["add"]:
+        add(Path(sys.argv[2]), sys.argv[3])
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]:
         text = page.read_text(encoding="utf-8")
         if (new := written(text)) != text:
             page.write_text(new, encoding="utf-8")
-            print(page.relative_to(DOCS))
+            print(page.relative_to(DOCS.parent))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ LONGEST = 120
 FIRST = ("index", "start", "concepts", "when-not")
 """Pages that a newcomer reads first, beside the folders of guides."""
 
-LONG_ROWS = frozenset({"data.md", "evidence-replay.md"})
+LONG_ROWS = frozenset({"data.md", "evidence-replay.md", "real-recipes.md"})
 """Pages with rows that a command makes, or that hold names of files."""
 
 
@@ -96,19 +96,22 @@ def test_suites_that_pages_name_exist() -> None:
     assert named <= set(SUITES)
 
 
+def docs_module(name: str) -> ModuleType:
+    """A script of the documentation's folder, as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        return importlib.import_module(name)
+
+
 def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_module("tables")
 
 
 def test_tables_are_those_of_the_results() -> None:
     written = tables().written
-    differ = [page.name for page in PAGES if written(page.read_text("utf-8")) != page.read_text("utf-8")]
-    assert not differ, f"run python docs/tables.py: {differ}"
+    texts = {page: page.read_text("utf-8") for page in (ROOT / "README.md", *PAGES)}
+    differ = [page.name for page, text in texts.items() if written(text) != text]
+    assert not differ, f"run make evidence: {differ}"
 
 
 def test_a_changed_figure_would_be_found() -> None:
@@ -117,11 +120,48 @@ def test_a_changed_figure_would_be_found() -> None:
     assert tables().written(text.replace("| 0.89 | 0.23 |", "| 0.98 | 0.23 |")) == text
 
 
+def test_a_changed_figure_of_a_study_would_be_found() -> None:
+    text = (DOCS / "evidence" / "transfer.md").read_text("utf-8")
+    assert "| 2.326 |" in text
+    assert tables().written(text.replace("| 2.326 |", "| 2.236 |")) == text
+
+
+@pytest.mark.parametrize("name", ["families.svg", "transfer.svg", "contests.svg", "demo.svg"])
+def test_pictures_are_those_of_the_results(name: str, tmp_path: Path) -> None:
+    """To the byte, where matplotlib is the version that drew them."""
+    kept = (DOCS / "evidence" / "pictures" / name).read_bytes()
+    matplotlib = pytest.importorskip("matplotlib")
+    if f"Matplotlib v{matplotlib.__version__}".encode() not in kept:
+        pytest.skip("drawn by another version of matplotlib")
+    docs_module("picture").PICTURES[name](tmp_path / name)
+    assert (tmp_path / name).read_bytes() == kept, "run make evidence"
+
+
 def test_every_file_of_results_is_on_a_page() -> None:
     shown = "".join(page.read_text("utf-8") for page in PAGES)
     assert not [
         file.name for file in (DOCS / "evidence" / "tables").glob("*.csv") if f"tables/{file.name}" not in shown
     ]
+
+
+def test_results_of_a_study_become_a_file_of_results() -> None:
+    made = {
+        "suite": "s", "method": "short-run / moments / mup", "pearson_r": 0.987, "pearson_r_interval": [0.9, 0.999],
+        "slope": 1.03, "rms_octaves": 0.25, "within_half_octave": 0.875, "regret_mean": 0.0123,
+        "regret_mean_interval": None, "regret_max": None, "regret_cv_mean": -0.001, "excess_mean": 0.02, "steps": 7,
+    }  # fmt: skip
+    row = tables().summarised(made)
+    assert [row[name] for name in ("rule", "init", "width", "correlation", "correlation_low")] == [
+        "short-run", "moments", "mup", "0.99", "0.90",
+    ]  # fmt: skip
+    assert (row["regret_mean_percent"], row["regret_low_percent"], row["regret_worst_percent"]) == (
+        "1.2",
+        "",
+        "diverged",
+    )
+    assert tables().summarised({**made, "method": "prodigy"})["init"] == "keep"
+    kept = tables().rows("mlp-dag-sgd")[0]
+    assert list(row) == list(kept)
 
 
 EXAMPLE = re.compile(r"<!-- runs -->\n```python\n(.*?)```\n\nIt prints\n\n```\n(.*?)```", re.DOTALL)

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 import dagscale.cli.retrain  # noqa: F401  puts the command on the application
 from dagscale.bench.data import Dataset
+from dagscale.bench.data.augment import Augment
 from dagscale.bench.nas import retrain, retrain_run, samples
 from dagscale.bench.nas.comparison import compare, table
 from dagscale.bench.nas.isomorphism import canonical
 from dagscale.bench.nas.paper_code import NAME, depth_sum
-from dagscale.bench.nas.recipes import PRESETS, RECIPES, Augment, differences
+from dagscale.bench.nas.recipes import PRESETS, RECIPES, differences
 from dagscale.bench.nas.tables import read_table
 from dagscale.bench.sweep import Run, Store
 from dagscale.cli.app import app

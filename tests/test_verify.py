@@ -1,10 +1,12 @@
 """The verify study: its arithmetic on made-up curves, its peers, and the command end to end."""
 
+import hashlib
 import json
 import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ import torch
 
 from dagscale.bench.sweep import Run
 from dagscale.bench.verify import study as study_module
-from dagscale.bench.verify.methods import KINDS, Method, by_width, law_methods, narrow
+from dagscale.bench.verify.methods import Method, by_width, law_methods, narrow
 from dagscale.bench.verify.peers import PEERS, in_mup
 from dagscale.bench.verify.report import row
-from dagscale.bench.verify.study import choose, execute, named, verify
+from dagscale.bench.verify.runs import KINDS, execute
+from dagscale.bench.verify.study import choose, named, verify
 from dagscale.bench.verify.suites import SUITES
 from dagscale.bench.verify.truth import Truth
 from dagscale.bench.verify.verdict import Judge, Verdict
@@ -61,6 +64,7 @@ def test_a_perfect_prediction_scores_perfectly_and_a_shifted_one_shows_it() -> N
     assert perfect.pearson_r == pytest.approx(1)
     assert perfect.slope == pytest.approx(1)
     assert perfect.slope_interval == (pytest.approx(1), pytest.approx(1))
+    assert perfect.pearson_r_edge == pytest.approx(1)
     assert (perfect.rms_octaves, perfect.within_half_octave) == (pytest.approx(0), 1)
     assert perfect.regret_max == pytest.approx(0)
     assert perfect.regret_cv_mean == pytest.approx(0)
@@ -147,6 +151,11 @@ def test_suites_have_distinct_members_that_can_be_built(suite: str) -> None:
         load(member)
 
 
+def test_suites_say_what_they_are() -> None:
+    assert SUITES["lm"].summary == "lm:2?width=32, lm:4?width=32, …: recipe language"
+    assert SUITES["resnet-depth"].summary.endswith("resnet:14?width=8&stride=2&norm=none, …: a constant rate")
+
+
 def test_options_stand_in_place_of_the_suites_own() -> None:
     family = SUITES["cnn-dag"].adapted("width=8&downsample=2")
     assert family.base == "cnn:2?width=8&downsample=2"
@@ -159,8 +168,10 @@ def test_options_stand_in_place_of_the_suites_own() -> None:
 
 
 def test_the_help_names_every_suite() -> None:
-    named = {word.strip(" .") for word in NAMES.replace(" (each also -gelu)", "").split(",")}
+    real, _, plain = NAMES.replace(" (each also -gelu)", "").partition(". At a constant rate: ")
+    named = {word.strip(" .") for word in (real.partition(": ")[2] + ", " + plain).split(",")}
     assert named | {f"{name}-gelu" for name in ("mlp-depth", "mlp-dag", "cnn-dag")} == set(SUITES)
+    assert {word.strip() for word in real.partition(": ")[2].split(",")} == {n for n in SUITES if SUITES[n].recipe}
 
 
 def test_methods_are_those_that_cover_the_optimiser() -> None:
@@ -171,7 +182,7 @@ def test_methods_are_those_that_cover_the_optimiser() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'curvature'"):
         named("curvatur/moments")
     assert "short-run / moments / mup" in {m.name for m in choose((), "sgd", SUITES["width"].extra)[0]}
-    with pytest.raises(UnknownNameError, match="write LAW/INIT, LAW/INIT/mup or one of lr-finder"):
+    with pytest.raises(UnknownNameError, match=r"write LAW/INIT, LAW/INIT/mup, LAW/INIT/mup.completep or one of"):
         named("none/moments/mu")
     with pytest.raises(UnknownNameError, match="did you mean 'lr-finder'"):
         named("lr-finde")
@@ -195,7 +206,13 @@ def run_of(peer: str, architecture: str = "mlp:2_02?width=64", **options: object
     return Run(architecture, 0.1, method.init, options={**method.options, **options}, **common)  # type: ignore[arg-type]
 
 
+def train_at(lr: float) -> float:
+    """The final loss of the network of `run_of` at a rate."""
+    return float(execute(replace(run_of("one-rate"), lr=lr, options={"kind": "train"}))["loss"])
+
+
 def test_mup_at_the_bases_width_is_a_plain_run() -> None:
+    assert narrow("vit:4?width=64&heads=4", "vit:2?width=32&heads=2") == "vit:4?width=32&heads=2"
     assert narrow("mlp:2_02?width=64&act=gelu", "mlp:2?width=16") == "mlp:2_02?width=16&act=gelu"
     assert in_mup("mlp:2_02?width=16", "mlp:2?width=16") == {"kind": "train"}
     assert by_width("mlp:2_02?width=16", "mlp:2?width=16") == {"kind": "train"}
@@ -220,18 +237,24 @@ def test_mup_trains_other_than_pytorch_where_the_width_grows(optimizer: str) -> 
 
 def test_lr_finder_suggests_a_rate_on_its_path_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch_lr_finder")
-    found = KINDS["lr-finder"](run_of("lr-finder"))
-    assert 1e-7 < found["lr"] < 10
-    assert 17 <= found["steps"] <= 100
+    run = run_of("lr-finder")
+    found = KINDS["lr-finder"](run)
     assert capfd.readouterr() == ("", "")
-    assert found == KINDS["lr-finder"](run_of("lr-finder"))
+    assert found == KINDS["lr-finder"](run)
+    path = 1e-7 * 1e8 ** (torch.arange(100) / 99)  # a hundred rates, geometrically from 1e-7 to 10
+    assert min(abs(found["lr"] / path - 1)) < 0.03
+    assert found["steps"] > int((path < found["lr"]).sum())
+    assert math.isinf(train_at(1e3 * found["lr"]))  # steepest descent lies below the rates that destroy
+    assert train_at(found["lr"]) < 3
 
 
 def test_prodigy_trains_without_a_rate() -> None:
     pytest.importorskip("prodigyopt")
     found = KINDS["prodigy"](run_of("prodigy"))
     assert found["steps"] == 8
-    assert 0 < found["loss"] < 4
+    assert found == KINDS["prodigy"](replace(run_of("prodigy"), lr=7.0))
+    longer = KINDS["prodigy"](replace(run_of("prodigy"), epochs=8))
+    assert longer["loss"] < found["loss"] - 0.3 < train_at(1e-12) - 0.3  # it moves without a rate, slowly at first
 
 
 # --- the study -----------------------------------------------------------------------------------------------------
@@ -269,9 +292,21 @@ def test_suites_run_in_small(
         suite, methods=methods, optimizer=optimizer, architectures=3, limit=64, grid=grid, jobs=1, store=tmp_path / "s"
     )
     found = {v.method: row(suite, v) for v in study.verdicts}
-    assert {named(name).name for name in methods} <= set(found)
-    assert all(one.regret_mean is None or one.regret_mean > -0.5 for one in found.values())
-    assert all(one.steps > 0 for one in found.values())
+    chosen = [named(name) for name in methods]
+    searched = {f"{kind} / {m.truth}" for m in chosen for kind in ("grid", "middle")}
+    assert {m.name for m in chosen} <= set(found) <= {m.name for m in chosen} | searched
+    rates = study.truths[chosen[0].truth][SUITES[suite].base].rates
+    whole = len(rates) * 2 * 2  # rates × seeds × steps a run: 64 examples in batches of 32
+    for m in chosen:
+        verdict, base = next(v for v in study.verdicts if v.method == m.name), study.truths[m.truth]
+        if m.options.get("law") == "none":
+            assert verdict.rates == pytest.approx((base[SUITES[suite].base].middle,) * 3)
+            assert verdict.steps == whole
+        if verdict.rates is not None:  # losses between those of the grid, so none is below its best
+            wanted = [base[a].regret(base[a].at(lr)) for a, lr in zip(study.architectures, verdict.rates, strict=True)]
+            assert verdict.regrets == pytest.approx(wanted)
+            assert min(verdict.regrets) >= -1e-9
+    assert all(found[name].steps == 3 * whole for name in found if name.startswith(("grid", "middle")))
     if suite == "width":
         ours, theirs = (next(v for v in study.verdicts if v.method == name) for name in ("one-rate", "mup"))
         assert ours.rates == theirs.rates  # the base has its own width, so both parametrisations agree on it
@@ -283,6 +318,35 @@ def test_suites_run_in_small(
     if "prodigy" in methods:
         assert found["prodigy"].pearson_r is None
         assert found["prodigy"].rms_octaves is None
+        assert found["prodigy"].steps == 3 * 2  # the mean of the seeds for each network
+
+
+@pytest.mark.parametrize(
+    ("suite", "optimizer", "digest"),
+    [
+        ("mlp-dag", "sgd", "426955bcbe8795a5"),
+        ("width", "adamw", "92c4845dc529b134"),
+        ("vit-depth", "adamw", "28c76c9f402df279"),
+        ("resnet-depth-bn", "momentum", "4514c6d66e990d88"),
+    ],
+)
+def test_runs_keep_their_keys(suite: str, optimizer: str, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs are, but for the code that they were made by, so that stores outlive changes that concern other
+    suites."""
+    asked: list[Run] = []
+
+    def note(runs: list[Run], *_: object, **__: object) -> None:
+        asked.extend(runs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study_module, "sweep", note)
+    methods = ["none/moments", "short-run/moments", "none/moments/mup", "one-rate", "mup", "lr-finder", "prodigy"]
+    for package in ("mup", "torch_lr_finder", "prodigyopt"):
+        pytest.importorskip(package)
+    with pytest.raises(KeyboardInterrupt):
+        verify(suite, optimizer=optimizer, methods=methods, architectures=3, limit=64, store="out/unused.sqlite")
+    keys = sorted(replace(run, version="v").key for run in asked)
+    assert hashlib.sha256("".join(keys).encode()).hexdigest()[:16] == digest
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.bench import language
 from dagscale.bench.data import load
+from dagscale.bench.data.text import Text, library_text
 from dagscale.models import sample
 from dagscale.models import targets as spaces
 from dagscale.pictures.files import check_path, save
@@ -75,24 +76,25 @@ def _graphs(title: str, space: str, *, width: int, epochs: int, count: int) -> F
     )  # fmt: skip
 
 
-def _language(target: str, seed: int) -> tuple[nn.Module, Any]:
-    """``language:BLOCKSxWIDTH``."""
-    torch.manual_seed(seed)
-    blocks, width = map(int, target.removeprefix("language:").split("x"))
-    return language.Language(blocks, width), language.text()[0][:2]
+@cache
+def _source() -> Text:
+    """Python source, as bytes."""
+    return library_text(32, limit=4096)
 
 
 def _language_recipe() -> Recipe:
+    data = _source()
     return Recipe(
-        language.text(), language.loss, torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
-        batch_size=16, steps=60, schedule=cosine(warmup=0.1),
+        (data.x, data.y), data.loss, torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0, batch_size=16,
+        steps=60, schedule=cosine(warmup=0.1),
     )  # fmt: skip
 
 
 FAMILIES = {
-    "language": Family(
-        "language models, AdamW", "language:1x32", lambda seed: ("language:3x64", "language:3x32", "language:1x64"),
-        _language, _language_recipe, tuple(2.0**k for k in range(-8, -3)), 1,
+    "lm": Family(
+        "language models, AdamW", "lm:1?width=32", lambda seed: ("lm:3?width=64", "lm:3?width=32", "lm:1?width=64"),
+        lambda target, seed: spaces.load(target, data=_source(), seed=seed), _language_recipe,
+        tuple(2.0**k for k in range(-8, -3)), 1,
         {"default": DEFAULT, "plan": {"init": "moments", "law": "none", "width": "mup", "depth": "completep"}},
     ),
     "cnn": _graphs("CNN graphs, SGD", "cnn", width=12, epochs=3, count=4),
@@ -102,7 +104,7 @@ FAMILIES = {
 
 WAYS = ("default", "released", "plan", "grid")
 NAMES = {
-    "default": "base's rate, PyTorch's init",
+    "default": "base's rate, author's init",
     "released": "rule of the paper's code",
     "plan": "dagscale's plan",
     "grid": "grid search on each",
@@ -233,7 +235,7 @@ def table(outcomes: list[Outcome]) -> Table:
         made.add_column(NAMES[way], justify="right")
     for o in outcomes:
         cells = (f"{_text(o.loss[way])} ({o.lr[way]:.2g})" if way in o.loss else "–" for way in WAYS)
-        made.add_row(o.target.split("?")[0], *cells)
+        made.add_row(_short(o.target), *cells)
     made.add_section()
     rows = summary(outcomes)
     made.add_row("mean loss above the grid search's", *(_percent(rows[way]["mean_excess"]) for way in WAYS))
@@ -299,6 +301,12 @@ def figure(outcomes: list[Outcome]) -> Figure:
         textcoords="offset points", va="center", fontsize=9, arrowprops={"arrowstyle": "->"},
     )  # fmt: skip
     return drawn
+
+
+def _short(target: str) -> str:
+    """A network's name without the options that it shares with its base."""
+    base = FAMILIES[target.partition(":")[0]].base
+    return target.removesuffix(base[base.index("?") :])
 
 
 def _excess(outcome: Outcome, way: str) -> float:

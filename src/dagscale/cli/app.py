@@ -30,6 +30,8 @@ TARGETS = {
     "hf:NAME": "of transformers, as hf:gpt2?layers=2&width=64&heads=4",
     "resnet:DEPTH": "a residual CNN for small images, as resnet:20",
     "vit:DEPTH": "a small vision transformer, as vit:4",
+    "mixer:DEPTH": "a small MLP-Mixer, as mixer:4",
+    "lm:DEPTH": "a small language model, as lm:4?width=64&norm=none&tied=1",
     "mlp:CODE": "fully connected layers in a graph, as mlp:2_21_011",
     "cnn:CODE": "convolutions in a graph, with the same codes",
     "nb201:CODE": "a network of NAS-Bench-201, as nb201:3_33_333",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dagscale.errors import DataError
 
-if TYPE_CHECKING:
-    from dagscale.bench.data.text import Text
-
-TEXT = "text:"
+LIBRARY, TEXT = "text", "text:"
+"""Sources of Python's standard library, and what stands before a path."""
 
 
 def load_data(source: str | None, limit: int | None = None) -> Any:
@@ -21,8 +19,14 @@ def load_data(source: str | None, limit: int | None = None) -> Any:
     """
     if source is None:
         return None
+    if source == LIBRARY:
+        from dagscale.bench.data.text import CONTEXT, library_text
+
+        return library_text(CONTEXT, limit=limit)
     if source.startswith(TEXT):
-        return _text(source.removeprefix(TEXT), limit)
+        from dagscale.bench.data.text import named_text
+
+        return named_text(source.removeprefix(TEXT), limit)
     if ":" in source and not Path(source).exists():
         from dagscale.models.targets import find
 
@@ -31,21 +35,6 @@ def load_data(source: str | None, limit: int | None = None) -> Any:
     from dagscale.bench.data import load
 
     return load(source, limit=limit)
-
-
-def _text(source: str, limit: int | None) -> Text:
-    from dagscale.bench.data.text import CONTEXT, read_text
-    from dagscale.models.targets import Option, parse_options
-
-    known = (
-        Option("context", "int", "tokens of an example", low=1, high=65_536),
-        Option("tokenizer", "str", "name or path of a tokenizer of transformers"),
-        Option("files", "str", "names of files that count, as *.txt"),
-    )
-    path, mark, query = source.rpartition("?")
-    if not mark or Path(source).exists():
-        path, query = source, ""
-    return read_text(path, limit=limit, **{"context": CONTEXT, **parse_options(query, known, "text:PATH")})
 
 
 def limited(data: Any, limit: int) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dagscale.cli.app import STUDIES, Json, Limit, Seed, app, make_folder, print_json, resumable, screen
 from dagscale.shown import line, load_rich, plain
 
-NAMES = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width."
+PLAIN = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width"
+NAMES = f"Under a recipe that people use: lm, lm-no-norm, mixer, resnet, vit. At a constant rate: {PLAIN}."
 
 
 @app.command(rich_help_panel=STUDIES)
@@ -24,25 +25,36 @@ def verify(
         list[str] | None,
         typer.Option(help="LAW/INIT, as curvature/moments, or a peer; repeat it. Default: all."),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="sgd, momentum, adam or adamw.")] = "sgd",
-    data: Annotated[str, typer.Option(help="'digits' or a path to images.")] = "digits",
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd (default), momentum, adam or adamw; a recipe has its own.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="'digits', a path to images; for lm 'text' or text:PATH. Default: digits, or text."),
+    ] = None,
     architectures: Annotated[
         int | None, typer.Option(help="Members of the suite; its own number by default.", min=1, max=1000)
     ] = None,
     bases: Annotated[
-        int, typer.Option(help="Networks of known rate: the base, and the first members.", min=1, max=1000)
-    ] = 1,
-    seeds: Annotated[int, typer.Option(help="Runs a rate.", min=1, max=1000)] = 2,
-    epochs: Annotated[int, typer.Option(help="Epochs a run.", min=1, max=10**6)] = 1,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1, max=10**6)] = 32,
+        int | None,
+        typer.Option(help="Networks of known rate: the base (default), and the first members.", min=1, max=1000),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs a rate; 2, under a recipe 1.", min=1, max=1000)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a run, at a constant rate; 1.", min=1, max=10**6)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps a run, under a recipe; its own.", min=1, max=10**8)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples a step; 32, or the recipe's own.", min=1, max=10**6)
+    ] = None,
     limit: Limit = None,
     grid: Annotated[
         tuple[float, float] | None, typer.Option(help="Exponents of 2, lowest and highest rate.", metavar="LOW HIGH")
     ] = None,
-    spacing: Annotated[float, typer.Option(help="Octaves between rates.", min=0.01, max=100)] = 0.5,
+    spacing: Annotated[
+        float | None, typer.Option(help="Octaves between rates; ½, under a recipe 1.", min=0.01, max=100)
+    ] = None,
     options: Annotated[str, typer.Option(help="For every architecture, as 'norm=batch&width=128'.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="3 architectures, 64 examples, an octave apart.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.json, points.json and two pictures.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few architectures, examples and rates.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for results as JSON and pictures.")] = None,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1, max=4096)] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
@@ -52,41 +64,69 @@ def verify(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Predicted against found: every law under every init, and methods of others, by training a suite; or, with
-    --runs, on finished runs of others."""
+    """Suites at a constant rate: predicted against found, every law under every init, and methods of others. Suites
+    under a recipe: plans and rivals by loss for steps. With --runs: laws and rules on finished runs of others."""
     if runs is not None:
         replay(context, runs, out, json)
         return
     if suite is None:
         raise typer.BadParameter("name a SUITE to train, or a file of finished runs with --runs")
     load_rich()
-    from rich.console import Console
+    from dagscale.bench.verify.suites import SUITES
 
-    from dagscale.bench.verify import report, study
-
-    if quick:
-        architectures, seeds, epochs, limit, spacing = 3, 2, 3, 64, 1.0
+    recipe = SUITES[suite].recipe
+    study, faces = parts(recipe)
+    apart = ("optimizer", "epochs", "bases") if recipe else ("steps",)
+    defaults: dict[str, Any] = (QUICK_CONTEST if recipe else QUICK) if quick else {}
+    said = {
+        "optimizer": optimizer, "data": data, "architectures": architectures, "bases": bases, "seeds": seeds,
+        "epochs": epochs, "steps": steps, "batch_size": batch_size, "limit": limit, "grid": grid, "spacing": spacing,
+    }  # fmt: skip
+    given = {name: value for name, value in said.items() if value is not None}
+    for name in apart:
+        if name in given:
+            how = f"trains under the recipe {recipe}" if recipe else "trains for whole epochs, see --epochs"
+            raise typer.BadParameter(f"--{name.replace('_', '-')}: suite {suite} {how}")
     if out is not None:
         make_folder(out)
-        report.check_folder(out)
+        faces.check_folder(out)
     with resumable(store):
-        done = study.verify(
-            suite, methods=method or (), optimizer=optimizer, data=data, architectures=architectures, bases=bases,
-            seeds=seeds, epochs=epochs, batch_size=batch_size, limit=limit, grid=grid, spacing=spacing,
-            options=options, seed=seed, store=store, jobs=jobs, scheduler=scheduler, retry_failed=retry_failed,
-            progress=True,
+        done = study(
+            suite, methods=method or (), options=options, seed=seed, store=store, jobs=jobs, scheduler=scheduler,
+            retry_failed=retry_failed, progress=True, **{**given, **defaults},
         )  # fmt: skip
-    rows = report.rows(done)
+    show(done, faces, out, json)
+
+
+QUICK = {"architectures": 3, "seeds": 2, "epochs": 3, "limit": 64, "spacing": 1.0}
+QUICK_CONTEST = {"architectures": 2, "seeds": 1, "steps": 10, "limit": 256, "spacing": 2.0}
+
+
+def parts(recipe: str) -> tuple[Any, Any]:
+    """What runs a suite with this recipe, or none, and what shows the result."""
+    if recipe:
+        from dagscale.bench.verify import contest, curves
+
+        return contest.contest, curves
+    from dagscale.bench.verify import report, study
+
+    return study.verify, report
+
+
+def show(done: Any, faces: Any, out: Path | None, json: bool) -> None:
+    """Notes on stderr, files where they are asked for, and the table or JSON on stdout."""
+    from rich.console import Console
+
     told = Console(stderr=True, soft_wrap=True)
     for note in done.notes:
         told.print(f"note: {line(note)}", markup=False, highlight=False)
     if out is not None:
-        for path in report.save_all(done, rows, out):
+        for path in faces.save_all(done, out):
             told.print(f"wrote {plain(str(path))}", markup=False, highlight=False)
     if json:
-        print_json(report.to_dict(rows))
+        print_json(faces.to_dict(done))
     else:
-        screen().print(report.table(done, rows))
+        screen().print(faces.table(done))
 
 
 WITH_RUNS = ("runs", "out", "json")

@@ -7,13 +7,23 @@ beside the run, by `placed`. Moved data are then the same data, and other data u
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dagscale.bench.data.dataset import Dataset, load
 from dagscale.errors import DataError
 
 _PLACES: dict[str, str] = {}
 """Digest → where this process finds the data."""
+
+
+class Digested(Protocol):
+    """Data that say what they are."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+D = TypeVar("D", bound=Digested)
 
 
 def placed(places: Mapping[str, str], execute: Callable[[Any], Any], run: Any) -> Any:
@@ -31,7 +41,7 @@ def place(name: str) -> str:
     return _PLACES.get(name, name)
 
 
-def check(data: Dataset, name: str) -> Dataset:
+def check(data: D, name: str) -> D:
     """The data, if they are those that ``name`` stands for.
 
     Raises:

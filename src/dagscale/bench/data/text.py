@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import os
+import sysconfig
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -57,6 +60,18 @@ class Text:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of what the examples are, in short, wherever they lie and whatever they are called."""
+        found = hashlib.sha256(repr((tuple(self.x.shape), self.classes)).encode())
+        for values in (self.x, self.y[:, -1]):  # the others are in the inputs
+            found.update(values.contiguous().numpy().data.cast("B"))
+        return f"sha256:{found.hexdigest()[:32]}"
+
+    def rows(self, part: slice) -> Text:
+        """Some of the examples."""
+        return Text(self.name, self.x[part], self.y[part], self.classes)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The mean cross-entropy of the next token.
@@ -126,6 +141,39 @@ def read_text(
         )
     rows = rows[torch.from_numpy(shuffled(len(rows))[:limit])]
     return Text(path.resolve().name, rows[:, :-1], rows[:, 1:], classes)
+
+
+def named_text(source: str, limit: int | None = None, context: int = CONTEXT) -> Text:
+    """`read_text` of what a person writes after ``text:``, such as ``PATH?context=128&files=*.py``.
+
+    Args:
+        context: tokens of an example, where the options do not say it.
+    """
+    from dagscale.models.targets import Option, parse_options
+
+    known = (
+        Option("context", "int", "tokens of an example", low=1, high=65_536),
+        Option("tokenizer", "str", "name or path of a tokenizer of transformers"),
+        Option("files", "str", "names of files that count, as *.txt"),
+    )
+    path, mark, query = source.rpartition("?")
+    if not mark or Path(source).exists():
+        path, query = source, ""
+    return read_text(path, limit=limit, **{"context": context, **parse_options(query, known, "text:PATH")})
+
+
+def library_text(context: int, *, held: bool = False, limit: int | None = None) -> Text:
+    """Bytes of the sources of Python's standard library: text that is there wherever Python is.
+
+    Args:
+        held: every tenth of its modules, rather than the nine others.
+    """
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    chosen = [file for i, file in enumerate(files) if (i % 10 == 0) == held]
+    (raw,) = _bytes([b"".join(file.read_bytes() for file in chosen)])
+    rows = raw[: len(raw) - len(raw) % (context + 1)].view(-1, context + 1)
+    rows = rows[torch.from_numpy(shuffled(len(rows))[:limit])]
+    return Text("Python's standard library", rows[:, :-1], rows[:, 1:], BYTES)
 
 
 def _find(path: Path, pattern: str) -> list[Path]:
@@ -226,4 +274,4 @@ def _tokenizer(name: str) -> tuple[Encode, int]:
     return encode, vocabulary
 
 
-__all__ = ["Text", "read_text"]
+__all__ = ["Text", "library_text", "named_text", "read_text"]

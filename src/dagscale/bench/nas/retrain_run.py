@@ -19,8 +19,9 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 import dagscale
 from dagscale.bench.data import Dataset, load
+from dagscale.bench.data.augment import Augment, padding
 from dagscale.bench.data.places import check, place
-from dagscale.bench.nas.recipes import SCHEDULES, Augment, Recipe, padding
+from dagscale.bench.nas.recipes import SCHEDULES, Recipe
 from dagscale.bench.nas.together import Member, Trained, outputs, train_together
 from dagscale.bench.sweep import Run
 from dagscale.errors import DagscaleError, DataError

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from dagscale.bench.nas.recipes import Augment
+from dagscale.bench.data.augment import Augment
 from dagscale.errors import DagscaleError
 from dagscale.training.batches import Batch
 from dagscale.training.engine import EVALUATE, EXPLODED

@@ -1,32 +1,17 @@
-"""Methods: ways to choose a rate, and the kinds of run that they and the truth are made of."""
+"""Methods: ways to choose a rate, or to train without one."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
-from torch import nn
-from torch.nn.functional import cross_entropy
-
-from dagscale.bench.data import Dataset
-from dagscale.bench.data.places import load_named
-from dagscale.bench.sweep import Run
 from dagscale.inits import INITS
 from dagscale.laws import LAWS, Law
-from dagscale.models import targets
-from dagscale.network import Network, Role
-from dagscale.planning.make import plan, scaled_by
-from dagscale.planning.plans import Plan
-from dagscale.planning.prepare import about, initialised, traced
-from dagscale.registry import Registry
-from dagscale.scaling.together import scaling
-from dagscale.training.engine import train
-from dagscale.training.optimizers import OPTIMIZERS, Groups
-from dagscale.training.recipe import Recipe
+from dagscale.training.optimizers import OPTIMIZERS
+
+AFFECTS_TRAINING = False
 
 
 def plainly(target: str, base: str) -> Mapping[str, Any]:
@@ -35,9 +20,11 @@ def plainly(target: str, base: str) -> Mapping[str, Any]:
 
 
 def narrow(target: str, base: str) -> str:
-    """The target at the base's width."""
-    width = re.search(r"\bwidth=\d+", base)
-    return re.sub(r"\bwidth=\d+", width[0], target) if width else target
+    """The target at the base's width, with as many heads."""
+    for name in ("width", "heads"):
+        option = re.search(rf"\b{name}=\d+", base)
+        target = re.sub(rf"\b{name}=\d+", option[0], target) if option else target
+    return target
 
 
 def by_width(target: str, base: str) -> Mapping[str, Any]:
@@ -45,13 +32,24 @@ def by_width(target: str, base: str) -> Mapping[str, Any]:
     return plainly(target, base) if narrow(target, base) == target else {"kind": "train", "scaled_from": base}
 
 
+def folded(target: str, base: str) -> Mapping[str, Any]:
+    """Training with the rules of width and residual depth folded into the settings of each layer."""
+    if target == base:
+        return plainly(target, base)
+    return {"kind": "train", "scaled_from": base, "depth": "completep"}
+
+
+SCALINGS: Mapping[str, Callable[[str, str], Mapping[str, Any]]] = {"mup": by_width, "mup+completep": folded}
+"""How a method's name spells the scaling of layers → the options of its training runs."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to choose a rate, or to train without one.
 
     Its prediction for an architecture is a run of its own, of the kind that ``options`` names. The run answers with
-    ``steps``, what it cost in optimiser steps, and one of: ``factor``, on the middle of the base's band; ``lr``, a
-    rate; ``loss``, what training came to.
+    ``steps``, what it cost in optimiser steps, and one of: ``factor``, on the base's rate; ``lr``, a rate; ``loss``,
+    what training came to; ``trials``, trainings one after another, of which the best counts.
 
     Attributes:
         name: what tables call it.
@@ -80,19 +78,27 @@ class Method:
         """Whether it says something about this optimiser."""
         return not self.optimizers or optimizer in self.optimizers
 
+    @property
+    def carried(self) -> bool:
+        """Whether its rate is the base's times a factor."""
+        kind: str = self.options["kind"]
+        return kind == "law"
 
-def law_method(law: str, init: str, width: str = "none") -> Method:
-    """A law under an init; ``width`` as for `dagscale.plan`.
+
+def law_method(law: str, init: str, scaling: str = "none") -> Method:
+    """A law under an init; ``scaling`` of layers by ``mup`` or ``mup+completep``.
 
     Raises:
         UnknownNameError: for an unknown law or init.
     """
     INITS[init]
     plain = Method(f"{law} / {init}", init, {"kind": "law", "law": law}, optimizers=_named(LAWS[law]))
-    if width == "none":
+    if scaling == "none":
         return plain
-    name, truth = f"{plain.name} / {width}", f"{init} / {width}"
-    return replace(plain, name=name, truth=truth, options={**plain.options, "scaled": True}, training=by_width)
+    name, truth = f"{plain.name} / {scaling}", f"{init} / {scaling}"
+    training = SCALINGS[scaling]
+    depth = {} if training is by_width else {"depth": "completep"}
+    return replace(plain, name=name, truth=truth, options={**plain.options, "scaled": True, **depth}, training=training)
 
 
 def _named(law: Law) -> frozenset[str]:
@@ -109,113 +115,3 @@ def law_methods() -> Iterator[Method]:
         yield from (law_method(law, init) for law in LAWS if not LAWS[law].own_init)
     yield law_method("released", "released")
     yield law_method("short-run", "keep")
-
-
-# --- kinds of run -------------------------------------------------------------------------------------------
-
-KINDS: Registry[Callable[[Run], dict[str, Any]]] = Registry("kind of run")
-
-
-@KINDS.add("train")
-def training(run: Run) -> dict[str, Any]:
-    """Train at the run's rate under its init."""
-    model = built(run)
-    groups = planned(run).param_groups(model, lr=run.lr)
-    return trained(run, model, groups)
-
-
-@KINDS.add("law")
-def law(run: Run) -> dict[str, Any]:
-    """A law's factor from base to target. A measured law's passes count as steps of three passes each."""
-    scaled = bool(run.options.get("scaled"))
-    base, target = networks(run, run.options["base"], scaled)
-    entry = LAWS[run.options["law"]]
-    carried = entry.carry({"base": base}, target, about)
-    own = sum(part.forwards for part in entry(target).values()) if entry.measured else 0.0
-    return {"factor": math.prod(carried.factors.values()), "steps": round(own / 3)}
-
-
-def built(run: Run) -> nn.Module:
-    """The run's network, initialised."""
-    model, _ = targets.load(run.architecture, data=dataset(run), seed=run.seed)
-    return planned(run).init_(model, seed=run.seed)
-
-
-def networks(run: Run, base: str, scaled: bool = False) -> tuple[Network, Network]:
-    """What a law looks at: base and target under the run's init; the target as it is, or scaled by width."""
-    origin, target = network_of(replace(run, architecture=base), "base"), network_of(run)
-    if not scaled:
-        return origin, target
-    rule = INITS[run.init].width
-    parts = scaling(origin.graph, target.graph, target.recipe.optimizer, width="mup", mean_field=rule == "mean-field")
-    return replace(origin, by_layer=True), scaled_by(target, parts)
-
-
-def network_of(run: Run, role: Role = "target") -> Network:
-    """The run's network under its init."""
-    return _network(
-        run.architecture, run.init, run.optimizer, run.data, run.limit, run.batch_size, run.epochs or 1, role
-    )
-
-
-def trained(run: Run, model: nn.Module, params: Groups, optimizer: Any = None, **settings: Any) -> dict[str, Any]:
-    """Train the network for the run's length; the run's optimiser unless another is given."""
-    recipe = recipe_of(run) if optimizer is None else recipe_of(run).changed(optimizer=optimizer, **settings)
-    done = train(model, recipe, params, seed=run.seed)
-    return {"loss": done.loss, "steps": done.steps}
-
-
-def recipe_of(run: Run) -> Recipe:
-    """How the run trains."""
-    return _recipe(run.optimizer, run.data, run.limit, run.batch_size, run.epochs or 1)
-
-
-@cache
-def _recipe(optimizer: str, source: str, limit: int | None, batch_size: int, epochs: int) -> Recipe:
-    data = _dataset(source, limit)
-    return Recipe((data.x, data.y), cross_entropy, optimizer, batch_size=batch_size, epochs=epochs)
-
-
-def dataset(run: Run) -> Dataset:
-    """The run's data, read once a process."""
-    return _dataset(run.data, run.limit)
-
-
-@cache
-def _dataset(source: str, limit: int | None) -> Dataset:
-    return load_named(source, limit=limit)
-
-
-def planned(run: Run) -> Plan:
-    """The run's init and relative rates, without a law."""
-    scaled_from = run.options.get("scaled_from")
-    return _plan(run.architecture, run.init, run.optimizer, run.data, run.limit, scaled_from)
-
-
-@cache
-def _plan(
-    architecture: str, init: str, optimizer: str, source: str, limit: int | None, scaled_from: str | None
-) -> Plan:
-    data = _dataset(source, limit)
-    model, inputs = targets.load(architecture, data=data)
-    return plan(
-        model, inputs, base=None if scaled_from is None else targets.load(scaled_from, data=data), base_lr=1.0,
-        law="none", init=init, optimizer=optimizer, data=(data.x, data.y), loss=cross_entropy,
-        width="none" if scaled_from is None else "mup",
-    )  # fmt: skip
-
-
-@cache
-def _network(
-    architecture: str,
-    init: str,
-    optimizer: str,
-    source: str,
-    limit: int | None,
-    batch_size: int,
-    epochs: int,
-    role: Role,
-) -> Network:
-    model, inputs = targets.load(architecture, data=_dataset(source, limit))
-    recipe = _recipe(optimizer, source, limit, batch_size, epochs)
-    return initialised(traced(model, inputs, recipe, 0, role=role), init)

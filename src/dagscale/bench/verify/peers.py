@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from dagscale.bench.sweep import Run
-from dagscale.bench.verify.methods import KINDS, Method, built, dataset, narrow, plainly, trained
+from dagscale.bench.verify.methods import Method, narrow, plainly
+from dagscale.bench.verify.runs import KINDS, built, dataset, decaying, recipe_of, trained
 from dagscale.models import targets
 from dagscale.registry import Registry
-from dagscale.training.optimizers import Groups, resolve
+from dagscale.training.optimizers import Groups
+from dagscale.training.recipe import default_loss
 
 PEERS: Registry[Method] = Registry("method")
 
@@ -57,11 +58,11 @@ def mup(run: Run) -> dict[str, Any]:
             readout.load_state_dict(own.state_dict())
             parent, _, last = name.rpartition(".")
             setattr(network.get_submodule(parent), last, readout)
+    groups = decaying(run, model)
     mup.set_base_shapes(model, small)
-    record = resolve(run.optimizer)
-    make = {"sgd": mup.MuSGD, "momentum": mup.MuSGD, "adam": mup.MuAdam, "adamw": mup.MuAdamW}[run.optimizer]
-    settings = {**record.settings, "weight_decay": record.weight_decay}
-    groups = [{"params": list(model.parameters())}]
+    record = recipe_of(run).optimizer
+    make = mup.MuSGD if record.step == "gradient" else {"adam": mup.MuAdam, "adamw": mup.MuAdamW}[record.name]
+    settings = {**record.settings, "weight_decay": record.own_decay}
     return trained(run, model, groups, lambda listed: make(listed, lr=run.lr, **settings))
 
 
@@ -80,13 +81,13 @@ def lr_finder(run: Run) -> dict[str, Any]:
     from matplotlib.figure import Figure
     from torch_lr_finder import LRFinder
 
-    data, model = dataset(run), built(run)
-    optimizer = resolve(run.optimizer).make([{"params": list(model.parameters()), "lr": LOWEST}])
+    data, model, recipe = dataset(run), built(run), recipe_of(run)
+    optimizer = recipe.optimizer.make([{**group, "lr": LOWEST} for group in decaying(run, model)])
     order = torch.Generator().manual_seed(run.seed)
     size = min(run.batch_size, len(data))
     batches = DataLoader(TensorDataset(data.x, data.y), size, shuffle=True, drop_last=True, generator=order)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it talks
-        finder = LRFinder(model, optimizer, cross_entropy)
+        finder = LRFinder(model, optimizer, recipe.loss or default_loss)
         finder.range_test(batches)
         _, lr = finder.plot(ax=Figure().add_subplot(), suggest_lr=True)
     return {"lr": float(lr), "steps": len(finder.history["lr"])}
@@ -111,7 +112,7 @@ def prodigy(run: Run) -> dict[str, Any]:
         made: torch.optim.Optimizer = Prodigy(groups, lr=1.0)
         return made
 
-    return trained(run, model, [{"params": list(model.parameters())}], make)
+    return trained(run, model, decaying(run, model), make)
 
 
 PEERS.add("prodigy")(

@@ -151,16 +151,17 @@ def _interval(statistic: Callable[..., float | None], *columns: Numbers) -> Inte
 # --- faces --------------------------------------------------------------------------------------------------
 
 
-def to_dict(found: list[Row]) -> list[dict[str, Any]]:
+def to_dict(study: Study) -> list[dict[str, Any]]:
     """The rows as plain data."""
-    return [asdict(one) for one in found]
+    return [asdict(one) for one in rows(study)]
 
 
-def table(study: Study, found: list[Row]) -> Table:
+def table(study: Study) -> Table:
     """The rows to print."""
     from rich import box
     from rich.table import Table
 
+    found = rows(study)
     title = f"{study.suite}, {study.optimizer}: predicted against found"
     made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     made.add_column("method", no_wrap=True)
@@ -200,11 +201,11 @@ def check_folder(folder: Path) -> None:
         check_path(folder / name)
 
 
-def save_all(study: Study, found: list[Row], folder: Path) -> list[Path]:
+def save_all(study: Study, folder: Path) -> list[Path]:
     """Write the rows, the single predictions and both pictures into ``folder``, which exists."""
-    for name, document in ((FILES[0], to_dict(found)), (FILES[1], points(study))):
+    for name, document in ((FILES[0], to_dict(study)), (FILES[1], points(study))):
         write(folder / name, json.dumps(document, indent=2, allow_nan=False).encode())
-    save(lambda: scatter(study, found), folder / FILES[2])
+    save(lambda: scatter(study, rows(study)), folder / FILES[2])
     save(lambda: regret_figure(study), folder / FILES[3])
     return [folder / name for name in FILES]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,12 +15,15 @@ from dagscale.bench.bounds import check_count
 from dagscale.bench.data import load
 from dagscale.bench.data.places import placed
 from dagscale.bench.sweep import Run, Store, code_version, sweep
-from dagscale.bench.verify.methods import KINDS, Method, law_method, law_methods
+from dagscale.bench.verify.methods import SCALINGS, Method, law_method, law_methods
 from dagscale.bench.verify.peers import PEERS
+from dagscale.bench.verify.rivals import RIVALS
+from dagscale.bench.verify.runs import execute
 from dagscale.bench.verify.suites import SUITES, Exponents
 from dagscale.bench.verify.truth import Truth
 from dagscale.bench.verify.verdict import Judge, Truths, Verdict
 from dagscale.errors import DagscaleError, UnknownNameError
+from dagscale.inits import INITS
 from dagscale.models import targets
 from dagscale.replacing import make_folder
 from dagscale.training.optimizers import OPTIMIZERS
@@ -73,9 +76,10 @@ def verify(
 
     Args:
         suite: a name in ``SUITES``.
-        methods: names, as ``curvature/moments`` (any law and init), ``none/moments/mup`` (layers scaled by width) or
-            ``lr-finder``; by default every law under the inits offered, and every peer. Those that do not cover the
-            optimiser, or lack their package, are left out.
+        methods: names, as ``curvature/moments`` (any law and init), ``none/moments/mup`` (layers scaled by width),
+            ``none/moments/mup+completep`` (by width and residual depth) or ``lr-finder``; by default every law under
+            the inits offered, and every peer. Those that do not cover the optimiser, or lack their package, are left
+            out.
         optimizer: a name in ``dagscale.training.OPTIMIZERS``.
         data, limit: the data set and how much of it.
         architectures: how many members of the suite; by default its own number.
@@ -111,7 +115,12 @@ def verify(
         raise DagscaleError(
             "verify needs at least 3 architectures beside further bases, 3 rates and 2 seeds to correlate anything"
         )
+    if family.recipe:
+        raise DagscaleError(f"suite {suite} trains under a recipe of its own: it is for contest.contest")
     chosen, notes = choose(methods, optimizer, family.extra)
+    if alone := [m.name for m in chosen if m.name.partition(" / ")[0] in RIVALS]:
+        able = ", ".join(name for name in SUITES if SUITES[name].recipe)
+        raise DagscaleError(f"{alone[0]} is held against plans with equal steps: it is for the suites {able}")
     members = family.members(count, seed)
     images = load(data, limit=limit)
     for a in (family.base, *members):
@@ -166,11 +175,6 @@ def verify(
     return Study(suite, optimizer, judge.members, truths, (*verdicts, *judge.searches()), (*notes, *_ends(truths)))
 
 
-def execute(run: Run) -> dict[str, Any]:
-    """What one run of the study comes to, by its kind."""
-    return KINDS[run.options["kind"]](run)
-
-
 def choose(names: Sequence[str], optimizer: str, extra: Sequence[str] = ()) -> tuple[list[Method], list[str]]:
     """The methods of these names that can be had, by default all and the extra ones; and a note for each other.
 
@@ -193,15 +197,23 @@ def choose(names: Sequence[str], optimizer: str, extra: Sequence[str] = ()) -> t
 
 
 def named(name: str) -> Method:
-    """A method by name: ``LAW/INIT`` or ``LAW/INIT/mup``, spaces as you like, or a peer's.
+    """A method by name: ``LAW/INIT`` or ``LAW/INIT/SCALING``, spaces as you like, or a peer's or a rival's.
+
+    A rival under another init than the author's is ``tpe/moments``: what of a difference is the init's, not the rate's.
 
     Raises:
         UnknownNameError: for an unknown one.
     """
     law, *rest = (part.strip() for part in name.split("/"))
-    if rest[1:] not in ([], ["mup"]):
-        raise UnknownNameError(f"unknown method {name!r}: write LAW/INIT, LAW/INIT/mup or one of {', '.join(PEERS)}")
-    return law_method(law, *rest) if rest else PEERS[law]
+    if len(rest) > 2 or not set(rest[1:]) <= set(SCALINGS):
+        ways = ", ".join(f"LAW/INIT/{scaling}" for scaling in SCALINGS)
+        raise UnknownNameError(f"unknown method {name!r}: write LAW/INIT, {ways} or one of {', '.join(PEERS)}")
+    if law in RIVALS and len(rest) == 1:
+        INITS[rest[0]]
+        return replace(RIVALS[law], name=f"{law} / {rest[0]}", init=rest[0], truth=rest[0])
+    if rest:
+        return law_method(law, *rest)
+    return RIVALS.get(law) or PEERS[law]
 
 
 def _missing(package: str, module: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,8 @@ class Suite:
         grids: optimiser → exponents of 2, lowest and highest, of the grid of rates; where there is none, that of
             the optimiser.
         extra: methods that only this suite has by default.
+        recipe: name of the recipe that it trains under (`dagscale.bench.verify.recipes`); where there is none, runs
+            are at a constant rate, under an optimiser that is chosen for each study.
     """
 
     base: str
@@ -34,6 +37,13 @@ class Suite:
     count: int = 12
     grids: Mapping[str, Exponents] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
+    recipe: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One line for people: its base, its first member, and how it trains."""
+        trained = f"recipe {self.recipe}" if self.recipe else "a constant rate"
+        return f"{self.base}, {', '.join(self.members(1, 0))}, …: {trained}"
 
     def rates(self, optimizer: str, grid: Exponents | None = None, spacing: float = 0.5) -> tuple[float, ...]:
         """The rates to train at, ascending, ``spacing`` octaves apart; ``grid`` in place of the suite's exponents.
@@ -102,6 +112,25 @@ def depths(text: str, first: int, step: int) -> Callable[[int, int], tuple[str, 
     return lambda count, seed: tuple(text.format(first + step * k) for k in range(count))
 
 
+def sizes(text: str, depth: tuple[int, int], width: tuple[int, int]) -> Suite:
+    """Networks deeper and wider than the base, the nearest first.
+
+    Args:
+        text: a TARGET with ``{depth}`` and ``{width}``, perhaps ``{heads}``, in its place.
+        depth, width: of the base, and how far apart they are.
+    """
+
+    def target(deeper: int, wider: int) -> str:
+        wide = width[0] + width[1] * wider
+        return text.format(depth=depth[0] + depth[1] * deeper, width=wide, heads=wide // 16)
+
+    def members(count: int, seed: int) -> tuple[str, ...]:
+        grown = ((total - wider, wider) for total in itertools.count(1) for wider in range(total + 1))
+        return tuple(target(*pair) for pair in itertools.islice(grown, count))
+
+    return Suite(target(0, 0), members)
+
+
 MLP = {"sgd": (-9.0, 2.0), "momentum": (-12.0, -1.0), "adam": (-15.0, -4.0), "adamw": (-15.0, -4.0)}
 CNN = {"sgd": (-8.0, 3.0), "momentum": (-11.0, 0.0), "adam": (-13.0, -2.0), "adamw": (-13.0, -2.0)}
 
@@ -124,3 +153,15 @@ for _name, _norm in (("", "none"), ("-bn", "batch")):
 
 _grids = {**CNN, "adam": (-15.0, -4.0), "adamw": (-15.0, -4.0)}
 SUITES.add("vit-depth")(Suite("vit:1?width=32", depths("vit:{}?width=32", 2, 1), 8, _grids))
+
+_adamw = {"adamw": (-11.0, -4.0)}
+for _name, _text, _recipe in (
+    ("lm", "lm:{depth}?width={width}", "language"),
+    ("lm-no-norm", "lm:{depth}?width={width}&norm=none", "language"),
+    ("vit", "vit:{depth}?width={width}&heads={heads}", "vit"),
+    ("mixer", "mixer:{depth}?width={width}", "vit"),
+):
+    SUITES.add(_name)(replace(sizes(_text, (2, 2), (32, 16)), recipe=_recipe, grids=_adamw))
+
+_resnets = sizes("resnet:{depth}?width={width}&stride=2", (8, 6), (8, 4))
+SUITES.add("resnet")(replace(_resnets, recipe="residual", grids={"nesterov": (-7.0, 0.0)}))

@@ -1,0 +1,138 @@
+"""Tables and pictures of the evidence pages that a study's own script makes of its results in ``evidence/results/``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dagscale.bench import demo
+from dagscale.bench.verify import curves
+from dagscale.bench.verify.compute import Contest
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "evidence" / "results"
+
+
+def script(name: str) -> ModuleType:
+    """A script of the benchmarks, as a module."""
+    folder = str(DOCS.parent / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+def read(name: str) -> Any:
+    """A file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def printed(action: Callable[[], object]) -> str:
+    """What a script prints, without empty lines around it."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        action()
+    return out.getvalue().strip() + "\n"
+
+
+def transfer(family: str) -> str:
+    """One family of ``benchmarks/transfer.py``."""
+    module = script("transfer")
+    return printed(lambda: module.table(family, module.FAMILIES[family], read("transfer")[family]))
+
+
+def schedules(_: str) -> str:
+    """``benchmarks/schedules.py``."""
+    module = script("schedules")
+    return printed(lambda: module.report(RESULTS / "schedules.json")).replace(" nan ", " – ")
+
+
+def contest(suite: str) -> str:
+    """One suite under a recipe, as ``dagscale verify SUITE --out`` wrote it."""
+    found = read_contest(suite)
+    said = f"Base `{found.base}`, {len(found.targets)} targets from `{found.targets[0]}` to `{found.targets[-1]}`,"
+    size = found.training["batch_size"]
+    more = f"{found.seeds} seed{'s' * (found.seeds > 1)}; a training is {found.steps:,} steps of {size} examples."
+    return f"{said}\n{more}\n\n{curves.markdown(found)}"
+
+
+def read_contest(suite: str) -> Contest:
+    """What a contest came to."""
+    return Contest.from_dict(read(f"contest-{suite}"))
+
+
+SPACED = {"one rate for all": "one rate for all", "as tried, 1 apart": "one octave apart",
+          "as tried, 2 apart": "two octaves apart"}  # fmt: skip
+SPACED_FAMILIES = {
+    "mlp": "MLP DAGs, SGD",
+    "mlp, PyTorch's init": "MLP DAGs, PyTorch's init, SGD",
+    "mlp, batch norm": "MLP DAGs with batch norm, SGD",
+    "transformer, AdamW": "vision transformers, AdamW",
+}
+
+
+def spacing(_: str) -> str:
+    """The law's own search on recorded curves, at two spacings (``benchmarks/short_run.py``)."""
+    head = ["family, optimiser", "rates tried", "steps", "correlation", "octaves off", "loss above best, mean (worst)"]
+    body = [
+        [
+            SPACED_FAMILIES[row["cell"]], SPACED[row["by"]], f"{row.get('steps', 0):.0f}",
+            f"{row['r']:.2f}" if "r" in row else "–", f"{row['octaves']:.2f}", spaced(row["power 0.75"]),
+        ]
+        for row in read("short-run-spacing")
+        if row["cell"] in SPACED_FAMILIES and row["by"] in SPACED
+    ]  # fmt: skip
+    lines = [head, ["---", "---", "---:", "---:", "---:", "---:"], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def spaced(text: str) -> str:
+    """``0.53%, 1.5%`` → ``0.53 % (1.5 %)``."""
+    mean, worst = text.replace("%", " %").split(", ")
+    return f"{mean} ({worst})"
+
+
+def demo_outcomes() -> list[demo.Outcome]:
+    """What ``dagscale demo --json`` came to."""
+    return [demo.Outcome(**one) for one in read("demo")["outcomes"]]
+
+
+def demo_table(which: str) -> str:
+    """The demo's summary, or a row a network."""
+    found = demo_outcomes()
+    if which == "summary":
+        rows = demo.summary(found)
+        body = [
+            [name, *(f"{text(rows[way])}" for way in demo.WAYS)]
+            for name, text in (
+                ("mean loss above the grid's", lambda row: signed(row["mean_excess"])),
+                ("worst", lambda row: signed(row["worst_excess"])),
+                ("rate off by a factor of (rms)", lambda row: f"{2 ** row['rms_octaves']:.2f}"),
+            )
+        ]
+    else:
+        body = [
+            [f"`{one.target.partition('?')[0] if one.target[:2] != 'lm' else one.target}`", *(
+                f"{one.loss[way]:.3f} ({one.lr[way]:.2g})" if way in one.loss else "–" for way in demo.WAYS
+            )]
+            for one in found
+        ]  # fmt: skip
+    head = ["" if which == "summary" else "network", *(demo.NAMES[way] for way in demo.WAYS)]
+    lines = [head, ["---", *["---:"] * len(demo.WAYS)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def signed(value: float | None) -> str:
+    """A share in percent with its sign."""
+    return "diverged" if value is None else f"{100 * value:+.1f} %".replace("-", "−")
+
+
+STUDIES: dict[str, Callable[[str], str]] = {
+    "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
+    "demo": demo_table,
+}  # fmt: skip

@@ -1,0 +1,210 @@
+"""``dagscale verify`` of suites under a recipe that people use: plans and rivals, with equal steps for both.
+
+Three sweeps into one store: the bases' searches; then what methods predict, from what these found; then every training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dagscale.bench.bounds import check_count
+from dagscale.bench.data.places import placed
+from dagscale.bench.sweep import Run, Store, code_version, sweep
+from dagscale.bench.verify.compute import Contest, Entry, Trial, affordable
+from dagscale.bench.verify.methods import Method
+from dagscale.bench.verify.recipes import RECIPES, examples
+from dagscale.bench.verify.rivals import RIVALS
+from dagscale.bench.verify.runs import execute
+from dagscale.bench.verify.study import choose
+from dagscale.bench.verify.suites import SUITES, Exponents
+from dagscale.errors import DagscaleError
+from dagscale.models import targets
+from dagscale.replacing import make_folder
+
+AFFECTS_TRAINING = False
+
+PLAN = "none/moments/mup+completep"
+METHODS = (PLAN, "short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments")
+"""By default. The first one is what searches on the target are given as many steps as. The last one says what of a
+difference is the init's."""
+
+
+def contest(
+    suite: str,
+    *,
+    methods: Sequence[str] = (),
+    data: str | None = None,
+    architectures: int | None = None,
+    seeds: int = 1,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    grid: Exponents | None = None,
+    spacing: float = 1.0,
+    options: str = "",
+    seed: int = 0,
+    store: str | Path,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+    progress: bool = False,
+) -> Contest:
+    """Hold plans and rivals against one another on the targets of a suite, by what they cost.
+
+    The base is searched as a user would (`dagscale.search`, method ``fast``), under each init that methods carry a
+    rate over from. Each target is then trained: at the rate that each method gives; over the whole grid, under the
+    author's init and as the plans start it; and by random search and TPE over the grid's range, with as many trainings
+    as the first plan's steps are worth. All of it goes through a sweep: killed and called again, it goes on where it
+    was.
+
+    Args:
+        suite: a name in ``SUITES`` whose suite has a recipe.
+        methods: names, as for `dagscale.bench.verify.study.verify`, and those in ``RIVALS``; by default ``METHODS``.
+            Those that lack their package are left out with a note.
+        data: as `dagscale.bench.verify.recipes.examples` reads them; the recipe's own by default.
+        architectures: how many targets; by default the suite's own number.
+        seeds: trainings of each target at a rate, and of the base's search.
+        steps, batch_size: length of a training, and examples a step; the recipe's own by default.
+        limit: training examples at most.
+        grid, spacing: exponents of 2, lowest and highest, in place of the suite's, and octaves between rates.
+        options: for every network, in place of the suite's own of the same names.
+        seed: of the first training.
+        store, jobs, scheduler, retry_failed, progress: as for `dagscale.bench.sweep.sweep`.
+
+    Raises:
+        UnknownNameError: for an unknown suite or method.
+        DataError, TargetError: if the data, or a network with these options, cannot be read.
+        DagscaleError: if the suite has no recipe, or runs failed.
+    """
+    family = SUITES[suite].adapted(options)
+    if not family.recipe:
+        raise DagscaleError(f"suite {suite} has no recipe of its own: it is for dagscale.bench.verify.study.verify")
+    practice = RECIPES[family.recipe]
+    count = family.count if architectures is None else architectures
+    length, size = steps or practice.steps, batch_size or practice.batch_size
+    for name, value, high in (
+        ("architectures", count, 1000), ("seeds", seeds, 1000), ("steps", length, 10**8), ("batch_size", size, 10**6),
+        ("limit", 1 if limit is None else limit, 10**9),
+    ):  # fmt: skip
+        check_count(name, value, 1, high)
+    check_count("seed", seed, 0, 2**63)
+    optimizer, source = practice.optimizer.name, data or practice.data
+    rates = family.rates(optimizer, grid, spacing)
+    chosen, notes = choose(methods or METHODS, optimizer)
+    plans = [m for m in chosen if m.carried and m.init != "keep"] or [m for m in chosen if m.carried]
+    if not plans:
+        raise DagscaleError("no method carries a rate over, so that nothing says how many steps the others may take")
+    members, both = family.members(count, seed), examples(source, limit)
+    for a in (family.base, *members):
+        targets.load(a, data=both.train)  # what cannot be built is refused before anything is trained
+    versions = {"kind": code_version(), "train": code_version("AFFECTS_TRAINING")}
+
+    def run(architecture: str, init: str, options: Mapping[str, Any], lr: float = 1.0, k: int = 0) -> Run:
+        return Run(
+            architecture, lr, init, optimizer, both.digest, limit, size, None, length, seed + k,
+            {"recipe": family.recipe, **options}, versions["kind" if options["kind"] in ("base", "law") else "train"],
+        )  # fmt: skip
+
+    def answers(asked: Mapping[Any, Run]) -> dict[Any, Any]:
+        """What the runs answered, by their keys here."""
+        found = _executed(list(asked.values()), {both.digest: source}, store, jobs, scheduler, retry_failed, progress)
+        return {key: found[one.key] for key, one in asked.items()}
+
+    inits = {m.init for m in chosen if m.carried}
+    found = answers({init: run(family.base, init, {"kind": "base", "seeds": seeds}) for init in inits})
+    cost = found[plans[0].init]["steps"] + length
+    ranged = {"low": rates[0], "high": rates[-1]}
+
+    def asked_of(m: Method, a: str, measured: int) -> dict[str, Any]:
+        more = {**ranged, "trials": affordable(cost + measured, length)} if m.options["kind"] == "direct" else {}
+        return {**m.options, **more, **({"base": family.base} if m.carried else {})}
+
+    predicting = {(m.name, a): run(a, m.init, asked_of(m, a, 0)) for m in chosen if not m.per_seed for a in members}
+    predicted = answers(predicting)
+    measured = round(fmean(predicted[plans[0].name, a]["steps"] for a in members))
+    trainings: dict[tuple[str, str, int, int], Run] = {}
+    for m in chosen:
+        for a in members:
+            answer = predicted.get((m.name, a), {})
+            lr = found[m.init]["lr"] * answer["factor"] if m.carried else answer.get("lr", 1.0)
+            kind = asked_of(m, a, measured) if m.per_seed else m.training(a, family.base)
+            for k in range(seeds):
+                trainings[m.name, a, 0, k] = run(a, m.init, kind, lr, k)
+    starts = {m.truth: m for m in chosen if m.truth == m.init == "keep" or m is plans[0]}
+    for truth, m in starts.items():
+        for a in members:
+            for i, lr in enumerate(rates):
+                for k in range(seeds):
+                    trainings[f"grid / {truth}", a, i, k] = run(a, m.init, m.training(a, family.base), lr, k)
+    done = answers(trainings)
+
+    def entry(name: str, m: Method | None) -> Entry:
+        rows = {
+            a: tuple(
+                tuple(t for i in range(len(rates)) for t in _trials(done, trainings, (name, a, i, k)))
+                for k in range(seeds)
+            )
+            for a in members
+        }  # fmt: skip
+        before = [predicted[name, a]["steps"] for a in members if (name, a) in predicted]
+        once = found[m.init]["steps"] if m is not None and m.carried else 0
+        return Entry(name, once, fmean(before) if before else 0.0, rows)
+
+    return Contest(
+        suite, family.base, family.recipe, practice.recipe(both.train, length, size).describe(), both.train.name,
+        length, (*(entry(m.name, m) for m in chosen), *(entry(f"grid / {truth}", None) for truth in starts)),
+        plans[0].name, tuple(notes),
+    )  # fmt: skip
+
+
+def _trials(done: Mapping[Any, Any], asked: Mapping[Any, Run], key: tuple[str, str, int, int]) -> list[Trial]:
+    """The trainings of one run: of a search on the target several, of others one, and none where there is no such."""
+    if key not in done:
+        return []
+    rated = asked[key].options["kind"] in ("train", "mup")
+    one = done[key]
+    return [
+        Trial(
+            trial.get("lr", asked[key].lr if rated else None), trial["loss"], trial["valid"], trial["accuracy"],
+            trial["steps"],
+        )
+        for trial in one.get("trials", [one])
+    ]  # fmt: skip
+
+
+def _executed(
+    asked: Sequence[Run],
+    places: Mapping[str, str],
+    store: str | Path,
+    jobs: int,
+    scheduler: str | None,
+    retry_failed: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """The runs' results by key.
+
+    Raises:
+        DagscaleError: if one failed.
+    """
+    make_folder(Path(store).parent)
+    sweep(
+        asked, partial(placed, places, execute), store, jobs=jobs, scheduler=scheduler, retry_failed=retry_failed,
+        progress=progress,
+    )  # fmt: skip
+    with Store(store) as book:
+        results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
+    failed = [run for run in asked if run.key not in results]
+    if failed:
+        raise DagscaleError(
+            f"{len(failed)} runs failed, the first {failed[0].architecture} (kind {failed[0].options['kind']}, lr "
+            f"{failed[0].lr:.3g}, init {failed[0].init}): see `dagscale sweep status {store}`; once it is mended, "
+            "--retry-failed executes them again"
+        )
+    return results
+
+
+__all__ = ["METHODS", "contest"]

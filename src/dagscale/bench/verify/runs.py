@@ -1,0 +1,213 @@
+"""Runs: what the truth and the predictions of methods are made of, each kind a function of one `Run`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dagscale.bench.data import Dataset
+from dagscale.bench.data.places import load_named
+from dagscale.bench.data.text import Text
+from dagscale.bench.sweep import Run
+from dagscale.bench.verify.recipes import HELD, RECIPES, named_examples
+from dagscale.inits import INITS
+from dagscale.laws import LAWS
+from dagscale.models import targets
+from dagscale.network import Network, Role
+from dagscale.planning.make import plan, scaled_by
+from dagscale.planning.plans import Plan
+from dagscale.planning.prepare import about, initialised, traced
+from dagscale.registry import Registry
+from dagscale.scaling.together import scaling
+from dagscale.searching import search
+from dagscale.training.engine import train
+from dagscale.training.optimizers import Groups
+from dagscale.training.recipe import Recipe
+
+KINDS: Registry[Callable[[Run], dict[str, Any]]] = Registry("kind of run")
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """What a run comes to, by its kind."""
+    return KINDS[run.options["kind"]](run)
+
+
+@KINDS.add("train")
+def training(run: Run) -> dict[str, Any]:
+    """Train at the run's rate under its init."""
+    model = built(run)
+    groups = planned(run).param_groups(model, lr=run.lr)
+    return trained(run, model, groups)
+
+
+@KINDS.add("law")
+def law(run: Run) -> dict[str, Any]:
+    """A law's factor from base to target. A measured law's passes count as steps of three passes each."""
+    base, target = networks(run, run.options["base"], bool(run.options.get("scaled")))
+    entry = LAWS[run.options["law"]]
+    carried = entry.carry({"base": base}, target, about)
+    own = sum(part.forwards for part in entry(target).values()) if entry.measured else 0.0
+    return {"factor": math.prod(carried.factors.values()), "steps": round(own / 3)}
+
+
+@KINDS.add("base")
+def base_rate(run: Run) -> dict[str, Any]:
+    """What a user's search finds on the base, and its steps."""
+    model, _ = targets.load(run.architecture, data=dataset(run), seed=run.seed)
+    found = search(model, recipe_of(run), init=run.init, seeds=run.options["seeds"], seed=run.seed, progress=False)
+    return {"lr": found.lr, "band": list(found.band), "steps": found.steps}
+
+
+# --- what they share ----------------------------------------------------------------------------------------
+
+
+def built(run: Run) -> nn.Module:
+    """The run's network, initialised."""
+    model, _ = targets.load(run.architecture, data=dataset(run), seed=run.seed)
+    return planned(run).init_(model, seed=run.seed)
+
+
+def networks(run: Run, base: str, scaled: bool = False) -> tuple[Network, Network]:
+    """What a law looks at: base and target under the run's init; the target as it is, or with its layers scaled."""
+    origin, target = network_of(replace(run, architecture=base), "base"), network_of(run)
+    if not scaled:
+        return origin, target
+    rule = INITS[run.init].width
+    parts = scaling(
+        origin.graph, target.graph, target.recipe.optimizer, width="mup", depth=run.options.get("depth", "none"),
+        mean_field=rule == "mean-field",
+    )  # fmt: skip
+    return replace(origin, by_layer=True), scaled_by(target, parts)
+
+
+def network_of(run: Run, role: Role = "target") -> Network:
+    """The run's network under its init."""
+    return _network(run.architecture, run.init, _training(run), role)
+
+
+def trained(
+    run: Run,
+    model: nn.Module,
+    params: Groups,
+    optimizer: Any = None,
+    *,
+    after: Callable[[], int] = lambda: 0,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Train the network for the run's length; the run's optimiser unless another is given.
+
+    Under a recipe with a name the answer holds the loss and the accuracy on examples held out too.
+
+    Args:
+        after: what is done between training and validation; it returns the forward passes that it took.
+        changes: to the recipe, where an optimiser is given.
+    """
+    recipe = recipe_of(run) if optimizer is None else recipe_of(run).changed(optimizer=optimizer, **changes)
+    if "recipe" not in run.options:
+        done = train(model, recipe, params, seed=run.seed)
+        return {"loss": done.loss, "steps": done.steps}
+    done = train(model, recipe, params, seed=run.seed, evaluate=HELD)
+    passes = 0 if done.diverged else after()
+    return {"loss": done.loss, "steps": done.steps + round(passes / 3), **validated(run, model, done.diverged)}
+
+
+def validated(run: Run, model: nn.Module, diverged: bool = False) -> dict[str, Any]:
+    """Loss and accuracy on the examples held out, in evaluation mode; no accuracy where training diverged."""
+    held = named_examples(run.data, run.limit).held
+    if diverged:
+        return {"valid": math.inf, "accuracy": None}
+    model.eval()
+    with torch.no_grad():
+        output = torch.cat([model(part) for part in torch.split(held.x, 256)])
+    model.train()
+    loss = held.loss(output, held.y) if isinstance(held, Text) else cross_entropy(output, held.y)
+    return {"valid": loss.item(), "accuracy": (output.argmax(-1) == held.y).double().mean().item()}
+
+
+def decaying(run: Run, model: nn.Module) -> Groups:
+    """Parameter groups for an optimiser of others: under a named recipe with and without weight decay, as it says."""
+    if "recipe" not in run.options:
+        return [{"params": list(model.parameters())}]
+    groups = planned(run).param_groups(model, lr=run.lr)
+    return [{name: group[name] for name in ("params", "weight_decay") if name in group} for group in groups]
+
+
+Training = tuple[str | None, str, str, int | None, int, int | None, int | None]
+"""Named recipe, optimiser, data, limit, batch size, epochs, steps."""
+
+
+def _training(run: Run) -> Training:
+    """All that says how a run trains, for caches of a process."""
+    recipe = run.options.get("recipe")
+    return recipe, run.optimizer, run.data, run.limit, run.batch_size, run.epochs, run.steps
+
+
+def recipe_of(run: Run) -> Recipe:
+    """How the run trains."""
+    return _recipe(_training(run))
+
+
+@cache
+def _recipe(training: Training) -> Recipe:
+    name, optimizer, source, limit, batch_size, epochs, steps = training
+    if name is not None:
+        practice = RECIPES[name]
+        return practice.recipe(named_examples(source, limit).train, steps or practice.steps, batch_size)
+    data = _dataset(source, limit)
+    return Recipe((data.x, data.y), cross_entropy, optimizer, batch_size=batch_size, epochs=epochs or 1)
+
+
+def dataset(run: Run) -> Dataset | Text:
+    """The run's training data, read once a process."""
+    if "recipe" in run.options:
+        return named_examples(run.data, run.limit).train
+    return _dataset(run.data, run.limit)
+
+
+@cache
+def _dataset(source: str, limit: int | None) -> Dataset:
+    return load_named(source, limit=limit)
+
+
+def planned(run: Run) -> Plan:
+    """The run's init and relative rates, without a law."""
+    scaled_from, depth = run.options.get("scaled_from"), run.options.get("depth", "none")
+    return _plan(run.architecture, run.init, _training(run), scaled_from, depth)
+
+
+@cache
+def _plan(architecture: str, init: str, training: Training, scaled_from: str | None, depth: str) -> Plan:
+    name, optimizer, source, limit, *_ = training
+    if name is None:
+        data: Any = _dataset(source, limit)
+        said: dict[str, Any] = {"optimizer": optimizer, "data": (data.x, data.y), "loss": cross_entropy}
+    else:
+        data = named_examples(source, limit).train
+        said = {"recipe": _recipe(training)}
+    model, inputs = targets.load(architecture, data=data)
+    return plan(
+        model, inputs, base=None if scaled_from is None else targets.load(scaled_from, data=data), base_lr=1.0,
+        law="none", init=init, width="none" if scaled_from is None else "mup",
+        depth="none" if scaled_from is None else depth, **said,
+    )  # fmt: skip
+
+
+@cache
+def _network(architecture: str, init: str, training: Training, role: Role) -> Network:
+    recipe = _recipe(training)
+    name, _, source, limit, *_ = training
+    data = _dataset(source, limit) if name is None else named_examples(source, limit).train
+    model, inputs = targets.load(architecture, data=data)
+    return initialised(traced(model, inputs, recipe, 0, role=role), init)
+
+
+__all__ = [
+    "KINDS", "built", "dataset", "decaying", "execute", "planned", "recipe_of", "trained", "training", "validated",
+]  # fmt: skip
