@@ -146,6 +146,9 @@ def depth_scaling(
                 found[name] = DepthScaling(undone, m, 1 / c, f"reads a branch's end: takes back its multiplier {c:.4g}")
             else:
                 found[name] = DepthScaling(inside, m)
+    for name in (p.name for e in ours.joined for op in target.edges[e].ops for p in op.params):
+        if found[name] == DepthScaling():
+            found[name] = DepthScaling(note="added to a trunk that it does not come from: left as it is")
     for name in _outside(target, ours) & {n for n, s in found.items() if s.fold == 1 and s != DepthScaling()}:
         found[name] = DepthScaling(note="used both inside a residual branch and outside: scaled as outside")
     return found
@@ -167,8 +170,8 @@ def _alpha(rule: str, entry: DepthEntry, step: str, alpha: float | None) -> floa
 
 def _growth(base: Residuals, target: Residuals) -> list[float]:
     """Growth of the number of residual additions, for each trunk of the target."""
-    for name, found in (("target", target), ("base", base)):
-        if found.unclear:
+    for name, found, other in (("target", target, base), ("base", base, target)):
+        if found.unclear and (len(found.unclear) != len(other.unclear) or not found.branches):
             raise PlanError(
                 f"the {name} has {len(found.unclear)} additions of which no operand can be told to be the trunk (the "
                 f"first is vertex {found.unclear[0]} of its graph): a depth rule is for residual blocks, x + f(x)"
