@@ -179,13 +179,13 @@ def _addition(
                 if told:
                     starts.append((v, e, tuple(beside)))
         if starts:
-            whole = [start for start in starts if not start[2]]  # where all that is added comes from one point of a trunk
-            origin, trunk, beside = first(whole or starts)
-            branch = [i for i in entering if i != trunk and i not in beside]
+            whole = [start for start in starts if not start[2]]  # where all that is added comes from the trunk
+            origin, trunk, apart = first(whole or starts)
+            branch = [i for i in entering if i != trunk and i not in apart]
             reached = {i: _reached(graph, i, "unchanged") & (stop | {origin}) for i in branch}
             operands = tuple(i for i in branch if not reached[i])
             origin = max(origin, *(v for i in reached for v in reached[i]), origin)
-            return _Addition(vertex, origin, operands, beside, way)
+            return _Addition(vertex, origin, operands, apart, way)
     return None
 
 

@@ -11,7 +11,7 @@ from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.graph.matrices import WHOLE, hidden_matrices
 from dagscale.graph.repeats import fold_rows
-from dagscale.graph.roles import roles
+from dagscale.graph.roles import offsets, roles
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
 from dagscale.laws.base import Carried
@@ -22,14 +22,13 @@ from dagscale.planning.base import Base
 from dagscale.planning.plans import ParameterPlan, Plan, named
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
-from dagscale.planning.trained import notes_on
+from dagscale.planning.trained import fresh, notes_on, taken_up
 from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
 from dagscale.tracing.forward import ONE_AT_A_TIME, plain_parameters
 from dagscale.training.copies import all_put_back
-from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
 from dagscale.training.recipe import Recipe, differences
@@ -134,6 +133,7 @@ def plan(
         with about("target"):
             target, zeros = keeping(target, only, keep, reset)
             target = initialised(target, chosen.init.name)
+        target, parts = taken_up(target, parts, zeros)
         target = scaled_by(target, parts, lr_scale)
         origins: dict[str, Network] = {}
         for name, network in networks.items():
@@ -328,31 +328,29 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
             raise PlanError("depth_alpha= is that of a depth rule: give depth='completep' or another")
         return {}
     base, rule = bases[0], chosen.init
-    own = 1.0
-    if chosen.depth != "none" and not rule.draws and base.model is not None and target.model is not None:
-        own = own_scaling(base.graph, target.graph, _rms(base.model), _rms(target.model))
-    parts = scaling(
+    own: Mapping[str, float] = {}
+    if chosen.depth != "none" and not rule.draws and all(map(fresh, (base, target))):
+        own = own_scaling(base.graph, target.graph, *(_rms(network.model) for network in (base, target)))
+    return scaling(
         base.graph, target.graph, target.recipe.optimizer, width=chosen.width, depth=chosen.depth, alpha=alpha,
-        mean_field=rule.width == "mean-field", own=own,
+        mean_field=rule.width == "mean-field", own_width=rule.width == "own", own=own,
     )  # fmt: skip
-    if rule.width != "own":
-        return parts
-    return {n: replace(s, factors=replace(s.factors, init=1.0)) for n, s in parts.items()}
 
 
-def _rms(model: nn.Module) -> dict[str, float]:
+def _rms(model: nn.Module | None) -> dict[str, float]:
     """Root mean square of every parameter."""
+    assert model is not None
     return {n: float(p.detach().double().square().mean().sqrt()) for n, p in plain_parameters(model).items()}
 
 
 def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[str, float] | None = None) -> Network:
     """The target with its fills scaled, and with each parameter's settings; what is measured on it sees them."""
-    role, made_of = roles(target.graph), hidden_matrices(target.graph)
+    role, made_of, offset = roles(target.graph), hidden_matrices(target.graph), offsets(target.graph)
     own = {name: parts.get(name, Scaling()) for name in role}
     scale = _rate_scales([*role], lr_scale or {})
     return replace(
         target,
-        fills={n: Fill(f.mean * own[n].factors.init, f.std * own[n].factors.init) for n, f in target.fills.items()},
+        fills={n: f.times(own[n].factors.init, offset.get(n, 0.0)) for n, f in target.fills.items()},
         relative={
             name: Relative(
                 s.factors.lr * scale.get(name, 1.0),

@@ -227,17 +227,22 @@ def nearest(name: str, names: Collection[str]) -> str | None:
     """The same name, else the one that differs in numbers only, and there least, earlier numbers first."""
     if name in names:
         return name
-    pattern, numbers = _pattern(name)
+    alike, numbers = _numbered(name)
     near = [
-        (tuple(abs(a - b) for a, b in zip(numbers, _pattern(n)[1], strict=True)), n)
+        (tuple(abs(a - b) for a, b in zip(numbers, _numbered(n)[1], strict=True)), n)
         for n in names
-        if _pattern(n)[0] == pattern
+        if pattern(n) == alike
     ]
     return min(near)[1] if near else None
 
 
+def pattern(name: str) -> str:
+    """The name with every number left open: the place of a parameter in its block."""
+    return _numbered(name)[0]
+
+
 @lru_cache(maxsize=1 << 14)
-def _pattern(name: str) -> tuple[str, tuple[int, ...]]:
+def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
     return re.sub(r"\d+", "*", name), tuple(map(int, re.findall(r"\d+", name)))
 
 
@@ -382,6 +387,8 @@ def _norm_before(graph: Graph, use: LayerUse) -> tuple[str, ...] | None:
     for op in reversed(ops[: next(i for i, o in enumerate(ops) if o is use.op)]):
         if op.kind not in NORM_CHAIN:
             return None
+        if not all(p.scales for p in op.params):
+            return None
         gains = [p.name for p in op.params if p.role in MULTIPLIES]
         after = [*gains, *(p.name for p in op.params if p.role not in MULTIPLIES), *after]
         if gains:
@@ -395,4 +402,4 @@ def _uses(graph: Graph, name: str) -> int:
     return sum(use.name == name for edge in graph.edges for op in edge.ops for use in op.params)
 
 
-__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "width_scaling"]
+__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "pattern", "width_scaling"]
