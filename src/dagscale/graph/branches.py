@@ -96,7 +96,7 @@ def find_branches(graph: Graph) -> Residuals:
     unclear: list[int] = []
     for vertex in graph.vertices:
         entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
-        if vertex.kind == "sum" and len(entering) > 1:
+        if vertex.kind == "sum" and len(entering) > 1 and not _softened(graph, vertex.id):
             addition = _addition(graph, vertex.id, entering, above, _trunk_vertices(told))
             if addition is not None:
                 told[vertex.id] = addition
@@ -249,6 +249,13 @@ def _nonlinear(graph: Graph, origin: int, e: int) -> bool:
             return True
         stack += [j for j in graph.in_edges[edge.src] if graph.live[j]]
     return False
+
+
+def _softened(graph: Graph, v: int) -> bool:
+    """Whether a softmax reads what stands at a vertex: attention's scores are no trunk, even those that are summed."""
+    return any(
+        "softmax" in next((op.name for op in graph.edges[e].ops if op.kind != "pass"), "") for e in graph.out_edges[v]
+    )
 
 
 def _share_nonlinear_origin(graph: Graph, entering: list[int], above: list[int]) -> bool:

@@ -65,6 +65,15 @@ def fold_before(graph: Graph, edges: Iterable[int], stop: frozenset[int] = froze
     return fold
 
 
+def fold_through(graph: Graph, edges: Iterable[int], vertex: int) -> Fold:
+    """What multiplies all that the ``edges`` deliver, with the factor taken back by what reads ``vertex`` after them."""
+    fold = fold_before(graph, edges)
+    for e in graph.out_edges[vertex]:
+        if graph.live[e] and not fold.reason:
+            _forward(graph, e, fold)
+    return fold
+
+
 def only_whole(graph: Graph, folds: dict[int, Fold]) -> dict[int, Fold]:
     """Folds whose parameters are used nowhere but at ends, with the same power of c; the others get a reason."""
     uses: dict[str, set[Place]] = {}
@@ -213,4 +222,4 @@ def _where(op: Op) -> str:
     return f"{op.name!r} of {op.module}" if op.module else repr(op.name)
 
 
-__all__ = ["POSITIVE", "Fold", "Place", "fold_before", "only_whole", "passes"]
+__all__ = ["POSITIVE", "Fold", "Place", "fold_before", "fold_through", "only_whole", "passes"]

@@ -149,11 +149,11 @@ def depth_scaling(
                 found[name] = DepthScaling(undone * rest, m, 1 / c, note)
             else:
                 found[name] = DepthScaling(inside * rest, m)
+    for name in _outside(target, ours) & {n for n, s in found.items() if s.fold == 1 and s != DepthScaling()}:
+        found[name] = DepthScaling(note="used both inside a residual branch and outside: scaled as outside")
     for name in (p.name for e in ours.joined for op in target.edges[e].ops for p in op.params):
         if found[name] == DepthScaling():
             found[name] = DepthScaling(note="added to a trunk that it does not come from: left as it is")
-    for name in _outside(target, ours) & {n for n, s in found.items() if s.fold == 1 and s != DepthScaling()}:
-        found[name] = DepthScaling(note="used both inside a residual branch and outside: scaled as outside")
     return found
 
 
