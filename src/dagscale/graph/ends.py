@@ -66,7 +66,7 @@ def fold_before(graph: Graph, edges: Iterable[int], stop: frozenset[int] = froze
 
 
 def fold_through(graph: Graph, edges: Iterable[int], vertex: int) -> Fold:
-    """What multiplies all that the ``edges`` deliver, with the factor taken back by what reads ``vertex`` after them."""
+    """What multiplies all that the ``edges`` deliver; what reads ``vertex``, behind them, takes the factor back."""
     fold = fold_before(graph, edges)
     for e in graph.out_edges[vertex]:
         if graph.live[e] and not fold.reason:

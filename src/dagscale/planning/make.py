@@ -360,6 +360,7 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
                 s.fold,
                 made_of.get(name, WHOLE).split,
                 made_of.get(name, WHOLE).stacked,
+                made_of.get(name, WHOLE).transposed,
             )
             for name, s in own.items()
         },
@@ -420,8 +421,9 @@ def _built(
         fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
         mean, std = (None, None) if fill is None else (fill.mean, fill.std)
         parameters[p.name] = ParameterPlan(
-            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked
-        )
+            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked,
+            own.transposed,
+        )  # fmt: skip
     interval = None
     if chosen.law.measured:
         spread = math.exp(half_width(carried.uncertain))

@@ -177,7 +177,8 @@ def _parameters_of(nodes: list[Node], n: int, seen: dict[int, tuple[str, ...]]) 
 
 
 def _use(nodes: list[Node], name: str, role: Role, n: int) -> ParamUse:
-    """A parameter as the signal-free node ``n`` gives it: itself, up to moves and constants; plus a number; computed."""
+    """A parameter as the signal-free node ``n`` gives it: itself, up to moves and constants; with a number added; or
+    computed."""
     added, scaled = 0.0, False
     while (node := nodes[n]).op != "parameter":
         sources = (*node.parents, *node.params)

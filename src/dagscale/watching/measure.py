@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.engine import first_line
+from dagscale.training.muon import matrices
 from dagscale.training.optimizers import Optimizer
-from dagscale.watching.planned import Planned, matrices, rms_of_spectral, spectral_step
+from dagscale.watching.planned import Planned, rms_of_spectral, spectral_step
 
 WHOLE, SAMPLE = 65_536, 16_384
 """Parameters with at most so many entries are compared whole; of larger ones about so many evenly spaced entries."""
@@ -190,7 +191,7 @@ class Window:
             coupled = known is not None and known.decay == "coupled" and old.decay
             found["pull"] = _rms(gradient + old.decay * old.weight.float()) if coupled else found["gradient"]
         if own.matrix:
-            parts = matrices(step, old.group)
+            parts = list(matrices(step.contiguous(), old.group))
             found["top"] = torch.stack([_top(part) for part in parts]).square().mean().sqrt()
         return found
 
@@ -226,7 +227,7 @@ class Window:
         ratio = size / (old.lr * per_rate) if per_rate and old.lr else None
         rms = per_rate
         if per_rate is not None and "top" in v:
-            rms = rms_of_spectral(matrices(own.parameter.detach(), old.group)[0], per_rate)
+            rms = rms_of_spectral(next(matrices(own.parameter.detach().contiguous(), old.group)), per_rate)
         expected = None if rms is None else rms * own.lr * common
         raw, norm = v.get("raw"), v.get("norm")
         z = v.get("z")
@@ -242,7 +243,7 @@ class Window:
         if known is None or "gradient" not in v:
             return None
         if "top" in v:
-            return spectral_step(matrices(own.parameter.detach(), old.group)[0], implementation(known))
+            return spectral_step(next(matrices(own.parameter.detach().contiguous(), old.group)), implementation(known))
         if known.step in ("sign", "spectral"):
             return 1.0
         if known.step == "gradient":
