@@ -19,6 +19,7 @@ from dagscale.laws.combined import pictured
 from dagscale.laws.estimate import half_width
 from dagscale.network import Network
 from dagscale.planning.base import Base
+from dagscale.planning.defaults import CARRIED, DEPTH, LAW, WIDTH, carries_over
 from dagscale.planning.plans import ParameterPlan, Plan, named
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
@@ -49,8 +50,8 @@ def plan(
     law: str | None = None,
     init: str | None = None,
     seed: int = 0,
-    width: str = "none",
-    depth: str = "none",
+    width: str = "auto",
+    depth: str = "auto",
     depth_alpha: float | None = None,
     batch: str | None = None,
     horizon: Horizon | None = None,
@@ -82,7 +83,11 @@ def plan(
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
-        depth: ``none``, or a rule for the growth of residual depth: ``completep``, ``completedp``, ``depth-mup``
+            ``auto``, the default: where neither law, width nor depth is named, and base and target are pre-norm
+            residual networks of one kind under AdamW, ``mup`` with depth ``completep`` and law ``none``, which takes no
+            step on the target (:mod:`dagscale.planning.defaults`); else ``none``.
+        depth: ``auto`` as for width, ``none``, or a rule for the growth of residual depth: ``completep``,
+            ``completedp``, ``depth-mup``
             (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter. With it the base's rate is
             carried over as it is, unless a law is named.
         depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
@@ -108,6 +113,9 @@ def plan(
     with ONE_AT_A_TIME, all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
+        named_ways = [law, depth_alpha, only, keep, reset, *(rule for rule in (width, depth) if rule != "auto")]
+        free = all(way is None for way in named_ways)
+        width, depth = ("none" if rule == "auto" else rule for rule in (width, depth))
         recipe = _recipe(recipe, training, bases, named_rules(batch, horizon))
         size = resized(recipe, bases, batch, horizon)
         recipe = size.alike
@@ -119,6 +127,8 @@ def plan(
         with about("target"):
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
         networks = _networks(bases, recipe, chosen, target.seed)
+        if free and len(networks) == 1 and carries_over(networks["base"], target, chosen.init):
+            chosen = replace(chosen, law=LAWS[LAW], width=WIDTH, depth=DEPTH, note=CARRIED)
         if law is None and chosen.law.steps and not all(pictured(n.graph) for n in (target, *networks.values())):
             chosen = replace(chosen, law=LAWS["none"], note=UNPICTURED)
         for name, network in networks.items():
