@@ -72,6 +72,29 @@ class Use:
         return float((z if self.own else z.square()).mean())
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a model's state leads to, which forwards take for constants.
+
+    Attributes:
+        made_of: storage → the parameter that lies there; none for buffers and other tensors.
+        tensors: all of them, so that no signal of a later forward gets the storage of one that is gone.
+    """
+
+    made_of: Mapping[int, frozenset[str]]
+    tensors: tuple[Tensor, ...]
+
+
+def held_by(model: nn.Module) -> Held:
+    """Walk through the model's state."""
+    tensors = tuple(forward.held_tensors(model))
+    made_of: dict[int, frozenset[str]] = {storage_key(t): frozenset() for t in tensors}
+    for name, parameter in forward.plain_parameters(model).items():
+        made_of[storage_key(parameter)] = frozenset({name})
+    made_of.pop(0, None)
+    return Held(made_of, tensors)
+
+
 class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells of every operator that applies a weight of ``model`` to a signal, in the order of the forward.
 
@@ -82,6 +105,7 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: whose forward runs under the mode.
         before: called with the use before the operator runs; it may change the weight in place.
         after: called with the use and with what the operator returned.
+        held: what the model holds, where it is followed through many forwards, and the walk through its state costs.
     """
 
     def __init__(
@@ -89,17 +113,15 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: nn.Module,
         before: Callable[[Use], None] | None = None,
         after: Callable[[Use, Any], None] | None = None,
+        held: Held | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import Operator, describe
 
         self.before, self.after = before, after
-        self._made_of: dict[int, frozenset[str]] = {storage_key(t): frozenset() for t in forward.held_tensors(model)}
-        self._own: set[int] = set()
-        for name, parameter in forward.plain_parameters(model).items():
-            self._made_of[storage_key(parameter)] = frozenset({name})
-            self._own.add(storage_key(parameter))
-        self._made_of.pop(0, None)
+        self._held = held_by(model) if held is None else held
+        self._made_of = dict(self._held.made_of)
+        self._own = {key for key, names in self._made_of.items() if names}
         self._kept: list[Tensor] = []
         self._makers: dict[int, tuple[Any, Any, Any, int]] = {}
         self._describe = describe
