@@ -19,7 +19,8 @@ WIDTH, DEPTH, LAW = "mup", "completep", "none"
 
 CARRIED = (
     f"width={WIDTH!r}, depth={DEPTH!r}, law={LAW!r} by default: base and target are pre-norm residual networks of one "
-    "kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way"
+    "kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way, and clip "
+    "with dagscale.clip_grad_norm_"
 )
 
 
