@@ -50,6 +50,26 @@ class Use:
         """Its fan and kernel."""
         return self.meaning.layer if self.place == self.meaning.weight else self.meaning.swapped
 
+    def kept(self, rows: int | None = None, *, bias: bool = True) -> Callable[[Tensor], Tensor]:
+        """The layer as a function of its weight, on what enters it now, to be run again when that is long gone.
+
+        Args:
+            rows: only so many of what enters.
+            bias: with the bias, as it will be then.
+        """
+        from dagscale.tracing.recorder import tensors_in
+
+        fixed = dict(self.arguments) | {a: v.detach()[:rows].clone() for a, v in self.signals.items()}
+        added = fixed.get(self.meaning.bias)
+        if not bias and isinstance(added, Tensor):
+            fixed[self.meaning.bias] = torch.zeros_like(added).detach()
+
+        def run(weight: Tensor) -> Tensor:
+            with torch.no_grad():
+                return next(tensors_in(self.func(**{**fixed, self.place: weight})))
+
+        return run
+
     def moment(self) -> float:
         """Mean of ``z²`` over what the layer gives without its bias.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +67,10 @@ class _Before:
 
 @dataclass
 class _Layer:
-    """A layer as the forward used it: its operator on a few rows, and what that gave."""
+    """A layer as the forward used it: as a function of its weight on a few rows, and what that gave."""
 
-    func: Any
-    place: str
+    run: Callable[[Tensor], Tensor]
     weight: Tensor
-    fixed: dict[str, Any]
     z: Tensor
 
 
@@ -140,15 +138,9 @@ class Window:
         name = next((n for n in sorted(use.names) if n in self.parameters), None)
         if name is None or use.func._schema.is_mutable:  # run again, it would write to what is the user's
             return
-        fixed = dict(use.arguments)
-        for a, v in use.signals.items():
-            fixed[a] = v.detach()[:EXAMPLES].clone() if _by_rows(use, v, out) else v.detach().clone()
-        bias = fixed.get(use.meaning.bias)
-        if isinstance(bias, Tensor):
-            fixed[use.meaning.bias] = torch.zeros_like(bias).detach()
-        with torch.no_grad():
-            z = next(tensors_in(use.func(**fixed)))
-        self.layers.setdefault(name, []).append(_Layer(use.func, use.place, use.weight, fixed, z.detach()))
+        few = all(_by_rows(use, signal, out) for signal in use.signals.values())
+        run = use.kept(EXAMPLES if few else None, bias=False)
+        self.layers.setdefault(name, []).append(_Layer(run, use.weight, run(use.weight).detach()))
 
     # --- the step ----------------------------------------------------------------------------------------------
 
@@ -269,8 +261,7 @@ class Window:
     def _again(self, layer: _Layer) -> Tensor:
         """What the layer gives now for what entered it then."""
         with torch.no_grad():
-            weight = self._calls.now(layer.weight) if self._calls is not None else layer.weight
-            return next(tensors_in(layer.func(**{**layer.fixed, layer.place: weight})))
+            return layer.run(self._calls.now(layer.weight) if self._calls is not None else layer.weight)
 
 
 def implementation(known: Optimizer | None) -> str:
