@@ -30,7 +30,7 @@ class Net(nn.Module):
         self.up = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
         self.down = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(depth))
         if end == "more":
-            self.extra = nn.Linear(width, width)
+            self.extra = nn.Sequential(nn.Linear(width, 5), nn.Linear(5, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -90,6 +90,8 @@ def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
         assert not carried(Net(2, 8, norm), Net(6, 16, norm))
     assert not carried(Net(2, 8, end="tanh"), Net(6, 16, end="tanh")), "no multiplier can be folded"
     assert not carried(Net(2, 8), Net(6, 16, end="more")), "another layer"
+    assert not carried(Net(2, 8, end="more"), Net(6, 16, end="more")), "a size inside that stays"
+    assert carried(Net(2, 8, end="more"), Net(6, 8, end="more"))
     assert not carried(Net(6, 8), Net(2, 16)), "shallower"
     assert not carried(Net(2, 16), Net(6, 8)), "narrower"
     plain = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))

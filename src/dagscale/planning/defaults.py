@@ -29,7 +29,9 @@ def carries_over(base: Network, target: Network, init: Init) -> bool:
 
     That is: the step is of one size whatever the gradient's, and decay apart from it, as AdamW's; the init draws
     weights ∝ fan-in^-½; every residual branch has a norm inside and an end that takes the multiplier; both have
-    parameters in the same places, with as many dimensions and the same roles; and nothing is smaller than in the base.
+    parameters in the same places, with as many dimensions and the same roles; nothing is smaller than in the base; and
+    where the width grows, no size inside stays as it was (a router's, an adapter's), and no tied readout is without a
+    norm before it.
     """
     optimizer = target.recipe.optimizer
     if (optimizer.step, optimizer.decay, optimizer.eps) != ("sign", "decoupled", True):
@@ -41,12 +43,14 @@ def carries_over(base: Network, target: Network, init: Init) -> bool:
         return False
     if any(new < old for p in places for new, old in zip(places[p][1], others[p][1], strict=True)):
         return False
+    role = roles(target.graph)
     try:
-        width_scaling(base.graph, target.graph, optimizer)
+        width = width_scaling(base.graph, target.graph, optimizer)
         depth = depth_scaling(base.graph, target.graph, optimizer, DEPTH)
     except DagscaleError:
         return False
-    return all(scaling.depth_mult >= 1 for scaling in depth.values())
+    fixed = any(s.kind == "output" and role[n] in ("hidden", "embedding") for n, s in width.items())
+    return not fixed and all(scaling.depth_mult >= 1 for scaling in depth.values())
 
 
 def _pre_norm(graph: Graph) -> bool:
