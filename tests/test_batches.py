@@ -234,3 +234,26 @@ def test_rows_of_nested_tensors_are_refused() -> None:
 
 if __name__ == "__main__":
     measure_peaks()
+
+
+class Shifted(Dataset[tuple[Tensor, Tensor]]):
+    """Examples that are moved at random each time they are read."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return X[i] + torch.randn(4), Y[i]
+
+
+def test_what_a_numbered_data_set_draws_is_repeatable_and_leaves_the_user_s_numbers_alone() -> None:
+    recipe = Recipe(Shifted(), cross_entropy, "sgd", batch_size=16, steps=6)
+    model = net()
+    states, found = [], []
+    for _ in range(2):
+        torch.randn(3)
+        states.append(torch.get_rng_state())
+        found.append(dagscale.search(model, recipe, seeds=1, grid=[0.05, 0.1], widen=0).curve)
+        assert torch.equal(torch.get_rng_state(), states[-1])
+    assert found[0] == found[1]
+    assert not torch.equal(*states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -263,7 +264,9 @@ def test_gpt2_s_own_scaling_is_found_and_only_the_rest_applied() -> None:
     base, target = make(2, 32), make(8, 64)
     graphs = graph(base, tokens), graph(target, tokens)
     own = own_scaling(*graphs, rms(base), rms(target))
-    assert own == pytest.approx(0.5, rel=0.03)  # 1/√4, from some 10^4 draws a layer
+    ends = {name for branch in find_branches(graphs[1]).branches for name in branch.ends}
+    assert set(own) == ends
+    assert all(value == pytest.approx(0.5, rel=0.03) for value in own.values())  # 1/√4, from some 10^4 draws a place
     for alpha in (1.0, 0.5):
         found = depth_scaling(*graphs, resolve("adamw"), alpha=alpha, own=own)
         end = found["transformer.h.0.mlp.c_proj.weight"].factors
@@ -275,16 +278,50 @@ def test_an_init_without_scaling_or_that_starts_at_zero_has_none() -> None:
     torch.manual_seed(0)
     small, large = Mlp(2), Mlp(8, 32)
     graphs = graph(small), graph(large)
-    assert own_scaling(*graphs, rms(small), rms(large)) == pytest.approx(1, rel=0.1)
+    assert own_scaling(*graphs, rms(small), rms(large)) == {}
     zero = {name: 0.0 if name.startswith("v.") else value for name, value in rms(large).items()}
-    assert own_scaling(*graphs, rms(small), zero) == 1
+    assert own_scaling(*graphs, rms(small), zero) == {}
 
 
 def test_gains_that_shrink_with_depth_are_found() -> None:
     base, target = pair("layer scale")
     before = {p.name: 1.0 for p in base.parameters}
     after = {p.name: 0.25 if ".ls" in p.name else 1.0 for p in target.parameters}
-    assert own_scaling(base, target, before, after) == pytest.approx(0.25)
+    own = own_scaling(base, target, before, after)
+    assert own == {f"blocks.{i}.ls{j}": pytest.approx(0.25) for i in range(2 * M) for j in (1, 2)}
+
+
+OWN: dict[str, Callable[[str, float], float]] = {
+    "GPT-2": lambda name, depth: 0.02 / ((2 * depth) ** 0.5 if name in ("o", "down") else 1),
+    "T-Fixup, DeepNorm": lambda name, depth: (8 * depth) ** -0.25 if name in ("v", "o", "up", "down") else 1.0,
+    "Fixup": lambda name, depth: 0.0 if name in ("o", "down") else depth**-0.5 if name in ("v", "up") else 1.0,
+    "none": lambda name, depth: 1.0,
+}
+"""Init → standard deviation of a layer of a block, times fan-in^-½ but for GPT-2's.
+[Radford et al. 2019; Huang et al. 2020; Wang et al. 2022, arXiv 2203.00555; Zhang et al. 2019, arXiv 1901.09321]"""
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("init", OWN)
+def test_what_an_init_does_for_depth_by_itself_is_measured(init: str, width: int) -> None:
+    """Each place's growth is taken back; what the width does to it is not."""
+
+    def drawn(depth: int, width: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = Transformer("pre", depth, width)
+        for name, p in model.named_parameters():
+            place = name.rsplit(".", 2)[-2] if "blocks" in name else ""
+            if p.dim() > 1 and place:
+                scale = 1.0 if init == "GPT-2" else p.shape[1] ** -0.5
+                nn.init.normal_(p, 0.0, OWN[init](place, depth) * scale)
+        return model
+
+    small, large = drawn(2, 32), drawn(2 * M, width)
+    own = own_scaling(graph(small), graph(large), rms(small), rms(large))
+    for place in ("q", "k", "v", "o", "up", "down"):
+        was, now = OWN[init](place, 2), OWN[init](place, 2 * M)
+        expected = now / was if was else 1.0
+        assert own.get(f"blocks.3.{place}.weight", 1.0) == pytest.approx(expected, rel=0.04), place
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -340,26 +377,28 @@ def test_refused_in_one_line(case: int) -> None:
 class Heads(nn.Module):
     """Attention whose logits are multiplied by ``c``; fused projections, grouped queries, norms on queries and keys."""
 
-    def __init__(self, head: int, c: float = 1.0, norm: str = "", fused: bool = False, groups: int = 1) -> None:
+    def __init__(self, head: int, c: float = 1.0, norm: str = "", fused: int = 0, groups: int = 1) -> None:
         super().__init__()
         width = 2 * head
         self.c, self.head, self.groups = c, head, groups
         self.embed, self.o, self.readout = nn.Embedding(11, width), nn.Linear(width, width), nn.Linear(width, 11)
         if fused:
-            self.qkv = nn.Linear(width, 3 * width)
+            self.qkv = nn.Linear(width, fused * width)
         else:
             self.q, self.k, self.v = nn.Linear(width, width), *(nn.Linear(width, width // groups) for _ in range(2))
         self.norm_q = nn.LayerNorm(head, elementwise_affine=norm == "gain") if norm else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
-        q, k, v = self.qkv(x).chunk(3, -1) if hasattr(self, "qkv") else (self.q(x), self.k(x), self.v(x))
+        made = self.qkv(x).split(2 * self.head, -1) if hasattr(self, "qkv") else (self.q(x), self.k(x), self.v(x))
+        q, k, v, *more = made
         q, k, v = (t.unflatten(-1, (-1, self.head)).transpose(1, 2) for t in (q, k, v))
         q, k, v = self.norm_q(q), *(t.repeat_interleave(self.groups, 1) for t in (k, v))
         half = self.head // 2
         q, k = (t * 0.8 + torch.cat([-t[..., half:], t[..., :half]], -1) * 0.6 for t in (q, k))  # rotated
         weights = (self.c * q @ k.transpose(-1, -2) / self.head**0.5).softmax(-1)
-        out: Tensor = self.readout(x + self.o((weights @ v).transpose(1, 2).flatten(2)))
+        x = x + self.o((weights @ v).transpose(1, 2).flatten(2))
+        out: Tensor = self.readout(x + more[0].tanh() if more else x)
         return out
 
 
@@ -367,14 +406,19 @@ TOKENS = torch.zeros(2, 6, dtype=torch.long)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
-@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"norm": "gain"}])
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"norm": "gain"}, {"fused": 3}])
 def test_heads_that_grow_are_folded_into_the_queries(options: dict[str, Any], optimizer: str) -> None:
     """Plain model with factors = edited model with logits over d, in float64, 30 steps."""
     record = resolve(optimizer, {"eps": 1e-2} if optimizer == "adamw" else {})
     found = head_scaling(graph(Heads(4, **options), TOKENS), graph(Heads(16, **options), TOKENS), record)
-    where = "norm_q" if "norm" in options else "q"
-    assert set(found) == {f"{where}.weight", f"{where}.bias"}
-    assert {s.fold for s in found.values()} == {0.5}
+    where = "norm_q" if "norm" in options else "qkv" if "fused" in options else "q"
+    if "fused" in options:  # the square root in each of queries, keys and values, and back in what reads the values
+        assert {n: s.fold for n, s in found.items()} == {
+            name: pytest.approx(c)
+            for name, c in (("qkv.weight", 0.5**0.5), ("qkv.bias", 0.5**0.5), ("o.weight", 2**0.5))
+        }
+    else:
+        assert {n: s.fold for n, s in found.items()} == {f"{where}.weight": 0.5, f"{where}.bias": 0.5}
     seen = []
     for model in (Heads(16, 0.5, **options).double(), Heads(16, **options).double()):
         redraw(model)
@@ -409,7 +453,7 @@ def test_heads_of_one_size_need_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "text"), [({"fused": True}, "makes more than them"), ({"norm": "no gain"}, "norm without gain")]
+    ("options", "text"), [({"fused": 4}, "makes more than them"), ({"norm": "no gain"}, "norm without gain")]
 )
 def test_queries_that_cannot_be_scaled_are_noted(options: dict[str, Any], text: str) -> None:
     found = head_scaling(graph(Heads(4, **options), TOKENS), graph(Heads(16, **options), TOKENS), resolve("adamw"))

@@ -145,7 +145,7 @@ def test_what_comes_between_the_end_and_the_addition(name: str) -> None:
 NOT_FOLDED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "tanh": (lambda m, x: x + m.b(x).tanh(), "ends in 'tanh'"),
     "norm without gain": (lambda m, x: x + F.layer_norm(m.b(x), (8,)), "norm without gain"),
-    "offset gain": (lambda m, x: x + (1 + m.gain) * m.b(x).tanh(), "what is computed from it"),
+    "computed gain": (lambda m, x: x + m.gain.exp() * m.b(x).tanh(), "what is computed from it"),
     "shared": (lambda m, x: m.b((x + m.b(m.c(x).relu())).relu()), "b.bias is used elsewhere too"),
     "highway": (lambda m, x: x * (1 - m.b(x).sigmoid()) + m.c(x).tanh() * m.b(x).sigmoid(), "ends in"),
     "read elsewhere": (lambda m, x: x + (y := m.b(x)) + m.c(y.tanh()), "is read by 'tanh' too"),
@@ -300,6 +300,8 @@ def test_timm(target: str, additions: int, end: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_gains_that_are_stored_as_an_offset_are_named() -> None:
+def test_gains_that_are_stored_as_an_offset() -> None:
     """Gemma 2 ends its branches in norms with a gain 1 + w."""
-    assert all("computed from" in b.note for b in theirs(f"hf:gemma2?{SMALL}&kv_heads=1&mlp=48"))
+    branches = theirs(f"hf:gemma2?{SMALL}&kv_heads=1&mlp=48")
+    ends = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+    assert [b.ends for b in branches] == [(f"model.model.layers.{i}.{end}",) for i in range(3) for end in ends]

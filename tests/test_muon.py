@@ -334,3 +334,49 @@ class Attending(nn.Module):
 def test_one_projection_is_known_by_making_the_keys_too(way: str, split: int) -> None:
     graph = dagscale.trace(Attending(way), torch.randn(2, 4, 5))
     assert hidden_matrices(graph)["q.weight"].split == split
+
+
+class Transposed(nn.Module):
+    """GPT-2's layers: weights are ``in × out``, and one makes queries, keys and values side by side in its columns."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.qkv = nn.Parameter(torch.randn(width, 3 * width) / width**0.5)
+        self.up = nn.Parameter(torch.randn(width, 4 * width) / width**0.5)
+        self.down = nn.Parameter(torch.randn(4 * width, width) / width**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, k, v = (x @ self.qkv).chunk(3, -1)
+        x = x + scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.last(x + (x @ self.up).relu() @ self.down)
+        return out
+
+
+@pytest.mark.parametrize("implementation", ["original", "match_rms_adamw"])
+def test_transposed_layers_are_stepped_as_the_matrices_that_they_are(implementation: str) -> None:
+    """One step of a transposed weight is the transposed step of the weight written ``out × in``, its parts apart."""
+    plan, groups = muon_groups(lambda size: Transposed(8 * size), torch.randn(2, 4, 5))
+    assert groups["qkv"]["split"] == (32, 32, 32)
+    assert all(groups[name].get("transposed") for name in ("qkv", "up", "down"))
+    assert not groups["first.weight"].get("transposed")
+    assert dagscale.Plan.from_json(plan.to_json()) == plan
+    for name, shape in (("qkv", (32, 96)), ("up", (32, 128)), ("down", (128, 32))):
+        told = {key: groups[name].get(key) for key in ("split", "transposed")} | {"adjust_lr_fn": implementation}
+        p, q = with_grad(*shape), with_grad(*shape)
+        q = nn.Parameter(q.detach().T.contiguous())
+        q.grad = p.grad.T.contiguous()  # type: ignore[union-attr]
+        assert torch.equal(stepped(p, **told), stepped(q, **{**told, "transposed": False}).T)
+
+
+def test_the_rate_of_a_transposed_layer_is_that_of_the_layer_the_right_way_round() -> None:
+    recipe = dagscale.Recipe(optimizer="muon", weight_decay=0.1, adjust_lr_fn="original")
+    x = torch.randn(2, 4, 5)
+    plan = dagscale.plan(
+        Transposed(32), x, base=(Transposed(8), x), base_lr=0.01, recipe=recipe, law="none", init="in-degree",
+        width="mup",
+    )  # fmt: skip
+    for name, (out, into) in (("qkv", (32, 32)), ("up", (128, 32)), ("down", (32, 128))):
+        expected = shape_correction((out, into), "original", (out // 4, into // 4))
+        assert plan.parameters[name].lr == pytest.approx(0.01 * expected), name

@@ -94,7 +94,7 @@ def test_the_table_reaches_the_optimiser() -> None:
 
 
 def test_branch_ends_are_drawn_smaller_by_the_growth_of_depth() -> None:
-    deep, flat = planned(depth="completep"), planned()
+    deep, flat = planned(depth="completep"), planned(law="none")
     for name in ("blocks.3.o.weight", "blocks.7.down.weight"):
         assert deep.parameters[name].init_std == pytest.approx(flat.parameters[name].init_std / 4)  # type: ignore[operator]
     assert deep.parameters["blocks.3.q.weight"].init_std == flat.parameters["blocks.3.q.weight"].init_std

@@ -580,3 +580,37 @@ def test_a_deeper_flat_sequence_grows_by_its_width_alone(grown: int) -> None:
     hidden = [f"{i}.weight" for i in range(2, 12, 2)]
     assert [scalings[name].lr for name in hidden] == [1 / grown] * 5
     assert (scalings["0.weight"].lr, scalings["12.weight"].lr) == (1, 1 / grown)
+
+
+def moved(width: int, factors: dict[str, WidthScaling] | None) -> list[float]:
+    """Root mean square change of each pre-activation in two steps that are relative to each weight's own norm."""
+    from tests.test_folding import Layerwise
+
+    torch.manual_seed(0)
+    model = Mlp(width)
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            scale = 1.0 if factors is None else factors[name].init
+            p.normal_(0, p[0].numel() ** -0.5 * scale) if p.dim() > 1 else p.fill_(0.1)
+    x, y = example(model, 32)
+    before = [z.detach() for z in model.hidden(x)]
+    made = Layerwise(groups(model, factors, 0.05, 0.0))
+    for _ in range(2):
+        made.zero_grad()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        made.step()
+    return [float((z - old).detach().square().mean().sqrt()) for z, old in zip(model.hidden(x), before, strict=True)]
+
+
+def test_a_step_relative_to_the_weight_moves_every_layer_as_much_at_every_width() -> None:
+    """Adafactor, LAMB and LARS: m_in^-½ in hidden layers, whose own size shrinks as much; the readout's shrinks by
+    all of it."""
+    from tests.test_folding import RECORDS
+
+    factors = width_scaling(graph(Mlp(64)), graph(Mlp(1024)), RECORDS["lamb"][0])
+    assert factors["blocks.0.weight"].lr == factors["blocks.0.weight"].eps ** 0.5 == 1 / 4
+    assert (factors["head.weight"].lr, factors["stem.weight"].lr, factors["blocks.0.bias"].lr) == (1, 1, 1)
+    small, large, without = moved(64, None), moved(1024, factors), moved(1024, None)
+    for layer in range(1, 4):
+        assert 0.6 < large[layer] / small[layer] < 1.5
+    assert max(without[1] / small[1], without[2] / small[2]) > 2

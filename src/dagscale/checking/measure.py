@@ -233,20 +233,13 @@ def _use(use: Use, out: Any, rerun: bool) -> _Use:
     data = [v for v in use.signals.values() if v.is_floating_point()]
     kernel = use.layer.kernel if use.layer is not None else ()
     units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
-    again = None
-    if rerun and use.own:
-        fixed = {
-            a: v.detach().clone() if isinstance(v, Tensor) and a not in (use.place, use.meaning.bias) else v
-            for a, v in use.arguments.items()
-        }
-        again = lambda: next(tensors_in(use.func(**fixed)))  # noqa: E731
+    again = partial(use.kept(), use.weight) if rerun and use.own else None
     return _Use(z, _square(data[0]) if data else 1.0, units, again)
 
 
 def _by_itself(uses: list[_Use]) -> tuple[float, ...]:
     """Mean square of what the layer, run again on what entered it then, now puts out less what it did."""
-    with torch.no_grad():
-        squares = [_square(use.again() - use.z) for use in uses if use.again is not None]
+    squares = [_square(use.again() - use.z) for use in uses if use.again is not None]
     return (_mean(squares),) if len(squares) == len(uses) else ()
 
 

@@ -138,12 +138,15 @@ def plan(
     init: Init = None,
     width: Annotated[
         str,
-        typer.Option(help="none: one rate for all; mup: scaled by each layer's growth.", rich_help_panel=PLAN_PANEL),
-    ] = "none",
+        typer.Option(
+            help="none: one rate for all; mup: scaled by each layer's growth; auto: by what is known of such networks.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = "auto",
     depth: Annotated[
         str,
-        typer.Option(help="none, completep, completedp or depth-mup: by residual depth.", rich_help_panel=PLAN_PANEL),
-    ] = "none",
+        typer.Option(help="auto, none, completep, completedp or depth-mup: by depth.", rich_help_panel=PLAN_PANEL),
+    ] = "auto",
     batch: Annotated[
         str | None,
         typer.Option(help="A rule for another batch size than the base's, as sqrt.", rich_help_panel=PLAN_PANEL),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dagscale.graph.ends import Fold, fold_before, only_whole
+from dagscale.graph.ends import Fold, fold_before, fold_through, only_whole
 from dagscale.graph.model import Graph
 
 
@@ -15,14 +15,18 @@ class Attention:
     Attributes:
         scores: the product's vertex.
         head: channels of one head, as its values have them.
-        queries: the parameters that multiply the queries by c if all of them are multiplied by c: the projection's
-            weight and bias, or the gain (and bias) of a norm on the queries.
+        queries: the parameters that multiply the scores by c if all of them are multiplied by ``c**power``: the
+            queries' weight and bias, or the gain (and bias) of a norm on the queries.
+        power: 1; ½ where one projection makes queries, keys and values.
+        undone: parameters that then take ``1/c**power``: what reads the values that were multiplied too.
         note: why there are none such; "" mostly. ``queries`` are then those that come nearest.
     """
 
     scores: int
     head: int
     queries: tuple[str, ...]
+    power: float = 1.0
+    undone: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -33,28 +37,47 @@ def find_attention(graph: Graph) -> tuple[Attention, ...]:
     all of it. The queries are the first operand, as every implementation that we know writes it.
     """
     places: dict[int, tuple[int, int]] = {}  # scores → edge of the queries, head size
+    together: dict[int, Fold] = {}  # scores → the fold of queries, keys and values made by one projection
     for vertex in graph.vertices:
         entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
         if vertex.kind != "product" or len(entering) < 2:
             continue
         if "dot_product" in vertex.label:
             places[vertex.id] = entering[0], vertex.shape[-1] if vertex.shape else 0
+            together[vertex.id] = fold_through(graph, entering[:3], vertex.id)
         elif (values := _values(graph, vertex.id)) is not None:
             shape = graph.vertices[values].shape
             places[vertex.id] = entering[0], shape[-1] if shape else 0
+            weighed = [e for e in graph.in_edges[values] if graph.live[e] and not _softmax(graph, e)]
+            together[vertex.id] = fold_through(graph, [*entering[:2], *weighed], values)
     folds = {v: fold_before(graph, [edge]) for v, (edge, _) in places.items()}
     for v, fold in folds.items():
         if fold.reason and fold.ends:
             folds[v] = replace(fold, reason=f"what makes the queries makes more than them ({fold.reason})")
     folds = only_whole(graph, folds)
-    return tuple(
-        Attention(v, head, _names(folds[v]) or _behind(graph, edge), folds[v].reason)
-        for v, (edge, head) in places.items()
-    )
+    shared = only_whole(graph, {v: together[v] for v in folds if folds[v].reason})
+    found = []
+    for v, (edge, head) in places.items():
+        if v in shared and not shared[v].reason:
+            undone = tuple(sorted({name for _, _, name in shared[v].undone}))
+            found.append(Attention(v, head, _names(shared[v]), 0.5, undone))
+        else:
+            found.append(Attention(v, head, _names(folds[v]) or _behind(graph, edge), note=folds[v].reason))
+    return tuple(found)
 
 
 def _names(fold: Fold) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, _, name in sorted(fold.ends)))
+
+
+def _softmax(graph: Graph, e: int) -> bool:
+    """Whether an edge delivers what a softmax gave, through whatever moves it."""
+    edge = graph.edges[e]
+    if any("softmax" in op.name for op in edge.ops):
+        return True
+    entering = [i for i in graph.in_edges[edge.src] if graph.live[i]]
+    moved = graph.vertices[edge.src].kind in ("fork", "select") and not any(op.params for op in edge.ops)
+    return moved and any(_softmax(graph, i) for i in entering)
 
 
 def _behind(graph: Graph, e: int) -> tuple[str, ...]:

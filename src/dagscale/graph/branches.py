@@ -18,8 +18,8 @@ from dagscale.graph.ends import Fold, fold_before, only_whole, passes
 from dagscale.graph.model import Graph
 
 BlockType = tuple[int, frozenset[str], bool]
-Way = Literal["unchanged", "gated", "shortcut"]
-_WAYS: tuple[Way, ...] = ("unchanged", "gated", "shortcut")
+Way = Literal["unchanged", "gated", "joined", "shortcut"]
+_WAYS: tuple[Way, ...] = ("unchanged", "gated", "joined", "shortcut")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,13 @@ class Residuals:
         branches: in topological order of their additions.
         unclear: additions outside any branch whose operands share an origin, at least one of them through a
             nonlinearity, and of which none can be told to be the trunk.
+        joined: edges that add to a trunk what is not computed from it: an embedding of each layer, the first layer's
+            signal again.
     """
 
     branches: tuple[Branch, ...]
     unclear: tuple[int, ...] = ()
+    joined: tuple[int, ...] = ()
 
     @property
     def additions(self) -> tuple[int, ...]:
@@ -76,11 +79,13 @@ class Residuals:
 
 @dataclass(frozen=True, slots=True)
 class _Addition:
-    """A sum at ``vertex``: where the trunk that passes it comes from, how, and the edges of its branch."""
+    """A sum at ``vertex``: where the trunk that passes it comes from, how, the edges of its branch, and those of what
+    is added and does not come from the trunk."""
 
     vertex: int
     origin: int
     operands: tuple[int, ...]
+    beside: tuple[int, ...]
     way: Way
 
 
@@ -91,13 +96,15 @@ def find_branches(graph: Graph) -> Residuals:
     unclear: list[int] = []
     for vertex in graph.vertices:
         entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
-        if vertex.kind == "sum" and len(entering) > 1:
+        if vertex.kind == "sum" and len(entering) > 1 and not _softened(graph, vertex.id):
             addition = _addition(graph, vertex.id, entering, above, _trunk_vertices(told))
             if addition is not None:
                 told[vertex.id] = addition
             elif _share_nonlinear_origin(graph, entering, above):
                 unclear.append(vertex.id)
-    told = {v: a for v, a in told.items() if a.operands}  # without: a long skip, two points of one trunk
+    joined = tuple(e for a in told.values() for e in a.beside)
+    carried = {v: a.origin for v, a in told.items() if not a.operands}  # a long skip: two points of one trunk
+    told = {v: a for v, a in told.items() if a.operands}
     within = {
         graph.edges[e].dst for a in told.values() for e in _edges(graph, a, above, frozenset()) if e not in a.operands
     }
@@ -105,7 +112,7 @@ def find_branches(graph: Graph) -> Residuals:
     loose = {v for v, a in told.items() if a.way == "gated" or fold_before(graph, a.operands, stop).reason}
     told = {v: a for v, a in told.items() if v not in within & loose}  # without: a recurrence inside a branch
     outer = _nests(graph, told, above)
-    trunks = _trunks(told, outer, _dominators(graph))
+    trunks = _trunks(graph, told, outer, carried)
     stop = _trunk_vertices(told)
     folds = only_whole(graph, {v: fold_before(graph, a.operands, stop) for v, a in told.items()})
     edges = {}
@@ -116,7 +123,7 @@ def find_branches(graph: Graph) -> Residuals:
     for v, addition in told.items():
         own = edges[v].difference(*(edges[w] for w in told if v in outer[w]))
         branches.append(_branch(graph, addition, trunks[v], folds[v], edges[v], _kind(graph, own)))
-    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within))
+    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within), joined)
 
 
 def _branch(
@@ -157,41 +164,58 @@ def _addition(
     """
     for way in _WAYS:
         first = min if way == "gated" else max  # a gate is computed from the trunk, and comes after it
-        starts: list[tuple[int, int]] = []
+        starts: list[tuple[int, int, tuple[int, ...]]] = []
         for e in entering:
             others = [i for i in entering if i != e]
-            shared = [
-                v
-                for v in _reached(graph, e, way)
-                if _fits(graph, v, vertex) and all(above[graph.edges[i].src] >> v & 1 for i in others)
-            ]
-            if shared and (way != "shortcut" or _is_shortcut(graph, max(shared), e, others)):
-                starts.append((first(shared), e))
+            for v in _reached(graph, e, way):
+                fed = [i for i in others if above[graph.edges[i].src] >> v & 1]
+                beside = [i for i in others if i not in fed]
+                if any(above[graph.edges[i].src] & ~above[v] for i in beside) or not _fits(graph, v, vertex):
+                    continue
+                if way == "joined":
+                    told = v in stop and not fed
+                else:
+                    told = bool(fed) and (way != "shortcut" or (not beside and _is_shortcut(graph, v, e, others)))
+                if told:
+                    starts.append((v, e, tuple(beside)))
         if starts:
-            origin, trunk = first(starts)
-            reached = {e: _reached(graph, e, "unchanged") & (stop | {origin}) for e in entering if e != trunk}
-            branch = tuple(e for e in reached if not reached[e])
-            return _Addition(vertex, max(origin, *(v for e in reached for v in reached[e]), origin), branch, way)
+            whole = [start for start in starts if not start[2]]  # where all that is added comes from the trunk
+            origin, trunk, apart = first(whole or starts)
+            branch = [i for i in entering if i != trunk and i not in apart]
+            reached = {i: _reached(graph, i, "unchanged") & (stop | {origin}) for i in branch}
+            operands = tuple(i for i in branch if not reached[i])
+            origin = max(origin, *(v for i in reached for v in reached[i]), origin)
+            return _Addition(vertex, origin, operands, apart, way)
     return None
 
 
 def _reached(graph: Graph, e: int, way: Way) -> set[int]:
     """The vertices whose signal an edge delivers: unchanged (moved, averaged, times a constant), as one factor of a
-    product (``gated``), or by linear layers and norms (``shortcut``). A sum is where another signal begins."""
-    through = {"unchanged": ("fork", "select"), "gated": ("fork", "select", "product"), "shortcut": ("fork", "select")}
-    kinds = ("pass", "pool", "weight", "norm", "shift", "scale") if way == "shortcut" else ("pass", "pool")
+    product (``gated``), times gains (``joined``), or by linear layers and norms (``shortcut``). A sum is where another
+    signal begins."""
+    through = ("fork", "select", "product") if way == "gated" else ("fork", "select")
+    kinds = _KINDS[way]
     found: set[int] = set()
     stack = [e]
     while stack:
         edge = graph.edges[stack.pop()]
         if edge.src in found or not all(op.kind in kinds and "softmax" not in op.name for op in edge.ops):
             continue
-        if way != "shortcut" and not all(passes(op) for op in edge.ops):
+        if not all(passes(op) or op.kind not in ("pass", "pool") or way == "shortcut" for op in edge.ops):
             continue
         found.add(edge.src)
-        if graph.vertices[edge.src].kind in through[way]:
+        if graph.vertices[edge.src].kind in through:
             stack += [i for i in graph.in_edges[edge.src] if graph.live[i]]
     return found
+
+
+_KINDS: dict[Way, tuple[str, ...]] = {
+    "unchanged": ("pass", "pool"),
+    "gated": ("pass", "pool"),
+    "joined": ("pass", "pool", "scale"),
+    "shortcut": ("pass", "pool", "weight", "norm", "shift", "scale"),
+}
+"""Kinds of ops that the trunk may pass, for each way to tell it."""
 
 
 def _is_shortcut(graph: Graph, origin: int, e: int, others: list[int]) -> bool:
@@ -225,6 +249,13 @@ def _nonlinear(graph: Graph, origin: int, e: int) -> bool:
             return True
         stack += [j for j in graph.in_edges[edge.src] if graph.live[j]]
     return False
+
+
+def _softened(graph: Graph, v: int) -> bool:
+    """Whether a softmax reads what stands at a vertex: attention's scores are no trunk, even those that are summed."""
+    return any(
+        "softmax" in next((op.name for op in graph.edges[e].ops if op.kind != "pass"), "") for e in graph.out_edges[v]
+    )
 
 
 def _share_nonlinear_origin(graph: Graph, entering: list[int], above: list[int]) -> bool:
@@ -279,16 +310,40 @@ def _nests(graph: Graph, told: Mapping[int, _Addition], above: list[int]) -> dic
     return outer
 
 
-def _trunks(told: Mapping[int, _Addition], outer: Mapping[int, frozenset[int]], dominator: list[int]) -> dict[int, int]:
-    """Which trunk each addition is on: that of the last addition that every path to its origin passes, and that is
-    inside the same branches."""
+def _trunks(
+    graph: Graph, told: Mapping[int, _Addition], outer: Mapping[int, frozenset[int]], carried: Mapping[int, int]
+) -> dict[int, int]:
+    """Which trunk each addition is on: that of the last addition before it, inside the same branches, that every path
+    to its origin passes or whose signal its origin holds, unchanged and maybe beside others.
+
+    Args:
+        carried: sums that a trunk passes without a branch → where it comes from.
+    """
+    dominator = _dominators(graph)
     trunks: dict[int, int] = {}
     for v, addition in told.items():
-        at = addition.origin
-        while at >= 0 and not (at in trunks and outer[at] == outer[v]):
-            at = dominator[at]
-        trunks[v] = trunks[at] if at >= 0 else len(set(trunks.values()))
+        at, seen = [addition.origin], set()
+        before = -1
+        while at:
+            w = at.pop()
+            if w in seen or w <= before:
+                continue
+            seen.add(w)
+            if w in trunks and outer[w] == outer[v]:
+                before = w
+                continue
+            at.append(dominator[w])
+            at += [carried[w]] if w in carried else _parts(graph, w)
+        trunks[v] = trunks[before] if before >= 0 else len(set(trunks.values()))
     return trunks
+
+
+def _parts(graph: Graph, v: int) -> list[int]:
+    """The vertices whose signals a fork, a selection or a concatenation hands on unchanged."""
+    if graph.vertices[v].kind not in ("fork", "select", "concat"):
+        return []
+    entering = (graph.edges[e] for e in graph.in_edges[v] if graph.live[e])
+    return [edge.src for edge in entering if all(op.kind == "pass" and passes(op) for op in edge.ops)]
 
 
 def _edges(graph: Graph, addition: _Addition, above: list[int], others: frozenset[int]) -> frozenset[int]:

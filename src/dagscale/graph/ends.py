@@ -65,6 +65,15 @@ def fold_before(graph: Graph, edges: Iterable[int], stop: frozenset[int] = froze
     return fold
 
 
+def fold_through(graph: Graph, edges: Iterable[int], vertex: int) -> Fold:
+    """What multiplies all that the ``edges`` deliver; what reads ``vertex``, behind them, takes the factor back."""
+    fold = fold_before(graph, edges)
+    for e in graph.out_edges[vertex]:
+        if graph.live[e] and not fold.reason:
+            _forward(graph, e, fold)
+    return fold
+
+
 def only_whole(graph: Graph, folds: dict[int, Fold]) -> dict[int, Fold]:
     """Folds whose parameters are used nowhere but at ends, with the same power of c; the others get a reason."""
     uses: dict[str, set[Place]] = {}
@@ -99,21 +108,24 @@ def _back(graph: Graph, e: int, stop: frozenset[int], fold: Fold) -> None:
         return
     fold.edges.add(e)
     edge = graph.edges[e]
+    passed = ""  # a gain computed from a parameter: it hands a factor on, and is the reason if nothing before takes it
     for i in reversed(range(len(edge.ops))):
         op = edge.ops[i]
         if passes(op):
             continue
         names = _scaling(op)
-        reason = _refusal(op) if names is None else ""
-        if reason:
-            fold.reason = reason
+        if names is None and op.kind == "scale" and op.params and _multiplies(op):
+            passed = passed or _refusal(op)
+            continue
+        if names is None:
+            fold.reason = passed or _refusal(op)
             return
         fold.ends.update((e, i, name) for name in names or ())
         if op.kind != "shift":
             return
     vertex = graph.vertices[edge.src]
     if vertex.id in stop or vertex.kind == "input":
-        fold.reason = "it ends in the trunk's own signal"
+        fold.reason = passed or "it ends in the trunk's own signal"
         return
     entering = [i for i in graph.in_edges[vertex.id] if graph.live[i]]
     if vertex.kind == "product":
@@ -182,19 +194,23 @@ def passes(op: Op) -> bool:
 
 def _scaling(op: Op) -> list[str] | None:
     """The parameters that scale an op's output if all of them are scaled; None if there are none."""
-    if not op.params or not all(p.own for p in op.params):
+    if not op.params or not all(p.scales for p in op.params):
         return None
     if op.kind in ("weight", "shift"):
         return [p.name for p in op.params if p.role in ("weight", "bias", "shift")]
-    if op.kind == "scale" and not op.name.startswith(("div", "true_div")):
+    if op.kind == "scale" and _multiplies(op):
         return [op.params[0].name]
     if op.kind == "norm" and any(p.role == "gain" for p in op.params):
         return [p.name for p in op.params if p.role in ("gain", "bias")]
     return None
 
 
+def _multiplies(op: Op) -> bool:
+    return not op.name.startswith(("div", "true_div"))
+
+
 def _refusal(op: Op) -> str:
-    computed = next((p.name for p in op.params if not p.own), None)
+    computed = next((p.name for p in op.params if not p.scales), None)
     if computed is not None:
         return f"{_where(op)} does not use {computed} itself but what is computed from it"
     if op.kind == "norm":
@@ -206,4 +222,4 @@ def _where(op: Op) -> str:
     return f"{op.name!r} of {op.module}" if op.module else repr(op.name)
 
 
-__all__ = ["POSITIVE", "Fold", "Place", "fold_before", "only_whole", "passes"]
+__all__ = ["POSITIVE", "Fold", "Place", "fold_before", "fold_through", "only_whole", "passes"]

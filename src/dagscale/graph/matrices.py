@@ -17,11 +17,14 @@ class Matrices:
         shape: of one of its matrices; of a convolution the whole shape, which is flattened to ``out × (in · kernel)``.
         split: into how many parts of equally many rows it falls.
         stacked: whether its first dimension counts matrices.
+        transposed: whether it is written ``in × out``, as GPT-2's layers are; ``shape`` is ``out × in`` all the same,
+            and a part of it is one of columns.
     """
 
     shape: tuple[int, ...]
     split: int = 1
     stacked: bool = False
+    transposed: bool = False
 
 
 WHOLE = Matrices(())
@@ -32,21 +35,26 @@ def hidden_matrices(graph: Graph) -> dict[str, Matrices]:
     """Every hidden weight of two dimensions or more, by its first name.
 
     A stack is a weight of three dimensions that no kernel slides over. Queries, keys and values are in one projection
-    where one weight, with three times as many rows as columns, makes both the queries and the keys of an attention;
-    grouped keys have fewer rows, and stay one matrix.
+    where one weight, with three times as many outputs as inputs, makes both the queries and the keys of an attention;
+    grouped keys are fewer, and stay one matrix.
     """
     role = roles(graph)
     shapes = {p.name: p.shape for p in graph.parameters if role[p.name] == "hidden" and len(p.shape) > 1}
     sliding = {name for use, name, _ in positions(graph) if use.layer.kernel}
+    fan_in = {name: use.layer.fan_in for use, name, _ in positions(graph)}
     fused = _fused(graph)
     found = {}
     for name, shape in shapes.items():
-        if len(shape) == 3 and name not in sliding:
-            found[name] = Matrices(shape[1:], stacked=True)
-        elif name in fused and len(shape) == 2 and shape[0] == 3 * shape[1]:
-            found[name] = Matrices((shape[1], shape[1]), split=3)
-        else:
+        if name in sliding:
             found[name] = Matrices(shape)
+            continue
+        stacked = len(shape) == 3
+        own = shape[1:] if stacked else shape
+        transposed = len(own) == 2 and own[1] != own[0] == fan_in.get(name)
+        if transposed:
+            own = own[::-1]
+        split = 3 if name in fused and len(own) == 2 and own[0] == 3 * own[1] else 1
+        found[name] = Matrices((own[0] // split, *own[1:]), split, stacked, transposed)
     return found
 
 

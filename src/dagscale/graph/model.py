@@ -51,11 +51,18 @@ class ParamUse:
     Attributes:
         own: whether the op uses the parameter itself, up to a constant factor; False for what is computed from it, such
             as a gain ``1 + w`` or a standardised weight.
+        offset: the number that the model adds to it and uses in its place, as the 1 of a gain ``1 + w``; 0 mostly.
     """
 
     name: str
     role: Role
     own: bool = True
+    offset: float = 0.0
+
+    @property
+    def scales(self) -> bool:
+        """Whether a factor can be put into the parameter: into itself, or into it and its offset."""
+        return self.own or self.offset != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,14 +385,18 @@ class Graph:
 def _op_to_dict(op: Op) -> dict[str, Any]:
     layer = None if op.layer is None else {**asdict(op.layer), "kernel": list(op.layer.kernel)}
     return {
-        "kind": op.kind, "name": op.name, "module": op.module, "params": [[p.name, p.role, p.own] for p in op.params],
+        "kind": op.kind, "name": op.name, "module": op.module, "params": [_use_to_list(p) for p in op.params],
         "layer": layer,
     }  # fmt: skip
+
+
+def _use_to_list(use: ParamUse) -> list[Any]:
+    return [use.name, use.role, use.own, *([use.offset] if use.offset else [])]
 
 
 def _op_from_dict(raw: Mapping[str, Any]) -> Op:
     layer = raw["layer"]
     return Op(
-        raw["kind"], raw["name"], raw["module"], tuple(ParamUse(name, role, own) for name, role, own in raw["params"]),
+        raw["kind"], raw["name"], raw["module"], tuple(ParamUse(*use) for use in raw["params"]),
         None if layer is None else Layer(**{**layer, "kernel": tuple(layer["kernel"])}),
     )  # fmt: skip

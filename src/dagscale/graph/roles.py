@@ -56,6 +56,16 @@ def roles(graph: Graph) -> dict[str, ParameterRole]:
     return {p.name: next((found[n] for n in (p.name, *p.aliases) if n in found), "vector") for p in graph.parameters}
 
 
+def offsets(graph: Graph) -> dict[str, float]:
+    """Parameter → the number that the model adds to it wherever it is used, as the 1 of a gain ``1 + w``."""
+    found: dict[str, set[float]] = {}
+    for edge in graph.edges:
+        for op in edge.ops:
+            for use in op.params:
+                found.setdefault(use.name, set()).add(use.offset)
+    return {name: min(values) for name, values in found.items() if len(values) == 1 and values != {0.0}}
+
+
 def _other(op: Op, role: str, after: Op | None) -> ParameterRole:
     """The role of what is no layer's weight: op uses it, after another op on the same edge."""
     if op.kind == "norm" or (op.kind in ("scale", "shift") and after is not None and after.kind == "norm"):
@@ -65,4 +75,4 @@ def _other(op: Op, role: str, after: Op | None) -> ParameterRole:
     return "bias" if role == "bias" else "vector"
 
 
-__all__ = ["ParameterRole", "Position", "positions", "roles"]
+__all__ = ["ParameterRole", "Position", "offsets", "positions", "roles"]

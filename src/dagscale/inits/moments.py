@@ -17,7 +17,7 @@ from dagscale.inits.wanted import by_parameters, wanted_moments
 from dagscale.network import Network
 from dagscale.tracing import forward
 from dagscale.tracing._torch import TorchDispatchMode
-from dagscale.tracing.calls import LayerCalls, Use
+from dagscale.tracing.calls import Held, LayerCalls, Use, held_by
 from dagscale.training.batches import to_model
 from dagscale.training.copies import padding_rows
 from dagscale.training.draws import Fill, standard_normal
@@ -88,9 +88,10 @@ def _scales(
     inputs = _inputs(network, model)
     first = next(inputs)
     controls = _controls(model, network, parameters, wanted, first)
+    held = held_by(model)  # with what the forwards so far have left there
     logs: dict[str, list[float]] = {}
     for k, x in zip(range(DRAWS[1]), chain([first], inputs), strict=False):
-        for name, scale in _one_draw(model, network, parameters, wanted, controls, network.seed + k, x).items():
+        for name, scale in _one_draw(model, network, parameters, wanted, controls, network.seed + k, x, held).items():
             logs.setdefault(name, []).append(log(scale))
         if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
             break
@@ -188,6 +189,7 @@ def _one_draw(
     controls: dict[frozenset[str], str],
     seed: int,
     inputs: Any,
+    held: Held,
 ) -> dict[str, float]:
     """The scales that one draw of the weights asks for."""
     scales: dict[str, float] = {}
@@ -197,7 +199,7 @@ def _one_draw(
             parameter.copy_(torch.ones_like(parameter) if _is_gain(parameter) else _unit(name, parameter, seed))
         shared: set[str] = set()
         for _ in range(PASSES):
-            setter = _Setter(model, parameters, wanted, controls, scales, seed, shared)
+            setter = _Setter(model, parameters, wanted, controls, scales, seed, shared, held)
             _forward(model, network, setter, inputs)
             if not setter.again:
                 break
@@ -225,8 +227,9 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         scales: dict[str, float],
         seed: int,
         shared: set[str],
+        held: Held,
     ) -> None:
-        super().__init__(model, before=self.on_use)
+        super().__init__(model, before=self.on_use, held=held)
         self.parameters, self.wanted, self.controls = parameters, wanted, controls
         self.scales, self.seed, self.shared = scales, seed, shared
         self.used: set[str] = set()

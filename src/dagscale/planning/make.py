@@ -11,7 +11,7 @@ from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.graph.matrices import WHOLE, hidden_matrices
 from dagscale.graph.repeats import fold_rows
-from dagscale.graph.roles import roles
+from dagscale.graph.roles import offsets, roles
 from dagscale.inits import INITS, Init
 from dagscale.laws import LAWS, Law
 from dagscale.laws.accuracy import Accuracy, accuracy
@@ -20,18 +20,18 @@ from dagscale.laws.combined import pictured
 from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
+from dagscale.planning.defaults import CARRIED, DEPTH, LAW, WIDTH, carries_over
 from dagscale.planning.plans import ParameterPlan, Plan, named
 from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
-from dagscale.planning.trained import notes_on
+from dagscale.planning.trained import fresh, notes_on, taken_up
 from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
 from dagscale.tracing.forward import ONE_AT_A_TIME, plain_parameters
 from dagscale.training.copies import all_put_back
-from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
 from dagscale.training.recipe import Recipe, differences
@@ -52,8 +52,8 @@ def plan(
     law: str | None = None,
     init: str | None = None,
     seed: int = 0,
-    width: str = "none",
-    depth: str = "none",
+    width: str = "auto",
+    depth: str = "auto",
     depth_alpha: float | None = None,
     batch: str | None = None,
     horizon: Horizon | None = None,
@@ -85,7 +85,11 @@ def plan(
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
-        depth: ``none``, or a rule for the growth of residual depth: ``completep``, ``completedp``, ``depth-mup``
+            ``auto``, the default: where neither law, width nor depth is named, and base and target are pre-norm
+            residual networks of one kind under AdamW, ``mup`` with depth ``completep`` and law ``none``, which takes no
+            step on the target (:mod:`dagscale.planning.defaults`); else ``none``.
+        depth: ``auto`` as for width, ``none``, or a rule for the growth of residual depth: ``completep``,
+            ``completedp``, ``depth-mup``
             (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter. With it the base's rate is
             carried over as it is, unless a law is named.
         depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
@@ -111,6 +115,9 @@ def plan(
     with ONE_AT_A_TIME, all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
+        named_ways = [law, depth_alpha, only, keep, reset, *(rule for rule in (width, depth) if rule != "auto")]
+        free = all(way is None for way in named_ways)
+        width, depth = ("none" if rule == "auto" else rule for rule in (width, depth))
         recipe = _recipe(recipe, training, bases, named_rules(batch, horizon))
         size = resized(recipe, bases, batch, horizon)
         recipe = size.alike
@@ -122,6 +129,8 @@ def plan(
         with about("target"):
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
         networks = _networks(bases, recipe, chosen, target.seed)
+        if free and len(networks) == 1 and carries_over(networks["base"], target, chosen.init):
+            chosen = replace(chosen, law=LAWS[LAW], width=WIDTH, depth=DEPTH, note=CARRIED)
         if law is None and chosen.law.steps and not all(pictured(n.graph) for n in (target, *networks.values())):
             chosen = replace(chosen, law=LAWS["none"], note=UNPICTURED)
         for name, network in networks.items():
@@ -136,6 +145,7 @@ def plan(
         with about("target"):
             target, zeros = keeping(target, only, keep, reset)
             target = initialised(target, chosen.init.name)
+        target, parts = taken_up(target, parts, zeros)
         target = scaled_by(target, parts, lr_scale)
         origins: dict[str, Network] = {}
         for name, network in networks.items():
@@ -335,31 +345,29 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
             raise PlanError("depth_alpha= is that of a depth rule: give depth='completep' or another")
         return {}
     base, rule = bases[0], chosen.init
-    own = 1.0
-    if chosen.depth != "none" and not rule.draws and base.model is not None and target.model is not None:
-        own = own_scaling(base.graph, target.graph, _rms(base.model), _rms(target.model))
-    parts = scaling(
+    own: Mapping[str, float] = {}
+    if chosen.depth != "none" and not rule.draws and all(map(fresh, (base, target))):
+        own = own_scaling(base.graph, target.graph, *(_rms(network.model) for network in (base, target)))
+    return scaling(
         base.graph, target.graph, target.recipe.optimizer, width=chosen.width, depth=chosen.depth, alpha=alpha,
-        mean_field=rule.width == "mean-field", own=own,
+        mean_field=rule.width == "mean-field", own_width=rule.width == "own", own=own,
     )  # fmt: skip
-    if rule.width != "own":
-        return parts
-    return {n: replace(s, factors=replace(s.factors, init=1.0)) for n, s in parts.items()}
 
 
-def _rms(model: nn.Module) -> dict[str, float]:
+def _rms(model: nn.Module | None) -> dict[str, float]:
     """Root mean square of every parameter."""
+    assert model is not None
     return {n: float(p.detach().double().square().mean().sqrt()) for n, p in plain_parameters(model).items()}
 
 
 def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[str, float] | None = None) -> Network:
     """The target with its fills scaled, and with each parameter's settings; what is measured on it sees them."""
-    role, made_of = roles(target.graph), hidden_matrices(target.graph)
+    role, made_of, offset = roles(target.graph), hidden_matrices(target.graph), offsets(target.graph)
     own = {name: parts.get(name, Scaling()) for name in role}
     scale = _rate_scales([*role], lr_scale or {})
     return replace(
         target,
-        fills={n: Fill(f.mean * own[n].factors.init, f.std * own[n].factors.init) for n, f in target.fills.items()},
+        fills={n: f.times(own[n].factors.init, offset.get(n, 0.0)) for n, f in target.fills.items()},
         relative={
             name: Relative(
                 s.factors.lr * scale.get(name, 1.0),
@@ -369,6 +377,7 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
                 s.fold,
                 made_of.get(name, WHOLE).split,
                 made_of.get(name, WHOLE).stacked,
+                made_of.get(name, WHOLE).transposed,
             )
             for name, s in own.items()
         },
@@ -431,8 +440,9 @@ def _built(
         fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
         mean, std = (None, None) if fill is None else (fill.mean, fill.std)
         parameters[p.name] = ParameterPlan(
-            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked
-        )
+            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked,
+            own.transposed,
+        )  # fmt: skip
     notes = (
         *_origin(alone, chosen.absolute, power),
         *([chosen.note] if chosen.note else []),

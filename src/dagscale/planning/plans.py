@@ -49,6 +49,7 @@ class ParameterPlan:
         fold: the multiplier that is folded into it by width or depth rules (`dagscale.scaling.folding`).
         split, stacked: where it is several matrices in one (`dagscale.graph.matrices`): parts of equally many rows, and
             whether its first dimension counts matrices. Muon takes each by itself.
+        transposed: whether it is written ``in × out``; its parts are then ones of columns.
 
     Raises:
         PlanError: if a value is of the wrong type or range.
@@ -64,6 +65,7 @@ class ParameterPlan:
     fold: float = 1.0
     split: int = 1
     stacked: bool = False
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         if not (isinstance(self.shape, tuple) and all(type(n) is int and n >= 0 for n in self.shape)):
@@ -76,10 +78,12 @@ class ParameterPlan:
         for name in ("lr", "weight_decay", "eps"):
             _number(name, getattr(self, name), least=0.0)
         _number("fold", self.fold, above=0.0)
-        if type(self.split) is not int or self.split < 1 or (self.shape and self.shape[0] % self.split):
+        for name in ("stacked", "transposed"):
+            if type(getattr(self, name)) is not bool:
+                raise PlanError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        rows = self.shape[-1 if self.transposed else 0] if self.shape else 0
+        if type(self.split) is not int or self.split < 1 or rows % self.split:
             raise PlanError(f"split must be a whole number that divides the rows, not {self.split!r}")
-        if type(self.stacked) is not bool:
-            raise PlanError(f"stacked must be true or false, not {self.stacked!r}")
         if self.role not in get_args(ParameterRole):
             raise PlanError(f"unknown role {self.role!r}")
 
@@ -269,7 +273,9 @@ class Plan(Saved):
             chosen = named(found, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
         relative = {
-            name: Relative(own.lr, own.eps, own.weight_decay, own.role, own.fold, own.split, own.stacked)
+            name: Relative(
+                own.lr, own.eps, own.weight_decay, own.role, own.fold, own.split, own.stacked, own.transposed
+            )
             for name, own in self.parameters.items()
         }
         return parameter_groups(

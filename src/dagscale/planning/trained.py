@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from dagscale.graph import Graph
+from dagscale.network import Network
+from dagscale.scaling.together import Scaling
 from dagscale.tracing._torch import is_lazy
 from dagscale.tracing.forward import is_sharded, plain_parameters
 from dagscale.training.draws import Fill
@@ -76,6 +79,41 @@ def notes_on(
     gains = [n for n in _gains(graph) if n in drawn and _has_values(parameters[n]) and not bool(parameters[n].any())]
     if gains:
         yield f"init {init!r} sets norm gains to 1 that are 0, maybe by design: {_some(gains)}; leave them with keep="
+
+
+def fresh(network: Network) -> bool:
+    """Whether the network's weights are known, and as an init draws them."""
+    model = network.model
+    if model is None or not all(map(_has_values, plain_parameters(model).values())):
+        return False
+    return not looking_trained(model, network.graph)
+
+
+def taken_up(
+    target: Network, parts: Mapping[str, Scaling], zeros: Collection[str]
+) -> tuple[Network, Mapping[str, Scaling]]:
+    """With a draw for what a width or depth rule scales and the init leaves as its author made it: of the same mean and
+    spread as its values, before the rule's factor. What was asked to be kept, is frozen, looks trained or has no values
+    stays, and a note says so.
+
+    Args:
+        zeros: what is left out for being 0 by design.
+    """
+    scaled = [n for n, part in parts.items() if part.factors.init != 1 and n not in target.fills and n not in zeros]
+    if not scaled:
+        return target, parts
+    values = plain_parameters(target.model) if target.model is not None and fresh(target) else {}
+    fills, changed = dict(target.fills), dict(parts)
+    for name in scaled:
+        value = values.get(name)
+        if value is None or not value.requires_grad or name in target.kept:
+            factor = parts[name].factors
+            note = f"left as it is: the plan does not draw it, so the rule's factor {factor.init:.4g} on it is left out"
+            changed[name] = replace(parts[name], factors=replace(factor, init=1.0), notes=(*parts[name].notes, note))
+        else:
+            wide = value.detach().double()
+            fills[name] = Fill(float(wide.mean()), float(wide.std(correction=0)))
+    return replace(target, fills=fills), changed
 
 
 def _some(names: Collection[str]) -> str:

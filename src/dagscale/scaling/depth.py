@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from dagscale.errors import PlanError
 from dagscale.graph.branches import BlockType, Residuals, find_branches
 from dagscale.graph.model import Graph
 from dagscale.registry import Registry
 from dagscale.scaling.folding import Factors, fold
+from dagscale.scaling.width import nearest, pattern
 from dagscale.training.optimizers import Optimizer
 
 DepthRule = Callable[[Optimizer, float, float], Factors]
@@ -70,6 +70,7 @@ def inside_branches(optimizer: Optimizer, m: float, alpha: float) -> Factors:
 
 
 NOTHING = Factors()
+NONE_OF_ITS_OWN: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def depth_scaling(
     optimizer: Optimizer,
     rule: str = "completep",
     alpha: float | None = None,
-    own: float = 1.0,
+    own: Mapping[str, float] = NONE_OF_ITS_OWN,
 ) -> dict[str, DepthScaling]:
     """The factors of a depth rule on every parameter of ``target``, by first name.
 
@@ -105,8 +106,8 @@ def depth_scaling(
         optimizer: how both are trained.
         rule: ``completep``, ``completedp``, ``depth-mup`` or another that is registered.
         alpha: the branches' multiplier is m^-α; the rule's own by default (1, and ½ under SGD).
-        own: what the target's own init already multiplies its branch ends by, compared with the base's
-            (:func:`own_scaling`); only where that init is kept.
+        own: what the target's own init already multiplies parameters in branches by, compared with the base's
+            (:func:`own_scaling`); only where that init is kept. It is taken back, so that the rule's factor is left.
 
     Raises:
         UnknownNameError: for a rule that is not registered.
@@ -122,7 +123,7 @@ def depth_scaling(
     found: dict[str, DepthScaling] = {p.name: DepthScaling() for p in target.parameters}
     for branch in ours.branches:
         m = growth[branch.trunk]
-        if m == own == 1:
+        if m == 1 and not any(name in own for name in (*branch.ends, *branch.inside)):
             continue
         if branch.note:
             note = f"in a residual branch that no multiplier can be folded into, because {branch.note}: left as it is"
@@ -133,21 +134,26 @@ def depth_scaling(
         c = m**-alpha
         back = "" if m >= 1 else "; the base is the deeper one, and what is known of the rule is for deeper targets"
         inside = entry.inside(optimizer, m, alpha)
-        at_end = inside * fold(optimizer, c) * Factors(init=1 / own)
+        at_end = inside * fold(optimizer, c)
         undone = inside * fold(optimizer, 1 / c)
         for name in (*branch.ends, *branch.inside):
             if found[name] != DepthScaling():
                 continue  # of a branch within this one, or shared between blocks
+            rest = Factors(init=1 / own.get(name, 1.0))
             if name in branch.ends:
                 found[name] = DepthScaling(
-                    at_end, m, c, f"end of a residual branch: carries its multiplier {c:.4g}{back}"
+                    at_end * rest, m, c, f"end of a residual branch: carries its multiplier {c:.4g}{back}"
                 )
             elif name in branch.undone:
-                found[name] = DepthScaling(undone, m, 1 / c, f"reads a branch's end: takes back its multiplier {c:.4g}")
+                note = f"reads a branch's end: takes back its multiplier {c:.4g}"
+                found[name] = DepthScaling(undone * rest, m, 1 / c, note)
             else:
-                found[name] = DepthScaling(inside, m)
+                found[name] = DepthScaling(inside * rest, m)
     for name in _outside(target, ours) & {n for n, s in found.items() if s.fold == 1 and s != DepthScaling()}:
         found[name] = DepthScaling(note="used both inside a residual branch and outside: scaled as outside")
+    for name in (p.name for e in ours.joined for op in target.edges[e].ops for p in op.params):
+        if found[name] == DepthScaling():
+            found[name] = DepthScaling(note="added to a trunk that it does not come from: left as it is")
     return found
 
 
@@ -167,8 +173,8 @@ def _alpha(rule: str, entry: DepthEntry, step: str, alpha: float | None) -> floa
 
 def _growth(base: Residuals, target: Residuals) -> list[float]:
     """Growth of the number of residual additions, for each trunk of the target."""
-    for name, found in (("target", target), ("base", base)):
-        if found.unclear:
+    for name, found, other in (("target", target, base), ("base", base, target)):
+        if found.unclear and (len(found.unclear) != len(other.unclear) or not found.branches):
             raise PlanError(
                 f"the {name} has {len(found.unclear)} additions of which no operand can be told to be the trunk (the "
                 f"first is vertex {found.unclear[0]} of its graph): a depth rule is for residual blocks, x + f(x)"
@@ -237,36 +243,61 @@ def _outside(graph: Graph, found: Residuals) -> set[str]:
     }
 
 
-def own_scaling(base: Graph, target: Graph, base_rms: Mapping[str, float], target_rms: Mapping[str, float]) -> float:
-    """What the target's own init multiplies branch ends by, compared with the base's.
+def own_scaling(
+    base: Graph, target: Graph, base_rms: Mapping[str, float], target_rms: Mapping[str, float]
+) -> dict[str, float]:
+    """What the target's own init multiplies the parameters of its branches by, compared with the base's.
 
     GPT-2 and Megatron draw a branch's last layer with a standard deviation that is ``1/√(2L)`` of the others': between
     a base and a target that is m times as deep, this is ``m^-½``, and of a rule's ``m^-α`` only ``m^(½-α)`` is left to
-    apply. Ends are compared with the other weights of the same network, so that what the width does to both cancels.
-    Ends that start at 0 (zero-initialised branches, ReZero) are left out: 0 stays 0 under any factor.
+    apply. T-Fixup [Huang et al. 2020] and DeepNorm [Wang et al. 2022, arXiv 2203.00555] scale the values and both
+    layers of an MLP by ``L^-¼``, Fixup [Zhang et al. 2019, arXiv 1901.09321] all but a branch's last layer, which it
+    starts at 0. Zeros are left out: they stay under any factor.
+
+    Weights of one place in their blocks are compared together. Where widths have grown, weights follow their fan-in or
+    do not: that which leaves one place nearest to where it was is taken.
 
     Args:
         base_rms, target_rms: the root mean square of every parameter as the model's own init draws it.
 
     Returns:
-        The geometric mean over ends, 1 where there is nothing to compare.
+        The factors by name, where they differ from 1 by more than chance.
     """
-    values = []
-    for graph, rms in ((target, target_rms), (base, base_rms)):
-        branches = find_branches(graph).branches
-        matrix = partial(_is_matrix, graph)
-        ends = [rms[n] for b in branches for n in b.ends if matrix(n) and rms[n] > 0]
-        others = [rms[n] for b in branches for n in b.inside if matrix(n) and rms[n] > 0]
-        if not ends:  # gains
-            ends, others = [rms[n] for b in branches for n in b.ends if rms[n] > 0], [1.0]
-        if not ends or not others:
-            return 1.0
-        values.append(_log_mean(ends) - _log_mean(others))
-    return math.exp(values[0] - values[1])
+    branches = find_branches(target).branches
+    names = dict.fromkeys(name for b in branches for name in (*b.ends, *b.inside) if _is_matrix(target, name))
+    if not any(_is_matrix(target, n) and target_rms[n] > 0 for b in branches for n in b.ends):  # gains, zeros
+        names |= dict.fromkeys(name for b in branches for name in b.ends)
+    places: dict[str, list[tuple[str, str]]] = {}
+    known = [p.name for p in base.parameters]
+    for name in names:
+        match = nearest(name, known)
+        if match is not None and target_rms[name] > 0 and base_rms[match] > 0:
+            places.setdefault(pattern(name), []).append((name, match))
+    logs = {p: _log_mean([target_rms[n] / base_rms[m] for n, m in pairs]) for p, pairs in places.items()}
+    widths = {p: _log_mean([_fan_in(target, n) / _fan_in(base, m) for n, m in pairs]) for p, pairs in places.items()}
+    ways = ({p: logs[p] + share * widths[p] for p in places} for share in (0.0, 0.5))
+    growth = min(ways, key=lambda way: min(map(abs, way.values()), default=0.0))
+    found = {}
+    for place, pairs in places.items():
+        entries = [
+            sum(graph.parameter[name].numel for name in {pair[i] for pair in pairs})
+            for i, graph in enumerate((target, base))
+        ]
+        if abs(growth[place]) > 5 * math.sqrt(sum(1 / (2 * n) for n in entries)):  # of a root mean square by chance
+            found.update({name: math.exp(growth[place]) for name, _ in pairs})
+    for branch in branches:  # an end's bias goes with its weight
+        scaled = [found[name] for name in branch.ends if name in found]
+        found.update({name: scaled[0] for name in branch.ends if scaled and name not in names})
+    return found
 
 
 def _is_matrix(graph: Graph, name: str) -> bool:
     return len(graph.parameter[name].shape) > 1
+
+
+def _fan_in(graph: Graph, name: str) -> float:
+    """Entries of a row; of vectors, which do not follow the width, 1."""
+    return float(math.prod(graph.parameter[name].shape[1:]))
 
 
 def _log_mean(values: list[float]) -> float:

@@ -6,13 +6,13 @@ c times what W moves by:
 
     step         what it does                         rate       eps      decay, decoupled    decay, coupled
     sign         η g/(√v + ε): no size of g in it     × c        ÷ c      ÷ c                 ÷ c²
-    spectral     likewise, a whole matrix             × c        ÷ c      ÷ c                 ÷ c²
+    spectral     likewise, a whole matrix             × c        ÷ c      ÷ c                 –
     gradient     η g                                  × c²       –        ÷ c²                ÷ c²
-    relative     η ‖W‖ (g without its size)           as it is   ÷ c      as it is            refused
+    relative     η ‖W‖ (g without its size)           as it is   ÷ c      as it is            ÷ c²
 
 A decoupled decay takes ``rate × decay`` off a weight, and keeps that product; a coupled one stands beside the gradient,
-``g/c + λ' c W``, and must have its proportion. Coupled decay under a relative step is refused, because the known ones
-differ: LAMB adds it after the gradient's size is gone (÷ c), LARS before (÷ c²).
+``g/c + λ' c W``, and must have its proportion. Under a relative step the known ones are LARS, whose decay is coupled,
+and LAMB, which adds it after the gradient's size is gone, ``g/|g| + λ' c W``: ÷ c.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _POWERS: dict[tuple[str, str], tuple[int, int, int]] = {
     ("sign", "decoupled"): (1, -1, -1),
     ("sign", "coupled"): (1, -1, -2),
     ("spectral", "decoupled"): (1, -1, -1),
-    ("spectral", "coupled"): (1, -1, -2),
-    ("gradient", "decoupled"): (2, -1, -2),
-    ("gradient", "coupled"): (2, -1, -2),
+    ("gradient", "decoupled"): (2, 0, -2),
+    ("gradient", "coupled"): (2, 0, -2),
     ("relative", "decoupled"): (0, -1, 0),
+    ("relative", "coupled"): (0, -1, -2),
+    ("relative", "normalised"): (0, -1, -1),
 }
 """(step, decay) → powers of c on rate, eps and decay."""
 
@@ -70,8 +71,8 @@ def fold(optimizer: Optimizer, c: float) -> Factors:
     powers = _POWERS.get((step, decay))
     if powers is None:
         raise OptimizerError(
-            f"{optimizer.name} adds weight decay to a step of kind {step!r}, and for that there is no folding rule "
-            "(LAMB's and LARS's differ): use an optimizer with decoupled decay, or none of depth= and head scaling"
+            f"{optimizer.name} has a weight decay of kind {decay!r} and a step of kind {step!r}, and for that there is "
+            "no folding rule: use an optimizer with decoupled decay, or none of depth= and head scaling"
         )
     lr, eps, weight_decay = powers
     return Factors(c, c**lr, c**eps if optimizer.eps else 1.0, c**weight_decay)

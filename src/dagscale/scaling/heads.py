@@ -55,8 +55,12 @@ def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, 
             )
             found.update({name: HeadScaling(Factors(), 1.0, note) for name in attention.queries})
             continue
-        note = f"makes queries of heads {r:g} times as large as the base's: carries {r**-0.5:.4g}, for logits over d"
-        found.update({n: HeadScaling(fold(optimizer, r**-0.5), r**-0.5, note) for n in attention.queries})
+        c = r ** (-0.5 * attention.power)
+        made = "queries" if attention.power == 1 else "queries, keys and values"
+        note = f"makes {made} of heads {r:g} times as large as the base's: carries {c:.4g}, for logits over d"
+        found.update({n: HeadScaling(fold(optimizer, c), c, note) for n in attention.queries})
+        note = f"reads values that were multiplied with the queries: takes back {c:.4g}"
+        found.update({n: HeadScaling(fold(optimizer, 1 / c), 1 / c, note) for n in attention.undone})
     return found
 
 

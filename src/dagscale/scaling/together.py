@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dagscale.errors import PlanError
 from dagscale.graph import Graph
-from dagscale.scaling.depth import depth_scaling
+from dagscale.scaling.depth import NONE_OF_ITS_OWN, depth_scaling
 from dagscale.scaling.folding import Factors
 from dagscale.scaling.heads import head_scaling
 from dagscale.scaling.spectral import matrix_rates
@@ -45,7 +45,8 @@ def scaling(
     depth: str = "none",
     alpha: float | None = None,
     mean_field: bool = False,
-    own: float = 1.0,
+    own_width: bool = False,
+    own: Mapping[str, float] = NONE_OF_ITS_OWN,
 ) -> dict[str, Scaling]:
     """The factors on every parameter of ``target`` that a width and a depth rule come to, by first name.
 
@@ -56,7 +57,9 @@ def scaling(
             logits over d where heads grow (:mod:`dagscale.scaling.heads`).
         depth: ``none``, or a depth rule (:mod:`dagscale.scaling.depth`); ``alpha`` is its α.
         mean_field: the init gives readouts std ∝ 1/fan_in by itself.
-        own: what the target's own init already multiplies branch ends by, where that init is kept.
+        own_width: how the init goes with width is its own affair: what a width rule asks of it is left out.
+        own: what the target's own init already multiplies parameters by (`dagscale.scaling.depth.own_scaling`), where
+            that init is kept.
 
     Raises:
         PlanError, OptimizerError, UnknownNameError: if there is no such rule, or none for these networks.
@@ -65,7 +68,7 @@ def scaling(
         raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
     found = {p.name: Scaling() for p in target.parameters}
     if width == "mup":
-        for name, part in _width(base, target, optimizer, mean_field).items():
+        for name, part in _width(base, target, optimizer, mean_field, own_width).items():
             found[name] *= part
     if depth != "none":
         for name, own_part in depth_scaling(base, target, optimizer, depth, alpha, own).items():
@@ -74,14 +77,18 @@ def scaling(
     return found
 
 
-def _width(base: Graph, target: Graph, optimizer: Optimizer, mean_field: bool) -> Mapping[str, Scaling]:
+def _width(
+    base: Graph, target: Graph, optimizer: Optimizer, mean_field: bool, own_width: bool
+) -> Mapping[str, Scaling]:
     spectral = optimizer.step == "spectral"
     rule = width_scaling(base, target, optimizer, mean_field=mean_field)
     rates = matrix_rates(base, target, optimizer.settings.get("adjust_lr_fn", "match_rms_adamw")) if spectral else {}
     found = {}
     for name, s in rule.items():
         lr = rates.get(name, s.lr)
-        factors = Factors(s.init, lr, s.eps if optimizer.eps else 1.0, s.weight_decay if lr == s.lr else 1 / lr)
+        factors = Factors(
+            1.0 if own_width else s.init, lr, s.eps if optimizer.eps else 1.0, s.weight_decay if lr == s.lr else 1 / lr
+        )
         found[name] = Scaling(factors, notes=(s.note,) if s.note else ())
     for name, head in head_scaling(base, target, optimizer).items():
         found[name] *= Scaling(head.factors, head.fold, (head.note,))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from math import prod, sqrt
@@ -47,10 +47,12 @@ def gradient_rule(m_in: float, m_out: float) -> float:
 
 @WIDTH_RULES.add("sign")
 @WIDTH_RULES.add("spectral")
+@WIDTH_RULES.add("relative")
 def sign_rule(m_in: float, m_out: float) -> float:
     """``1 / m_in``: ``Δz_i = -η Σ_j sign(δ_i x_j) x_j``, as many aligned terms of one size as there are inputs.
 
-    Of spectral optimisers, what is no hidden matrix (`dagscale.scaling.spectral` has those).
+    Of spectral optimisers, what is no hidden matrix (`dagscale.scaling.spectral` has those). Of relative ones, whose
+    steps have the weight's own size in them, before that is divided out.
     """
     return 1 / m_in
 
@@ -131,7 +133,9 @@ def width_scaling(
         OptimizerError: if that is unknown.
         PlanError: if base and target share no layer.
     """
-    rule = WIDTH_RULES[resolve(optimizer).known("step", "a width rule")]
+    record = resolve(optimizer)
+    step = record.known("step", "a width rule")
+    rule = WIDTH_RULES[step]
     places, origins = _places(target), _places(base)
     growths = _growths(places, origins)
     sizes = _sizes(places, growths)
@@ -142,6 +146,9 @@ def width_scaling(
     for name, grown in _vectors(base, target, places, growths, scalings, sizes).items():
         scalings[name] = _scaling("vector", grown, ONE, grown, rule)
     scalings.update(_tied(target, growths, rule, mean_field))
+    if step == "relative":
+        decay = record.known("decay", "a width rule")
+        scalings = {name: _relative(scaling, decay) for name, scaling in scalings.items()}
     nothing = WidthScaling("vector", 1.0, 1.0, 1.0, 1.0, "not on any input→output path")
     return {p.name: scalings.get(p.name, nothing) for p in target.parameters}
 
@@ -227,17 +234,22 @@ def nearest(name: str, names: Collection[str]) -> str | None:
     """The same name, else the one that differs in numbers only, and there least, earlier numbers first."""
     if name in names:
         return name
-    pattern, numbers = _pattern(name)
+    alike, numbers = _numbered(name)
     near = [
-        (tuple(abs(a - b) for a, b in zip(numbers, _pattern(n)[1], strict=True)), n)
+        (tuple(abs(a - b) for a, b in zip(numbers, _numbered(n)[1], strict=True)), n)
         for n in names
-        if _pattern(n)[0] == pattern
+        if pattern(n) == alike
     ]
     return min(near)[1] if near else None
 
 
+def pattern(name: str) -> str:
+    """The name with every number left open: the place of a parameter in its block."""
+    return _numbered(name)[0]
+
+
 @lru_cache(maxsize=1 << 14)
-def _pattern(name: str) -> tuple[str, tuple[int, ...]]:
+def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
     return re.sub(r"\d+", "*", name), tuple(map(int, re.findall(r"\d+", name)))
 
 
@@ -302,6 +314,17 @@ def _scaling(
 ) -> WidthScaling:
     lr = rule(float(m_in), float(m_out))
     return WidthScaling(kind, float(width_mult), init, lr, 1 / lr, note, float(1 / m_out))
+
+
+def _relative(scaling: WidthScaling, decay: str) -> WidthScaling:
+    """For a step that is relative to the parameter's own size: that size's growth is divided out of the rate.
+
+    It grows like fan-in^-½ in hidden weights, like 1/fan-in in readouts, and in all else as its init says.
+    """
+    m = scaling.width_mult
+    grown = {"hidden": m**-0.5, "output": 1 / m, "vector": scaling.init, "input": 1.0}[scaling.kind]
+    lr = scaling.lr / grown
+    return replace(scaling, lr=lr, weight_decay=1 / grown if decay == "normalised" else 1 / lr)
 
 
 def _vectors(
@@ -382,6 +405,8 @@ def _norm_before(graph: Graph, use: LayerUse) -> tuple[str, ...] | None:
     for op in reversed(ops[: next(i for i, o in enumerate(ops) if o is use.op)]):
         if op.kind not in NORM_CHAIN:
             return None
+        if not all(p.scales for p in op.params):
+            return None
         gains = [p.name for p in op.params if p.role in MULTIPLIES]
         after = [*gains, *(p.name for p in op.params if p.role not in MULTIPLIES), *after]
         if gains:
@@ -395,4 +420,4 @@ def _uses(graph: Graph, name: str) -> int:
     return sum(use.name == name for edge in graph.edges for op in edge.ops for use in op.params)
 
 
-__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "width_scaling"]
+__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "pattern", "width_scaling"]

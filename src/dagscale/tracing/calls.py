@@ -50,6 +50,26 @@ class Use:
         """Its fan and kernel."""
         return self.meaning.layer if self.place == self.meaning.weight else self.meaning.swapped
 
+    def kept(self, rows: int | None = None, *, bias: bool = True) -> Callable[[Tensor], Tensor]:
+        """The layer as a function of its weight, on what enters it now, to be run again when that is long gone.
+
+        Args:
+            rows: only so many of what enters.
+            bias: with the bias, as it will be then.
+        """
+        from dagscale.tracing.recorder import tensors_in
+
+        fixed = dict(self.arguments) | {a: v.detach()[:rows].clone() for a, v in self.signals.items()}
+        added = fixed.get(self.meaning.bias)
+        if not bias and isinstance(added, Tensor):
+            fixed[self.meaning.bias] = torch.zeros_like(added).detach()
+
+        def run(weight: Tensor) -> Tensor:
+            with torch.no_grad():
+                return next(tensors_in(self.func(**{**fixed, self.place: weight})))
+
+        return run
+
     def moment(self) -> float:
         """Mean of ``z²`` over what the layer gives without its bias.
 
@@ -72,6 +92,29 @@ class Use:
         return float((z if self.own else z.square()).mean())
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a model's state leads to, which forwards take for constants.
+
+    Attributes:
+        made_of: storage → the parameter that lies there; none for buffers and other tensors.
+        tensors: all of them, so that no signal of a later forward gets the storage of one that is gone.
+    """
+
+    made_of: Mapping[int, frozenset[str]]
+    tensors: tuple[Tensor, ...]
+
+
+def held_by(model: nn.Module) -> Held:
+    """Walk through the model's state."""
+    tensors = tuple(forward.held_tensors(model))
+    made_of: dict[int, frozenset[str]] = {storage_key(t): frozenset() for t in tensors}
+    for name, parameter in forward.plain_parameters(model).items():
+        made_of[storage_key(parameter)] = frozenset({name})
+    made_of.pop(0, None)
+    return Held(made_of, tensors)
+
+
 class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells of every operator that applies a weight of ``model`` to a signal, in the order of the forward.
 
@@ -82,6 +125,7 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: whose forward runs under the mode.
         before: called with the use before the operator runs; it may change the weight in place.
         after: called with the use and with what the operator returned.
+        held: what the model holds, where it is followed through many forwards, and the walk through its state costs.
     """
 
     def __init__(
@@ -89,17 +133,15 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: nn.Module,
         before: Callable[[Use], None] | None = None,
         after: Callable[[Use, Any], None] | None = None,
+        held: Held | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import Operator, describe
 
         self.before, self.after = before, after
-        self._made_of: dict[int, frozenset[str]] = {storage_key(t): frozenset() for t in forward.held_tensors(model)}
-        self._own: set[int] = set()
-        for name, parameter in forward.plain_parameters(model).items():
-            self._made_of[storage_key(parameter)] = frozenset({name})
-            self._own.add(storage_key(parameter))
-        self._made_of.pop(0, None)
+        self._held = held_by(model) if held is None else held
+        self._made_of = dict(self._held.made_of)
+        self._own = {key for key, names in self._made_of.items() if names}
         self._kept: list[Tensor] = []
         self._makers: dict[int, tuple[Any, Any, Any, int]] = {}
         self._describe = describe

@@ -32,6 +32,7 @@ class Node:
             (stride, size) of each dimension it adds up over.
         via: for each parent, the nodes passed on the way from it, where reduction has melted them in.
         name: the parameter's name for parameter sources.
+        added: the number that an addition of a number adds.
     """
 
     id: int
@@ -51,6 +52,7 @@ class Node:
     name: str = ""
     shape: tuple[int, ...] = ()
     numel: int = 0
+    added: float = 0.0
 
 
 Value = tuple[Node, Tensor]

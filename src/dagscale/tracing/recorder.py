@@ -247,6 +247,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for tensor in written:  # a constant overwrites what was there
                     self.memory.write(tensor, None)
             return
+        if not node.signal and operator.name == "aten.add":
+            node.added = _number(named)
         parts: list[tuple[Region, int | None]] = []
         if meaning.kind == "concat" and meaning.dims:
             parts = self._lay_out(node, named[meaning.data[0]], results[0], meaning.dims[0])
@@ -362,6 +364,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Let go of every tensor; the nodes stay."""
         self.memory = Memory(self._join)
         self.on_write = None
+
+
+def _number(named: dict[str, Any]) -> float:
+    """The number that an addition adds to a tensor; 0 where it adds another tensor."""
+    other = named.get("other")
+    plain = isinstance(other, (int, float)) and named.get("alpha", 1) == 1
+    return float(other) if plain else 0.0  # type: ignore[arg-type]
 
 
 def _applied() -> Iterator[type]:

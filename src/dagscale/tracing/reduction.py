@@ -176,14 +176,19 @@ def _parameters_of(nodes: list[Node], n: int, seen: dict[int, tuple[str, ...]]) 
     return seen[n]
 
 
-def _is_own(nodes: list[Node], n: int) -> bool:
-    """Whether the signal-free node ``n`` is one parameter, up to moves, casts and constant factors."""
+def _use(nodes: list[Node], name: str, role: Role, n: int) -> ParamUse:
+    """A parameter as the signal-free node ``n`` gives it: itself, up to moves and constants; with a number added; or
+    computed."""
+    added, scaled = 0.0, False
     while (node := nodes[n]).op != "parameter":
         sources = (*node.parents, *node.params)
-        if len(sources) != 1 or not (node.kind == "pass" or (node.kind == "product" and node.elementwise)):
-            return False
+        scaled = scaled or node.kind == "product"
+        adds = node.kind == "sum" and node.added != 0 and not added
+        if len(sources) != 1 or not (adds or node.kind == "pass" or (node.kind == "product" and node.elementwise)):
+            return ParamUse(name, role, False)
+        added += node.added if adds else 0.0
         n = sources[0]
-    return True
+    return ParamUse(name, role, not added, 0.0 if scaled else added)
 
 
 def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op | None:
@@ -203,7 +208,7 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
                 role = "gain"
             else:
                 role = "other"
-            uses.setdefault(name, ParamUse(name, role, _is_own(nodes, source)))
+            uses.setdefault(name, _use(nodes, name, role, source))
     kind: OpKind
     if node.kind in ("weight", "activation", "norm", "pool", "unknown"):
         kind = node.kind

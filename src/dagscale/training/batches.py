@@ -227,7 +227,8 @@ class _Indexed:
 class Rows:
     """Batches of numbered examples, reshuffled at every pass; the last incomplete batch is dropped.
 
-    Of more than ``LARGEST`` examples each batch is drawn by itself.
+    Of more than ``LARGEST`` examples each batch is drawn by itself. What a data set draws at random, such as an
+    augmentation, is seeded: batches under one seed are always the same.
     """
 
     numbered: _Examples
@@ -243,14 +244,14 @@ class Rows:
     def batches(self, seed: int, size: int | None = None) -> Iterator[Batch]:
         n = len(self.numbered)
         size = min(n, size or self.batch_size)
-        generator = torch.Generator().manual_seed(seed)
+        generator, read = torch.Generator().manual_seed(seed), self._reader(seed)
         while True:
             if n > LARGEST:  # an order of so many numbers is as large as the data
-                yield self.numbered.rows(torch.randint(n, (size,), generator=generator))
+                yield read(torch.randint(n, (size,), generator=generator))
                 continue
             order = torch.randperm(n, generator=generator)
             for rows in torch.split(order[: n - n % size], size):
-                yield self.numbered.rows(rows)
+                yield read(rows)
 
     def sample(self, examples: int, size: int) -> Iterator[Batch]:
         """Batch sizes differ by at most one: no batch statistics come from a lone last example."""
@@ -261,8 +262,21 @@ class Rows:
             if small
             else torch.randint(n, (examples,), generator=generator)
         )
+        read = self._reader(0)
         for part in rows.tensor_split(-(-len(rows) // size)):
-            yield self.numbered.rows(part)
+            yield read(part)
+
+    def _reader(self, seed: int) -> Callable[[Tensor], Batch]:
+        """What reads examples by number; where somebody's code does, with a stream of random numbers of its own."""
+        if not isinstance(self.numbered, _Indexed):
+            return self.numbered.rows
+        own = seeded(seed)
+
+        def read(rows: Tensor) -> Batch:
+            with own:
+                return self.numbered.rows(rows)
+
+        return read
 
 
 # --- batches that come as they come ----------------------------------------------------------------------------

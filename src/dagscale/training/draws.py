@@ -17,6 +17,10 @@ class Fill:
     mean: float
     std: float
 
+    def times(self, factor: float, offset: float = 0.0) -> Fill:
+        """What makes the parameter and its offset ``factor`` times as large: of a gain ``1 + w``, the whole gain."""
+        return Fill(self.mean * factor + (factor - 1) * offset, self.std * factor)
+
     def draw(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         """The values of parameter ``name``, float32 on the CPU."""
         import torch

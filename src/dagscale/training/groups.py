@@ -24,6 +24,7 @@ class Relative:
         fold: the multiplier that is folded into it: its gradient is 1/fold of the unfolded model's.
         split, stacked: parts of equally many rows, and whether the first dimension counts matrices, where a weight is
             several matrices in one.
+        transposed: whether it is written ``in × out``; its parts are then ones of columns.
     """
 
     lr: float = 1.0
@@ -33,6 +34,7 @@ class Relative:
     fold: float = 1.0
     split: int = 1
     stacked: bool = False
+    transposed: bool = False
 
 
 def parameter_groups(
@@ -47,19 +49,20 @@ def parameter_groups(
 ) -> Groups:
     """One group for each distinct setting, in the order of the parameters; frozen parameters are left out.
 
-    Args:
-        parameters: qualified name → parameter.
-        relative: qualified name → its factors; those not named have factors of 1.
-        optimizer: whose defaults the factors on ε and decay start from.
-        lr: the network's learning rate.
-        weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.
-        no_decay: roles, or a function of name and parameter, that get none if ``weight_decay`` is given.
-        apart: one group for each parameter.
+        Args:
+            parameters: qualified name → parameter.
+            relative: qualified name → its factors; those not named have factors of 1.
+            optimizer: whose defaults the factors on ε and decay start from.
+            lr: the network's learning rate.
+            weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.
+            no_decay: roles, or a function of name and parameter, that get none if ``weight_decay`` is given.
+            apart: one group for each parameter.
 
-    Returns:
-        ``{"params": [...], "lr": …, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"`` where they are not
-        the optimiser's own, ``"fold"`` where a multiplier is folded in, and for spectral optimisers whether it is a
-        hidden ``"matrix"``, and how a weight that is several is ``"split"`` or ``"stacked"``.
+        Returns:
+    ``{"params": [...], "lr": …, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"`` where they are not
+            the optimiser's own, ``"fold"`` where a multiplier is folded in, and for spectral optimisers whether it is a
+            hidden ``"matrix"``, whether a weight that is several is ``"split"`` or ``"stacked"``, and whether it is
+            ``"transposed"``, written ``in × out``.
     """
     found: dict[Any, dict[str, Any]] = {}
     decay = weight_decay if weight_decay is not None else _own_decay(optimizer)
@@ -81,8 +84,11 @@ def parameter_groups(
             settings["matrix"] = own.role == "hidden" and parameter.ndim > 1
             if settings["matrix"] and own.stacked:
                 settings["stacked"] = True
+            if settings["matrix"] and own.transposed:
+                settings["transposed"] = True
             if settings["matrix"] and own.split > 1:
-                settings["split"] = (parameter.shape[0] // own.split,) * own.split
+                rows = parameter.shape[-1 if own.transposed else -2 if own.stacked else 0]
+                settings["split"] = (rows // own.split,) * own.split
         key = name if apart else tuple(settings.items())
         group = found.setdefault(key, {"params": [], **settings, "param_names": []})
         group["params"].append(parameter)

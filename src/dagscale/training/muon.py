@@ -7,7 +7,7 @@ every width asks for ``√(d_out/d_in)`` [Large et al. 2024, arXiv 2405.14813]; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod, sqrt
 from typing import Any
 
@@ -79,6 +79,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
         split       numbers of rows, such as (d, d, d): each part of the weight is a matrix of its own (fused QKV)
         stacked     True: the first dimension counts matrices (a layer's experts)
+        transposed  True: written ``in × out`` (GPT-2); ``split`` is then of columns
 
     A convolution is the matrix ``out × (in · kernel)``, and its shape factor that matrix's.
 
@@ -121,6 +122,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             "matrix": False,
             "split": None,
             "stacked": False,
+            "transposed": False,
         }
         super().__init__(groups, defaults)
 
@@ -142,10 +144,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         moving = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in self.param_groups]
-        matrices = [g for g in moving if g["params"] and g["matrix"]]
+        hidden = [g for g in moving if g["params"] and g["matrix"]]
         rest = [g for g in moving if g["params"] and not g["matrix"]]
-        if matrices:
-            self._step_matrices(matrices)
+        if hidden:
+            self._step_matrices(hidden)
         if rest:
             inner = torch.optim.AdamW(_only(rest, "lr", "weight_decay", "betas", "eps"))
             for group in rest:
@@ -159,7 +161,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         listed, copied = [], []
         momenta: dict[nn.Parameter, Tensor] = {}
         for group in groups:
-            matrices: list[nn.Parameter] = []
+            listing: list[nn.Parameter] = []
             for p in group["params"]:
                 state = self.state[p]
                 if "momentum_buffer" not in state:
@@ -167,13 +169,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 weight = p.detach().contiguous()
                 if weight.data_ptr() != p.data_ptr():  # channels last, transposed
                     copied.append((p, weight))
-                parts = (_parts(t, group) for t in (weight, p.grad.contiguous(), state["momentum_buffer"]))
+                parts = (matrices(t, group) for t in (weight, p.grad.contiguous(), state["momentum_buffer"]))
                 for part, grad, momentum in zip(*parts, strict=True):
                     matrix = nn.Parameter(part, requires_grad=False)
                     matrix.grad = grad
                     momenta[matrix] = momentum
-                    matrices.append(matrix)
-            listed.append({**group, "params": matrices})
+                    listing.append(matrix)
+            listed.append({**group, "params": listing})
         keys = ("lr", "weight_decay", "momentum", "nesterov", "ns_steps", "adjust_lr_fn")
         inner = torch.optim.Muon(_only(listed, *keys))
         for matrix, momentum in momenta.items():
@@ -187,16 +189,17 @@ def _only(groups: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
     return [{"params": g["params"], **{key: g[key] for key in keys}} for g in groups]
 
 
-def _parts(tensor: Tensor, group: dict[str, Any]) -> Iterator[Tensor]:
-    """A contiguous weight, seen as the matrices that it is made of."""
-    for piece in tensor.unbind(0) if group["stacked"] else (tensor,):
+def matrices(tensor: Tensor, group: Mapping[str, Any]) -> Iterator[Tensor]:
+    """A contiguous weight, or its change, seen as the matrices that a spectral step takes, ``out × (in · kernel)``."""
+    for piece in tensor.unbind(0) if group.get("stacked") else (tensor,):
         matrix = piece.view(matrix_shape(piece.shape))
-        yield from torch.split(matrix, list(group["split"])) if group["split"] else (matrix,)
+        matrix = matrix.T if group.get("transposed") else matrix
+        yield from torch.split(matrix, list(group["split"])) if group.get("split") else (matrix,)
 
 
 def _check(p: Tensor, group: dict[str, Any]) -> None:
     shape = p.shape[1:] if group.get("stacked") else p.shape
-    rows, _ = matrix_shape(shape)
+    rows = matrix_shape(shape)[1 if group.get("transposed") else 0]
     split = group.get("split")
     if split and sum(split) != rows:
         raise OptimizerError(
@@ -204,4 +207,4 @@ def _check(p: Tensor, group: dict[str, Any]) -> None:
         )
 
 
-__all__ = ["SHAPE_FACTORS", "MuonWithAdamW", "matrix_shape", "shape_correction", "shape_factor"]
+__all__ = ["SHAPE_FACTORS", "MuonWithAdamW", "matrices", "matrix_shape", "shape_correction", "shape_factor"]

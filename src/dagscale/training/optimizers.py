@@ -30,7 +30,7 @@ Groups = list[dict[str, Any]]
 
 Build = Callable[..., torch.optim.Optimizer]
 Step = Literal["gradient", "sign", "spectral", "relative"]
-Decay = Literal["coupled", "decoupled"]
+Decay = Literal["coupled", "decoupled", "normalised"]
 Settings = Mapping[str, Any]
 B = TypeVar("B", bound=Build)
 
@@ -50,7 +50,8 @@ class Optimizer:
             that does not depend on the gradient's, entry by entry (Adam, Lion); ``spectral``, likewise for a whole
             matrix (Muon); ``relative``, proportional to the parameter's own norm (LAMB, Adafactor).
         grid: exponents of 2 between which rates are tried, half an octave apart.
-        decay: how weight decay enters: ``coupled``, added to the gradient, or ``decoupled``, off the weights.
+        decay: how weight decay enters: ``coupled``, added to the gradient; ``decoupled``, off the weights; or
+            ``normalised``, added to a step that the gradient's size has left and that then takes the weight's (LAMB).
         weight_decay: what ``build`` takes where the groups and the settings say nothing.
         stable: largest stable learning rate times curvature on a quadratic: 2 for gradient descent.
         scaling: (state of a parameter, its group) → what the next step multiplies its gradient by at rate 1, a number

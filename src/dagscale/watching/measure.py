@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.engine import first_line
+from dagscale.training.muon import matrices
 from dagscale.training.optimizers import Optimizer
-from dagscale.watching.planned import Planned, matrices, rms_of_spectral, spectral_step
+from dagscale.watching.planned import Planned, rms_of_spectral, spectral_step
 
 WHOLE, SAMPLE = 65_536, 16_384
 """Parameters with at most so many entries are compared whole; of larger ones about so many evenly spaced entries."""
@@ -66,12 +67,10 @@ class _Before:
 
 @dataclass
 class _Layer:
-    """A layer as the forward used it: its operator on a few rows, and what that gave."""
+    """A layer as the forward used it: as a function of its weight on a few rows, and what that gave."""
 
-    func: Any
-    place: str
+    run: Callable[[Tensor], Tensor]
     weight: Tensor
-    fixed: dict[str, Any]
     z: Tensor
 
 
@@ -139,15 +138,9 @@ class Window:
         name = next((n for n in sorted(use.names) if n in self.parameters), None)
         if name is None or use.func._schema.is_mutable:  # run again, it would write to what is the user's
             return
-        fixed = dict(use.arguments)
-        for a, v in use.signals.items():
-            fixed[a] = v.detach()[:EXAMPLES].clone() if _by_rows(use, v, out) else v.detach().clone()
-        bias = fixed.get(use.meaning.bias)
-        if isinstance(bias, Tensor):
-            fixed[use.meaning.bias] = torch.zeros_like(bias).detach()
-        with torch.no_grad():
-            z = next(tensors_in(use.func(**fixed)))
-        self.layers.setdefault(name, []).append(_Layer(use.func, use.place, use.weight, fixed, z.detach()))
+        few = all(_by_rows(use, signal, out) for signal in use.signals.values())
+        run = use.kept(EXAMPLES if few else None, bias=False)
+        self.layers.setdefault(name, []).append(_Layer(run, use.weight, run(use.weight).detach()))
 
     # --- the step ----------------------------------------------------------------------------------------------
 
@@ -190,7 +183,7 @@ class Window:
             coupled = known is not None and known.decay == "coupled" and old.decay
             found["pull"] = _rms(gradient + old.decay * old.weight.float()) if coupled else found["gradient"]
         if own.matrix:
-            parts = matrices(step, old.group)
+            parts = list(matrices(step.contiguous(), old.group))
             found["top"] = torch.stack([_top(part) for part in parts]).square().mean().sqrt()
         return found
 
@@ -226,7 +219,7 @@ class Window:
         ratio = size / (old.lr * per_rate) if per_rate and old.lr else None
         rms = per_rate
         if per_rate is not None and "top" in v:
-            rms = rms_of_spectral(matrices(own.parameter.detach(), old.group)[0], per_rate)
+            rms = rms_of_spectral(next(matrices(own.parameter.detach().contiguous(), old.group)), per_rate)
         expected = None if rms is None else rms * own.lr * common
         raw, norm = v.get("raw"), v.get("norm")
         z = v.get("z")
@@ -242,7 +235,7 @@ class Window:
         if known is None or "gradient" not in v:
             return None
         if "top" in v:
-            return spectral_step(matrices(own.parameter.detach(), old.group)[0], implementation(known))
+            return spectral_step(next(matrices(own.parameter.detach().contiguous(), old.group)), implementation(known))
         if known.step in ("sign", "spectral"):
             return 1.0
         if known.step == "gradient":
@@ -268,8 +261,7 @@ class Window:
     def _again(self, layer: _Layer) -> Tensor:
         """What the layer gives now for what entered it then."""
         with torch.no_grad():
-            weight = self._calls.now(layer.weight) if self._calls is not None else layer.weight
-            return next(tensors_in(layer.func(**{**layer.fixed, layer.place: weight})))
+            return layer.run(self._calls.now(layer.weight) if self._calls is not None else layer.weight)
 
 
 def implementation(known: Optimizer | None) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -63,14 +61,6 @@ def planned_parameters(model: nn.Module, plan: Plan) -> dict[str, Planned]:
     return {name: found[name] for name in plan.parameters if name in found}
 
 
-def matrices(change: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
-    """A weight, or its change, as the matrices that a spectral optimiser steps, out × (in · kernel)."""
-    pieces = change.unbind(0) if group.get("stacked") else (change,)
-    flat = [piece.reshape(matrix_shape(piece.shape)) for piece in pieces]
-    rows = group.get("split")
-    return [part for piece in flat for part in (piece.split(list(rows)) if rows else (piece,))]  # type: ignore[no-untyped-call]
-
-
 def spectral_step(matrix: Tensor, implementation: str) -> float:
     """The spectral norm of one step at rate 1: the implementation's shape factor."""
     return SHAPE_FACTORS[implementation](*matrix_shape(matrix.shape))
@@ -81,4 +71,4 @@ def rms_of_spectral(matrix: Tensor, norm: float) -> float:
     return norm / sqrt(max(matrix.shape))
 
 
-__all__ = ["Planned", "matrices", "planned_parameters", "rms_of_spectral", "spectral_step"]
+__all__ = ["Planned", "planned_parameters", "rms_of_spectral", "spectral_step"]

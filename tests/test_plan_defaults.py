@@ -1,0 +1,115 @@
+"""What a plan does where neither law, width nor depth is named: by what base and target are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dagscale
+from dagscale.graph import Graph
+from dagscale.inits import INITS
+from dagscale.network import Network
+from dagscale.planning.defaults import CARRIED, carries_over
+from dagscale.training.optimizers import resolve
+
+X = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+Y = X[:, :3].argmax(1)
+
+
+class Net(nn.Module):
+    """Residual blocks of width ``width`` with a norm ``before`` each, ``behind`` each, or none."""
+
+    def __init__(self, depth: int, width: int, norm: str = "before", end: str = "") -> None:
+        super().__init__()
+        self.stem, self.head, self.norm, self.end = nn.Linear(12, width), nn.Linear(width, 3), norm, end
+        self.n = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(depth))
+        if end == "more":
+            self.extra = nn.Sequential(nn.Linear(width, 5), nn.Linear(5, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for n, up, down in zip(self.n, self.up, self.down, strict=True):
+            y = down(F.gelu(up(n(x) if self.norm == "before" else x)))
+            x = x + (y.tanh() if self.end == "tanh" else y)
+            x = n(x) if self.norm == "behind" else x
+        out: Tensor = self.head(self.extra(x) if self.end == "more" else x)
+        return out
+
+
+def recipe(**more: Any) -> dagscale.Recipe:
+    given = {"optimizer": "adamw", "weight_decay": 0.1, "batch_size": 16, "steps": 4}
+    return dagscale.Recipe((X, Y), F.cross_entropy, **{**given, **more})
+
+
+def planned(base: nn.Module, target: nn.Module, **options: Any) -> dagscale.Plan:
+    said = options.pop("recipe", recipe())
+    return dagscale.plan(target, X[:2], base=(base, X[:2]), base_lr=0.01, recipe=said, **options)
+
+
+def test_a_deeper_and_wider_target_is_carried_over_without_a_step_and_the_screen_says_why() -> None:
+    plan = planned(Net(2, 8), Net(6, 16))
+    assert (plan.law, plan.width, plan.depth, plan.forwards, plan.lr) == ("none", "mup", "completep", 0, 0.01)
+    assert CARRIED in plan.notes
+    shown = " ".join(str(plan).split())
+    assert "by default: base and target are pre-norm residual networks of one kind" in shown
+    named = planned(Net(2, 8), Net(6, 16), law="none", width="mup", depth="completep")
+    assert plan.parameters == named.parameters
+    assert CARRIED not in named.notes
+
+
+@pytest.mark.parametrize("named", [{"law": "none"}, {"width": "none"}, {"depth": "none"}, {"width": "mup"}])
+def test_whoever_names_one_of_them_has_named_them_all(named: dict[str, Any]) -> None:
+    plan = planned(Net(2, 8), Net(6, 16), **named)
+    assert (plan.width, plan.depth) == (named.get("width", "none"), "none")
+    assert plan.law == named.get("law", "short-run")
+
+
+def network(model: nn.Module, optimizer: str = "adamw", x: Tensor = X[:2]) -> Network:
+    return Network(dagscale.trace(model, x), recipe(optimizer=optimizer), model, x, 0)
+
+
+def carried(base: nn.Module, target: nn.Module, optimizer: str = "adamw", init: str = "moments") -> bool:
+    return carries_over(network(base, optimizer), network(target, optimizer), INITS[init])
+
+
+def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
+    assert carried(Net(2, 8), Net(6, 16))
+    assert carried(Net(2, 8), Net(2, 8))
+    for optimizer in ("sgd", "momentum", "adam", "lion", "muon"):
+        known = resolve(optimizer)
+        assert not carried(Net(2, 8), Net(6, 16), optimizer), known.name
+    for init in ("keep", "in-degree", "released"):
+        assert not carried(Net(2, 8), Net(6, 16), init=init)
+    for norm in ("behind", "none"):
+        assert not carried(Net(2, 8, norm), Net(6, 16, norm))
+    assert not carried(Net(2, 8, end="tanh"), Net(6, 16, end="tanh")), "no multiplier can be folded"
+    assert not carried(Net(2, 8), Net(6, 16, end="more")), "another layer"
+    assert not carried(Net(2, 8, end="more"), Net(6, 16, end="more")), "a size inside that stays"
+    assert carried(Net(2, 8, end="more"), Net(6, 8, end="more"))
+    assert not carried(Net(6, 8), Net(2, 16)), "shallower"
+    assert not carried(Net(2, 16), Net(6, 8)), "narrower"
+    plain = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert not carried(plain, plain), "no residual branch"
+
+
+def test_a_part_that_is_initialised_alone_is_no_case_for_it() -> None:
+    assert planned(Net(2, 8), Net(6, 16), reset="head").width == "none"
+
+
+def test_several_bases_are_measured() -> None:
+    plan = dagscale.plan(
+        Net(6, 16), X[:2], base=[(Net(2, 8), X[:2]), (Net(3, 8), X[:2])], base_lr=[0.01, 0.01], recipe=recipe()
+    )
+    assert (plan.law, plan.width) == ("short-run", "none")
+
+
+def test_a_graph_read_from_a_file_is_enough_to_tell() -> None:
+    base = network(Net(2, 8))
+    again = Graph.from_json(base.graph.to_json())
+    assert carries_over(Network(again, base.recipe, None, None, 0), network(Net(6, 16)), INITS["moments"])
