@@ -231,6 +231,35 @@ def test_given_back_after_any_exception(name: str, error: type[BaseException], c
         assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("call", [plan, search, None], ids=["plan", "search", "measure"])
+def test_an_interrupt_in_place_of_giving_back(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one moment that a single guard cannot see to; `Base.measure` has both guards too."""
+    model = BORROWED["with_lock"](plain())
+    recipe = dagscale.Recipe((X, Y), F.cross_entropy, steps=4, batch_size=16)
+    base = dagscale.Base.given(traced(model, X[:4], recipe, 0), 0.1)
+    before = fingerprint(model)
+
+    def interrupted(self: WorkingCopy) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkingCopy, "give_back", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(model) if call is not None else base.measure("short-run")
+    assert fingerprint(model) == before
+
+
+def test_measuring_a_base_says_what_does_not_fit() -> None:
+    """As a plan does, before anything is measured."""
+
+    def square(out: Tensor, y: Tensor) -> Tensor:
+        return (out - y).square().mean()
+
+    recipe = dagscale.Recipe((X, X[:, 0]), square, steps=4, batch_size=4)
+    base = dagscale.Base.given(traced(plain(), X[:4], recipe, 0), 0.1)
+    with pytest.raises(dagscale.DagscaleError, match="together they spread"):
+        base.measure("short-run")
+
+
 def test_half_precision_that_cannot_be_copied_is_refused_in_one_line() -> None:
     model = BORROWED["with_lock"](plain()).bfloat16()
     with pytest.raises(CopyError, match=r"cannot be copied .*half precision") as caught:

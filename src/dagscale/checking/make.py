@@ -24,7 +24,6 @@ from dagscale.planning.make import plan as make_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, traced
 from dagscale.progress import Progress, shown
-from dagscale.tracing.forward import ONE_AT_A_TIME
 from dagscale.training.copies import all_put_back
 from dagscale.training.recipe import Loss, Recipe
 
@@ -100,7 +99,7 @@ def check(
     recipe, given = _said(plan, recipe, data, loss, optimizer, batch_size, init, law, width)
     base_lr = plan.base_lr if plan is not None and base_lr is None else base_lr
     task = Task(recipe, steps, centred)
-    with ONE_AT_A_TIME, all_put_back(), shown("checking", progress) as bar:
+    with all_put_back(), shown("checking", progress) as bar:
         family_, notes = members(family, sizes, labels, seed, recipe)
         numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
         axis, found_sizes = growth(family_, numbers)

@@ -34,20 +34,23 @@ _OPEN: list[Callable[[], None]] = []
 def all_put_back() -> Iterator[None]:
     """Whatever ends what runs inside, at whatever moment, models and random states are as they were.
 
+    One thread at a time: models are borrowed, and PyTorch's switches hold for the whole process.
+
     Each loan is given back where it ends. An interrupt that comes between its end and the first step of giving back is
     the one moment that this cannot see to, and a second guard around it can: there is one interrupt, and two guards.
     """
-    put_back, before = switches(), list(_OPEN)
-    try:
-        with forward.unchanged_random_state():
-            yield
-    except BaseException:
-        put_back()
-        raise
-    finally:
-        for undo in reversed([undo for undo in _OPEN if undo not in before]):
-            _OPEN.remove(undo)
-            uninterrupted(partial(_undone, undo))
+    with forward.ONE_AT_A_TIME:
+        put_back, before = switches(), list(_OPEN)
+        try:
+            with forward.unchanged_random_state():
+                yield
+        except BaseException:
+            put_back()
+            raise
+        finally:
+            for undo in reversed([undo for undo in _OPEN if undo not in before]):
+                _OPEN.remove(undo)
+                uninterrupted(partial(_undone, undo))
 
 
 class WorkingCopy:
