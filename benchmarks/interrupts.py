@@ -1,4 +1,4 @@
-"""Ctrl-C and exceptions at random moments inside trace, plan, search, check and Base.measure: what is changed afterwards.
+"""Ctrl-C and exceptions at random moments inside trace, plan, search, check and Base.measure: what is then changed.
 
     python benchmarks/interrupts.py [--times 50] [--seed 0]   # the table of docs/robustness.md
 
