@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -246,6 +246,26 @@ def test_an_interrupt_in_place_of_giving_back(call: Any, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         call(model) if call is not None else base.measure("short-run")
     assert fingerprint(model) == before
+
+
+SEEN: list[int] = []
+
+
+class Noting(Plain):
+    """Notes in a list of its module's how many examples it was given."""
+
+    counts: ClassVar[dict[str, int]] = {"calls": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN.append(len(x))
+        self.counts["calls"] += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("call", [search, plan, check])
+def test_what_copies_write_elsewhere_is_put_back(call: Callable[[nn.Module], Any]) -> None:
+    call(Noting())
+    assert (SEEN, Noting.counts) == ([], {"calls": 0})
 
 
 def test_measuring_a_base_says_what_does_not_fit() -> None:

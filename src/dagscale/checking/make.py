@@ -24,7 +24,7 @@ from dagscale.planning.make import plan as make_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, traced
 from dagscale.progress import Progress, shown
-from dagscale.training.copies import all_put_back
+from dagscale.training.copies import all_put_back, kept_until_the_end
 from dagscale.training.recipe import Loss, Recipe
 
 ADAPTIVE_LR = 2.0**-9
@@ -104,6 +104,7 @@ def check(
         numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
         axis, found_sizes = growth(family_, numbers)
         for member in family_:
+            kept_until_the_end(member.make(seed))
             attempt(member.make(seed), task)
         bar.say("planning")
         planner = _Planner(family_, plans, given, task, base_lr, seed)

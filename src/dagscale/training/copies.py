@@ -53,6 +53,12 @@ def all_put_back() -> Iterator[None]:
                 uninterrupted(partial(_undone, undo))
 
 
+def kept_until_the_end(model: nn.Module) -> None:
+    """Where copies of a model are made by other means: what its code keeps outside of it is put back when the call that
+    stands in `all_put_back` ends."""
+    _OPEN.append(State(*forward.roots(model)).restore)
+
+
 class WorkingCopy:
     """A model to train and measure on, that can be put back to the user's values at any time.
 
