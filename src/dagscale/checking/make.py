@@ -24,6 +24,7 @@ from dagscale.planning.make import plan as make_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, traced
 from dagscale.progress import Progress, shown
+from dagscale.tracing.make import listed
 from dagscale.training.copies import all_put_back, kept_until_the_end
 from dagscale.training.recipe import Loss, Recipe
 
@@ -104,7 +105,7 @@ def check(
         numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
         axis, found_sizes = growth(family_, numbers)
         for member in family_:
-            kept_until_the_end(member.make(seed))
+            kept_until_the_end(member.make(seed), (recipe.loss, recipe.step))
             attempt(member.make(seed), task)
         bar.say("planning")
         planner = _Planner(family_, plans, given, task, base_lr, seed)
@@ -112,6 +113,7 @@ def check(
         bar.say("training")
         bar.expect(len(family_) * seeds)
         seen = [[_observed(m, planner, i, k, task, seed, bar) for k in range(seeds)] for i, m in enumerate(family_)]
+        family_ = [_always_run(m, observations, notes) for m, observations in zip(family_, seen, strict=True)]
         first, rule = planner.plans[0], INITS.get(planner.plans[0].init)
         evidence = Evidence(
             family_, axis, found_sizes, seen,
@@ -143,6 +145,21 @@ def _observed(member: Member, planner: _Planner, i: int, k: int, task: Task, see
     seen = observe(member.make(seed + k), member.graph, planner.plan(i, k), task, seed + k, sharpness=k < SHARP)
     bar.advance()
     return seen
+
+
+def _always_run(member: Member, seen: Sequence[Observation], notes: list[str]) -> Member:
+    """The member with those layers that ran in each of its runs: of one that is dropped at random, or chosen by values,
+    there is not always something to see.
+
+    Raises:
+        CheckError: if no layer did.
+    """
+    layers = tuple(layer for layer in member.layers if all(layer.name in one.signals for one in seen))
+    if not layers:
+        raise CheckError(f"{member.label}: no layer runs in every forward, so that there is nothing to compare")
+    if left := [layer.name for layer in member.layers if layer not in layers]:
+        notes.append(f"{member.label}: not judged, since not every forward runs it: {listed(left)}")
+    return replace(member, layers=layers)
 
 
 def _said(

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import torch
 
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import BatchError, DagscaleError, PlanError
 from dagscale.laws.base import FADING, law
 from dagscale.laws.estimate import Estimate
 from dagscale.laws.over_seeds import over_seeds
@@ -189,7 +189,7 @@ class Runs:
                 try:
                     losses.append(engine.step(model, optimizer, recipe, batches, losses[0] if losses else None))
                 except DagscaleError as error:
-                    if not losses:
+                    if not losses or isinstance(error, BatchError):
                         raise
                     self.raised = f"; at rate {rate:.3g}: {error}"
                     return []

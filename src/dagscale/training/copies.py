@@ -53,10 +53,20 @@ def all_put_back() -> Iterator[None]:
                 uninterrupted(partial(_undone, undo))
 
 
-def kept_until_the_end(model: nn.Module) -> None:
-    """Where copies of a model are made by other means: what its code keeps outside of it is put back when the call that
-    stands in `all_put_back` ends."""
-    _OPEN.append(State(*forward.roots(model)).restore)
+def kept_until_the_end(model: nn.Module, beside: Iterable[Any] = ()) -> None:
+    """Where copies of a model are made by other means: what its code, and that of functions beside it, keeps elsewhere
+    is put back when the call that stands in `all_put_back` ends."""
+    state = State(*forward.roots(model), *beside)
+    own = {id(t) for t in (*model.parameters(), *model.buffers())}
+    values = [_Value(t, None) for t in _leaves(model, state) if id(t) not in own]
+
+    def undo() -> None:
+        state.restore()
+        with torch.no_grad():
+            for value in values:
+                value.restore()
+
+    _OPEN.append(undo)
 
 
 class WorkingCopy:
@@ -75,7 +85,8 @@ class WorkingCopy:
         run: one forward of a model that it is given, by which the copy is seen to be independent; None to trust it.
         float32: whether half precision becomes float32: squares of signals and small steps need more digits than
             bfloat16 has, and more range than float16 has.
-        beside: the user's functions that run beside the model, such as the loss: what they reach of it is the original.
+        beside: the user's functions that run beside the model, such as the loss: what they reach of it is the original,
+            and what they keep is put back with it.
 
     Raises:
         CopyError: if the model can be neither copied nor borrowed, or is sharded.
@@ -117,7 +128,7 @@ class WorkingCopy:
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 if tensor.dtype in HALF:
                     tensor.data = tensor.data.float()
-        self._state = State(*forward.roots(self.model))
+        self._state = State(*forward.roots(self.model), *beside)
         held = _leaves(self.model, self._state)
         theirs = [] if self.borrowed else _leaves(original, State(*forward.roots(original)))
         sources = {id(memo.get(id(t))): t for t in theirs}
