@@ -428,3 +428,36 @@ def nothing_runs():
 
     pairs = [(Either(), DATA.x[:2]) for _ in range(2)]
     check(pairs, data=DATA, sizes=[1, 2], init="keep", law="none", base_lr=0.01, steps=1, seeds=8)
+
+
+def pair_of(forward):
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return forward(self.b(torch.relu(self.a(x.flatten(1)))))
+
+    return [(Written(), DATA.x[:2])] * 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (lambda out, y: (out * 0).sum() + 1, "the loss is 1 on every batch and has no gradient"),
+        (lambda out, y: (out[:, :1] - y).square().mean(), "together they spread"),
+    ],
+)
+def test_losses_that_say_nothing_get_no_verdict(loss, text):
+    """As plan and search refuse them."""
+    with pytest.raises(CheckError, match=text):
+        check(pair_of(lambda out: out), data=DATA, loss=loss, sizes=[1, 2], init="keep", law="none", base_lr=0.01)
+
+
+def test_a_list_of_heads_is_checked_without_its_curvature():
+    heads = pair_of(lambda out: [out])
+    words = {"loss": lambda out, y: cross_entropy(out[0], y), "init": "keep", "law": "none", "steps": 1, "seeds": 2}
+    assert check(heads, data=DATA, sizes=[1, 2], base_lr=0.01, **words) is not None
+    with pytest.raises(CheckError, match=r"no base_lr is given, and .* curvature is not to be had"):
+        check(heads, data=DATA, sizes=[1, 2], **words)

@@ -16,7 +16,7 @@ from dagscale.checking.family import Family, Member, growth, members, wanted
 from dagscale.checking.measure import Observation, Task, attempt, lower_share, observe, started, steepness, too_high
 from dagscale.checking.report import Report
 from dagscale.checking.verdict import Evidence, fits, levels, surely_worse, too_sharp
-from dagscale.errors import CheckError, DagscaleError
+from dagscale.errors import CheckError, DagscaleError, PlanError
 from dagscale.inits import INITS, Fill
 from dagscale.network import Network
 from dagscale.planning.base import Base
@@ -106,7 +106,7 @@ def check(
         axis, found_sizes = growth(family_, numbers)
         for member in family_:
             kept_until_the_end(member.make(seed), (recipe.loss, recipe.step))
-            attempt(member.make(seed), task)
+            attempt(member.make(seed), member.graph, member.inputs, task)
         bar.say("planning")
         planner = _Planner(family_, plans, given, task, base_lr, seed)
         notes += planner.notes
@@ -254,7 +254,12 @@ class _Planner:
             self.notes.append(f"no base_lr given: 2⁻⁹ = {ADAPTIVE_LR:.3g}")
             return ADAPTIVE_LR
         unit = self._make(first, {**self.options, "law": "none"})
-        value = steepness(started(first.make(self.seed), unit, self.seed), first.graph, unit, task, self.seed)
+        try:
+            value = steepness(started(first.make(self.seed), unit, self.seed), first.graph, unit, task, self.seed)
+        except PlanError as error:
+            raise CheckError(
+                f"no base_lr is given, and the first member's curvature is not to be had: {error}"
+            ) from error
         if not (math.isfinite(value) and value > 0):
             raise CheckError(f"the first member's curvature is {value}: give base_lr")
         lr = stable / 2 / value

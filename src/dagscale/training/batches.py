@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -49,11 +49,13 @@ class Batch:
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         target: what ``loss(output, target)`` takes; None if there is none.
         labelled: whether the model is given its labels too, and so may answer with its own loss.
+        whole: whether its rows may be no examples that stand for themselves, such as the nodes of a graph.
     """
 
     inputs: Inputs
     target: Any = None
     labelled: bool = False
+    whole: bool = False
 
     @property
     def size(self) -> int:
@@ -61,19 +63,19 @@ class Batch:
         return next((len(t) for t in tree_leaves(self.inputs) if isinstance(t, Tensor) and t.ndim), 1)
 
     def first(self, n: int) -> Batch:
-        """Its first ``n`` examples; itself where it has no more, or its tensors are not cut with them.
+        """Its first ``n`` examples; itself where it has no more, or cannot be cut.
 
         Those of a graph differ in length, are sparse, or hold a number for every two nodes.
         """
         size = self.size
         parts = [t for t in tree_leaves((self.inputs, self.target)) if isinstance(t, Tensor) and t.ndim]
-        if size <= n or any(not cuttable(t) or len(t) != size or pairwise(t) for t in parts):
+        if self.whole or size <= n or any(not cuttable(t) or len(t) != size or pairwise(t) for t in parts):
             return self
-        return Batch(take(self.inputs, slice(n)), take(self.target, slice(n)), self.labelled)
+        return replace(self, inputs=take(self.inputs, slice(n)), target=take(self.target, slice(n)))
 
     def to(self, model: nn.Module) -> Batch:
         """On the model's device and, what is floating, in its floating type."""
-        return Batch(to_model(model, self.inputs), to_model(model, self.target), self.labelled)
+        return replace(self, inputs=to_model(model, self.inputs), target=to_model(model, self.target))
 
 
 Unpack = Callable[[Any], tuple[Inputs, Any]]
@@ -341,7 +343,8 @@ class Stream:
                 f"the batches change their structure: {self._structure} before, {structure} now; give a collate_fn "
                 "that makes them alike"
             )
-        return unpacked(raw, self.unpack)
+        batch, size = unpacked(raw, self.unpack), self.batch_size
+        return replace(batch, whole=size is None or batch.size > size)
 
     def batches(self, seed: int, size: int | None = None) -> Iterator[Batch]:
         for number in range(1 << 62):

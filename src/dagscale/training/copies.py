@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, storage_key, switches, unseen
+from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, put_storage, storage_key, switches, unseen
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.tracing.outputs import output_tensors, tensors_within
@@ -193,7 +193,7 @@ class _Value:
         if self.source is not None:
             _write(self.tensor, self.source.detach())
         elif isinstance(self.kept, torch.UntypedStorage):
-            self.tensor.untyped_storage().copy_(self.kept)
+            put_storage(self.tensor.untyped_storage(), self.kept)
         elif self.kept is not None:
             _write(self.tensor, self.kept)
 
@@ -409,7 +409,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def restore(self) -> None:
         """Put back what was written over."""
         for storage, values in self._saved.values():
-            storage.copy_(values)
+            put_storage(storage, values)
 
 
 def _tensors(values: Any) -> list[Tensor]:
