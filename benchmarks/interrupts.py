@@ -1,4 +1,4 @@
-"""Ctrl-C and exceptions at random moments inside trace, plan, search and check: what is changed afterwards.
+"""Ctrl-C and exceptions at random moments inside trace, plan, search, check and Base.measure: what is then changed.
 
     python benchmarks/interrupts.py [--times 50] [--seed 0]   # the table of docs/robustness.md
 
@@ -29,7 +29,7 @@ def main() -> None:
     print("| call | model | stopped by | stopped | changed | survivors |")
     print("|---|---|---|---|---|---|")
     bad = 0
-    for call in ("trace", "plan", "search", "check"):
+    for call in ("trace", "plan", "search", "check", "measure"):
         for model in ("copied", "borrowed"):
             for kind, words in WORDS.items():
                 command = [

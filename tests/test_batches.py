@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 import dagscale
+from dagscale.errors import BatchError
 from dagscale.training.recipe import Recipe
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
@@ -162,6 +163,148 @@ def test_planning_with_augmented_data_repeats() -> None:
         )
 
     assert planned() == planned()
+
+
+class Shuffled:
+    """Batches in an order of its own."""
+
+    def __init__(self) -> None:
+        self.order, self.noise = random.Random(3), np.random.default_rng(3)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = list(range(96))
+        self.order.shuffle(rows)
+        for i in range(0, 96, 16):
+            yield X[rows[i : i + 16]] + float(self.noise.normal()), Y[rows[i : i + 16]]
+
+
+class Noisy(Dataset):  # type: ignore[type-arg]
+    def __init__(self) -> None:
+        self.noise = np.random.RandomState(3)
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return X[i] + float(self.noise.normal()), Y[i]
+
+
+def loader_of(kind: str) -> tuple[DataLoader[Any], torch.Generator]:
+    rows, own = TensorDataset(X, Y), torch.Generator().manual_seed(3)
+    if kind == "loader":
+        return DataLoader(rows, 16, shuffle=True, generator=own), own
+    if kind == "sampler":
+        return DataLoader(rows, 16, sampler=RandomSampler(rows, generator=own)), own
+    return DataLoader(rows, 16, sampler=WeightedRandomSampler(torch.ones(96), 96, generator=own)), own  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["loader", "sampler", "weighted sampler"])
+def test_generators_of_a_loader_are_seeded_and_given_back(kind: str) -> None:
+    loader, own = loader_of(kind)
+    before = own.get_state()
+
+    def seen(seed: int) -> list[list[float]]:
+        batches = Recipe(loader).source.batches(seed)
+        return [next(batches).inputs.flatten().tolist() for _ in range(7)]
+
+    first = seen(0)
+    torch.randn(3, generator=own)  # the user's own use of it changes nothing
+    assert seen(0) == first
+    assert seen(1) != first
+    assert first[0] != first[6], "every pass has an order of its own"
+    own.set_state(before)
+    seen(0), [*Recipe(loader).source.sample(32, 16)]
+    assert torch.equal(own.get_state(), before)
+
+
+@pytest.mark.parametrize(("make", "size"), [(Shuffled, None), (Noisy, 16)])
+def test_generators_that_data_keep_are_seeded_and_given_back(make: Any, size: int | None) -> None:
+    data = make()
+    before = repr((data.noise.__getstate__(), getattr(data, "order", random.Random(0)).getstate()))
+    words: dict[str, Any] = {"loss": cross_entropy, "batch_size": size, "law": "none", "base_lr": 0.1}
+    plans = [dagscale.plan(net(), X[:4], data=source, **words) for source in (data, data, make())]
+    assert plans[0].parameters == plans[1].parameters == plans[2].parameters
+    assert repr((data.noise.__getstate__(), getattr(data, "order", random.Random(0)).getstate())) == before
+
+
+def test_random_numbers_of_the_user_do_not_move_a_plan() -> None:
+    def planned(seed: int) -> Any:
+        model = net()
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        words: dict[str, Any] = {"law": "short-run", "steps": 4, "batch_size": 16}
+        return dagscale.plan(model, X[:4], data=Augmented(), loss=cross_entropy, **words).parameters
+
+    assert planned(1) == planned(2)
+
+
+class Raising(Dataset):  # type: ignore[type-arg]
+    """Its row 50 cannot be read."""
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        if i == 50:
+            raise KeyError("row fifty")
+        return X[i], Y[i]
+
+
+class Halting(DataLoader):  # type: ignore[type-arg]
+    """Cannot begin."""
+
+    def __iter__(self) -> Any:
+        raise OSError("no such disk")
+
+
+CALLS = [
+    lambda recipe: dagscale.search(net(), recipe, inputs=X[:4], seeds=1),
+    lambda recipe: dagscale.plan(net(), X[:4], recipe=recipe),
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["search", "plan"])
+def test_data_that_raise_are_no_diverged_run(call: Any) -> None:
+    """Wherever they do, it is said in one line, and is blamed neither on a rate nor on the model."""
+    for data, size, text in (
+        (DataLoader(Raising(), 16), None, "reading the data raised KeyError: 'row fifty'"),
+        (Raising(), 16, "cannot be read into a batch, KeyError: 'row fifty'"),
+        (Halting(TensorDataset(X, Y), 16), None, "reading the data raised OSError: no such disk"),
+        ([(X[:16], Y[:16])] * 5 + [(X[:16], Y[:16, None])], None, "the batches change their structure"),
+    ):
+        recipe = Recipe(data, cross_entropy, batch_size=size, steps=8)
+        with pytest.raises(BatchError, match=text) as caught:
+            call(recipe)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_can_be_iterated_once_only_is_not_eaten_up() -> None:
+    class Once:
+        def __init__(self) -> None:
+            self.batches = iter([(X[:16], Y[:16])] * 6)
+
+        def __iter__(self) -> Iterator[Any]:
+            return self.batches
+
+    data = Once()
+    with pytest.raises(BatchError, match="iterated once only"):
+        dagscale.search(net(), Recipe(data, cross_entropy, steps=4))
+    assert len(list(data.batches)) == 6
+
+
+@pytest.mark.parametrize("kind", ["tensors", "batches", "data set"])
+def test_data_that_carry_a_graph_of_their_own(kind: str) -> None:
+    """Features of another network: no backward goes into it, and none a second time."""
+    encoder = nn.Linear(4, 4)
+
+    def data(x: Tensor) -> Any:
+        if kind == "batches":
+            return [(x[i : i + 16], Y[i : i + 16]) for i in range(0, 96, 16)]
+        return (x, Y) if kind == "tensors" else TensorDataset(x, Y)
+
+    words: dict[str, Any] = {"loss": cross_entropy, "batch_size": None if kind == "batches" else 16, "steps": 8}
+    rates = [dagscale.plan(net(), X[:4], data=data(x), **words).lr for x in (encoder(X), encoder(X).detach())]
+    assert rates[0] == rates[1]
+    assert encoder.weight.grad is None
 
 
 # --- batches that no rows can be taken from ----------------------------------------------------------------

@@ -393,3 +393,71 @@ class TestCommand:
         code, out = self.call(monkeypatch, capfd, WIDTHS[0], "--data", "digits")
         assert code == 2
         assert out.err.strip().splitlines()[-1].startswith("dagscale: a family has at least two members")
+
+
+def test_layers_that_do_not_always_run_are_named_and_not_judged() -> None:
+    """As stochastic depth and routers leave some out."""
+
+    class Dropped(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.a, self.c, self.b = nn.Linear(64, width), nn.Linear(width, width), nn.Linear(width, 10)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x.flatten(1)))
+            if torch.rand(()) < 0.5:
+                h = h + torch.relu(self.c(h))
+            return self.b(h)
+
+    pairs = [(Dropped(width), DATA.x[:2]) for width in (16, 32)]
+    torch.manual_seed(3)  # the traced forward runs c
+    report = check(pairs, data=DATA, init="keep", law="none", base_lr=0.01, steps=1, seeds=4)
+    assert any("not every forward runs it: c" in note for note in report.notes)
+    with pytest.raises(CheckError, match="no layer runs in every forward"):
+        nothing_runs()
+
+
+def nothing_runs():
+    class Either(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 10), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return (self.a if torch.rand(()) < 0.5 else self.b)(x.flatten(1))
+
+    pairs = [(Either(), DATA.x[:2]) for _ in range(2)]
+    check(pairs, data=DATA, sizes=[1, 2], init="keep", law="none", base_lr=0.01, steps=1, seeds=8)
+
+
+def pair_of(forward):
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return forward(self.b(torch.relu(self.a(x.flatten(1)))))
+
+    return [(Written(), DATA.x[:2])] * 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (lambda out, y: (out * 0).sum() + 1, "the loss is 1 on every batch and has no gradient"),
+        (lambda out, y: (out[:, :1] - y).square().mean(), "together they spread"),
+    ],
+)
+def test_losses_that_say_nothing_get_no_verdict(loss, text):
+    """As plan and search refuse them."""
+    with pytest.raises(CheckError, match=text):
+        check(pair_of(lambda out: out), data=DATA, loss=loss, sizes=[1, 2], init="keep", law="none", base_lr=0.01)
+
+
+def test_a_list_of_heads_is_checked_without_its_curvature():
+    heads = pair_of(lambda out: [out])
+    words = {"loss": lambda out, y: cross_entropy(out[0], y), "init": "keep", "law": "none", "steps": 1, "seeds": 2}
+    assert check(heads, data=DATA, sizes=[1, 2], base_lr=0.01, **words) is not None
+    with pytest.raises(CheckError, match=r"no base_lr is given, and .* curvature is not to be had"):
+        check(heads, data=DATA, sizes=[1, 2], **words)

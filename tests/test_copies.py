@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -204,12 +205,10 @@ class Boom(BaseException):
 @pytest.mark.parametrize("call", [search, plan])
 def test_given_back_after_any_exception(name: str, error: type[BaseException], call: Callable[..., Any]) -> None:
     model = NETWORKS[name](plain())
-    calls, last = 0, 0
+    calls, last = itertools.count(1), 0  # an iterator is not put back
 
     def loss(out: Tensor, y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == last:
+        if next(calls) == last:
             raise error("here")
         return F.cross_entropy(out, y)
 
@@ -220,7 +219,7 @@ def test_given_back_after_any_exception(name: str, error: type[BaseException], c
             dagscale.plan(model, X[:4], data=(X, Y), loss=loss, steps=8, batch_size=16)
 
     for last in (1, 2, 9, 40):
-        calls = 0
+        calls = itertools.count(1)
         before = fingerprint(model)
         if error is RuntimeError and last > 2:  # at a rate that the search chose: a diverged run
             with suppress(dagscale.DagscaleError):
@@ -229,6 +228,100 @@ def test_given_back_after_any_exception(name: str, error: type[BaseException], c
             with pytest.raises(dagscale.DagscaleError if error is RuntimeError else error):
                 run()
         assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("call", [plan, search, None], ids=["plan", "search", "measure"])
+def test_an_interrupt_in_place_of_giving_back(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one moment that a single guard cannot see to; `Base.measure` has both guards too."""
+    model = BORROWED["with_lock"](plain())
+    recipe = dagscale.Recipe((X, Y), F.cross_entropy, steps=4, batch_size=16)
+    base = dagscale.Base.given(traced(model, X[:4], recipe, 0), 0.1)
+    before = fingerprint(model)
+
+    def interrupted(self: WorkingCopy) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkingCopy, "give_back", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(model) if call is not None else base.measure("short-run")
+    assert fingerprint(model) == before
+
+
+SEEN: list[int] = []
+
+
+class Noting(Plain):
+    """Notes in a list of its module's how many examples it was given."""
+
+    counts: ClassVar[dict[str, int]] = {"calls": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN.append(len(x))
+        self.counts["calls"] += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("call", [search, plan, check])
+def test_what_copies_write_elsewhere_is_put_back(call: Callable[[nn.Module], Any]) -> None:
+    call(Noting())
+    assert (SEEN, Noting.counts) == ([], {"calls": 0})
+
+
+class Running(nn.Module):
+    """A loss that keeps a mean of itself, in a buffer, and a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+        self.calls = 0
+
+    def forward(self, out: Tensor, y: Tensor) -> Tensor:
+        value = F.cross_entropy(out, y)
+        self.calls += 1
+        self.mean.mul_(0.9).add_(0.1 * value.detach())  # type: ignore[operator, union-attr]
+        return value / self.mean
+
+
+@pytest.mark.parametrize("call", ["search", "plan", "check"])
+def test_what_a_loss_keeps_is_its_own_again_before_each_run(call: str) -> None:
+    loss, lone = Running(), Running()
+    pair = (plain(), X[:4])
+    words: dict[str, Any] = {"loss": loss, "batch_size": 16}
+    if call == "search":
+        found = dagscale.search(plain(), (X, Y), steps=8, seeds=1, **words)
+        best = found.curve[[point.lr for point in found.curve].index(found.argmin)]
+        once = dagscale.search(plain(), (X, Y), steps=8, seeds=1, grid=[best.lr], widen=0, **{**words, "loss": lone})
+        assert once.curve[0].losses == best.losses, "whichever rates were tried before"
+    elif call == "plan":
+        dagscale.plan(plain(), X[:4], data=(X, Y), steps=8, **words)
+    else:
+        dagscale.check([pair, pair], data=(X, Y), sizes=[1, 2], steps=1, seeds=1, base_lr=0.1, law="none", **words)
+    assert (loss.calls, loss.mean.item()) == (0, 1.0)
+
+
+def test_what_a_training_step_keeps_is_put_back() -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+        step.calls = getattr(step, "calls", 0) + 1  # type: ignore[attr-defined]
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    search(plain(), train_step=step)
+    assert not hasattr(step, "calls")
+
+
+def test_measuring_a_base_says_what_does_not_fit() -> None:
+    """As a plan does, before anything is measured."""
+
+    def square(out: Tensor, y: Tensor) -> Tensor:
+        return (out - y).square().mean()
+
+    recipe = dagscale.Recipe((X, X[:, 0]), square, steps=4, batch_size=4)
+    base = dagscale.Base.given(traced(plain(), X[:4], recipe, 0), 0.1)
+    with pytest.raises(dagscale.DagscaleError, match="together they spread"):
+        base.measure("short-run")
 
 
 def test_half_precision_that_cannot_be_copied_is_refused_in_one_line() -> None:

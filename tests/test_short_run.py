@@ -112,6 +112,27 @@ def test_it_looks_no_further_than_the_run_that_the_rate_is_for(whole: int, looke
     assert reads.passes == [looked, looked], "one pass a seed, whose batches serve every rate"
 
 
+@pytest.mark.parametrize("flat", [1, 2, 3])
+def test_a_draw_under_which_nothing_is_learnt_is_drawn_again(flat: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In four steps the batches' noise can hide what they learn; three draws in a row are an answer."""
+    real, drawn = short_run.middle_of_band, []
+
+    def flat_at_first(run: short_run.Runs, start: int, least: float = 0.0) -> float | None:
+        drawn.append(run.probe.seed)
+        if len(drawn) <= flat:
+            raise short_run.NothingLearnt("no short run lowers the loss")
+        return real(run, start, least)
+
+    monkeypatch.setattr(short_run, "middle_of_band", flat_at_first)
+    network = digits("mlp:2_02?width=16")
+    if flat == 3:
+        with pytest.raises(PlanError, match="no short run lowers the loss"):
+            known(network)
+    else:
+        assert math.isfinite(known(network).log_rate)
+    assert drawn[:3] == ([0, 1024, 2048] if flat > 1 else [0, 1024, 1])
+
+
 def test_where_it_starts_does_not_matter() -> None:
     network = digits("mlp:2_02?width=16")
     low, high = (short_run.measure(network, 0, start, Cost()) for start in (-14, -2))

@@ -100,7 +100,7 @@ def test_plan_search_and_check_stopped_at_random_moments(model: str, kind: str) 
     """A sample of what `benchmarks/interrupts.py` tries fifty times each."""
     script = Path(__file__).parent / "fixtures" / "moments.py"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), "plan,search,check", model, kind, "4", "1"],
+        [sys.executable, "-W", "ignore", str(script), "plan,search,check,measure", model, kind, "4", "1"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -108,7 +108,7 @@ def test_plan_search_and_check_stopped_at_random_moments(model: str, kind: str) 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 3
+    assert len(rows) == 4
     for row in rows:
         assert (row["changed"], row["survivors"]) == ([], 0), row
         assert row["stopped"] >= 2, row

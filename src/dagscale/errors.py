@@ -56,6 +56,10 @@ class RecipeError(PlanError, SearchError, CheckError):
     """
 
 
+class BatchError(DataError, RecipeError):
+    """The data raised where a batch was read from them, or gave none: no learning rate is to blame."""
+
+
 class OptimizerError(RecipeError):
     """An optimiser cannot be made, or nothing is known of it where something must be."""
 

@@ -16,7 +16,7 @@ from dagscale.checking.family import Family, Member, growth, members, wanted
 from dagscale.checking.measure import Observation, Task, attempt, lower_share, observe, started, steepness, too_high
 from dagscale.checking.report import Report
 from dagscale.checking.verdict import Evidence, fits, levels, surely_worse, too_sharp
-from dagscale.errors import CheckError, DagscaleError
+from dagscale.errors import CheckError, DagscaleError, PlanError
 from dagscale.inits import INITS, Fill
 from dagscale.network import Network
 from dagscale.planning.base import Base
@@ -24,8 +24,8 @@ from dagscale.planning.make import plan as make_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, traced
 from dagscale.progress import Progress, shown
-from dagscale.tracing.forward import ONE_AT_A_TIME
-from dagscale.training.copies import all_put_back
+from dagscale.tracing.make import listed
+from dagscale.training.copies import all_put_back, kept_until_the_end
 from dagscale.training.recipe import Loss, Recipe
 
 ADAPTIVE_LR = 2.0**-9
@@ -100,18 +100,20 @@ def check(
     recipe, given = _said(plan, recipe, data, loss, optimizer, batch_size, init, law, width)
     base_lr = plan.base_lr if plan is not None and base_lr is None else base_lr
     task = Task(recipe, steps, centred)
-    with ONE_AT_A_TIME, all_put_back(), shown("checking", progress) as bar:
+    with all_put_back(), shown("checking", progress) as bar:
         family_, notes = members(family, sizes, labels, seed, recipe)
         numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
         axis, found_sizes = growth(family_, numbers)
         for member in family_:
-            attempt(member.make(seed), task)
+            kept_until_the_end(member.make(seed), (recipe.loss, recipe.step))
+            attempt(member.make(seed), member.graph, member.inputs, task)
         bar.say("planning")
         planner = _Planner(family_, plans, given, task, base_lr, seed)
         notes += planner.notes
         bar.say("training")
         bar.expect(len(family_) * seeds)
         seen = [[_observed(m, planner, i, k, task, seed, bar) for k in range(seeds)] for i, m in enumerate(family_)]
+        family_ = [_always_run(m, observations, notes) for m, observations in zip(family_, seen, strict=True)]
         first, rule = planner.plans[0], INITS.get(planner.plans[0].init)
         evidence = Evidence(
             family_, axis, found_sizes, seen,
@@ -143,6 +145,21 @@ def _observed(member: Member, planner: _Planner, i: int, k: int, task: Task, see
     seen = observe(member.make(seed + k), member.graph, planner.plan(i, k), task, seed + k, sharpness=k < SHARP)
     bar.advance()
     return seen
+
+
+def _always_run(member: Member, seen: Sequence[Observation], notes: list[str]) -> Member:
+    """The member with those layers that ran in each of its runs: of one that is dropped at random, or chosen by values,
+    there is not always something to see.
+
+    Raises:
+        CheckError: if no layer did.
+    """
+    layers = tuple(layer for layer in member.layers if all(layer.name in one.signals for one in seen))
+    if not layers:
+        raise CheckError(f"{member.label}: no layer runs in every forward, so that there is nothing to compare")
+    if left := [layer.name for layer in member.layers if layer not in layers]:
+        notes.append(f"{member.label}: not judged, since not every forward runs it: {listed(left)}")
+    return replace(member, layers=layers)
 
 
 def _said(
@@ -237,7 +254,12 @@ class _Planner:
             self.notes.append(f"no base_lr given: 2⁻⁹ = {ADAPTIVE_LR:.3g}")
             return ADAPTIVE_LR
         unit = self._make(first, {**self.options, "law": "none"})
-        value = steepness(started(first.make(self.seed), unit, self.seed), first.graph, unit, task, self.seed)
+        try:
+            value = steepness(started(first.make(self.seed), unit, self.seed), first.graph, unit, task, self.seed)
+        except PlanError as error:
+            raise CheckError(
+                f"no base_lr is given, and the first member's curvature is not to be had: {error}"
+            ) from error
         if not (math.isfinite(value) and value > 0):
             raise CheckError(f"the first member's curvature is {value}: give base_lr")
         lr = stable / 2 / value

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagscale.errors import CheckError, DagscaleError, ForwardError, RecipeError
+from dagscale.errors import CheckError, DagscaleError, ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.laws.gauss_newton import leading_eigenpair
 from dagscale.network import Network
 from dagscale.planning.plans import Plan
+from dagscale.planning.validate import check_gradient
 from dagscale.tracing import forward
 from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.recorder import tensors_in
 from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, Inputs, call, each, logits, shapes
-from dagscale.training.copies import WorkingCopy
+from dagscale.training.batches import Batch, Inputs, each, logits, shapes
 from dagscale.training.engine import first_line, train
 from dagscale.training.recipe import Recipe
 from dagscale.training.seeds import seeded
@@ -115,7 +115,10 @@ def observe(
     wanted = {use.name for use in graph.layers}
     before = _watch(network, looked, seed, wanted)
     curved = sharpness and recipe.optimizer.stable is not None
-    sharp = steepness(network, graph, plan, task, seed) if curved else None
+    try:
+        sharp = steepness(network, graph, plan, task, seed) if curved else None
+    except PlanError:  # a loss of several heads, or one that cannot be differentiated twice: a check goes on without
+        sharp = None
     start = copy.deepcopy(network) if task.centred and recipe.step is None else None
     loss_on = partial(_loss, start=start)
     optimizer = recipe.optimizer.make(plan.param_groups(network))
@@ -138,15 +141,16 @@ def observe(
     )
 
 
-def attempt(model: nn.Module, task: Task) -> None:
+def attempt(model: nn.Module, graph: Graph, inputs: Inputs, task: Task) -> None:
     """Run forward and loss once on a copy in train mode, so that what cannot be trained on is said at once.
 
     Raises:
-        CheckError: if forward or loss fail, no parameter gets a gradient, or copies of it are no models of their own:
-            two are needed side by side, so that the model itself cannot be borrowed.
+        CheckError: if forward or loss fail, no parameter gets a gradient, the loss cannot be right, or copies of the
+            model are no models of their own: two are needed side by side, so that it cannot be borrowed.
+        PlanError: if the model has no values.
     """
-    recipe, batch = task.recipe, task.recipe.example
-    copied = WorkingCopy(model, lambda m: call(m, _own(batch.to(m).inputs)), beside=(recipe.loss, recipe.step))
+    whole = Network(graph, task.recipe, model, inputs)
+    copied = whole.copy
     copied.give_back()
     if copied.borrowed:
         raise CheckError(f"the model cannot be copied ({copied.why}): give one that copy.deepcopy can")
@@ -157,6 +161,7 @@ def attempt(model: nn.Module, task: Task) -> None:
         value = _loss(network, task.recipe, task.recipe.example.to(network))
     if not value.requires_grad:
         raise CheckError("the loss does not depend on any parameter: check that nothing is detached on the way to it")
+    check_gradient(whole)
 
 
 def started(model: nn.Module, plan: Plan, seed: int) -> nn.Module:

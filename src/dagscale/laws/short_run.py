@@ -8,7 +8,7 @@ from statistics import fmean
 
 import torch
 
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import BatchError, DagscaleError, PlanError
 from dagscale.laws.base import FADING, law
 from dagscale.laws.estimate import Estimate
 from dagscale.laws.over_seeds import over_seeds
@@ -58,8 +58,19 @@ Ratios of rates do not depend on it."""
 NOTHING = 1e-5
 """Change of the loss, relative to it, that rounding alone can make: no reason to try lower rates, but higher ones."""
 
+DRAWS = 3
+"""So many draws of weights and batches are tried before it is said that no rate lowers the loss: in a run of a few
+steps the batches' noise can be all there is to see."""
+
+OTHER = 1 << 10
+"""From one seed to that of the draw in its place; even, so that the rates tried stay those of its phase."""
+
 LOWEST, HIGHEST = -40, 24
 """Exponents of 2 between which rates are tried."""
+
+
+class NothingLearnt(PlanError):
+    """Under one seed no rate lowers the loss of a short run."""
 
 
 def measure(
@@ -122,7 +133,7 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
     if least and min(changes.values()) > -least * abs(run.before):
         return None
     if not descends():
-        raise PlanError(
+        raise NothingLearnt(
             f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "
             "(init 'moments' keeps signals finite), the labels and the loss; a model that has learnt these data "
             f"already needs those that it is to be fine-tuned on{run.raised}"
@@ -189,7 +200,7 @@ class Runs:
                 try:
                     losses.append(engine.step(model, optimizer, recipe, batches, losses[0] if losses else None))
                 except DagscaleError as error:
-                    if not losses:
+                    if not losses or isinstance(error, BatchError):
                         raise
                     self.raised = f"; at rate {rate:.3g}: {error}"
                     return []
@@ -219,11 +230,16 @@ def known(network: Network) -> Estimate:
     start = recipe.optimizer.grid[0] if network.hint is None else math.log2(network.hint) - NEAR
     steps = min(STEPS, longest)
 
-    def one(seed: int, cost: Cost) -> float:
+    def one(seed: int, cost: Cost, draws: int = DRAWS) -> float:
         nonlocal start, steps
         first = nearest(start, (seed - network.seed) % SPACING)
         while True:
-            rate = measure(network, seed, first, cost, steps=steps, least=LEAST if steps < longest else 0.0)
+            try:
+                rate = measure(network, seed, first, cost, steps=steps, least=LEAST if steps < longest else 0.0)
+            except NothingLearnt:
+                if draws == 1:
+                    raise
+                return one(seed + OTHER, cost, draws - 1)
             if rate is not None:
                 start = math.log2(rate) - NEAR
                 return rate

@@ -15,8 +15,10 @@ from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
 from dagscale.planning.files import Saved, check_training, is_number, read_document, rendered
+from dagscale.planning.validate import check_gradient, rehearse
 from dagscale.rates import find_band
 from dagscale.shown import load_rich
+from dagscale.training.copies import all_put_back
 from dagscale.training.draws import Fill
 from dagscale.training.recipe import Recipe
 from dagscale.typed import check_types
@@ -250,13 +252,19 @@ class Base(Saved):
         Raises:
             UnknownNameError: for an unknown law.
             PlanError: if nothing can be measured.
+            RecipeError, ForwardError: if data, loss and model do not fit, as for :func:`dagscale.plan`.
         """
         from dagscale.laws import LAWS
 
         rule = LAWS[law]
-        if self.network is None:
+        network = self.network
+        if network is None:
             raise PlanError("this base knows no network: make it with dagscale.search")
-        rule(self.network)
+        with all_put_back():
+            if rule.measured and network.model is not None:
+                rehearse(network)
+                check_gradient(network)
+            rule(network)
         return self
 
     def _repr_html_(self) -> str:

@@ -30,7 +30,7 @@ from dagscale.planning.validate import check_gradient, check_kin, check_whole, r
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
-from dagscale.tracing.forward import ONE_AT_A_TIME, plain_parameters
+from dagscale.tracing.forward import plain_parameters
 from dagscale.training.copies import all_put_back
 from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
@@ -112,7 +112,7 @@ def plan(
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
-    with ONE_AT_A_TIME, all_put_back(), shown("planning", progress) as bar:
+    with all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
         named_ways = [law, depth_alpha, only, keep, reset, *(rule for rule in (width, depth) if rule != "auto")]

@@ -22,7 +22,6 @@ from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
 from dagscale.searching.decay import check_decay, walk
 from dagscale.searching.methods import METHODS, Trials
-from dagscale.tracing.forward import ONE_AT_A_TIME
 from dagscale.training.copies import all_put_back
 from dagscale.training.engine import EVALUATE, final_loss, train
 from dagscale.training.optimizers import Groups
@@ -149,7 +148,7 @@ def search(
         held = Recipe(
             validation, recipe.loss, batch_size=recipe.batch_size or 64, autocast=recipe.autocast, select=recipe.select
         )
-    with ONE_AT_A_TIME, all_put_back(), shown("searching", progress) as bar:
+    with all_put_back(), shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")
         bar.say(f"init {init or 'moments'}")

@@ -92,6 +92,13 @@ def storage_key(tensor: Tensor) -> int:
         return 0
 
 
+def put_storage(storage: torch.UntypedStorage, values: torch.UntypedStorage) -> None:
+    """Write a storage's earlier values back, and its earlier length where somebody has resized it."""
+    if storage.nbytes() != values.nbytes():
+        storage.resize_(values.nbytes())  # type: ignore[no-untyped-call]
+    storage.copy_(values)
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether it is laid out in memory as an ordinary tensor: no subclass of its own making, as nested ones."""
     return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
@@ -168,6 +175,8 @@ def plain_arithmetic() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
         torch._C._set_mkldnn_enabled(False)
+        stack.callback(torch._C._set_nnpack_enabled, torch._C._get_nnpack_enabled())
+        torch._C._set_nnpack_enabled(False)  # what it works in is several times a layer's weights, and stays allocated
         log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what we report
         stack.callback(setattr, log, "disabled", log.disabled)
         log.disabled = True
@@ -178,7 +187,7 @@ def plain_arithmetic() -> Iterator[None]:
 
 def switches() -> Callable[[], None]:
     """What puts the switches that `plain_arithmetic` turns back to where they are now."""
-    grad, mkldnn = torch.is_grad_enabled(), torch._C._get_mkldnn_enabled()
+    grad, mkldnn, nnpack = torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled()
     fast = torch.backends.mha.get_fastpath_enabled()
     sdp = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")}
     log, filters = logging.getLogger("torch._subclasses.fake_tensor"), warnings.filters
@@ -188,6 +197,7 @@ def switches() -> Callable[[], None]:
         torch.set_grad_enabled(grad)
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(mkldnn)
+        torch._C._set_nnpack_enabled(nnpack)
         for name, on in sdp.items():
             getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
         log.disabled = disabled

@@ -22,6 +22,7 @@ from dagscale.tracing._torch import (
     is_lazy,
     module_hooks,
     plain_arithmetic,
+    put_storage,
     storage_key,
     unseen,
 )
@@ -191,7 +192,7 @@ def unchanged_values(recorder: Recorder, tensors: Iterable[Tensor], at_once: Ite
     finally:
         recorder.on_write = None
         for storage, copy in saved.values():
-            storage.copy_(copy)
+            put_storage(storage, copy)
 
 
 @contextmanager

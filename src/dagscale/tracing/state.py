@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dagscale.tracing._torch import is_plain, storage_key, unseen
+from dagscale.tracing.generators import GENERATORS, numbers, put_numbers
 from dagscale.tracing.wrappers import is_sharded
 
 MOST = 200_000
@@ -29,11 +31,16 @@ MOST = 200_000
 LARGE = 10_000
 """Of a longer container, the first so many items are followed. All are kept."""
 
+LARGEST_ARRAY = 1 << 26
+"""Bytes of a NumPy array beyond which it is taken for data: it is not kept."""
+
 _ABSENT = object()
 _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "functorch", "builtins"}) - {"__main__"}
 """Packages whose own functions and objects are taken to keep no model's state."""
 _PLAIN = (collections.UserDict, collections.UserList, types.SimpleNamespace, argparse.Namespace,
           weakref.WeakKeyDictionary, weakref.WeakValueDictionary, threading.local)  # fmt: skip
+_LOOKED_INTO = (nn.Module, Dataset, Sampler, DataLoader, *_PLAIN)
+"""Of the classes of such packages, those whose objects are looked into all the same."""
 _ATOMS = frozenset(
     {
         type(None), bool, int, float, complex, str, bytes, range, slice, type(Ellipsis), types.ModuleType,
@@ -55,12 +62,19 @@ class State:
     Followed are attributes (slots, class variables and attributes of tensors among them), containers, closures,
     default arguments, hooks, and those global variables that the code of the functions met on the way names.
 
+    Args:
+        roots: where the walk begins.
+        values: whether tensors and arrays are looked at too.
+
     Attributes:
         tensors: the tensors met, each once.
+        generators: the generators of random numbers met, each once.
     """
 
-    def __init__(self, *roots: Any) -> None:
+    def __init__(self, *roots: Any, values: bool = True) -> None:
         self.tensors: list[Tensor] = []
+        self.generators: list[Any] = []
+        self._values = values
         self._saved: list[tuple[Put, Any, Any]] = []
         self._empty: list[Any] = []
         self._named: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -99,7 +113,7 @@ class State:
     def _visitor(self, kind: type) -> Callable[[Any], None] | None:
         """How objects of this type are looked into; None for those that are not."""
         for types_, visit in (
-            (Tensor, self._tensor),
+            (Tensor, self._tensor if self._values else None),
             ((dict, list, set, collections.deque), self._container),
             ((tuple, frozenset), self._stack.extend),
             (types.FunctionType, self._function),
@@ -111,10 +125,12 @@ class State:
         ):
             if issubclass(kind, types_):
                 return visit
-        for type_, (get, put) in _STATEFUL.items():
+        if issubclass(kind, tuple(GENERATORS)):
+            return None if issubclass(kind, random.SystemRandom) else self._generator  # which has no state
+        for type_, ways in _STATEFUL.items():
             if issubclass(kind, type_):
-                return lambda value: self._saved.append((put, value, get(value)))
-        users = not _is_foreign(kind.__module__) or issubclass(kind, (nn.Module, *_PLAIN))
+                return functools.partial(self._stateful, *ways) if self._values else None
+        users = not _is_foreign(kind.__module__) or issubclass(kind, _LOOKED_INTO)
         return self._instance if users else None
 
     def _container(self, container: Any) -> None:
@@ -173,9 +189,8 @@ class State:
         self._stack.extend(function.__defaults__ or ())
         if function.__kwdefaults__:
             self._stack.append(function.__kwdefaults__)
-        if vars(function):
-            self._stack.append(vars(function))
         if not _is_foreign(function.__module__):
+            self._stack.append(vars(function))
             names = set(_spoken_by(function.__code__))
             for name in names - self._spoken:
                 self._stack.extend(self._unspoken.pop(name, ()))
@@ -194,6 +209,13 @@ class State:
                     self._variables(vars(value), names)
             elif value is not _ABSENT:
                 self._stack.append(value)
+
+    def _stateful(self, get: Callable[[Any], Any], put: Put, value: Any) -> None:
+        self._saved.append((put, value, get(value)))
+
+    def _generator(self, generator: Any) -> None:
+        self.generators.append(generator)
+        self._saved.append((put_numbers, generator, numbers(generator)))
 
     def _alias(self, alias: Any) -> None:
         for name in ("fget", "__func__", "func", "args", "keywords"):
@@ -353,23 +375,21 @@ def _put_context(variable: Any, value: Any) -> None:
         variable.set(None if value is _ABSENT else value)
 
 
+def _copied_array(array: Any) -> Any:
+    """None for one that is too large to be a model's bookkeeping."""
+    return array.copy() if array.nbytes <= LARGEST_ARRAY and array.flags.writeable else None
+
+
 def _put_array(array: Any, kept: Any) -> None:
-    if array.flags.writeable:
+    if kept is not None and array.flags.writeable:
         array[...] = kept
 
 
 _STATEFUL: dict[type, tuple[Callable[[Any], Any], Put]] = {
-    torch.Generator: (lambda g: g.get_state(), lambda g, state: g.set_state(state)),
-    random.Random: (lambda r: r.getstate(), lambda r, state: r.setstate(state)),
-    np.random.Generator: (
-        lambda g: g.bit_generator.state,
-        lambda g, state: setattr(g.bit_generator, "state", state),
-    ),
-    np.random.RandomState: (lambda r: r.get_state(), lambda r, state: r.set_state(state)),
-    np.ndarray: (np.copy, _put_array),
+    np.ndarray: (_copied_array, _put_array),
     contextvars.ContextVar: (
         lambda variable: variable.get(_ABSENT),
         _put_context,
     ),
 }
-"""Objects with a state of their own → how it is read, and put back."""
+"""Other objects with a state of their own → how it is read, and put back."""

@@ -12,18 +12,23 @@ model by keywords, and its ``labels`` are the target too. For other structures, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dagscale.errors import RecipeError
+from dagscale.errors import BatchError, DagscaleError, RecipeError
+from dagscale.tracing.faults import first_line
 from dagscale.tracing.forward import bind_inputs
+from dagscale.tracing.state import State
 from dagscale.training.seeds import seeded
+
+T = TypeVar("T")
 
 Inputs = Any
 """What a model takes: a tensor, a tuple of positional arguments or a dict of keyword arguments, of tensors whose first
@@ -44,11 +49,13 @@ class Batch:
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         target: what ``loss(output, target)`` takes; None if there is none.
         labelled: whether the model is given its labels too, and so may answer with its own loss.
+        whole: whether its rows may be no examples that stand for themselves, such as the nodes of a graph.
     """
 
     inputs: Inputs
     target: Any = None
     labelled: bool = False
+    whole: bool = False
 
     @property
     def size(self) -> int:
@@ -56,19 +63,19 @@ class Batch:
         return next((len(t) for t in tree_leaves(self.inputs) if isinstance(t, Tensor) and t.ndim), 1)
 
     def first(self, n: int) -> Batch:
-        """Its first ``n`` examples; itself where it has no more, or its tensors are not cut with them.
+        """Its first ``n`` examples; itself where it has no more, or cannot be cut.
 
         Those of a graph differ in length, are sparse, or hold a number for every two nodes.
         """
         size = self.size
         parts = [t for t in tree_leaves((self.inputs, self.target)) if isinstance(t, Tensor) and t.ndim]
-        if size <= n or any(not cuttable(t) or len(t) != size or pairwise(t) for t in parts):
+        if self.whole or size <= n or any(not cuttable(t) or len(t) != size or pairwise(t) for t in parts):
             return self
-        return Batch(take(self.inputs, slice(n)), take(self.target, slice(n)), self.labelled)
+        return replace(self, inputs=take(self.inputs, slice(n)), target=take(self.target, slice(n)))
 
     def to(self, model: nn.Module) -> Batch:
         """On the model's device and, what is floating, in its floating type."""
-        return Batch(to_model(model, self.inputs), to_model(model, self.target), self.labelled)
+        return replace(self, inputs=to_model(model, self.inputs), target=to_model(model, self.target))
 
 
 Unpack = Callable[[Any], tuple[Inputs, Any]]
@@ -85,12 +92,12 @@ def unpacked(batch: Any, unpack: Unpack | None = None) -> Batch:
         try:
             inputs, target = unpack(batch)
         except Exception as error:
-            text = next(iter(str(error).strip().splitlines()), "")
-            raise RecipeError(
-                f"unpack raised {type(error).__name__}: {text}, on a batch of {type(batch).__name__}; it must return "
-                "(inputs, target)"
+            raise BatchError(
+                f"unpack raised {type(error).__name__}: {first_line(error)}, on a batch of {type(batch).__name__}; it "
+                "must return (inputs, target)"
             ) from error
-        return Batch(inputs, target)
+        return Batch(detached(inputs), detached(target))
+    batch = detached(batch)
     if isinstance(batch, Tensor):
         return Batch(batch)
     if isinstance(batch, Mapping):
@@ -101,7 +108,7 @@ def unpacked(batch: Any, unpack: Unpack | None = None) -> Batch:
         x = dict(x) if isinstance(x, Mapping) else tuple(x) if isinstance(x, list) else x
         return Batch(x, batch[1] if len(batch) == 2 else None)
     found = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise RecipeError(
+    raise BatchError(
         f"a batch must be (inputs, target), a tensor or a dict, and is {found}: give the recipe unpack=lambda batch: "
         "(inputs, target)"
     )
@@ -184,6 +191,7 @@ def _is_column_store(data: Any) -> bool:
 class _Examples(Protocol):
     def __len__(self) -> int: ...
     def rows(self, numbers: Tensor) -> Batch: ...
+    def stream(self, seed: int) -> AbstractContextManager[Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +206,9 @@ class _Tensors:
 
     def rows(self, numbers: Tensor) -> Batch:
         return Batch(take(self.x, numbers), take(self.y, numbers))
+
+    def stream(self, seed: int) -> AbstractContextManager[Any]:
+        return nullcontext()
 
 
 class _Indexed:
@@ -215,12 +226,18 @@ class _Indexed:
         try:
             batch = torch.utils.data.default_collate([self.data[i] for i in numbers.tolist()])
         except Exception as error:
-            text = next(iter(str(error).strip().splitlines()), "")
-            raise RecipeError(
-                f"the data set cannot be read into a batch, {type(error).__name__}: {text}; give a DataLoader with a "
-                "collate_fn of its own"
+            raise BatchError(
+                f"the data set cannot be read into a batch, {type(error).__name__}: {first_line(error)}; give a "
+                "DataLoader with a collate_fn of its own"
             ) from error
         return unpacked(batch, self.unpack)
+
+    def stream(self, seed: int) -> AbstractContextManager[Any]:
+        return seeded(seed, self._generators)
+
+    @cached_property
+    def _generators(self) -> list[Any]:
+        return State(self.data, self.unpack, values=False).generators
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,14 +261,18 @@ class Rows:
     def batches(self, seed: int, size: int | None = None) -> Iterator[Batch]:
         n = len(self.numbered)
         size = min(n, size or self.batch_size)
-        generator, read = torch.Generator().manual_seed(seed), self._reader(seed)
+        generator, own = torch.Generator().manual_seed(seed), self.numbered.stream(seed)
         while True:
             if n > LARGEST:  # an order of so many numbers is as large as the data
-                yield read(torch.randint(n, (size,), generator=generator))
+                yield self._rows(torch.randint(n, (size,), generator=generator), own)
                 continue
             order = torch.randperm(n, generator=generator)
             for rows in torch.split(order[: n - n % size], size):
-                yield read(rows)
+                yield self._rows(rows, own)
+
+    def _rows(self, numbers: Tensor, own: AbstractContextManager[Any]) -> Batch:
+        with own:
+            return self.numbered.rows(numbers)
 
     def sample(self, examples: int, size: int) -> Iterator[Batch]:
         """Batch sizes differ by at most one: no batch statistics come from a lone last example."""
@@ -262,21 +283,9 @@ class Rows:
             if small
             else torch.randint(n, (examples,), generator=generator)
         )
-        read = self._reader(0)
+        own = self.numbered.stream(0)
         for part in rows.tensor_split(-(-len(rows) // size)):
-            yield read(part)
-
-    def _reader(self, seed: int) -> Callable[[Tensor], Batch]:
-        """What reads examples by number; where somebody's code does, with a stream of random numbers of its own."""
-        if not isinstance(self.numbered, _Indexed):
-            return self.numbered.rows
-        own = seeded(seed)
-
-        def read(rows: Tensor) -> Batch:
-            with own:
-                return self.numbered.rows(rows)
-
-        return read
+            yield self._rows(part, own)
 
 
 # --- batches that come as they come ----------------------------------------------------------------------------
@@ -286,6 +295,7 @@ class Stream:
     """A ``DataLoader``, or any iterable of batches, read anew for every pass.
 
     What it draws at random, such as an order or an augmentation, is seeded: a pass under one seed is always the same.
+    So are generators of its own, such as a sampler's, and they are as they were between batches.
     """
 
     def __init__(self, data: Any, unpack: Unpack | None = None) -> None:
@@ -308,27 +318,34 @@ class Stream:
 
     def _pass(self, seed: int) -> Iterator[Batch]:
         """One pass, with one stream of random numbers of its own; the user's go on between batches."""
-        own = seeded(seed)
+        own = seeded(seed, self._generators)
         with own:
-            iterator = iter(self.data)
+            iterator = _read(iter, self.data)
+        first = self._structure is None and not isinstance(self.data, torch.utils.data.DataLoader)
+        if first and iterator is _read(iter, self.data):  # known before anything is taken from it
+            raise BatchError(ONCE)
         while True:
             with own:
-                try:
-                    raw = next(iterator)
-                except StopIteration:
-                    return
+                raw = _read(next, iterator, _END)
+            if raw is _END:
+                return
             yield self._checked(raw)
+
+    @cached_property
+    def _generators(self) -> list[Any]:
+        return State(self.data, self.unpack, values=False).generators
 
     def _checked(self, raw: Any) -> Batch:
         structure = _structure(raw)
         if self._structure is None:
             self._structure = structure
         elif structure != self._structure:
-            raise RecipeError(
+            raise BatchError(
                 f"the batches change their structure: {self._structure} before, {structure} now; give a collate_fn "
                 "that makes them alike"
             )
-        return unpacked(raw, self.unpack)
+        batch, size = unpacked(raw, self.unpack), self.batch_size
+        return replace(batch, whole=size is None or batch.size > size)
 
     def batches(self, seed: int, size: int | None = None) -> Iterator[Batch]:
         for number in range(1 << 62):
@@ -337,11 +354,7 @@ class Stream:
                 empty = False
                 yield batch if size is None else batch.first(size)
             if empty:
-                raise RecipeError(
-                    "the data hold no batch: the loader is empty"
-                    if number == 0
-                    else "the data can be iterated once only: give what makes them anew, such as a DataLoader"
-                )
+                raise BatchError("the data hold no batch: the loader is empty" if number == 0 else ONCE)
 
     def sample(self, examples: int, size: int) -> Iterator[Batch]:
         left = examples
@@ -351,6 +364,24 @@ class Stream:
             yield batch
             if left <= 0:
                 return
+
+
+ONCE = "the data can be iterated once only: give what makes them anew, such as a DataLoader"
+_END = object()
+
+
+def _read(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function of the user's data gives.
+
+    Raises:
+        BatchError: on one line, whatever it raises.
+    """
+    try:
+        return function(*arguments)
+    except DagscaleError:
+        raise
+    except Exception as error:
+        raise BatchError(f"reading the data raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def _structure(raw: Any) -> str:
@@ -410,7 +441,7 @@ def checked(data: Any) -> tuple[Inputs, Any]:
                 "int64, x.long()"
             )
     check_finite(x, y)
-    return x, y
+    return detached(x), detached(y)
 
 
 def cuttable(tensor: Tensor) -> bool:
@@ -421,6 +452,11 @@ def cuttable(tensor: Tensor) -> bool:
 def pairwise(tensor: Tensor) -> bool:
     """Whether it looks like a number for every two examples, as a graph's adjacency does."""
     return tensor.ndim > 1 and len(tensor) == tensor.shape[1]
+
+
+def detached(values: Any) -> Any:
+    """The same without gradients: a backward goes through the model alone, and each batch anew."""
+    return each(lambda t: t.detach() if t.requires_grad else t, values)
 
 
 def check_finite(x: Inputs, y: Any) -> None:

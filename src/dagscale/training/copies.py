@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, storage_key, switches, unseen
+from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, put_storage, storage_key, switches, unseen
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.tracing.outputs import output_tensors, tensors_within
@@ -34,20 +34,39 @@ _OPEN: list[Callable[[], None]] = []
 def all_put_back() -> Iterator[None]:
     """Whatever ends what runs inside, at whatever moment, models and random states are as they were.
 
+    One thread at a time: models are borrowed, and PyTorch's switches hold for the whole process.
+
     Each loan is given back where it ends. An interrupt that comes between its end and the first step of giving back is
     the one moment that this cannot see to, and a second guard around it can: there is one interrupt, and two guards.
     """
-    put_back, before = switches(), list(_OPEN)
-    try:
-        with forward.unchanged_random_state():
-            yield
-    except BaseException:
-        put_back()
-        raise
-    finally:
-        for undo in reversed([undo for undo in _OPEN if undo not in before]):
-            _OPEN.remove(undo)
-            uninterrupted(partial(_undone, undo))
+    with forward.ONE_AT_A_TIME:
+        put_back, before = switches(), list(_OPEN)
+        try:
+            with forward.unchanged_random_state():
+                yield
+        except BaseException:
+            put_back()
+            raise
+        finally:
+            for undo in reversed([undo for undo in _OPEN if undo not in before]):
+                _OPEN.remove(undo)
+                uninterrupted(partial(_undone, undo))
+
+
+def kept_until_the_end(model: nn.Module, beside: Iterable[Any] = ()) -> None:
+    """Where copies of a model are made by other means: what its code, and that of functions beside it, keeps elsewhere
+    is put back when the call that stands in `all_put_back` ends."""
+    state = State(*forward.roots(model), *beside)
+    own = {id(t) for t in (*model.parameters(), *model.buffers())}
+    values = [_Value(t, None) for t in _leaves(model, state) if id(t) not in own]
+
+    def undo() -> None:
+        state.restore()
+        with torch.no_grad():
+            for value in values:
+                value.restore()
+
+    _OPEN.append(undo)
 
 
 class WorkingCopy:
@@ -66,7 +85,8 @@ class WorkingCopy:
         run: one forward of a model that it is given, by which the copy is seen to be independent; None to trust it.
         float32: whether half precision becomes float32: squares of signals and small steps need more digits than
             bfloat16 has, and more range than float16 has.
-        beside: the user's functions that run beside the model, such as the loss: what they reach of it is the original.
+        beside: the user's functions that run beside the model, such as the loss: what they reach of it is the original,
+            and what they keep is put back with it.
 
     Raises:
         CopyError: if the model can be neither copied nor borrowed, or is sharded.
@@ -108,7 +128,7 @@ class WorkingCopy:
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 if tensor.dtype in HALF:
                     tensor.data = tensor.data.float()
-        self._state = State(*forward.roots(self.model))
+        self._state = State(*forward.roots(self.model), *beside)
         held = _leaves(self.model, self._state)
         theirs = [] if self.borrowed else _leaves(original, State(*forward.roots(original)))
         sources = {id(memo.get(id(t))): t for t in theirs}
@@ -173,7 +193,7 @@ class _Value:
         if self.source is not None:
             _write(self.tensor, self.source.detach())
         elif isinstance(self.kept, torch.UntypedStorage):
-            self.tensor.untyped_storage().copy_(self.kept)
+            put_storage(self.tensor.untyped_storage(), self.kept)
         elif self.kept is not None:
             _write(self.tensor, self.kept)
 
@@ -389,7 +409,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def restore(self) -> None:
         """Put back what was written over."""
         for storage, values in self._saved.values():
-            storage.copy_(values)
+            put_storage(storage, values)
 
 
 def _tensors(values: Any) -> list[Tensor]:

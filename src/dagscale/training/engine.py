@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dagscale.errors import DagscaleError, RecipeError
+from dagscale.errors import BatchError, DagscaleError, RecipeError
 from dagscale.tracing import forward
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
@@ -242,6 +242,8 @@ def train(
             try:
                 losses.append(step(model, optimizer, recipe, batches, losses[0] if losses else None))
                 diverged = exploded(losses[-1], losses[0]) or not finite(trained)
+            except BatchError:
+                raise
             except DagscaleError as error:
                 where = f", at step {len(losses) + 1} of {total}, seed {seed}"
                 if not losses:
@@ -258,6 +260,8 @@ def train(
                 _mode(optimizer, "eval")
                 final = final_loss(model, recipe, evaluate)
                 diverged = exploded(final, losses[0])
+            except BatchError:
+                raise
             except DagscaleError as error:
                 diverged, raised = True, str(error)
     model.zero_grad(set_to_none=True)

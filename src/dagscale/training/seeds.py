@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from dagscale.tracing.generators import numbers, put_numbers, seed_numbers
 
 
 class seeded:
@@ -14,30 +17,44 @@ class seeded:
 
     Entered again, it goes on where it was left: the same object around every read of a loader gives the loader one
     stream of random numbers, whatever is drawn between the reads.
+
+    Args:
+        own: further generators that are treated alike, such as those of a loader's sampler.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, own: Sequence[Any] = ()) -> None:
+        self.seed, self.own = seed, own
         self._inside: Any = None
         self._outside: list[Any] = []
 
     def __enter__(self) -> seeded:
-        self._outside.append(_states())
+        self._outside.append(self._states())
         try:
             if self._inside is None:
                 torch.manual_seed(self.seed)
                 random.seed(self.seed)
                 np.random.seed(self.seed % 2**32)
+                for place, generator in enumerate(self.own):
+                    seed_numbers(generator, self.seed + place)
             else:
-                _restore(self._inside)
+                self._restore(self._inside)
         except BaseException:  # Ctrl-C, before there is anything to leave
-            _restore(self._outside.pop())
+            self._restore(self._outside.pop())
             raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._inside = _states()
-        _restore(self._outside.pop())
+        self._inside = self._states()
+        self._restore(self._outside.pop())
+
+    def _states(self) -> Any:
+        return _states(), [numbers(generator) for generator in self.own]
+
+    def _restore(self, states: Any) -> None:
+        common, own = states
+        _restore(common)
+        for generator, state in zip(self.own, own, strict=True):
+            put_numbers(generator, state)
 
 
 def _states() -> Any:

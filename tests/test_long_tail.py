@@ -1,0 +1,121 @@
+"""Set-ups and kinds of networks that tools forget: read as counted by hand, drawn as their plain twins, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from tests.fixtures import tail_kinds
+from tests.fixtures.oracle import fake_tensors, of_model, of_process, survivors
+from tests.fixtures.tail import GROUPED, TAIL, Tail, process_group
+from torch import nn
+
+import dagscale
+from dagscale.planning.prepare import example_inputs
+from dagscale.tracing.forward import plain_parameters
+
+assert tail_kinds.LISTED is not None, "importing it fills TAIL"
+SAME = 0.15
+"""How far apart standard deviations may be: a routed expert sees its own rows alone, bfloat16 rounds."""
+
+NOT_DRAWN = {
+    "batch_statistics_of_one_example": "refused",
+    "sharded": "what is drawn cannot be compared on a shard",
+}
+ANOTHER_NOTE = "only the branch taken was seen"
+
+
+@pytest.fixture(autouse=True)
+def group(request: pytest.FixtureRequest) -> Iterator[None]:
+    with process_group() if request.node.callspec.params["name"] in GROUPED else nullcontext():
+        yield
+
+
+def made(make: Any) -> nn.Module:
+    torch.manual_seed(1)
+    model: nn.Module = make()
+    return model
+
+
+def inputs_of(name: str, model: nn.Module, recipe: dagscale.Recipe) -> Any:
+    inputs = example_inputs(model, recipe)
+    return inputs.to("meta") if name == "without_values" else inputs
+
+
+def state(name: str, model: nn.Module) -> Any:
+    return of_process() if name == "sharded" else (of_model(model), of_process())
+
+
+def with_gradient(model: nn.Module, recipe: dagscale.Recipe) -> set[str]:
+    """Names of the parameters that training moves."""
+    from dagscale.training.engine import batch_loss
+
+    batch_loss(model, recipe, recipe.example.to(model)).backward()  # type: ignore[no-untyped-call]
+    return {n for n, p in plain_parameters(model).items() if p.grad is not None}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TAIL)
+def test_read_as_counted_by_hand(name: str) -> None:
+    case: Tail = TAIL[name]
+    model, recipe = made(case.build), dagscale.Recipe(**case.recipe)
+    x, before, alive = inputs_of(name, model, recipe), state(name, model), fake_tensors()
+    if "trace" in case.refused:
+        with pytest.raises(dagscale.DagscaleError, match=case.refused["trace"]):
+            dagscale.trace(model, x)
+    else:
+        graph = dagscale.trace(model, x)
+        assert {use.name: use.in_degree for use in graph.layers} == case.layers
+        told = [note for note in graph.notes if ANOTHER_NOTE not in note]
+        assert [case.note in note for note in told] == [True] * bool(case.note), told
+    assert state(name, model) == before
+    assert survivors(alive) == []
+    if not case.refused:
+        reached = {p.name for p in graph.parameters if p.reached and p.trainable}
+        seen = with_gradient(model, recipe)
+        assert seen == reached if not case.note else seen < reached
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted({*TAIL} - {*NOT_DRAWN}))
+def test_drawn_as_the_plain_twin(name: str) -> None:
+    """Standard deviations measured on data, or the refusal; nothing is changed either way."""
+    case: Tail = TAIL[name]
+    model, twin = made(case.build), made(case.twin)
+    recipe, plain = dagscale.Recipe(**case.recipe), dagscale.Recipe(**case.plain)
+    before, alive = state(name, model), fake_tensors()
+    if "plan" in case.refused:
+        with pytest.raises(dagscale.DagscaleError, match=case.refused["plan"]) as caught:
+            dagscale.plan(model, inputs_of(name, model, recipe), recipe=recipe, law="none", base_lr=0.1)
+        assert "\n" not in str(caught.value)
+    else:
+        plans = [dagscale.plan(m, recipe=r, law="none", base_lr=0.1) for m, r in ((model, recipe), (twin, plain))]
+        drawn = [{name: p.init_std for name, p in plan.parameters.items()} for plan in plans]
+        assert drawn[0] == pytest.approx(drawn[1], rel=SAME)
+    assert state(name, model) == before
+    assert survivors(alive) == []
+
+
+SAMPLE = (
+    "one_example_at_a_time",
+    "none_and_flags",
+    "loss_alone",
+    "sparse_adjacency_as_a_buffer",
+    "spikes_through_time",
+)
+"""``benchmarks/twins.py`` searches and plans them all."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SAMPLE)
+def test_searched_as_the_plain_twin(name: str) -> None:
+    case: Tail = TAIL[name]
+    rates = [
+        dagscale.search(made(make), dagscale.Recipe(**said), seeds=1).lr
+        for make, said in ((case.build, case.recipe), (case.twin, case.plain))
+    ]
+    assert rates[0] == pytest.approx(rates[1], rel=0.42), "half an octave"
