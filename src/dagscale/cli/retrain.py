@@ -43,7 +43,7 @@ def retrain(
     once: Annotated[bool, typer.Option("--once", help="One of each group that computes the same.")] = False,
     seeds: Annotated[int, typer.Option(help="Runs of each.", min=2, max=1000)] = 2,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/retrain.sqlite"),
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1, max=4096)] = -1,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1)] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.")
