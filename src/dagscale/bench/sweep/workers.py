@@ -13,9 +13,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager, suppress
+from operator import index
 from typing import Any, Protocol, cast
 
-from dagscale.bench.bounds import check_count
+from dagscale.bench.bounds import short
 from dagscale.bench.sweep.run import Run, code_version, encode
 from dagscale.bench.sweep.store import Outcome
 from dagscale.errors import DataError, SweepError
@@ -348,9 +349,13 @@ def count_jobs(jobs: int) -> int:
     """How many processes ``jobs`` is on this machine.
 
     Raises:
-        DagscaleError: if none, or more than its cores could serve.
+        SweepError: if none, or more than its cores could serve.
     """
-    if check_count("jobs", jobs, -sys.maxsize, sys.maxsize) == 0:
+    try:
+        jobs = index(jobs)
+    except TypeError:
+        raise SweepError(f"jobs must be a whole number, got {jobs!r}") from None
+    if jobs == 0:
         raise SweepError("jobs must not be 0: give a number of processes, or -1 for one a core")
     if jobs == 1:
         return 1
@@ -359,7 +364,7 @@ def count_jobs(jobs: int) -> int:
     cores = cpu_count()
     if jobs > CROWD * cores:
         raise SweepError(
-            f"jobs is {jobs}, and this machine has {cores} core{'s' if cores > 1 else ''} for us: give at most "
+            f"jobs is {short(jobs)}, and this machine has {cores} core{'s' if cores > 1 else ''} for us: give at most "
             f"{CROWD * cores}, or -1 for one a core"
         )
     return jobs if jobs > 0 else max(1, cores + 1 + jobs)
