@@ -463,7 +463,7 @@ def test_jobs_must_be_some(file: Path) -> None:
     with pytest.raises(SweepError, match="jobs must not be 0"):
         sweep(several(1), execute, file, jobs=0)
     for many in (4096, 10**30):
-        with pytest.raises(SweepError, match="jobs .*this machine has .* give at most") as error:
+        with pytest.raises(SweepError, match=r"jobs .*this machine has .* give at most") as error:
             sweep(several(1), execute, file, jobs=many)
         one_line(error)
     with pytest.raises(SweepError, match="jobs must be a whole number"):

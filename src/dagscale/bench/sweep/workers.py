@@ -97,8 +97,8 @@ def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> G
     lost: list[Outcome] = []
     barren = 0
     while True:
-        while len(flying) < pool.width() and (item := again.popleft() if again else next(runs, None)):
-            flying[pool.submit(attempt, execute, *item, code)] = item
+        while len(flying) < pool.width() and (following := again.popleft() if again else next(runs, None)):
+            flying[pool.submit(attempt, execute, *following, code)] = following
         if not flying:
             if lost:
                 yield lost
