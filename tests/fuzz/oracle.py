@@ -3,6 +3,8 @@ took it."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import resource
@@ -55,8 +57,7 @@ class Done:
 
 
 def preload() -> None:
-    """Import all that commands import, once, so that each fork begins with it; some of it only the first call does."""
-
+    """Do once what commands do at their first call, so that each fork begins with it."""
     import dagscale.bench.nas.rerank_page
     import dagscale.bench.verify.study
     import dagscale.cli
@@ -70,6 +71,23 @@ def preload() -> None:
     load_data("digits", limit=8)
 
 
+def learn(modules: Sequence[str]) -> None:
+    """Import what a fork had to import, so that the next begin with it; a user's own files are out of reach here."""
+    new = [name for name in modules if name not in sys.modules and name not in _out_of_reach]
+    for name in new:
+        with warnings.catch_warnings(), suppress(Exception):
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+        _out_of_reach.add(name)
+    if new:
+        gc.collect()
+        gc.freeze()  # a fork's collector then leaves the memory alone that it shares with us
+
+
+_out_of_reach: set[str] = set()
+"""Modules that `learn` has tried once."""
+
+
 def run(command: Command, folder: Path, started: Callable[[int], None] = lambda pid: None) -> Done:
     """Run ``dagscale ARGUMENTS``, or make a call, in a folder.
 
@@ -78,22 +96,23 @@ def run(command: Command, folder: Path, started: Callable[[int], None] = lambda 
     """
     begin = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as imported:
         pid = os.fork()
         if pid == 0:
-            _child(command, folder, out.fileno(), err.fileno())
+            _child(command, folder, out.fileno(), err.fileno(), imported.fileno())
         started(pid)
         status, memory = _wait(pid, begin)
         texts = []
-        for stream in (out, err):
+        for stream in (out, err, imported):
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "surrogateescape"))
+    learn(texts[2].split("\n"))
     taken = max(0, memory - before)
     arguments = (command.said,) if isinstance(command, Call) else tuple(command)
     return Done(arguments, status, texts[0], texts[1], time.monotonic() - begin, taken)
 
 
-def _child(command: Command, folder: Path, out: int, err: int) -> NoReturn:
+def _child(command: Command, folder: Path, out: int, err: int, imported: int) -> NoReturn:
     """In the fork: be the command."""
     status = 70
     try:
@@ -120,6 +139,8 @@ def _child(command: Command, folder: Path, out: int, err: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
+        with suppress(OSError):
+            os.write(imported, "\n".join(sys.modules).encode("utf-8", "replace"))
         os._exit(status)
 
 
