@@ -61,3 +61,37 @@ def test_surface(name: str) -> None:
         assert oracle.fault(done) is None, oracle.report(done)
 
     holds()
+
+
+UNKIND = {
+    "closes stdout": "sys.stdout.close()",
+    "closes both": "sys.stdout.close(); sys.stderr.close()",
+    "closes what is below": "os.close(1)",
+    "leaves none": "sys.stdout = None",
+    "puts another in its place": "sys.stdout = open(os.devnull, 'w')",
+    "prints": "print('printed'); os.write(1, b'written')",
+}
+
+
+@pytest.mark.parametrize("shown", ["--json", "--full"])
+@pytest.mark.parametrize("what", UNKIND)
+def test_an_answer_reaches_stdout_whatever_the_model_does_to_it(tmp_path: Path, what: str, shown: str) -> None:
+    (tmp_path / "m.py").write_text(
+        "import os, sys, torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+        f"        {UNKIND[what]}\n        return super().forward(x)\n"
+        "def make():\n    return Net(4, 3), torch.ones(2, 4)\n"
+    )
+    done = oracle.run(["inspect", "m.py:make", shown], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 0
+    assert '"parameters"' in done.out if shown == "--json" else "parameters" in done.out
+
+
+def test_a_model_that_ends_the_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "import sys, torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        sys.exit('a\\nb')\n"
+        "def make():\n    return Net(4, 3), torch.ones(2, 4)\n"
+    )
+    done = oracle.run(["inspect", "m.py:make", "--json"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert (done.status, "SystemExit" in done.err) == (2, True)

@@ -137,7 +137,7 @@ def _child(command: Command, folder: Path, out: int, err: int, imported: int) ->
         status = 1
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(AttributeError, OSError, ValueError):  # a model may have left anything there
                 stream.flush()
         with suppress(OSError):
             os.write(imported, "\n".join(sys.modules).encode("utf-8", "replace"))

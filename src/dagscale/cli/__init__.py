@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import _thread
 import io
+import os
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -39,8 +40,14 @@ EXTRAS = {"joblib": "bench", "matplotlib": "plot", "PIL": "images", "pyarrow": "
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    print(f"dagscale: {message}", file=sys.stderr)
+    """One line on stderr, whatever a user's model has done to ``sys.stderr``."""
+    text = f"dagscale: {message}\n"
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):
+        with suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
 
 
 def again(lost: sys.UnraisableHookArgs) -> None:
@@ -51,6 +58,14 @@ def again(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
 
 
+def _answer() -> Any:
+    """Do what the command line asks for; the status that typer returns."""
+    try:
+        return application.app(standalone_mode=False)
+    except SystemExit as error:  # no command of ours does so
+        raise DagscaleError(f"the model's own code ended the program (SystemExit: {error}): take that out") from None
+
+
 def main() -> None:
     """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
@@ -59,8 +74,8 @@ def main() -> None:
     sys.unraisablehook = again
     try:
         interruptible()
-        with application.json_alone() if "--json" in sys.argv else nullcontext():
-            status = application.app(standalone_mode=False)
+        with application.own_stdout(alone="--json" in sys.argv):
+            status = _answer()
         if status == INTERRUPTED:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
