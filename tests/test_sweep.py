@@ -459,7 +459,7 @@ def test_a_disk_that_fills_while_a_table_is_written(file: Path, monkeypatch: pyt
 # --- workers
 
 
-def test_jobs_must_be_some(file: Path) -> None:
+def test_jobs_must_be_some(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SweepError, match="jobs must not be 0"):
         sweep(several(1), execute, file, jobs=0)
     for many in (4096, 10**30):
@@ -468,6 +468,10 @@ def test_jobs_must_be_some(file: Path) -> None:
         one_line(error)
     with pytest.raises(SweepError, match="jobs must be a whole number"):
         sweep(several(1), execute, file, jobs=1.5)  # type: ignore[arg-type]
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "x")
+    with pytest.raises(SweepError, match="LOKY_MAX_CPU_COUNT is no number") as error:
+        sweep(several(1), execute, file)
+    one_line(error)
     assert not file.exists()
 
 

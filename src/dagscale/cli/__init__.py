@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import io
 import os
 import sys
@@ -33,6 +34,10 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 AGAIN = 0.05
 """Seconds after which an interrupt that was dropped is repeated."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What writing to a place without room raises."""
 
 
 EXTRAS = {"joblib": "bench", "matplotlib": "plot", "PIL": "images", "pyarrow": "images", "distributed": "dist"}
@@ -68,6 +73,9 @@ def _answer() -> Any:
 
 def main() -> None:
     """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served, 130 interrupted."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding has not
@@ -106,3 +114,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left over must not fail again at the end
+        say(f"the answer cannot be written to stdout ({error.strerror}): give it a place with room")
+        sys.exit(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os.path
 from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import DataError
@@ -23,7 +23,7 @@ def load_data(source: str | None, limit: int | None = None) -> Any:
         return None
     if source.startswith(TEXT):
         return _text(source.removeprefix(TEXT), limit)
-    if ":" in source and not Path(source).exists():
+    if ":" in source and not os.path.exists(source):
         from dagscale.models.targets import find
 
         found = find(source, "data", call=True)
@@ -43,7 +43,7 @@ def _text(source: str, limit: int | None) -> Text:
         Option("files", "str", "names of files that count, as *.txt"),
     )
     path, mark, query = source.rpartition("?")
-    if not mark or Path(source).exists():
+    if not mark or os.path.exists(source):
         path, query = source, ""
     return read_text(path, limit=limit, **{"context": CONTEXT, **parse_options(query, known, "text:PATH")})
 

@@ -361,7 +361,10 @@ def count_jobs(jobs: int) -> int:
         return 1
     from joblib import cpu_count
 
-    cores = cpu_count()
+    try:
+        cores = cpu_count()
+    except ValueError as error:
+        raise SweepError(f"LOKY_MAX_CPU_COUNT is no number of cores ({line(str(error))}): set it to one") from None
     if jobs > CROWD * cores:
         raise SweepError(
             f"jobs is {short(jobs)}, and this machine has {cores} core{'s' if cores > 1 else ''} for us: give at most "
