@@ -220,7 +220,7 @@ def recipes(draw: Draw, folder: Path) -> list[str]:
     )
     name = draw(mostly(st.just("mine.py:recipe"), st.sampled_from(("mine.py:net", "mine.py:nope", "mine.py", "torch"))))
     command = draw(st.sampled_from((
-        ["plan", "mine.py:net", "--base-lr=0.1", "--law=none"], ["plan", "mine.py:net", "--law=curvature"],
+        ["plan", "mine.py:net", "--base-lr=0.1", "--law=none"], ["plan", "mine.py:net", "--law=curvature", "--base=mine.py:net", "--base-lr=0.1"],
         ["plan", "mine.py:net", "--base=mine.py:net", "--base-lr=0.1", "--law=paths"],
         ["search", "mine.py:net", "--seeds=1"], ["search", "mine.py:net", "--seeds=1", "--init=in-degree"],
     )))  # fmt: skip
@@ -239,7 +239,14 @@ def recipe_options(draw: Draw, folder: Path) -> list[str]:
                                number | text | st.sampled_from(("0.9", "True", "0.9,0.95", "2"))).map("=".join),
         "--data": mostly(st.just("digits"), text), "--limit": mostly(st.sampled_from(("24", "64")), number),
     }  # fmt: skip
-    command = draw(st.sampled_from((["plan", "mlp:2_02", "--law=curvature"], ["search", "mlp:2_02", "--seeds=1"])))
+    command = draw(
+        st.sampled_from(
+            (
+                ["plan", "mlp:2_02", "--law=curvature", "--base=mlp:2", "--base-lr=0.1"],
+                ["search", "mlp:2_02", "--seeds=1"],
+            )
+        )
+    )
     if command[0] == "search":  # so many steps as are asked for are taken
         known["--steps"] = st.sampled_from(("0", "-1", "1", "3", "1.5", "nan", "9" * 5000, ""))
     chosen = draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=3, unique=True))

@@ -120,6 +120,8 @@ def run(command: Command, folder: Path, started: Callable[[int], None] = lambda 
 
 def _child(command: Command, folder: Path, out: int, err: int, imported: int) -> NoReturn:
     """In the fork: be the command."""
+    from dagscale import starting
+
     status = 70
     try:
         os.chdir(folder)
@@ -128,7 +130,8 @@ def _child(command: Command, folder: Path, out: int, err: int, imported: int) ->
         os.dup2(err, 2)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in starting.SIGNALS:
+            signal.signal(number, starting.leave)  # as at a command's first moment
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         warnings.resetwarnings()
@@ -137,6 +140,8 @@ def _child(command: Command, folder: Path, out: int, err: int, imported: int) ->
             _called(command.function) if isinstance(command, Call) else _commanded(command)
             status = 0
         except SystemExit as error:
+            for number in starting.SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
             status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     except BaseException:
         traceback.print_exc()
