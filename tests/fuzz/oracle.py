@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 SECONDS = 20.0
-"""That one input may take."""
+"""That one input may take, the time left out that it waits for a core of a busy machine."""
 
 MEMORY = 2 << 30
 """Bytes that it may take beyond what the process held before."""
@@ -107,7 +107,7 @@ def run(command: Command, folder: Path, started: Callable[[int], None] = lambda 
         if pid == 0:
             _child(command, folder, out.fileno(), err.fileno(), imported.fileno())
         started(pid)
-        status, memory = _wait(pid, begin)
+        status, memory, seconds = _wait(pid, begin)
         texts = []
         for stream in (out, err, imported):
             stream.seek(0)
@@ -115,7 +115,7 @@ def run(command: Command, folder: Path, started: Callable[[int], None] = lambda 
     learn(texts[2].split("\n"))
     taken = max(0, memory - before)
     arguments = (command.said,) if isinstance(command, Call) else tuple(command)
-    return Done(arguments, status, texts[0], texts[1], time.monotonic() - begin, taken)
+    return Done(arguments, status, texts[0], texts[1], seconds, taken)
 
 
 def _child(command: Command, folder: Path, out: int, err: int, imported: int) -> NoReturn:
@@ -173,17 +173,27 @@ def _called(function: Callable[[], object]) -> None:
         sys.exit(2)
 
 
-def _wait(pid: int, begin: float) -> tuple[int, int]:
-    """Exit status and peak memory; a process over its time is killed."""
-    pause = 0.002
+def _wait(pid: int, begin: float) -> tuple[int, int, float]:
+    """Exit status, peak memory and seconds; a process over its time is killed."""
+    pause, queued = 0.002, 0.0
     while True:
+        queued = _queued(pid) or queued
         done, status, used = os.wait4(pid, os.WNOHANG)
+        seconds = max(0.0, time.monotonic() - begin - queued)
         if done:
-            return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024
-        if time.monotonic() - begin > SECONDS:
+            return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024, seconds
+        if seconds > SECONDS:
             os.kill(pid, signal.SIGKILL)
         time.sleep(pause)
         pause = min(0.02, pause * 1.5)
+
+
+def _queued(pid: int) -> float:
+    """Seconds that a process was ready to run and other ones had the cores, where Linux tells."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def fault(done: Done) -> str | None:
