@@ -179,7 +179,8 @@ BAD = {
         "[(torch.randn(8, 4, requires_grad=True) * 2, torch.arange(8) % 3)]", "(i for i in range(3))",
     ),
     "loss": (
-        "'x'", "3", "lambda out, y: None", "lambda out, y: out", "lambda out, y: 1 / 0", "torch.nn.MSELoss", "lambda *given: None",
+        "'x'", "3", "lambda out, y: None", "lambda out, y: out", "lambda out, y: 1 / 0", "torch.nn.MSELoss",
+        "lambda *given: None",
         "lambda out, y: out.sum() * float('nan')", "lambda: 0", "lambda out, y: torch.tensor(1.0)",
         "lambda out, y: (_ for _ in ()).throw(ValueError('a\\n\\x1b[31mb'))",
     ),
