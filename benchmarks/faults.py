@@ -231,7 +231,8 @@ def _answer(status: int, out: str, err: str) -> str:
 
 
 def threads(count: int, seed: int) -> None:
-    """Plans from 8 threads at once, half of them of models of their own, half of four that they share."""
+    """Plans from 8 threads at once, half of them of models of their own, half of four that they share; and a third as
+    many searches."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -256,6 +257,10 @@ def threads(count: int, seed: int) -> None:
         )  # fmt: skip
         return plan.to_json()
 
+    def look(k: int) -> str:
+        model = shared[k % 4] if k % 2 else make(1 + k % 7)
+        return dagscale.search(model, data, seeds=1, steps=4, batch_size=16, init="in-degree").to_json()
+
     def state() -> tuple[Any, ...]:
         bits = [p.detach().numpy().tobytes() for model in shared for p in model.parameters()]
         return (
@@ -266,13 +271,14 @@ def threads(count: int, seed: int) -> None:
             [len(m._forward_hooks) + len(m._backward_hooks) for model in shared for m in model.modules()],
         )  # fmt: skip
 
-    serial = [one(k) for k in range(count)]
-    before = state()
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(one, range(count)))
-    equal = sum(a == b for a, b in zip(serial, together, strict=True))
-    kept = "as before" if state() == before else "CHANGED"
-    row("plans from 8 threads", count, f"{equal} equal to the serial ones; torch's global state and the models {kept}")
+    for what, call, times in (("plans", one, count), ("searches", look, count // 3)):
+        serial = [call(k) for k in range(times)]
+        before = state()
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(call, range(times)))
+        equal = sum(a == b for a, b in zip(serial, together, strict=True))
+        kept = "as before" if state() == before else "CHANGED"
+        row(f"{what} from 8 threads", times, f"{equal} equal to the serial ones; torch's state and the models {kept}")
 
 
 def main() -> None:
