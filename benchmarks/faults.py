@@ -3,6 +3,7 @@
     python benchmarks/faults.py fuzz --count 1000
     python benchmarks/faults.py flips --count 300
     python benchmarks/faults.py interrupts --count 40 --jobs 2
+    python benchmarks/faults.py stops --count 200
     python benchmarks/faults.py threads --count 50
 
 Each prints rows of one table: what was tried, how often, what came of it. ``--seed`` draws other inputs.
@@ -14,15 +15,19 @@ import argparse
 import importlib.util
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,6 +141,7 @@ COMMANDS = {
     "search": ["search", "mlp:2_22_222?width=128", "--epochs", "200", "--seeds", "1"],
     "verify": ["verify", "mlp-depth", "--method", "one-rate", "--epochs", "100", "--store", "s.db", "--jobs"],
 }
+PROGRESS = re.compile(r"dagscale: .*, \d+ s")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -169,8 +175,53 @@ def interrupts(count: int, seed: int, jobs: int) -> None:
         row("the store after them, and other files left over", 1, f"{sound}; {left or 'none'}")
 
 
+STOPPED = {
+    "inspect (trace)": ["inspect", "resnet:20", "--json"],
+    "plan": ["plan", "mlp:2_22_222", "--base", "mlp:2", "--base-lr", "0.1", "--data", "digits", "--law", "curvature"],
+    "search": ["search", "mlp:2_02", "--data", "digits", "--limit", "64", "--steps", "8", "--seeds", "1"],
+    "check": ["check", "mlp:2", "mlp:2_02", "--data", "digits", "--limit", "64"],
+    "verify (sweep)": ["verify", "mlp-depth", "--quick", "--method", "one-rate", "--store", "s.db", "--jobs"],
+}
+
+
+def stops(count: int, seed: int, jobs: int) -> None:
+    """SIGINT and SIGTERM at random moments to forks that have torch already, so that many cost little; those that the
+    signal came too late for do not count. The store of ``verify`` goes on from one to the next until it is full."""
+    oracle, chance = part("oracle"), random.Random(seed)
+    oracle.preload()
+    for name, command in STOPPED.items():
+        words = [*command, str(jobs)] if name.startswith("verify") else command
+        found: Counter[str] = Counter()
+        done = None
+        with tempfile.TemporaryDirectory() as folder:
+            while found.total() < count // len(STOPPED):
+                if done is None:
+                    done = oracle.run(words, Path(folder))
+                    whole = done.seconds
+                if done.status == 0:
+                    for file in Path(folder).iterdir():
+                        file.unlink()
+                number, after = chance.choice(SIGNALS), chance.random() * whole
+                done = oracle.run(words, Path(folder), started=partial(_stop, number=number, after=after))
+                if done.status != 0:
+                    found[_answer(done.status, done.out, done.err)] += 1
+            left = {file.name for file in Path(folder).iterdir()} - {"s.db", "s.db-wal", "s.db-shm", "s.db.lock"}
+            found["FILES LEFT OVER"] += len(left)
+        answers = ", ".join(f"{n} × {what}" for what, n in found.most_common() if n)
+        row(f"SIGINT or SIGTERM to {name}", found.total(), answers)
+
+
+def _stop(pid: int, number: signal.Signals, after: float) -> None:
+    def send() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    threading.Timer(after, send).start()
+
+
 def _answer(status: int, out: str, err: str) -> str:
-    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("dagscale: ")]
+    lines = [line for line in err.replace("\r", "\n").splitlines() if not PROGRESS.fullmatch(line)]
+    said = [line for line in lines if line.startswith("dagscale: ")]
     if status != 130 or len(said) != 1 or out or "Traceback" in err:
         return f"STATUS {status}: {err[-800:]!r}"
     return "status 130 and how to go on" if "goes on from there" in said[0] else "status 130 and one line"
@@ -180,7 +231,8 @@ def _answer(status: int, out: str, err: str) -> str:
 
 
 def threads(count: int, seed: int) -> None:
-    """Plans from 8 threads at once, half of them of models of their own, half of four that they share."""
+    """Plans from 8 threads at once, half of them of models of their own, half of four that they share; and a third as
+    many searches."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -205,6 +257,10 @@ def threads(count: int, seed: int) -> None:
         )  # fmt: skip
         return plan.to_json()
 
+    def look(k: int) -> str:
+        model = shared[k % 4] if k % 2 else make(1 + k % 7)
+        return dagscale.search(model, data, seeds=1, steps=4, batch_size=16, init="in-degree").to_json()
+
     def state() -> tuple[Any, ...]:
         bits = [p.detach().numpy().tobytes() for model in shared for p in model.parameters()]
         return (
@@ -215,19 +271,20 @@ def threads(count: int, seed: int) -> None:
             [len(m._forward_hooks) + len(m._backward_hooks) for model in shared for m in model.modules()],
         )  # fmt: skip
 
-    serial = [one(k) for k in range(count)]
-    before = state()
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(one, range(count)))
-    equal = sum(a == b for a, b in zip(serial, together, strict=True))
-    kept = "as before" if state() == before else "CHANGED"
-    row("plans from 8 threads", count, f"{equal} equal to the serial ones; torch's global state and the models {kept}")
+    for what, call, times in (("plans", one, count), ("searches", look, count // 3)):
+        serial = [call(k) for k in range(times)]
+        before = state()
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(call, range(times)))
+        equal = sum(a == b for a, b in zip(serial, together, strict=True))
+        kept = "as before" if state() == before else "CHANGED"
+        row(f"{what} from 8 threads", times, f"{equal} equal to the serial ones; torch's state and the models {kept}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds: Mapping[str, Callable[..., None]] = {
-        "fuzz": fuzz, "flips": flips, "interrupts": interrupts, "threads": threads,
+        "fuzz": fuzz, "flips": flips, "interrupts": interrupts, "stops": stops, "threads": threads,
     }  # fmt: skip
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--count", type=int, default=100)
@@ -235,7 +292,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", help="one surface of the fuzz suite")
     asked = parser.parse_args()
-    more = {"interrupts": {"jobs": asked.jobs}, "fuzz": {"only": asked.only}}
+    more = {"interrupts": {"jobs": asked.jobs}, "stops": {"jobs": asked.jobs}, "fuzz": {"only": asked.only}}
     kinds[asked.kind](asked.count, asked.seed, **more.get(asked.kind, {}))
 
 

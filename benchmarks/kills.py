@@ -90,7 +90,7 @@ class Sweep:
         found = []
         for suffix in (".csv", ".parquet"):
             out = (self.home / store).with_suffix(suffix)
-            export(self.home / store, out)
+            export(self.home / store, out, version="all")  # of `verify`, runs and measurements have each their own
             found.append(out.read_bytes())
         return found
 

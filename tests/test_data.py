@@ -359,6 +359,15 @@ def test_image_folder_decodes_only_what_is_asked_for(tmp_path: Path) -> None:
     assert "corrupt image bytes" in error_of(tmp_path, limit=6)
 
 
+def test_an_image_that_is_a_program_is_not_executed(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "a" / "0.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n0 0 moveto\nshowpage\n"
+    )
+    message = error_of(tmp_path)
+    assert "corrupt image bytes: cannot identify" in message, "Pillow would have given it to Ghostscript"
+
+
 def test_image_folders_that_are_not_right(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 3, "b": 3})
     note = tmp_path / "a" / "notes.txt"

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,3 +62,104 @@ def test_surface(name: str) -> None:
         assert oracle.fault(done) is None, oracle.report(done)
 
     holds()
+
+
+UNKIND = {
+    "closes stdout": "sys.stdout.close()",
+    "closes both": "sys.stdout.close(); sys.stderr.close()",
+    "closes what is below": "os.close(1)",
+    "leaves none": "sys.stdout = None",
+    "puts another in its place": "sys.stdout = open(os.devnull, 'w')",
+    "prints": "print('printed'); os.write(1, b'written')",
+}
+
+
+@pytest.mark.parametrize("shown", ["--json", "--full"])
+@pytest.mark.parametrize("what", UNKIND)
+def test_an_answer_reaches_stdout_whatever_the_model_does_to_it(tmp_path: Path, what: str, shown: str) -> None:
+    (tmp_path / "m.py").write_text(
+        "import os, sys, torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+        f"        {UNKIND[what]}\n        return super().forward(x)\n"
+        "def make():\n    return Net(4, 3), torch.ones(2, 4)\n"
+    )
+    done = oracle.run(["inspect", "m.py:make", shown], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 0
+    assert '"parameters"' in done.out if shown == "--json" else "parameters" in done.out
+
+
+def test_a_model_that_ends_the_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "import sys, torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        sys.exit('a\\nb')\n"
+        "def make():\n    return Net(4, 3), torch.ones(2, 4)\n"
+    )
+    done = oracle.run(["inspect", "m.py:make", "--json"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert (done.status, "SystemExit" in done.err) == (2, True)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def half_gigabyte(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 29)
+
+
+def link(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+PLAN = ["plan", "mlp:2", "--base-lr", "0.1", "--law", "none"]
+LONG = "a" * 5000
+ODD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
+    "a text's path too long": (["inspect", "mlp:2", "--data", f"text:{LONG}"], "x", Path.touch),
+    "a text's option too long": (["inspect", "mlp:2", "--data", f"text:x?tokenizer={LONG}"], "x", Path.touch),
+    "data's path too long": (["inspect", "mlp:2", "--data", f"{LONG}:{LONG}"], "x", Path.touch),
+    "a store that fails as it is read": (["sweep", "status", "x"], "x", link("/proc/self/mem")),
+    "a file of the system's that never ends, as data": (["inspect", "mlp:2", "--data", "x"], "x", link("/proc/kmsg")),
+    "a file of the system's that never ends, as a base": ([*PLAN, "--base", "x.json"], "x.json", link("/proc/kmsg")),
+    "runs of half a gigabyte": (["verify", "--runs", "x.csv"], "x.csv", half_gigabyte),
+    "a plan over a pipe": ([*PLAN, "--save", "x.json"], "x.json", fifo),
+    "a picture over a pipe": (["inspect", "mlp:2", "--picture", "x.svg"], "x.svg", fifo),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_files_are_refused_in_one_line(tmp_path: Path, what: str) -> None:
+    command, name, make = ODD[what]
+    make(tmp_path / name)
+    kind = (tmp_path / name).lstat().st_mode
+    done = oracle.run(command, tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 2
+    assert done.seconds < 10
+    assert done.memory < 100 << 20
+    assert (tmp_path / name).lstat().st_mode == kind, "something else has taken its place"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device of a full disk")
+@pytest.mark.parametrize("words", [["inspect", "mlp:2"], ["inspect", "mlp:2", "--json"], ["--help"]])
+def test_a_full_disk_at_the_end_of_stdout(tmp_path: Path, words: list[str]) -> None:
+    def full() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        oracle._commanded(words)
+
+    done = oracle.run(oracle.Call("> /dev/full", full), tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.err == (
+        "dagscale: the answer cannot be written to stdout (No space left on device): give it a place with room\n"
+    )
+
+
+@pytest.mark.parametrize(("words", "status"), [(["inspect", "mlp:2", "--json"], 0), (["inspect", "nope:2"], 2)])
+def test_a_stdout_that_is_closed(tmp_path: Path, words: list[str], status: int) -> None:
+    def closed() -> None:
+        os.close(1)
+        sys.stdout = None  # type: ignore[assignment]  # as Python does when it starts so
+        oracle._commanded(words)
+
+    done = oracle.run(oracle.Call(">&-", closed), tmp_path)
+    assert "Traceback" not in done.err
+    assert (done.status, done.err.count("\n")) == (status, int(status == 2))

@@ -12,7 +12,9 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from typer.testing import CliRunner
 
 import dagscale
 from dagscale.bench.sweep import Run, Store, code_version, export, sweep
+from dagscale.bench.sweep import engine as engine_module
 from dagscale.bench.sweep import store as store_module
 from dagscale.bench.sweep import workers as workers_module
 from dagscale.bench.sweep.run import decode, encode
@@ -456,9 +459,20 @@ def test_a_disk_that_fills_while_a_table_is_written(file: Path, monkeypatch: pyt
 # --- workers
 
 
-def test_jobs_must_be_some(file: Path) -> None:
+def test_jobs_must_be_some(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SweepError, match="jobs must not be 0"):
         sweep(several(1), execute, file, jobs=0)
+    for many in (4096, 10**30):
+        with pytest.raises(SweepError, match=r"jobs .*this machine has .* give at most") as error:
+            sweep(several(1), execute, file, jobs=many)
+        one_line(error)
+    with pytest.raises(SweepError, match="jobs must be a whole number"):
+        sweep(several(1), execute, file, jobs=1.5)  # type: ignore[arg-type]
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "x")
+    with pytest.raises(SweepError, match="LOKY_MAX_CPU_COUNT is no number") as error:
+        sweep(several(1), execute, file)
+    one_line(error)
+    assert not file.exists()
 
 
 def test_a_scheduler_out_of_reach(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,11 +487,17 @@ def test_a_scheduler_out_of_reach(file: Path, monkeypatch: pytest.MonkeyPatch) -
 
 MODULE = """
 import os
+import time
 import torch
 
 def execute(run):
+    if "log" in run.options:
+        with open(run.options["log"], "a") as log:
+            print(run.seed, file=log)
     if run.options.get("crash"):
         os._exit(3)
+    if "nap" in run.options:
+        time.sleep(run.options["nap"])
     if run.options.get("fails"):
         raise ValueError("boom")
     return {"drawn": float(torch.rand(())), "threads": torch.get_num_threads()}
@@ -506,11 +526,54 @@ def test_a_run_that_kills_its_worker_fails_and_no_other(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     import sweep_crash  # type: ignore[import-not-found]
 
-    runs = [*several(6), *several(1, options={"crash": True}), *several(8)[6:]]
+    log = tmp_path / "log"
+    beside = several(1, options={"nap": 4.0, "log": str(log)})
+    runs = [*beside, *several(1, options={"crash": True}), *several(7)]
     done = sweep(runs, sweep_crash.execute, tmp_path / "sweep.db", jobs=2)
     assert (done.finished, done.failed) == (8, 1)
+    assert log.read_text() == "0\n", "the run beside it was executed again"
     with Store(tmp_path / "sweep.db") as store:
         assert next(iter(store.status().errors)).startswith("WorkerLost: every worker that tried it died")
+
+
+class Dying(workers_module.Here):
+    """Two workers, which die of the runs of some seeds: always, or once."""
+
+    lost = (ChildProcessError,)
+    patience = 3
+
+    def __init__(self, always: Container[int] = (), once: Container[int] = ()) -> None:
+        self.always, self.once, self.died = always, once, Counter[int]()
+
+    def width(self) -> int:
+        return 2
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        seed = Run.from_json(arguments[2]).seed
+        if seed in self.always or (seed in self.once and not self.died[seed]):
+            self.died[seed] += 1
+            future: Future[Any] = Future()
+            future.set_exception(ChildProcessError())
+            return future
+        return super().submit(function, *arguments)
+
+
+def test_only_a_run_that_kills_its_workers_again_and_again_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Dying(always={3, 11}, once=range(20))
+    monkeypatch.setattr(engine_module, "open_pool", lambda *_: pool)
+    done = sweep(several(12), execute, file)
+    assert (done.finished, done.failed) == (10, 2)
+    assert pool.died == {k: 3 if k in (3, 11) else 1 for k in range(12)}
+
+
+def test_no_run_fails_where_no_worker_can_live(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(several(2), execute, file, jobs=1)
+    pool = Dying(always=range(40))
+    monkeypatch.setattr(engine_module, "open_pool", lambda *_: pool)
+    with pytest.raises(SweepError, match=r"18 workers died one after the other.* jobs=1; what is finished is kept"):
+        sweep(several(40), execute, file)
+    with Store(file) as store:
+        assert (store.status().counts.finished, store.status().counts.failed) == (2, 0)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -21,8 +22,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     It is made exclusively, under a random name, so that no link that lies there is ever followed.
 
     Raises:
-        OSError: if it cannot be made, written or moved; no part of it is left then.
+        OSError: if it cannot be made, written or moved, or would take the place of a device or a pipe; no part of it is
+            left then.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a pipe or a device has that name", str(path))
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(partial, flags, 0o666)

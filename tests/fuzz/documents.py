@@ -179,11 +179,12 @@ BAD = {
         "[(torch.randn(8, 4, requires_grad=True) * 2, torch.arange(8) % 3)]", "(i for i in range(3))",
     ),
     "loss": (
-        "'x'", "3", "lambda out, y: None", "lambda out, y: out", "lambda out, y: 1 / 0", "torch.nn.MSELoss", "print",
+        "'x'", "3", "lambda out, y: None", "lambda out, y: out", "lambda out, y: 1 / 0", "torch.nn.MSELoss",
+        "lambda *given: None",
         "lambda out, y: out.sum() * float('nan')", "lambda: 0", "lambda out, y: torch.tensor(1.0)",
         "lambda out, y: (_ for _ in ()).throw(ValueError('a\\n\\x1b[31mb'))",
     ),
-    "optimizer": ("'nope'", "None", "3", "torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])", "print", "torch.optim",
+    "optimizer": ("'nope'", "None", "3", "torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])", "torch.optim",
                   "lambda groups: None", "lambda groups: 1 / 0", "[]", "{}"),
     "steps": ("0", "-1", "1.5", "'3'", "float('nan')", "[]", "10**400"),
     "batch_size": ("0", "-1", "2.5", "'x'", "10**30", "True"),
@@ -191,7 +192,8 @@ BAD = {
     "clip": ("0", "-1.0", "float('nan')", "'x'", "10**400"),
     "accumulate": ("0", "-1", "'x'", "1.5"),
     "weight_decay": ("-1", "float('inf')", "'x'", "10**400"),
-    "schedule": ("3", "'cosine'", "lambda o, n: None", "lambda o, n: 1 / 0", "dagscale.cosine(float('nan'))", "print"),
+    "schedule": ("3", "'cosine'", "lambda o, n: None", "lambda o, n: 1 / 0", "dagscale.cosine(float('nan'))",
+                 "lambda *given: None"),
     "no_decay": ("3", "'norm'", "[3]", "lambda n, p: 1 / 0", "['nope']", "None"),
     "unpack": ("3", "lambda b: b", "lambda b: None", "lambda b: 1 / 0"),
     "autocast": ("torch.bfloat16", "'bfloat16'", "3", "torch.int8"),
@@ -219,9 +221,10 @@ def recipes(draw: Draw, folder: Path) -> list[str]:
         errors="replace",
     )
     name = draw(mostly(st.just("mine.py:recipe"), st.sampled_from(("mine.py:net", "mine.py:nope", "mine.py", "torch"))))
+    based = ["--base=mine.py:net", "--base-lr=0.1"]
     command = draw(st.sampled_from((
-        ["plan", "mine.py:net", "--base-lr=0.1", "--law=none"], ["plan", "mine.py:net", "--law=curvature"],
-        ["plan", "mine.py:net", "--base=mine.py:net", "--base-lr=0.1", "--law=paths"],
+        ["plan", "mine.py:net", "--base-lr=0.1", "--law=none"], ["plan", "mine.py:net", *based, "--law=curvature"],
+        ["plan", "mine.py:net", *based, "--law=paths"],
         ["search", "mine.py:net", "--seeds=1"], ["search", "mine.py:net", "--seeds=1", "--init=in-degree"],
     )))  # fmt: skip
     return [*command, "--recipe", name, *draw(st.sampled_from(([], ["--json"])))]
@@ -239,7 +242,14 @@ def recipe_options(draw: Draw, folder: Path) -> list[str]:
                                number | text | st.sampled_from(("0.9", "True", "0.9,0.95", "2"))).map("=".join),
         "--data": mostly(st.just("digits"), text), "--limit": mostly(st.sampled_from(("24", "64")), number),
     }  # fmt: skip
-    command = draw(st.sampled_from((["plan", "mlp:2_02", "--law=curvature"], ["search", "mlp:2_02", "--seeds=1"])))
+    command = draw(
+        st.sampled_from(
+            (
+                ["plan", "mlp:2_02", "--law=curvature", "--base=mlp:2", "--base-lr=0.1"],
+                ["search", "mlp:2_02", "--seeds=1"],
+            )
+        )
+    )
     if command[0] == "search":  # so many steps as are asked for are taken
         known["--steps"] = st.sampled_from(("0", "-1", "1", "3", "1.5", "nan", "9" * 5000, ""))
     chosen = draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=3, unique=True))

@@ -3,8 +3,11 @@ took it."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 SECONDS = 20.0
-"""That one input may take."""
+"""That one input may take, the time left out that it waits for a core of a busy machine."""
 
 MEMORY = 2 << 30
 """Bytes that it may take beyond what the process held before."""
@@ -29,6 +32,9 @@ ADDRESSES = 12 << 30
 """Bytes of address space, so that what does ask for all memory does not take the machine along."""
 
 STATUS = {0, 1, 2, 130}
+
+PROGRESS = re.compile(r"dagscale: .*, \d+ s")
+"""What is said now and then of work that takes long."""
 
 
 class Call(NamedTuple):
@@ -55,8 +61,7 @@ class Done:
 
 
 def preload() -> None:
-    """Import all that commands import, once, so that each fork begins with it; some of it only the first call does."""
-
+    """Do once what commands do at their first call, so that each fork begins with it."""
     import dagscale.bench.nas.rerank_page
     import dagscale.bench.verify.study
     import dagscale.cli
@@ -68,6 +73,25 @@ def preload() -> None:
         dagscale.pictures.draw(graph, Path(folder) / "x.svg")
     dagscale.plan(*load("mlp:2_02"), base_lr=0.1, law="none", init="in-degree")
     load_data("digits", limit=8)
+    with suppress(dagscale.DagscaleError):  # transformers may not be there
+        load("hf:gpt2?layers=1&width=8&heads=1")
+
+
+def learn(modules: Sequence[str]) -> None:
+    """Import what a fork had to import, so that the next begin with it; a user's own files are out of reach here."""
+    new = [name for name in modules if name not in sys.modules and name not in _out_of_reach]
+    for name in new:
+        with warnings.catch_warnings(), suppress(Exception):
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+        _out_of_reach.add(name)
+    if new:
+        gc.collect()
+        gc.freeze()  # a fork's collector then leaves the memory alone that it shares with us
+
+
+_out_of_reach: set[str] = set()
+"""Modules that `learn` has tried once."""
 
 
 def run(command: Command, folder: Path, started: Callable[[int], None] = lambda pid: None) -> Done:
@@ -78,23 +102,26 @@ def run(command: Command, folder: Path, started: Callable[[int], None] = lambda 
     """
     begin = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as imported:
         pid = os.fork()
         if pid == 0:
-            _child(command, folder, out.fileno(), err.fileno())
+            _child(command, folder, out.fileno(), err.fileno(), imported.fileno())
         started(pid)
-        status, memory = _wait(pid, begin)
+        status, memory, seconds = _wait(pid, begin)
         texts = []
-        for stream in (out, err):
+        for stream in (out, err, imported):
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "surrogateescape"))
+    learn(texts[2].split("\n"))
     taken = max(0, memory - before)
     arguments = (command.said,) if isinstance(command, Call) else tuple(command)
-    return Done(arguments, status, texts[0], texts[1], time.monotonic() - begin, taken)
+    return Done(arguments, status, texts[0], texts[1], seconds, taken)
 
 
-def _child(command: Command, folder: Path, out: int, err: int) -> NoReturn:
+def _child(command: Command, folder: Path, out: int, err: int, imported: int) -> NoReturn:
     """In the fork: be the command."""
+    from dagscale import starting
+
     status = 70
     try:
         os.chdir(folder)
@@ -103,7 +130,8 @@ def _child(command: Command, folder: Path, out: int, err: int) -> NoReturn:
         os.dup2(err, 2)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in starting.SIGNALS:
+            signal.signal(number, starting.leave)  # as at a command's first moment
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         warnings.resetwarnings()
@@ -112,14 +140,18 @@ def _child(command: Command, folder: Path, out: int, err: int) -> NoReturn:
             _called(command.function) if isinstance(command, Call) else _commanded(command)
             status = 0
         except SystemExit as error:
+            for number in starting.SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
             status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     except BaseException:
         traceback.print_exc()
         status = 1
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(AttributeError, OSError, ValueError):  # a model may have left anything there
                 stream.flush()
+        with suppress(OSError):
+            os.write(imported, "\n".join(sys.modules).encode("utf-8", "replace"))
         os._exit(status)
 
 
@@ -141,17 +173,27 @@ def _called(function: Callable[[], object]) -> None:
         sys.exit(2)
 
 
-def _wait(pid: int, begin: float) -> tuple[int, int]:
-    """Exit status and peak memory; a process over its time is killed."""
-    pause = 0.002
+def _wait(pid: int, begin: float) -> tuple[int, int, float]:
+    """Exit status, peak memory and seconds; a process over its time is killed."""
+    pause, queued = 0.002, 0.0
     while True:
+        queued = _queued(pid) or queued
         done, status, used = os.wait4(pid, os.WNOHANG)
+        seconds = max(0.0, time.monotonic() - begin - queued)
         if done:
-            return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024
-        if time.monotonic() - begin > SECONDS:
+            return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024, seconds
+        if seconds > SECONDS:
             os.kill(pid, signal.SIGKILL)
         time.sleep(pause)
         pause = min(0.02, pause * 1.5)
+
+
+def _queued(pid: int) -> float:
+    """Seconds that a process was ready to run and other ones had the cores, where Linux tells."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def fault(done: Done) -> str | None:
@@ -165,7 +207,7 @@ def fault(done: Done) -> str | None:
     if done.memory > MEMORY:
         return f"{done.memory / 2**30:.1f} GiB of memory"
     if done.status in (2, 130):
-        lines = done.err.splitlines()
+        lines = [line for line in done.err.splitlines() if not PROGRESS.fullmatch(line)]
         if len(lines) != 1 or not lines[0].startswith("dagscale: "):
             return f"{len(lines)} lines on stderr, not one"
         if done.out:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import io
+import os
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -34,13 +36,23 @@ AGAIN = 0.05
 """Seconds after which an interrupt that was dropped is repeated."""
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What writing to a place without room raises."""
+
+
 EXTRAS = {"joblib": "bench", "matplotlib": "plot", "PIL": "images", "pyarrow": "images", "distributed": "dist"}
 """Package that is not installed with the core → the extra that brings it."""
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    print(f"dagscale: {message}", file=sys.stderr)
+    """One line on stderr, whatever a user's model has done to ``sys.stderr``."""
+    text = f"dagscale: {message}\n"
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):
+        with suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
 
 
 def again(lost: sys.UnraisableHookArgs) -> None:
@@ -51,16 +63,27 @@ def again(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
 
 
+def _answer() -> Any:
+    """Do what the command line asks for; the status that typer returns."""
+    try:
+        return application.app(standalone_mode=False)
+    except SystemExit as error:  # no command of ours does so
+        raise DagscaleError(f"the model's own code ended the program (SystemExit: {error}): take that out") from None
+
+
 def main() -> None:
     """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served, 130 interrupted."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding has not
     sys.unraisablehook = again
     try:
         interruptible()
-        with application.json_alone() if "--json" in sys.argv else nullcontext():
-            status = application.app(standalone_mode=False)
+        with application.own_stdout(alone="--json" in sys.argv):
+            status = _answer()
         if status == INTERRUPTED:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
@@ -91,3 +114,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left over must not fail again at the end
+        say(f"the answer cannot be written to stdout ({error.strerror}): give it a place with room")
+        sys.exit(2)

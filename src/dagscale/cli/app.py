@@ -6,7 +6,7 @@ import json as json_
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -134,37 +134,57 @@ def screen() -> Console:
     load_rich()
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    stream = _answers()
+    return Console(file=stream, width=None if stream.isatty() else 120)
+
+
+def print_text(text: str) -> None:
+    """Text on stdout as it is."""
+    print(text, file=_answers())
 
 
 def print_json(document: dict[str, Any] | list[Any]) -> None:
     """One JSON document on stdout."""
-    print(json_.dumps(document, indent=2, allow_nan=False), file=_document.get() or sys.stdout)
+    print_text(json_.dumps(document, indent=2, allow_nan=False))
 
 
-_document: ContextVar[TextIO | None] = ContextVar("document", default=None)
+_own: ContextVar[TextIO | None] = ContextVar("own", default=None)
+
+
+def _answers() -> TextIO:
+    """The stream that a command's answer goes to, after all that was printed before it."""
+    own = _own.get()
+    if own is None:
+        return sys.stdout
+    with suppress(AttributeError, OSError, ValueError):  # a user's model may have put anything there, or closed it
+        sys.stdout.flush()
+    return own
 
 
 @contextmanager
-def json_alone() -> Iterator[None]:
-    """What is printed inside, by a user's own model too, goes to stderr: all but the document of `print_json`.
+def own_stdout(*, alone: bool) -> Iterator[None]:
+    """Within, answers have a way to stdout of their own, whatever a user's model closes or puts in its place.
 
-    So does what is written to file descriptor 1 past Python's ``sys.stdout``, by C code or ``os.write``.
+    Args:
+        alone: nothing but the answer goes there: what is printed goes to stderr, as does what is written to file
+            descriptor 1 past Python's ``sys.stdout``, by C code or ``os.write``.
     """
     sys.stdout.flush()
     try:
         aside = os.dup(1)
-        os.dup2(2, 1)
+        if alone:
+            os.dup2(2, 1)
     except OSError:  # one of them is closed
         aside = None
-    with os.fdopen(aside, "w", encoding="utf-8") if aside is not None else nullcontext(sys.stdout) as document:
-        token = _document.set(document)
+    encoding, errors = (None, None) if aside is None else (sys.stdout.encoding, "backslashreplace")
+    stream = nullcontext(sys.stdout) if aside is None else os.fdopen(aside, "w", encoding=encoding, errors=errors)
+    with stream as own, redirect_stdout(sys.stderr) if alone else nullcontext():
+        token = _own.set(own)
         try:
-            with redirect_stdout(sys.stderr):
-                yield
+            yield
         finally:
-            _document.reset(token)
-            document.flush()
+            _own.reset(token)
+            own.flush()
             if aside is not None:
                 os.dup2(aside, 1)
 

@@ -23,6 +23,7 @@ from dagscale.cli.app import (
     load_target,
     make_folder,
     print_json,
+    print_text,
     screen,
 )
 from dagscale.cli.data import load_data
@@ -103,7 +104,7 @@ def inspect(
 
         draw(graph if full else fold(graph), picture, title=target)
     if written is not None:
-        print(written(graph if full else fold(graph)))
+        print_text(written(graph if full else fold(graph)))
         return
     if json:
         print_json(facts(graph))
@@ -195,7 +196,7 @@ def plan(
     if json:
         print_json(made.to_dict())
     else:
-        print(made)
+        print_text(str(made))
 
 
 @app.command(rich_help_panel=EVERYDAY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os.path
 from typing import Any
 
 from dagscale.errors import DataError
@@ -27,7 +27,7 @@ def load_data(source: str | None, limit: int | None = None) -> Any:
         from dagscale.bench.data.text import named_text
 
         return named_text(source.removeprefix(TEXT), limit)
-    if ":" in source and not Path(source).exists():
+    if ":" in source and not os.path.exists(source):
         from dagscale.models.targets import find
 
         found = find(source, "data", call=True)

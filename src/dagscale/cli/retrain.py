@@ -58,7 +58,7 @@ def retrain(
     report: Annotated[Path | None, typer.Option(help="Train nothing: compare what a file of results holds.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, or cuda, which has not been tried.")] = "cpu",
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/retrain.sqlite"),
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1, max=4096)] = -1,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1)] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.")

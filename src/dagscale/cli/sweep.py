@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagscale.cli.app import STUDIES, Json, app, print_json, screen
+from dagscale.cli.app import STUDIES, Json, app, print_json, print_text, screen
 from dagscale.shown import cell, line, load_rich, plain
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export(
     if json:
         print_json({"out": str(out), "rows": rows})
     else:
-        print(f"{rows:,} runs written to {plain(str(out))}")
+        print_text(f"{rows:,} runs written to {plain(str(out))}")
 
 
 def _table(title: str, groups: dict[str, Counts]) -> Table:

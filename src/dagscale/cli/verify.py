@@ -56,7 +56,7 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Few architectures, examples and rates.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results as JSON and pictures.")] = None,
     store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1, max=4096)] = -1,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1)] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.")

@@ -104,9 +104,9 @@ def read_text(path: str | Path) -> str:
     try:
         if path.exists() and not path.is_file():  # to read a pipe or a device might never end
             raise PlanError(f"cannot read {path}: it is no file")
-        if path.stat().st_size > LARGEST:
+        if (size := path.stat().st_size) > LARGEST:
             raise PlanError(f"cannot read {path}: it has over {LARGEST >> 20} MiB, and is none that dagscale wrote")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if size else ""  # the system's own have no size, and may never end
     except (OSError, ValueError) as error:
         raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
 

@@ -13,6 +13,9 @@ from dagscale.bench.data.files import EXPANSION, FREE, first_line
 from dagscale.errors import DataError
 
 GREY = ("1", "L", "LA")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is decoded, whatever the file is called: Pillow hands others, as PostScript, to a program that executes them."""
+
 COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 
 
@@ -63,7 +66,7 @@ def _decode(encoded: bytes | None, where: str, allowed: int) -> tuple[Bytes, boo
     if not encoded:
         raise DataError(f"{where} holds no image bytes")
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded)) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             warnings.simplefilter("ignore")
             mode = image.mode
             if 3 * image.width * image.height > allowed:

@@ -24,12 +24,12 @@ def home_expanded(source: str | Path) -> Path:
     """The path that a user means, ``~`` their home.
 
     Raises:
-        DataError: if it can be no path: there is no such user, or it holds a zero byte.
+        DataError: if it can be no path: there is no such user, it is too long, or holds a zero byte.
     """
     try:
         path = Path(source).expanduser()
         path.exists()
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"no data at {str(source)!r}: {first_line(error)}") from None
     return path
 
@@ -37,15 +37,20 @@ def home_expanded(source: str | Path) -> Path:
 def open_plain(path: Path) -> BinaryIO:
     """The file, opened to read. Of anything but a plain file (a pipe, a device) reading might never end.
 
+    One that says it is empty is taken at its word: of the system's, as ``/proc/kmsg``, reading might never end either.
+
     Raises:
         DataError: if it is none.
         OSError: if it cannot be opened.
     """
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise DataError(f"{path} is no plain file but a folder, a pipe or a device: name one that holds data")
-    return os.fdopen(file, "rb")
+    found = os.fstat(file)
+    if stat.S_ISREG(found.st_mode) and found.st_size > 0:
+        return os.fdopen(file, "rb")
+    os.close(file)
+    if stat.S_ISREG(found.st_mode):
+        return io.BytesIO()
+    raise DataError(f"{path} is no plain file but a folder, a pipe or a device: name one that holds data")
 
 
 def read_all(path: Path, largest: int = LARGEST) -> bytes:
@@ -56,8 +61,8 @@ def read_all(path: Path, largest: int = LARGEST) -> bytes:
         OSError: if it cannot be read.
     """
     with open_plain(path) as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
+        content = file.read(largest + 1) if os.stat(path).st_size <= largest else None
+    if content is None or len(content) > largest:
         raise DataError(f"{path} is too large: over {largest:,} bytes")
     return content
 

@@ -157,7 +157,7 @@ def named_text(source: str, limit: int | None = None, context: int = CONTEXT) ->
         Option("files", "str", "names of files that count, as *.txt"),
     )
     path, mark, query = source.rpartition("?")
-    if not mark or Path(source).exists():
+    if not mark or os.path.exists(source):
         path, query = source, ""
     return read_text(path, limit=limit, **{"context": context, **parse_options(query, known, "text:PATH")})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -253,7 +254,7 @@ def open_results(path: Path | None, what: Mapping[str, Any]) -> Results:
             preset, data, recipes or seeds.
     """
     what = decode(encode(what))
-    if path is None or not path.exists():
+    if path is None or not os.path.exists(path):
         return Results(path, what, {}, {})
     known, bases, rows = _lines(path)
     other = [name for name in {**what, **known} if known.get(name) != what.get(name) and name not in FOLLOW]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dagscale.bench.data.files import open_plain
+from dagscale.bench.data.files import read_all
 from dagscale.errors import DataError
 from dagscale.registry import Registry
 
@@ -209,7 +209,7 @@ def cost(row: Mapping[str, str], column: str) -> float:
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
-        with io.TextIOWrapper(open_plain(path), newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_all(path).decode("utf-8-sig"), newline="") as file:
             reader = csv.DictReader(file, strict=True)
             header = [column.strip() for column in reader.fieldnames or ()]
             reader.fieldnames = header

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.sweep.run import Run
 from dagscale.bench.sweep.store import Outcome, Store
-from dagscale.bench.sweep.workers import Execute, attempts, open_pool
+from dagscale.bench.sweep.workers import Execute, attempts, count_jobs, open_pool
 from dagscale.shown import load_rich
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def sweep(
         SweepError: if the store, the scheduler or the workers cannot be used, or a run meets a fault that all share.
             What is finished is kept.
     """
+    if scheduler is None:
+        count_jobs(jobs)
     with Store(store, write=True) as book:
         given = book.ask(runs)
         before = book.asked()

@@ -152,7 +152,10 @@ def _check_header(file: int, path: Path, write: bool) -> int | None:
 
     They are set when a store is made and never again, so they can be trusted even while another process writes.
     """
-    header = _header(file)
+    try:
+        header = _header(file)
+    except OSError as error:
+        raise SweepError(f"{path} cannot be read ({error.strerror or error}): name another file") from None
     if not header and write:
         return None  # new, or of a sweep that was killed while it made the file
     if len(header) < HEADER or not header.startswith(b"SQLite format 3\0"):

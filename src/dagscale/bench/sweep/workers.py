@@ -13,8 +13,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from operator import index
+from typing import Any, Protocol, cast
 
+from dagscale.bench.bounds import short
 from dagscale.bench.sweep.run import Run, code_version, encode
 from dagscale.bench.sweep.store import Outcome
 from dagscale.errors import DataError, SweepError
@@ -32,8 +34,14 @@ CONNECT = 10.0
 DESERTED = 300.0
 """Seconds that a sweep waits for a cluster whose last worker has gone."""
 
-GIVE_UP = 12
-"""Pools lost one after the other, with no outcome between, that end a sweep."""
+SPARE = 4
+"""Runs more than there are workers that may die as often as one may, with no outcome between, before a sweep ends."""
+
+FILES = 8
+"""Files that a process of loky's keeps open in this one."""
+
+CROWD = 4
+"""Processes a core that may be asked for."""
 
 FRAMES = 5
 """Innermost frames kept of a traceback."""
@@ -76,9 +84,8 @@ def attempt(execute: Execute, key: str, run: str, code: str) -> Outcome:
 def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> Generator[list[Outcome], None, None]:
     """The outcomes of runs, given by key and JSON, in the order they come; together those that came together.
 
-    A run whose worker dies is executed again elsewhere. Where a dead worker takes others' runs with it, each of these
-    is then executed with no other beside it, so that one which kills its worker is found; it fails after
-    ``pool.patience`` such deaths.
+    A run whose worker dies is executed again, and fails after ``pool.patience`` such deaths. That outcome is held back
+    until another run has come to its end: where none does, it is the workers that cannot live, and no run's fault.
 
     Raises:
         SweepError: if the workers cannot be used.
@@ -87,76 +94,61 @@ def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> G
     flying: dict[Future[Outcome], tuple[str, str]] = {}
     again: deque[tuple[str, str]] = deque()
     deaths: Counter[str] = Counter()
+    lost: list[Outcome] = []
     barren = 0
     while True:
-        suspects = again or any(deaths[key] for key, _ in flying.values())
-        width = 1 if pool.shared and suspects else pool.width()
-        while len(flying) < width and (item := again.popleft() if again else next(runs, None)):
-            try:
-                flying[pool.submit(attempt, execute, *item, code)] = item
-            except pool.lost:  # the pool fell since; those that fly will tell
-                again.appendleft(item)
-                break
-        if not (flying or again):
+        while len(flying) < pool.width() and (following := again.popleft() if again else next(runs, None)):
+            flying[pool.submit(attempt, execute, *following, code)] = following
+        if not flying:
+            if lost:
+                yield lost
             return
         done = wait(flying, timeout=LOOK, return_when=FIRST_COMPLETED).done
         pool.check()
-        fell = pool.shared and (not flying or any(_failure(future, pool.lost) for future in done))
-        if fell:
-            done = wait(flying, timeout=CONNECT).done  # all fall with it, but for those that had just finished
         outcomes, trouble = [], None
         for future in done:
             item = flying.pop(future)
-            error = _failure(future, (BaseException,))
+            error = CancelledError() if future.cancelled() else future.exception()
             if error is None:
                 outcomes.append(future.result())
-                barren = 0
             elif not isinstance(error, pool.lost):
                 trouble = error if isinstance(error, SweepError) else SweepError(_unusable(error))
-            elif deaths[item[0]] + 1 < pool.patience:
-                deaths[item[0]] += 1
-                again.append(item)
             else:
-                outcomes.append(_lost(item[0]))
+                barren += 1
+                deaths[item[0]] += 1
+                if deaths[item[0]] < pool.patience:
+                    again.append(item)
+                else:
+                    lost.append(_lost(item[0]))
         if outcomes:
-            yield outcomes
+            yield outcomes + lost
+            lost, barren = [], 0
         if trouble:
             raise trouble
-        if fell:
-            barren += 1
-            if barren >= GIVE_UP:
-                raise SweepError(
-                    "workers die as soon as they start: see that there is memory enough, or try jobs=1; "
-                    "what is finished is kept"
-                )
-            pool.renew()
+        if barren >= pool.patience * (pool.width() + SPARE):
+            raise SweepError(
+                f"{barren} workers died one after the other, the last in a run of {line(_named(item[1]), 100)}: see "
+                "that there is memory enough, or try jobs=1; what is finished is kept"
+            )
 
 
 def _named(run: str) -> str:
     return Run.from_json(run).architecture
 
 
-def _failure(future: Future[Outcome], kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    """The error of a future that is done, if it is of these kinds."""
-    error = CancelledError() if future.cancelled() else future.exception()
-    return error if isinstance(error, kinds) else None
-
-
 class Pool(Protocol):
     """Workers.
 
     Attributes:
-        lost: errors of a run whose worker died.
-        shared: one worker's death takes the runs of all others with it.
+        lost: errors of a run whose worker died. Each worker has one run at a time, so that a death is that run's own.
         patience: deaths of its worker that a run may see before it fails.
     """
 
     lost: tuple[type[BaseException], ...]
-    shared: bool
     patience: int
 
     def width(self) -> int:
-        """How many runs to have under way: what keeps all workers busy."""
+        """How many runs to have under way: one a worker."""
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
         """Have a worker call ``function(*arguments)``."""
@@ -168,9 +160,6 @@ class Pool(Protocol):
             SweepError: if not.
         """
 
-    def renew(self) -> None:
-        """Start afresh after a worker died."""
-
     def close(self) -> None:
         """Let all workers go, at once."""
 
@@ -179,7 +168,6 @@ class Here:
     """This process itself."""
 
     lost: tuple[type[BaseException], ...] = ()
-    shared = False
     patience = 1
 
     def width(self) -> int:
@@ -195,64 +183,65 @@ class Here:
     def check(self) -> None:
         """Always well."""
 
-    def renew(self) -> None:
-        """Nothing to do."""
-
     def close(self) -> None:
         """Nothing to do."""
 
 
 class Processes:
-    """Processes of this machine, by joblib's loky.
+    """Processes of this machine, each in an executor of its own of joblib's loky: in a common one, a process that dies
+    takes the runs of all others along.
 
     Args:
         jobs: how many.
     """
 
-    shared = True
     patience = 3
 
     def __init__(self, jobs: int) -> None:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         self.lost: tuple[type[BaseException], ...] = (TerminatedWorkerError,)
-        self._jobs = jobs
-        self._pool = self._start()
+        _allow_files(FILES * jobs)
+        self._pools = [self._start() for _ in range(jobs)]
+        self._last: list[Future[Outcome] | None] = [None] * jobs
 
     def _start(self) -> Any:
         from joblib.externals.loky import ProcessPoolExecutor
 
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        return ProcessPoolExecutor(self._jobs, initializer=_begin, initargs=(os.getpid(),), env=threads)
+        return ProcessPoolExecutor(1, initializer=_begin, initargs=(os.getpid(),), env=threads)
 
     def width(self) -> int:
-        """Each worker's run, and one more that waits for it."""
-        return 2 * self._jobs
+        """The number of processes."""
+        return len(self._pools)
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        """Queue it."""
-        with _deaf():  # it starts processes
-            future: Future[Outcome] = self._pool.submit(function, *arguments)
-        return future
+        """Give it to one that has nothing to do."""
+        free = next(k for k, last in enumerate(self._last) if last is None or last.done())
+        with _deaf():  # it starts a process
+            try:
+                future = self._pools[free].submit(function, *arguments)
+            except self.lost:
+                self._pools[free].shutdown(wait=True, kill_workers=True)
+                self._pools[free] = self._start()
+                future = self._pools[free].submit(function, *arguments)
+        self._last[free] = future
+        return cast("Future[Outcome]", future)
 
     def check(self) -> None:
-        """A dead process shows in its runs."""
-
-    def renew(self) -> None:
-        """New processes."""
-        self.close()
-        self._pool = self._start()
+        """A dead process shows in its run."""
 
     def close(self) -> None:
         """Kill the processes."""
-        self._pool.shutdown(wait=True, kill_workers=True)
+        for pool in self._pools:
+            pool.shutdown(wait=True, kill_workers=True)
 
 
 class Cluster:
     """The workers of a Dask scheduler.
 
     Neither joblib's backend for Dask nor Dask's own executor is used: both never return once a run has killed its
-    workers, or its result was lost with one. Each worker has one run at a time, so that a death is put down to it.
+    workers, or its result was lost with one.
 
     Args:
         address: the scheduler's, as ``tcp://host:8786``.
@@ -261,7 +250,6 @@ class Cluster:
         SweepError: if it cannot be reached, has no workers, or Dask is not installed.
     """
 
-    shared = False
     patience = 2  # Dask itself has tried four workers before it says that one was lost
 
     def __init__(self, address: str) -> None:
@@ -336,9 +324,6 @@ class Cluster:
                 f"`dask worker {self._address} --nthreads 1` and call again; what is finished is kept"
             )
 
-    def renew(self) -> None:
-        """Dask does so itself."""
-
     def close(self) -> None:
         """Withdraw what is under way and leave the cluster as it was."""
         with suppress(Exception):
@@ -356,13 +341,49 @@ def open_pool(jobs: int, scheduler: str | None) -> Pool:
     """
     if scheduler is not None:
         return Cluster(scheduler)
+    count = count_jobs(jobs)
+    return Here() if count == 1 else Processes(count)
+
+
+def count_jobs(jobs: int) -> int:
+    """How many processes ``jobs`` is on this machine.
+
+    Raises:
+        SweepError: if none, or more than its cores could serve.
+    """
+    try:
+        jobs = index(jobs)
+    except TypeError:
+        raise SweepError(f"jobs must be a whole number, got {jobs!r}") from None
     if jobs == 0:
         raise SweepError("jobs must not be 0: give a number of processes, or -1 for one a core")
-    if jobs < 0:
-        from joblib import cpu_count
+    if jobs == 1:
+        return 1
+    from joblib import cpu_count
 
-        jobs = max(1, cpu_count() + 1 + jobs)
-    return Here() if jobs == 1 else Processes(jobs)
+    try:
+        cores = cpu_count()
+    except ValueError as error:
+        raise SweepError(f"LOKY_MAX_CPU_COUNT is no number of cores ({line(str(error))}): set it to one") from None
+    if jobs > CROWD * cores:
+        raise SweepError(
+            f"jobs is {short(jobs)}, and this machine has {cores} core{'s' if cores > 1 else ''} for us: give at most "
+            f"{CROWD * cores}, or -1 for one a core"
+        )
+    return jobs if jobs > 0 else max(1, cores + 1 + jobs)
+
+
+def _allow_files(more: int) -> None:
+    """Let this process open so many more files than it may by default, where the system has such a limit."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager
@@ -441,4 +462,15 @@ def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-__all__ = ["Cluster", "Execute", "Here", "Outcome", "Pool", "Processes", "attempt", "attempts", "open_pool"]
+__all__ = [
+    "Cluster",
+    "Execute",
+    "Here",
+    "Outcome",
+    "Pool",
+    "Processes",
+    "attempt",
+    "attempts",
+    "count_jobs",
+    "open_pool",
+]
