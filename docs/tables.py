@@ -5,7 +5,7 @@ twice. The markers are
 
 - ``<!-- results: FILE -->``, or ``<!-- results: FILE: rule/init, rule/init -->`` for some of its rows;
 - ``<!-- summary: all -->``, one row a family, or ``<!-- summary: key, key -->``, some of them; ``short`` in the README;
-- ``<!-- csv: FILE -->``, a file as it stands, or ``<!-- csv: FILE: word, word -->``, rows whose first cell is one of them;
+- ``<!-- csv: FILE -->``, a file as it stands; ``<!-- csv: FILE: word, word -->``, rows whose first cell is such a word;
 - ``<!-- view: NAME -->``, some columns of a file (``views.py``);
 - ``<!-- transfer: FAMILY -->``, ``<!-- contest: SUITE -->`` and others of ``studies.py``.
 

@@ -95,7 +95,7 @@ def storage_key(tensor: Tensor) -> int:
 def put_storage(storage: torch.UntypedStorage, values: torch.UntypedStorage) -> None:
     """Write a storage's earlier values back, and its earlier length where somebody has resized it."""
     if storage.nbytes() != values.nbytes():
-        storage.resize_(values.nbytes())  # type: ignore[no-untyped-call]
+        storage.resize_(values.nbytes())
     storage.copy_(values)
 
 
