@@ -225,13 +225,22 @@ def alone() -> Iterator[Family]:
 
 
 def by_layer() -> Iterator[Family]:
-    """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``)."""
+    """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
+
+    Where the depth has grown, those count that have the depth rule too.
+    """
     known = json.loads((EVIDENCE / "results" / "transfer.json").read_text())
     for family, runs in known.items():
         octaves = {}
-        for name in {key.rsplit("/", 2)[0] for key in runs if key.startswith(("completep", "mup"))}:
-            curve = {int(k.split("/")[-2]): v["train"] for k, v in runs.items() if k.rsplit("/", 2)[0] == name}
-            if len(curve) >= 3 and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
+        names = {key.rsplit("/", 2)[0] for key in runs if key.startswith(("completep", "mup"))}
+        for name in names - {f"mup/{n.removeprefix('completep/')}" for n in names if n.startswith("completep/")}:
+            rows: dict[int, list[float]] = {}
+            for key, run in runs.items():
+                if key.rsplit("/", 2)[0] == name:
+                    loss = math.inf if run["train"] is None else run["train"]  # None: it diverged
+                    rows.setdefault(int(key.split("/")[-2]), []).append(loss)
+            curve = {octave: fmean(losses) for octave, losses in rows.items()}
+            if len(curve) >= 7 and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
                 octaves[name] = lowest(curve)
         if octaves:
             kind: Kind = "norms" if family != "lm-no-norm" else "dense"
