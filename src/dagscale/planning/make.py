@@ -279,9 +279,11 @@ def _chosen(
     fill = INITS[init or (found[0].init if found else None) or ("moments" if recipe.data is not None else "in-degree")]
     absolute = rule.absolute is not None and not has_base
     if not absolute and not (rates and all(map(_positive, rates))):
+        given = "" if not rates else f"base_lr must be a positive number, not {rates[0] if len(rates) == 1 else rates!r}"
+        without = "name law 'short-run', which needs none" if has_data else "give data and loss and leave the base out"
         raise PlanError(
-            f"base_lr must be a positive number, not {(rates or [None])[0] if len(rates) < 2 else rates!r}: find the "
-            "base's rate with dagscale.search, or give data and loss and neither base nor base_lr"
+            f"{given or f'law {rule.name!r} carries a base rate over, and there is none'}: find the base's rate with "
+            f"dagscale.search, or {without}"
         )
     if not absolute and len(rates) != max(len(bases), 1):
         raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")
