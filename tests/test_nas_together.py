@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 import dagscale
 from dagscale.bench.data import load
-from dagscale.bench.nas.recipes import SCHEDULES, Augment
+from dagscale.bench.data.augment import Augment
+from dagscale.bench.nas.recipes import SCHEDULES
 from dagscale.bench.nas.together import Member, outputs, train_together
 from dagscale.errors import DagscaleError
 from dagscale.models.nb201 import NB201, Nb201

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import itertools
 import sys
@@ -150,3 +151,18 @@ def test_nothing_is_left_after_an_error() -> None:
         trace(Raises(4, 4), torch.randn(2, 4))
     assert kept == []
     assert oracle.survivors(alive) == []
+
+
+def test_what_a_cache_holds_is_found_where_the_user_has_frozen_the_collectors_objects() -> None:
+    """``gc.freeze`` hides from the collector what holds a tensor; it is as it was afterwards."""
+    (make, layers), (twin, _) = (cases("keeping")["nested tables in an unbounded cache"] for _ in range(2))
+    model, plain, x, alive = build(make), build(twin), torch.randn(2, 4), oracle.fake_tensors()
+    gc.freeze()
+    try:
+        for _ in range(2):
+            assert {use.name: use.in_degree for use in trace(model, x).layers} == layers
+        assert gc.get_freeze_count() > 0
+        assert oracle.survivors(alive) == []
+        assert outputs(model, x) == outputs(plain, x)
+    finally:
+        gc.unfreeze()

@@ -3,7 +3,6 @@ took it."""
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -85,9 +84,6 @@ def learn(modules: Sequence[str]) -> None:
             warnings.simplefilter("ignore")
             importlib.import_module(name)
         _out_of_reach.add(name)
-    if new:
-        gc.collect()
-        gc.freeze()  # a fork's collector then leaves the memory alone that it shares with us
 
 
 _out_of_reach: set[str] = set()

@@ -279,7 +279,9 @@ def _chosen(
     fill = INITS[init or (found[0].init if found else None) or ("moments" if recipe.data is not None else "in-degree")]
     absolute = rule.absolute is not None and not has_base
     if not absolute and not (rates and all(map(_positive, rates))):
-        given = "" if not rates else f"base_lr must be a positive number, not {rates[0] if len(rates) == 1 else rates!r}"
+        given = (
+            "" if not rates else f"base_lr must be a positive number, not {rates[0] if len(rates) == 1 else rates!r}"
+        )
         without = "name law 'short-run', which needs none" if has_data else "give data and loss and leave the base out"
         raise PlanError(
             f"{given or f'law {rule.name!r} carries a base rate over, and there is none'}: find the base's rate with "

@@ -20,6 +20,9 @@ Find = Callable[[], list[Any]]
 ROUNDS = 4
 _CACHE = type(functools.lru_cache(lambda: None))
 
+_APART: list[None] = []
+"""As many as there are traces under way, one inside the other."""
+
 
 @contextmanager
 def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> Iterator[None]:
@@ -33,9 +36,11 @@ def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> It
     Args:
         notes: gets a line for each place where a tensor was and what was there before is not known.
     """
-    ours = not gc.get_freeze_count()
-    if ours:
+    outermost = not _APART
+    frozen = outermost and gc.get_freeze_count() > 0  # by the user: they would hide what holds a tensor
+    if outermost:
         gc.freeze()
+    _APART.append(None)
     try:
         yield
     except BaseException as error:
@@ -49,13 +54,18 @@ def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> It
                 gc.collect()
                 objects = gc.get_objects()
                 left = bool(find(objects))
-                fresh = frozenset(map(id, objects)) if ours and left else fresh
+                fresh = frozenset(map(id, objects)) if outermost and left else fresh
                 del objects
         finally:
-            if ours:
+            _APART.pop()
+            if outermost:
                 gc.unfreeze()
-        if left:
-            notes.extend(_take_out(lambda: find(gc.get_objects()), fresh))
+        try:
+            if left:
+                notes.extend(_take_out(lambda: find(gc.get_objects()), fresh))
+        finally:
+            if frozen:
+                gc.freeze()
 
 
 def clear_frames(error: BaseException | None) -> None:
