@@ -3,13 +3,15 @@
     python benchmarks/nas_study.py nas.jsonl --benchmark TABLE \
         --table nas.csv --picture nas.svg
 
-``dagscale retrain --report`` prints all figures of the same file.
+It prints how large the interaction of architecture and recipe is for each two recipes. ``dagscale retrain --report``
+prints all other figures of the same file.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dagscale.bench.nas.comparison import published_values
+from dagscale.bench.nas.components import components
 from dagscale.bench.nas.results import Retraining, read_results
 from dagscale.bench.nas.tables import read_table
 
@@ -68,6 +71,11 @@ def main() -> None:
     table(found, known, options.table)
     picture(found, known, options.picture)
     print(found.header)
+    for first, second in combinations(found.accuracies, 2):
+        parts = components(np.stack([found.accuracies[first], found.accuracies[second]], 1))
+        if parts is not None:
+            i, p = parts.interaction, parts.p
+            print(f"{first}, {second}: interaction {i.value:.2f} ({i.low:.2f}…{i.high:.2f}) points, p {p:.2g}")
 
 
 if __name__ == "__main__":
