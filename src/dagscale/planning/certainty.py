@@ -62,7 +62,7 @@ def certainty(
     factor = _factor(known, chance, bases)
     found = {
         "law": known.error / OCTAVE,
-        "base": math.sqrt(sum(b**2 for b in bases)) / max(len(bases), 1),
+        "base": _of_mean(bases),
         "seeds": math.sqrt(sum(s.error**2 for s in chance)) / OCTAVE,
     }
     more = [*bases, fmean(bases) if bases else BASE]
@@ -106,5 +106,9 @@ def _share(count: int) -> float:
 
 
 def _factor(law: Spread, chance: Sequence[Spread], bases: Sequence[float]) -> float:
-    base = math.sqrt(sum(b**2 for b in bases)) / max(len(bases), 1)
-    return math.exp(half_width([law, *chance, Spread(base * OCTAVE, math.inf)]))
+    return math.exp(half_width([law, *chance, Spread(_of_mean(bases) * OCTAVE, math.inf)]))
+
+
+def _of_mean(bases: Sequence[float]) -> float:
+    """Standard deviation of the mean of the bases' rates, in octaves; 0 without a base."""
+    return math.sqrt(sum(b**2 for b in bases)) / max(len(bases), 1)
