@@ -72,8 +72,8 @@ def certainty(
         ("one more base" if count > 2 else "a second base"): surer and _factor(surer, chance, more),
         "many more seeds": _factor(known, [], bases) if chance else None,
     }
-    said = [f"{what} to {value:.2g}" for what, value in options.items() if value and value < WORTH * factor]
-    notes = (f"sure to a factor of {factor:.2g} either way; {', '.join(said)}",) if said else ()
+    said = [f"with {what} to {value:.2g}" for what, value in options.items() if value and value < WORTH * factor]
+    notes = (f"sure to a factor of {factor:.2g} either way; would narrow {', '.join(said)}",) if said else ()
     return Certainty(factor, {name: value for name, value in found.items() if value}, notes)
 
 
