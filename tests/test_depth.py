@@ -324,6 +324,30 @@ def test_what_an_init_does_for_depth_by_itself_is_measured(init: str, width: int
         assert own.get(f"blocks.3.{place}.weight", 1.0) == pytest.approx(expected, rel=0.04), place
 
 
+class Experts(nn.Module):
+    """Residual blocks of two experts whose first layers are one stack, ``experts × in × out``, as are the second."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, width), nn.Linear(width, 4)
+        for name, into, out in (("up", width, 2 * width), ("down", 2 * width, width)):
+            setattr(self, name, nn.ParameterList(torch.randn(2, into, out) * into**-0.5 for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            y = F.layer_norm(x, x.shape[-1:])
+            x = x + torch.einsum("ebh,eho->bo", torch.einsum("bi,eih->ebh", y, up).relu(), down)
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_what_the_width_does_to_experts_in_one_stack_is_not_taken_back() -> None:
+    torch.manual_seed(0)
+    base, target, x = Experts(2, 16), Experts(8, 64), torch.randn(4, 8)
+    assert own_scaling(graph(base, x), graph(target, x), rms(base), rms(target)) == {}
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[Any, type[DagscaleError], str]] = [

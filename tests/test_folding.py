@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fixtures.optimizers import LAMB, LARS, LION, SGDW
 from tests.fixtures.residual import NETWORKS, example, losses, redraw
 from torch import Tensor, nn
 
@@ -27,56 +28,6 @@ SAME, SEEN = 1e-9, 1e-6
 COLUMNS = ["init", "lr", "eps", "weight_decay"]
 
 
-class Lion(torch.optim.Optimizer):
-    """Lion in ten lines [Chen et al. 2023, Algorithm 2]."""
-
-    def __init__(self, groups: Any, lr: float = 1e-4, weight_decay: float = 0.0) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    momentum = self.state[p].setdefault("m", torch.zeros_like(p))
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_(group["lr"] * (0.9 * momentum + 0.1 * p.grad).sign())
-                    momentum.mul_(0.99).add_(p.grad, alpha=0.01)
-
-
-class Layerwise(torch.optim.Optimizer):
-    """LAMB without its first moment [You et al. 2020], or LARS without momentum [You et al. 2017]: not ``adaptive``."""
-
-    def __init__(
-        self, groups: Any, lr: float = 1e-3, weight_decay: float = 0.0, adaptive: bool = True, eps: float = 0.0
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "adaptive": adaptive, "eps": eps})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    square = self.state[p].setdefault("v", torch.zeros_like(p)).mul_(0.99).addcmul_(p.grad, p.grad)
-                    along = p.grad / (square.sqrt() + group["eps"] + 1e-30) if group["adaptive"] else p.grad
-                    along = along + group["weight_decay"] * p
-                    p.sub_(group["lr"] * p.norm() / along.norm() * along)
-
-
-class Shrinking(torch.optim.Optimizer):
-    """SGD whose decay stands apart from the gradient."""
-
-    def __init__(self, groups: Any, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * p.grad)
-
-
 RECORDS: dict[str, tuple[Optimizer, float]] = {
     "adamw": (resolve("adamw", {"eps": 1e-2}), 3e-3),
     "adam": (resolve("adam", {"eps": 1e-2}), 3e-3),
@@ -86,14 +37,14 @@ RECORDS: dict[str, tuple[Optimizer, float]] = {
     "sgd": (resolve("sgd"), 0.05),
     "momentum": (resolve("momentum"), 0.02),
     "nesterov": (resolve("nesterov"), 0.02),
-    "lion": (Optimizer("lion", Lion, step="sign", decay="decoupled"), 1e-3),
+    "lion": (LION, 1e-3),
+    "lars": (LARS, 1e-2),
+    "lamb": (LAMB, 1e-2),
+    "sgdw": (SGDW, 0.05),
 }
 if "adafactor" in dagscale.OPTIMIZERS:  # from torch 2.5 on
     RECORDS["adafactor"] = resolve("adafactor", {"eps": (None, 1e-12)}), 1e-2
 DECAY = 0.3
-RECORDS["lars"] = Optimizer("lars", Layerwise, {"adaptive": False}, step="relative", decay="coupled"), 1e-2
-RECORDS["lamb"] = Optimizer("lamb", Layerwise, {"eps": 1e-2}, step="relative", decay="normalised", eps=True), 1e-2
-RECORDS["sgdw"] = Optimizer("sgdw", Shrinking, step="gradient", decay="decoupled"), 0.05
 
 
 @cache

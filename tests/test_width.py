@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fixtures.optimizers import LAMB, Layerwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -584,8 +585,6 @@ def test_a_deeper_flat_sequence_grows_by_its_width_alone(grown: int) -> None:
 
 def moved(width: int, factors: dict[str, WidthScaling] | None) -> list[float]:
     """Root mean square change of each pre-activation in two steps that are relative to each weight's own norm."""
-    from tests.test_folding import Layerwise
-
     torch.manual_seed(0)
     model = Mlp(width)
     for name, p in model.named_parameters():
@@ -605,9 +604,7 @@ def moved(width: int, factors: dict[str, WidthScaling] | None) -> list[float]:
 def test_a_step_relative_to_the_weight_moves_every_layer_as_much_at_every_width() -> None:
     """Adafactor, LAMB and LARS: m_in^-½ in hidden layers, whose own size shrinks as much; the readout's shrinks by
     all of it."""
-    from tests.test_folding import RECORDS
-
-    factors = width_scaling(graph(Mlp(64)), graph(Mlp(1024)), RECORDS["lamb"][0])
+    factors = width_scaling(graph(Mlp(64)), graph(Mlp(1024)), LAMB)
     assert factors["blocks.0.weight"].lr == factors["blocks.0.weight"].eps ** 0.5 == 1 / 4
     assert (factors["head.weight"].lr, factors["stem.weight"].lr, factors["blocks.0.bias"].lr) == (1, 1, 1)
     small, large, without = moved(64, None), moved(1024, factors), moved(1024, None)

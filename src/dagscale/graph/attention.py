@@ -36,33 +36,30 @@ def find_attention(graph: Graph) -> tuple[Attention, ...]:
     A product whose result passes a softmax and then meets values in a second product, or PyTorch's fused operator for
     all of it. The queries are the first operand, as every implementation that we know writes it.
     """
-    places: dict[int, tuple[int, int]] = {}  # scores → edge of the queries, head size
-    together: dict[int, Fold] = {}  # scores → the fold of queries, keys and values made by one projection
+    places: dict[int, tuple[list[int], int]] = {}  # scores → edges of queries, keys and values, vertex where they meet
     for vertex in graph.vertices:
         entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
         if vertex.kind != "product" or len(entering) < 2:
             continue
         if "dot_product" in vertex.label:
-            places[vertex.id] = entering[0], vertex.shape[-1] if vertex.shape else 0
-            together[vertex.id] = fold_through(graph, entering[:3], vertex.id)
+            places[vertex.id] = entering[:3], vertex.id
         elif (values := _values(graph, vertex.id)) is not None:
-            shape = graph.vertices[values].shape
-            places[vertex.id] = entering[0], shape[-1] if shape else 0
             weighed = [e for e in graph.in_edges[values] if graph.live[e] and not _softmax(graph, e)]
-            together[vertex.id] = fold_through(graph, [*entering[:2], *weighed], values)
-    folds = {v: fold_before(graph, [edge]) for v, (edge, _) in places.items()}
+            places[vertex.id] = [*entering[:2], *weighed], values
+    folds = {v: fold_before(graph, edges[:1]) for v, (edges, _) in places.items()}
     for v, fold in folds.items():
         if fold.reason and fold.ends:
             folds[v] = replace(fold, reason=f"what makes the queries makes more than them ({fold.reason})")
     folds = only_whole(graph, folds)
-    shared = only_whole(graph, {v: together[v] for v in folds if folds[v].reason})
+    shared = only_whole(graph, {v: fold_through(graph, *places[v]) for v in folds if folds[v].reason})
     found = []
-    for v, (edge, head) in places.items():
+    for v, (edges, met) in places.items():
+        head = graph.vertices[met].shape[-1] if graph.vertices[met].shape else 0
         if v in shared and not shared[v].reason:
             undone = tuple(sorted({name for _, _, name in shared[v].undone}))
             found.append(Attention(v, head, _names(shared[v]), 0.5, undone))
         else:
-            found.append(Attention(v, head, _names(folds[v]) or _behind(graph, edge), note=folds[v].reason))
+            found.append(Attention(v, head, _names(folds[v]) or _behind(graph, edges[0]), note=folds[v].reason))
     return tuple(found)
 
 

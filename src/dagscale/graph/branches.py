@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -163,30 +163,36 @@ def _addition(
         stop: vertices that are known to be the trunk's.
     """
     for way in _WAYS:
-        first = min if way == "gated" else max  # a gate is computed from the trunk, and comes after it
-        starts: list[tuple[int, int, tuple[int, ...]]] = []
-        for e in entering:
-            others = [i for i in entering if i != e]
-            for v in _reached(graph, e, way):
-                fed = [i for i in others if above[graph.edges[i].src] >> v & 1]
-                beside = [i for i in others if i not in fed]
-                if any(above[graph.edges[i].src] & ~above[v] for i in beside) or not _fits(graph, v, vertex):
-                    continue
-                if way == "joined":
-                    told = v in stop and not fed
-                else:
-                    told = bool(fed) and (way != "shortcut" or (not beside and _is_shortcut(graph, v, e, others)))
-                if told:
-                    starts.append((v, e, tuple(beside)))
+        starts = list(_starts(graph, vertex, entering, above, stop, way))
         if starts:
+            first = min if way == "gated" else max  # a gate is computed from the trunk, and comes after it
             whole = [start for start in starts if not start[2]]  # where all that is added comes from the trunk
             origin, trunk, apart = first(whole or starts)
             branch = [i for i in entering if i != trunk and i not in apart]
             reached = {i: _reached(graph, i, "unchanged") & (stop | {origin}) for i in branch}
             operands = tuple(i for i in branch if not reached[i])
-            origin = max(origin, *(v for i in reached for v in reached[i]), origin)
-            return _Addition(vertex, origin, operands, apart, way)
+            return _Addition(vertex, max({origin}.union(*reached.values())), operands, apart, way)
     return None
+
+
+def _starts(
+    graph: Graph, vertex: int, entering: list[int], above: list[int], stop: frozenset[int], way: Way
+) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Where the trunk that passes a sum may come from: its vertex, the edge that it passes, and the edges of what is
+    added and does not come from it."""
+    for e in entering:
+        others = [i for i in entering if i != e]
+        for v in _reached(graph, e, way):
+            fed = [i for i in others if above[graph.edges[i].src] >> v & 1]
+            beside = tuple(i for i in others if i not in fed)
+            if any(above[graph.edges[i].src] & ~above[v] for i in beside) or not _fits(graph, v, vertex):
+                continue
+            if way == "joined":
+                told = v in stop and not fed
+            else:
+                told = bool(fed) and (way != "shortcut" or (not beside and _is_shortcut(graph, v, e, others)))
+            if told:
+                yield v, e, beside
 
 
 def _reached(graph: Graph, e: int, way: Way) -> set[int]:
@@ -201,7 +207,7 @@ def _reached(graph: Graph, e: int, way: Way) -> set[int]:
         edge = graph.edges[stack.pop()]
         if edge.src in found or not all(op.kind in kinds and "softmax" not in op.name for op in edge.ops):
             continue
-        if not all(passes(op) or op.kind not in ("pass", "pool") or way == "shortcut" for op in edge.ops):
+        if way != "shortcut" and not all(passes(op) or op.kind == "scale" for op in edge.ops):
             continue
         found.add(edge.src)
         if graph.vertices[edge.src].kind in through:

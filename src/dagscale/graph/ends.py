@@ -120,7 +120,7 @@ def _back(graph: Graph, e: int, stop: frozenset[int], fold: Fold) -> None:
         if names is None:
             fold.reason = passed or _refusal(op)
             return
-        fold.ends.update((e, i, name) for name in names or ())
+        fold.ends.update((e, i, name) for name in names)
         if op.kind != "shift":
             return
     vertex = graph.vertices[edge.src]

@@ -18,7 +18,7 @@ class Matrices:
         split: into how many parts of equally many rows it falls.
         stacked: whether its first dimension counts matrices.
         transposed: whether it is written ``in × out``, as GPT-2's layers are; ``shape`` is ``out × in`` all the same,
-            and a part of it is one of columns.
+            and its parts have equally many columns.
     """
 
     shape: tuple[int, ...]

@@ -62,7 +62,7 @@ def certainty(
     factor = _factor(known, chance, bases)
     found = {
         "law": known.error / OCTAVE,
-        "base": math.sqrt(sum(b**2 for b in bases)) / max(len(bases), 1),
+        "base": _of_mean(bases),
         "seeds": math.sqrt(sum(s.error**2 for s in chance)) / OCTAVE,
     }
     more = [*bases, fmean(bases) if bases else BASE]
@@ -72,8 +72,8 @@ def certainty(
         ("one more base" if count > 2 else "a second base"): surer and _factor(surer, chance, more),
         "many more seeds": _factor(known, [], bases) if chance else None,
     }
-    said = [f"{what} to {value:.2g}" for what, value in options.items() if value and value < WORTH * factor]
-    notes = (f"sure to a factor of {factor:.2g} either way; {', '.join(said)}",) if said else ()
+    said = [f"with {what} to {value:.2g}" for what, value in options.items() if value and value < WORTH * factor]
+    notes = (f"sure to a factor of {factor:.2g} either way; would narrow {', '.join(said)}",) if said else ()
     return Certainty(factor, {name: value for name, value in found.items() if value}, notes)
 
 
@@ -106,5 +106,9 @@ def _share(count: int) -> float:
 
 
 def _factor(law: Spread, chance: Sequence[Spread], bases: Sequence[float]) -> float:
-    base = math.sqrt(sum(b**2 for b in bases)) / max(len(bases), 1)
-    return math.exp(half_width([law, *chance, Spread(base * OCTAVE, math.inf)]))
+    return math.exp(half_width([law, *chance, Spread(_of_mean(bases) * OCTAVE, math.inf)]))
+
+
+def _of_mean(bases: Sequence[float]) -> float:
+    """Standard deviation of the mean of the bases' rates, in octaves; 0 without a base."""
+    return math.sqrt(sum(b**2 for b in bases)) / max(len(bases), 1)

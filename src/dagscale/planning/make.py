@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +85,13 @@ def plan(
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
-            ``auto``, the default: where neither law, width nor depth is named, and base and target are pre-norm
-            residual networks of one kind under AdamW, ``mup`` with depth ``completep`` and law ``none``, which takes no
-            step on the target (:mod:`dagscale.planning.defaults`); else ``none``.
+            ``auto``, the default: ``mup`` with depth ``completep`` and law ``none``, which takes no step on the target,
+            where there is one base, it and the target are pre-norm residual networks of one kind under AdamW
+            (:mod:`dagscale.planning.defaults`), and none of law, width, depth, ``only``, ``keep`` and ``reset`` is
+            given; else ``none``.
         depth: ``auto`` as for width, ``none``, or a rule for the growth of residual depth: ``completep``,
-            ``completedp``, ``depth-mup``
-            (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter. With it the base's rate is
-            carried over as it is, unless a law is named.
+            ``completedp``, ``depth-mup`` (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter.
+            With it the base's rate is carried over as it is, unless a law is named.
         depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
         batch, horizon: named rules for a target whose recipe has another batch size, or sees more or fewer examples,
             than the base's: ``sqrt``, ``linear``, ``timescale``, ``completed-p``, ``power``, ``step-law``, ``none`` for
@@ -115,8 +115,7 @@ def plan(
     with all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
-        named_ways = [law, depth_alpha, only, keep, reset, *(rule for rule in (width, depth) if rule != "auto")]
-        free = all(way is None for way in named_ways)
+        free = width == depth == "auto" and all(way is None for way in (law, depth_alpha, only, keep, reset))
         width, depth = ("none" if rule == "auto" else rule for rule in (width, depth))
         recipe = _recipe(recipe, training, bases, named_rules(batch, horizon))
         size = resized(recipe, bases, batch, horizon)
@@ -137,10 +136,7 @@ def plan(
             with about(name):
                 check_kin(network.graph, target.graph)
         parts = _scaling([*networks.values()], target, chosen, depth_alpha)
-        for name, network in {"target": target, **networks}.items() if chosen.law.measured else ():
-            if network.model is not None:
-                with about(name):
-                    rehearse(network)
+        _try(rehearse, chosen, {"target": target, **networks})
         bar.say(f"init {chosen.init.name}: target")
         with about("target"):
             target, zeros = keeping(target, only, keep, reset)
@@ -153,10 +149,7 @@ def plan(
             with about(name):
                 own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
             origins[name] = replace(own, by_layer=bool(parts), hint=rates[len(origins)])
-        for name, network in {"target": target, **origins}.items() if chosen.law.measured else ():
-            if network.model is not None:
-                with about(name):
-                    check_gradient(network)
+        _try(check_gradient, chosen, {"target": target, **origins})
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
         known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
@@ -164,7 +157,8 @@ def plan(
         carried = carried.to_the(power)
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
         sure = certainty(known, carried.uncertain, errors, alone)
-        return size(_built(chosen, target, carried, start, alone, parts, zeros, sure, power))
+        origin = _origin(alone, chosen.absolute, power)
+        return size(_built(chosen, target, carried, start, parts, zeros, sure, origin))
 
 
 def starting_plan(
@@ -178,7 +172,7 @@ def starting_plan(
     """The plan of a network's own init at one rate, without a law."""
     network = scaled_by(network, {}, lr_scale)
     chosen = _Chosen(LAWS["none"], INITS[init], "none", "none", absolute=False)
-    return _built(chosen, network, Carried(({},)), lr, [lr], {}, zeros, Certainty())
+    return _built(chosen, network, Carried(({},)), lr, {}, zeros, Certainty())
 
 
 def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True) -> str:
@@ -358,6 +352,14 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
     )  # fmt: skip
 
 
+def _try(check: Callable[[Network], None], chosen: _Chosen, networks: Mapping[str, Network]) -> None:
+    """Run a check on every network that the law will be measured on."""
+    for name, network in networks.items() if chosen.law.measured else ():
+        if network.model is not None:
+            with about(name):
+                check(network)
+
+
 def _rms(model: nn.Module | None) -> dict[str, float]:
     """Root mean square of every parameter."""
     assert model is not None
@@ -425,13 +427,16 @@ def _built(
     target: Network,
     carried: Carried,
     start: float,
-    alone: Sequence[float],
     parts: Mapping[str, Scaling],
     zeros: Collection[str],
     sure: Certainty,
-    power: float = 1.0,
+    origin: Iterable[str] = (),
 ) -> Plan:
-    """Put everything that was found into a `Plan`."""
+    """Put everything that was found into a `Plan`.
+
+    Args:
+        origin: notes on where the rate comes from.
+    """
     factors = carried.factors
     lr = start * math.prod(factors.values())
     if not (math.isfinite(lr) and lr > 0):
@@ -448,7 +453,7 @@ def _built(
             own.transposed,
         )  # fmt: skip
     notes = (
-        *_origin(alone, chosen.absolute, power),
+        *origin,
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init, target.kept),
         *(() if target.model is None else notes_on(target.model, graph, target.fills, zeros, chosen.init.name)),
@@ -487,7 +492,8 @@ def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, f
 
 
 def _origin(alone: Sequence[float], absolute: bool, power: float) -> Iterator[str]:
-    """Notes for plans from several bases: the rate that each alone would give, and how far they bear the law out."""
+    """Notes on where the rate comes from: from no base; or from several, what each alone would give, and how far they
+    bear the law out."""
     if absolute:
         yield "no base: the rate was measured on the network itself, good to about an octave"
     if len(alone) > 1:

@@ -49,7 +49,7 @@ class ParameterPlan:
         fold: the multiplier that is folded into it by width or depth rules (`dagscale.scaling.folding`).
         split, stacked: where it is several matrices in one (`dagscale.graph.matrices`): parts of equally many rows, and
             whether its first dimension counts matrices. Muon takes each by itself.
-        transposed: whether it is written ``in × out``; its parts are then ones of columns.
+        transposed: whether it is written ``in × out``; its parts then have equally many columns.
 
     Raises:
         PlanError: if a value is of the wrong type or range.
@@ -490,13 +490,14 @@ class Plan(Saved):
         return Group(Text(title, style="italic"), table, *map(Text, lines))
 
     def _certainty(self) -> list[str]:
-        measured = f"measured in {self.forwards:,.0f} forward passes"
-        if self.lr_interval is None:
-            return [measured] if self.forwards else []
-        made = ", ".join(f"{source} {error:.2g}" for source, error in self.lr_errors.items())
-        low, high = self.lr_interval
-        sure = f"95 %: {low:.4g} … {high:.4g} (octaves that may be off: {made})"
-        return [sure, *([measured] if self.forwards else [])]
+        lines = []
+        if self.lr_interval is not None:
+            made = ", ".join(f"{source} {error:.2g}" for source, error in self.lr_errors.items())
+            low, high = self.lr_interval
+            lines.append(f"95 %: {low:.4g} … {high:.4g} (octaves that may be off: {made})")
+        if self.forwards:
+            lines.append(f"measured in {self.forwards:,.0f} forward passes")
+        return lines
 
     def __str__(self) -> str:
         from dagscale.planning.files import rendered

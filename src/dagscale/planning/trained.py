@@ -92,9 +92,9 @@ def fresh(network: Network) -> bool:
 def taken_up(
     target: Network, parts: Mapping[str, Scaling], zeros: Collection[str]
 ) -> tuple[Network, Mapping[str, Scaling]]:
-    """With a draw for what a width or depth rule scales and the init leaves as its author made it: of the same mean and
-    spread as its values, before the rule's factor. What was asked to be kept, is frozen, looks trained or has no values
-    stays, and a note says so.
+    """The target and its parts, with a draw for what a width or depth rule scales and the init leaves as it is: of the
+    same mean and spread as its values, before the rule's factor. What was asked to be kept, is frozen, looks trained or
+    has no values stays, and a note says so.
 
     Args:
         zeros: what is left out for being 0 by design.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from dagscale.errors import PlanError
 from dagscale.graph.branches import BlockType, Residuals, find_branches
 from dagscale.graph.model import Graph
+from dagscale.graph.roles import positions
 from dagscale.registry import Registry
 from dagscale.scaling.folding import Factors, fold
 from dagscale.scaling.width import nearest, pattern
@@ -274,30 +275,47 @@ def own_scaling(
         if match is not None and target_rms[name] > 0 and base_rms[match] > 0:
             places.setdefault(pattern(name), []).append((name, match))
     logs = {p: _log_mean([target_rms[n] / base_rms[m] for n, m in pairs]) for p, pairs in places.items()}
-    widths = {p: _log_mean([_fan_in(target, n) / _fan_in(base, m) for n, m in pairs]) for p, pairs in places.items()}
-    ways = ({p: logs[p] + share * widths[p] for p in places} for share in (0.0, 0.5))
-    growth = min(ways, key=lambda way: min(map(abs, way.values()), default=0.0))
-    found = {}
-    for place, pairs in places.items():
-        entries = [
-            sum(graph.parameter[name].numel for name in {pair[i] for pair in pairs})
-            for i, graph in enumerate((target, base))
-        ]
-        if abs(growth[place]) > 5 * math.sqrt(sum(1 / (2 * n) for n in entries)):  # of a root mean square by chance
-            found.update({name: math.exp(growth[place]) for name, _ in pairs})
+    found = {
+        name: math.exp(growth)
+        for place, growth in _beside_width(base, target, logs, places).items()
+        if abs(growth) > 5 * _by_chance(base, target, places[place])
+        for name, _ in places[place]
+    }
     for branch in branches:  # an end's bias goes with its weight
         scaled = [found[name] for name in branch.ends if name in found]
         found.update({name: scaled[0] for name in branch.ends if scaled and name not in names})
     return found
 
 
+def _beside_width(
+    base: Graph, target: Graph, logs: Mapping[str, float], places: Mapping[str, list[tuple[str, str]]]
+) -> dict[str, float]:
+    """Place → the logarithm of its growth beside what the width does to it, see :func:`own_scaling`.
+
+    Args:
+        logs: place → the logarithm of its growth.
+        places: place → its parameters in the target, each with the one of the base that it is compared with.
+    """
+    ours, theirs = _fan_in(target), _fan_in(base)
+    widths = {p: _log_mean([ours.get(n, 1) / theirs.get(m, 1) for n, m in pairs]) for p, pairs in places.items()}
+    ways = ({p: logs[p] + share * widths[p] for p in places} for share in (0.0, 0.5))
+    return min(ways, key=lambda way: min(map(abs, way.values()), default=0.0))
+
+
+def _by_chance(base: Graph, target: Graph, pairs: list[tuple[str, str]]) -> float:
+    """Standard error of the logarithm of a place's growth, of entries that are normal and independent."""
+    ours, theirs = map(set, zip(*pairs, strict=True))
+    entries = [sum(graph.parameter[n].numel for n in names) for graph, names in ((target, ours), (base, theirs))]
+    return math.sqrt(sum(1 / (2 * n) for n in entries))
+
+
 def _is_matrix(graph: Graph, name: str) -> bool:
     return len(graph.parameter[name].shape) > 1
 
 
-def _fan_in(graph: Graph, name: str) -> float:
-    """Entries of a row; of vectors, which do not follow the width, 1."""
-    return float(math.prod(graph.parameter[name].shape[1:]))
+def _fan_in(graph: Graph) -> dict[str, int]:
+    """Layer's weight → its fan-in."""
+    return {name: use.layer.fan_in for use, name, _ in positions(graph)}
 
 
 def _log_mean(values: list[float]) -> float:

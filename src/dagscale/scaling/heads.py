@@ -2,8 +2,9 @@
 
 Queries and keys that have learned are aligned, so that their product over d channels grows like d; models divide by
 √d [Yang et al. 2022, Tensor Programs V, Appendix B.1]. With heads r times as large as the base's the factor that is
-left, r^-½, is folded into what makes the queries. Where heads keep their size and their number grows, nothing is
-needed.
+left, r^-½, is folded into what makes the queries. Where one projection makes queries, keys and values, it takes r^-¼,
+which the scores then have twice, and what reads the values takes r^¼. Where heads keep their size and their number
+grows, nothing is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class HeadScaling:
 
     Attributes:
         factors: on init, rate, eps and weight decay.
-        fold: the multiplier that is folded into it, r^-½; 1 where none can be.
+        fold: the multiplier that is folded into it, r^-½, r^-¼ or r^¼; 1 where none can be.
         note: what a reader should know of it.
     """
 
@@ -33,7 +34,8 @@ class HeadScaling:
 
 
 def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, HeadScaling]:
-    """The factors on query projections (or on a norm's gain behind them), for those parameters only.
+    """The factors on query projections, or on a norm's gain behind them, or on a projection of queries, keys and values
+    and on what reads the values; for those parameters only.
 
     Attentions are matched by the names of what makes their queries. Rotary positions, grouped queries and ALiBi change
     nothing here: the first two are linear in the queries, the last is added to what is scaled.
