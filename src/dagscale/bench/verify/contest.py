@@ -11,19 +11,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dagscale.bench.bounds import check_count
 from dagscale.bench.data.places import placed
-from dagscale.bench.sweep import Run, Store, code_version, sweep
+from dagscale.bench.sweep import Run, code_version
 from dagscale.bench.verify.compute import Contest, Entry, Trial, affordable
 from dagscale.bench.verify.methods import Method
 from dagscale.bench.verify.recipes import RECIPES, examples
 from dagscale.bench.verify.rivals import RIVALS
 from dagscale.bench.verify.runs import execute
-from dagscale.bench.verify.study import choose
+from dagscale.bench.verify.study import K, check_asked, choose, every, swept
 from dagscale.bench.verify.suites import SUITES, Exponents
 from dagscale.errors import DagscaleError
 from dagscale.models import targets
-from dagscale.replacing import make_folder
 
 AFFECTS_TRAINING = False
 
@@ -86,12 +84,7 @@ def contest(
     practice = RECIPES[family.recipe]
     count = family.count if architectures is None else architectures
     length, size = steps or practice.steps, batch_size or practice.batch_size
-    for name, value, high in (
-        ("architectures", count, 1000), ("seeds", seeds, 1000), ("steps", length, 10**8), ("batch_size", size, 10**6),
-        ("limit", 1 if limit is None else limit, 10**9),
-    ):  # fmt: skip
-        check_count(name, value, 1, high)
-    check_count("seed", seed, 0, 2**63)
+    check_asked(seed, architectures=count, seeds=seeds, steps=length, batch_size=size, limit=limit)
     optimizer, source = practice.optimizer.name, data or practice.data
     rates = family.rates(optimizer, grid, spacing)
     chosen, notes = choose(methods or METHODS, optimizer)
@@ -109,10 +102,13 @@ def contest(
             {"recipe": family.recipe, **options}, versions["kind" if options["kind"] in ("base", "law") else "train"],
         )  # fmt: skip
 
-    def answers(asked: Mapping[Any, Run]) -> dict[Any, Any]:
-        """What the runs answered, by their keys here."""
-        found = _executed(list(asked.values()), {both.digest: source}, store, jobs, scheduler, retry_failed, progress)
-        return {key: found[one.key] for key, one in asked.items()}
+    def answers(asked: Mapping[K, Run]) -> dict[K, Any]:
+        """What the runs answered, by what they are called here."""
+        found = swept(
+            list(asked.values()), partial(placed, {both.digest: source}, execute), store, jobs=jobs,
+            scheduler=scheduler, retry_failed=retry_failed, progress=progress,
+        )  # fmt: skip
+        return every(asked, found, store)
 
     inits = {m.init for m in chosen if m.carried}
     found = answers({init: run(family.base, init, {"kind": "base", "seeds": seeds}) for init in inits})
@@ -174,37 +170,6 @@ def _trials(done: Mapping[Any, Any], asked: Mapping[Any, Run], key: tuple[str, s
         )
         for trial in one.get("trials", [one])
     ]  # fmt: skip
-
-
-def _executed(
-    asked: Sequence[Run],
-    places: Mapping[str, str],
-    store: str | Path,
-    jobs: int,
-    scheduler: str | None,
-    retry_failed: bool,
-    progress: bool,
-) -> dict[str, Any]:
-    """The runs' results by key.
-
-    Raises:
-        DagscaleError: if one failed.
-    """
-    make_folder(Path(store).parent)
-    sweep(
-        asked, partial(placed, places, execute), store, jobs=jobs, scheduler=scheduler, retry_failed=retry_failed,
-        progress=progress,
-    )  # fmt: skip
-    with Store(store) as book:
-        results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
-    failed = [run for run in asked if run.key not in results]
-    if failed:
-        raise DagscaleError(
-            f"{len(failed)} runs failed, the first {failed[0].architecture} (kind {failed[0].options['kind']}, lr "
-            f"{failed[0].lr:.3g}, init {failed[0].init}): see `dagscale sweep status {store}`; once it is mended, "
-            "--retry-failed executes them again"
-        )
-    return results
 
 
 __all__ = ["METHODS", "contest"]
