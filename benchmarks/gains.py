@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from intervals import EVIDENCE, Sheet, put
-from rates import FAMILIES, Family, curve_of, images, middle, recipe_of
+from rates import FAMILIES, Family, curve_of, images, keep, kept, middle, recipe_of
 
 from dagscale.graph.paths import path_sums
 from dagscale.graph.roles import roles
@@ -107,7 +107,7 @@ def run(path: Path, names: Sequence[str], source: str) -> None:
             for gain in gains:
                 if (key := f"{name}/{gain}/{network}") not in known:
                     known[key] = one(network, FAMILIES[name], gain, source, start)
-                    path.write_text(json.dumps(known, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+                    keep(path, known)
                     print(key, round(middle(known[key]), 2), round(best(known[key]), 4), flush=True)
                 start = round(middle(known[key]))
 
@@ -116,9 +116,7 @@ def one(name: str, family: Family, gain: Gain, source: str, start: float | None)
     model, inputs = targets.load(name, data=images(source, family.limit))
     network = initialised(traced(model, inputs, recipe_of(family, source), 0), "moments")
     curve = curve_of(scaled(network, gain), "moments", (family.start if start is None else start) - 2, family.spacing)
-    exponents = sorted(curve)
-    losses = [[round(x, 6) if math.isfinite(x) else None for x in curve[k]] for k in exponents]
-    return {"exponents": exponents, "losses": losses}
+    return kept(curve)
 
 
 def best(one: Mapping[str, Any]) -> float:
