@@ -122,30 +122,30 @@ def contest(
     predicting = {(m.name, a): run(a, m.init, asked_of(m, a, 0)) for m in chosen if not m.per_seed for a in members}
     predicted = answers(predicting)
     measured = round(fmean(predicted[plans[0].name, a]["steps"] for a in members))
-    trainings: dict[tuple[str, str, int, int], Run] = {}
+    trainings: dict[tuple[str, str, int], list[Run]] = {}
     for m in chosen:
         for a in members:
             answer = predicted.get((m.name, a), {})
             lr = found[m.init]["lr"] * answer["factor"] if m.carried else answer.get("lr", 1.0)
             kind = asked_of(m, a, measured) if m.per_seed else m.training(a, family.base)
             for k in range(seeds):
-                trainings[m.name, a, 0, k] = run(a, m.init, kind, lr, k)
+                trainings[m.name, a, k] = [run(a, m.init, kind, lr, k)]
     starts = {m.truth: m for m in chosen if m.truth == m.init == "keep" or m is plans[0]}
     for truth, m in starts.items():
         for a in members:
-            for i, lr in enumerate(rates):
-                for k in range(seeds):
-                    trainings[f"grid / {truth}", a, i, k] = run(a, m.init, m.training(a, family.base), lr, k)
-    done = answers(trainings)
+            kind = m.training(a, family.base)
+            for k in range(seeds):
+                trainings[f"grid / {truth}", a, k] = [run(a, m.init, kind, lr, k) for lr in rates]
+    done = answers({(key, i): one for key, asked in trainings.items() for i, one in enumerate(asked)})
 
     def entry(name: str, m: Method | None) -> Entry:
         rows = {
             a: tuple(
-                tuple(t for i in range(len(rates)) for t in _trials(done, trainings, (name, a, i, k)))
-                for k in range(seeds)
+                tuple(trial for i, one in enumerate(trainings[key]) for trial in _trials(one, done[key, i]))
+                for key in ((name, a, k) for k in range(seeds))
             )
             for a in members
-        }  # fmt: skip
+        }
         before = [predicted[name, a]["steps"] for a in members if (name, a) in predicted]
         once = found[m.init]["steps"] if m is not None and m.carried else 0
         return Entry(name, once, fmean(before) if before else 0.0, rows)
@@ -157,19 +157,13 @@ def contest(
     )  # fmt: skip
 
 
-def _trials(done: Mapping[Any, Any], asked: Mapping[Any, Run], key: tuple[str, str, int, int]) -> list[Trial]:
-    """The trainings of one run: of a search on the target several, of others one, and none where there is no such."""
-    if key not in done:
-        return []
-    rated = asked[key].options["kind"] in ("train", "mup")
-    one = done[key]
+def _trials(run: Run, result: Mapping[str, Any]) -> list[Trial]:
+    """The trainings of one run: of a search on the target several, else one."""
+    lr = run.lr if run.options["kind"] in ("train", "mup") else None
     return [
-        Trial(
-            trial.get("lr", asked[key].lr if rated else None), trial["loss"], trial["valid"], trial["accuracy"],
-            trial["steps"],
-        )
-        for trial in one.get("trials", [one])
-    ]  # fmt: skip
+        Trial(trial.get("lr", lr), trial["loss"], trial["valid"], trial["accuracy"], trial["steps"])
+        for trial in result.get("trials", [result])
+    ]
 
 
 __all__ = ["METHODS", "contest"]
