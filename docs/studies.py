@@ -118,11 +118,12 @@ def demo_table(which: str) -> str:
         ]
     else:
         body = [
-            [f"`{one.target if one.target.startswith('lm:') else one.target.partition('?')[0]}`", *(
-                f"{one.loss[way]:.3f} ({one.lr[way]:.2g})" if way in one.loss else "–" for way in demo.WAYS
-            )]
+            [
+                f"`{one.target if one.target.startswith('lm:') else one.target.partition('?')[0]}`",
+                *(demo.cell(one, way) for way in demo.WAYS),
+            ]
             for one in found
-        ]  # fmt: skip
+        ]
     head = ["" if which == "summary" else "network", *(demo.NAMES[way] for way in demo.WAYS)]
     return table(head, body, left=1)
 

@@ -241,14 +241,21 @@ def table(outcomes: list[Outcome]) -> Table:
     for way in WAYS:
         made.add_column(NAMES[way], justify="right")
     for o in outcomes:
-        cells = (f"{_text(o.loss[way])} ({o.lr[way]:.2g})" if way in o.loss else "–" for way in WAYS)
-        made.add_row(_short(o.target), *cells)
+        made.add_row(_short(o.target), *(cell(o, way) for way in WAYS))
     made.add_section()
     rows = summary(outcomes)
     made.add_row("mean loss above the grid search's", *(_percent(rows[way]["mean_excess"]) for way in WAYS))
     made.add_row("worst", *(_percent(rows[way]["worst_excess"]) for way in WAYS))
     made.add_row("rate off by a factor of (rms)", *(f"{2 ** (rows[way]['rms_octaves'] or 0):.2f}" for way in WAYS))
     return made
+
+
+def cell(outcome: Outcome, way: str) -> str:
+    """The loss and, in brackets, the rate of a way on a network; a dash where it has no answer."""
+    if way not in outcome.loss:
+        return "–"
+    loss = outcome.loss[way]
+    return f"{'diverged' if loss is None else f'{loss:.3f}'} ({outcome.lr[way]:.2g})"
 
 
 def sentence(outcomes: list[Outcome]) -> str:
@@ -336,7 +343,3 @@ def _inf(value: float | None) -> float:
 
 def _percent(value: float | None) -> str:
     return "diverged" if value is None else f"{value:+.1%}"
-
-
-def _text(value: float | None) -> str:
-    return "diverged" if value is None else f"{value:.3f}"
