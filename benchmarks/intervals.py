@@ -27,7 +27,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from recorded import (
@@ -148,36 +148,33 @@ def slope_of(group: Group, part: str) -> float | None:
 
 def fitted(all_of: Sequence[Family]) -> dict[str, dict[Kind, Accuracy]]:
     """The table: see the top of this file."""
-    laws = dict.fromkeys(f.law for f in all_of)
-    table = {}
-    for law in laws:
-        own = [f for f in all_of if f.law == law]
-        kinds: list[Kind] = [k for k in ("dense", "convolutions", "norms") if any(f.kind == k for f in own)]  # type: ignore[misc]
-        squares = np.array([f.square for f in own])
-        at, free = (
-            np.array(v) for v in ([kinds.index(f.kind) for f in own], [4 * f.count / (f.count + 3) for f in own])
+    return {law: fit([f for f in all_of if f.law == law]) for law in dict.fromkeys(f.law for f in all_of)}
+
+
+def fit(own: Sequence[Family]) -> dict[Kind, Accuracy]:
+    """One law's row of it."""
+    kinds = [k for k in get_args(Kind) if any(f.kind == k for f in own)]
+    squares = np.array([f.square for f in own])
+    at = np.array([kinds.index(f.kind) for f in own])
+    free = np.array([4 * f.count / (f.count + 3) for f in own])
+
+    def cost(x: Any) -> float:
+        scale, freedom = x[0] + x[2:][at], math.exp(x[1])
+        likelihood = stats.f.logpdf(squares / np.exp(2 * scale), free, freedom) - 2 * scale
+        prior = (x[2:] ** 2).sum() / 2 / SHRINK**2 + (x[1] - math.log(USUAL)) ** 2 / 2 / SHRINK**2
+        prior += (x[0] - math.log(SCALE)) ** 2 / 2
+        return float(prior - likelihood.sum())
+
+    start = [math.log(math.sqrt(float(np.median(squares)))), math.log(USUAL), *[0.0] * len(kinds)]
+    x = optimize.minimize(cost, start, method="L-BFGS-B", bounds=[(-4, 3), (0, 4), *[(-3, 3)] * len(kinds)]).x
+    freedom = math.exp(x[1])
+    known = [2 / (2 * SHRINK) ** 2 + float((1 / (1 / free[at == i] + 1 / freedom)).sum()) for i in range(len(kinds))]
+    return {
+        kind: Accuracy(
+            round(math.exp(x[0] + x[2 + i]), 2), round(1 / (1 / freedom + 1 / known[i]), 1), int((at == i).sum())
         )
-
-        def cost(x: Any, squares: Any = squares, at: Any = at, free: Any = free) -> float:
-            scale, freedom = x[0] + x[2:][at], math.exp(x[1])
-            likelihood = stats.f.logpdf(squares / np.exp(2 * scale), free, freedom) - 2 * scale
-            prior = (x[2:] ** 2).sum() / 2 / SHRINK**2 + (x[1] - math.log(USUAL)) ** 2 / 2 / SHRINK**2
-            prior += (x[0] - math.log(SCALE)) ** 2 / 2
-            return float(prior - likelihood.sum())
-
-        start = [math.log(math.sqrt(float(np.median(squares)))), math.log(USUAL), *[0.0] * len(kinds)]
-        x = optimize.minimize(cost, start, method="L-BFGS-B", bounds=[(-4, 3), (0, 4), *[(-3, 3)] * len(kinds)]).x
-        freedom = math.exp(x[1])
-        known = [
-            2 / (2 * SHRINK) ** 2 + float((1 / (1 / free[at == i] + 1 / freedom)).sum()) for i in range(len(kinds))
-        ]
-        table[law] = {
-            kind: Accuracy(
-                round(math.exp(x[0] + x[2 + i]), 2), round(1 / (1 / freedom + 1 / known[i]), 1), int((at == i).sum())
-            )
-            for i, kind in enumerate(kinds)
-        }  # fmt: skip
-    return table
+        for i, kind in enumerate(kinds)
+    }
 
 
 # --- coverage -------------------------------------------------------------------------------------------------
