@@ -83,7 +83,8 @@ def contest(
         raise DagscaleError(f"suite {suite} has no recipe of its own: it is for dagscale.bench.verify.study.verify")
     practice = RECIPES[family.recipe]
     count = family.count if architectures is None else architectures
-    length, size = steps or practice.steps, batch_size or practice.batch_size
+    length = practice.steps if steps is None else steps
+    size = practice.batch_size if batch_size is None else batch_size
     check_asked(seed, architectures=count, seeds=seeds, steps=length, batch_size=size, limit=limit)
     optimizer, source = practice.optimizer.name, data or practice.data
     rates = family.rates(optimizer, grid, spacing)
