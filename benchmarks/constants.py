@@ -12,44 +12,31 @@ by 2,000 resamples of the families.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-from intervals import (
-    EVIDENCE,
-    Group,
-    Point,
-    Sheet,
-    answered,
-    error,
-    families,
-    fitted,
-    groups,
-    predicted,
-    put,
-    rms,
-    slope_of,
-)
+from intervals import answered, families, fitted, predicted, put, rms, slope_of
 from rates import FAMILIES
+from recorded import Group, Point, Sheet, groups, read_results, seeds_until
 
 from dagscale.laws.accuracy import BASE, BASE_SIDE
 from dagscale.laws.base import FADING
 from dagscale.laws.short_run import LONG_RUN, PRECISION
-from dagscale.planning.certainty import OCTAVE
 
 POWERS = (0.5, 2 / 3, 0.75, 1.0)
 PRIORS = (0.1, 0.3, 0.6)
 """Standard deviations of the prior of a fitted power of a law's factors, around 1."""
 
 
+@cache
 def curves() -> dict[tuple[str, str], tuple[list[float], list[float]]]:
     """(family, network) → exponents of the rates and mean losses."""
     made = {}
-    known = json.loads((EVIDENCE / "results" / "rates.json").read_text())
+    known = read_results("rates")
     for name, family in FAMILIES.items():
         for init in family.inits:
             for network in family.networks:
@@ -57,21 +44,17 @@ def curves() -> dict[tuple[str, str], tuple[list[float], list[float]]]:
                 if one is not None:
                     means = [1e3 if None in row else fmean(row) for row in one["losses"]]
                     made[f"{name}, {init}", network] = (one["exponents"], means)
-    scheduled = json.loads((EVIDENCE / "results" / "schedules.json").read_text())
-    for key, one in scheduled.items():
+    for key, one in read_results("schedules").items():
         name, network = key.split("/", 1)
         means = [min(fmean(row), 1e3) for row in one["curve"].values()]
         made[f"schedules, {name}", network] = ([math.log2(float(rate)) for rate in one["curve"]], means)
     return made
 
 
-CURVES = curves()
-
-
 def lost(group: Group, target: Point, exponent: float) -> float:
     """Loss at a rate above the lowest point of the network's curve, in percent; beyond the rates tried, that of the
     last one."""
-    exponents, means = CURVES[group.name, target.network]
+    exponents, means = curves()[group.name, target.network]
     return 100 * (min(float(np.interp(exponent, exponents, means)), 1e3) / min(means) - 1)
 
 
@@ -124,7 +107,7 @@ def by_factor(found: Sequence[Group]) -> Sheet:
 
 def by_precision(found: Sequence[Group]) -> Sheet:
     """``PRECISION``: how many seeds are measured."""
-    known = json.loads((EVIDENCE / "results" / "rates.json").read_text())
+    known = read_results("rates")
     recorded = [g for g in found if not g.name.startswith("schedules")]
     rows = []
     for precision, most in ((math.inf, 1), (math.inf, 4), (0.5, 4), (PRECISION, 4), (0.2, 4), (0.0, 4)):
@@ -134,8 +117,7 @@ def by_precision(found: Sequence[Group]) -> Sheet:
             name, init = group.name.rsplit(", ", 1)
             one = known[f"{name}/{init}/{target.network}"]
             logs = one["short"]
-            few = [n for n in range(2, most + 1) if error(logs[:n]) * OCTAVE < precision]
-            count = min(most, few[0] if few else most)
+            count = seeds_until(logs, precision, most)
             costs.append(sum(one["forwards"][:count]))  # noqa: B023
             return fmean(logs[:count])
 

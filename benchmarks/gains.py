@@ -16,7 +16,6 @@ lose or gain, against a gain of 1, says whether a search over gains would carry 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from intervals import EVIDENCE, Sheet, put
-from rates import FAMILIES, Family, curve_of, images, middle, recipe_of
+from intervals import put
+from rates import FAMILIES, Family, curve_of, images, keep, kept, middle, recipe_of
+from recorded import EVIDENCE, TABLES, Sheet, read_results, read_table
 
 from dagscale.graph.paths import path_sums
 from dagscale.graph.roles import roles
@@ -107,7 +107,7 @@ def run(path: Path, names: Sequence[str], source: str) -> None:
             for gain in gains:
                 if (key := f"{name}/{gain}/{network}") not in known:
                     known[key] = one(network, FAMILIES[name], gain, source, start)
-                    path.write_text(json.dumps(known, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+                    keep(path, known)
                     print(key, round(middle(known[key]), 2), round(best(known[key]), 4), flush=True)
                 start = round(middle(known[key]))
 
@@ -116,9 +116,7 @@ def one(name: str, family: Family, gain: Gain, source: str, start: float | None)
     model, inputs = targets.load(name, data=images(source, family.limit))
     network = initialised(traced(model, inputs, recipe_of(family, source), 0), "moments")
     curve = curve_of(scaled(network, gain), "moments", (family.start if start is None else start) - 2, family.spacing)
-    exponents = sorted(curve)
-    losses = [[round(x, 6) if math.isfinite(x) else None for x in curve[k]] for k in exponents]
-    return {"exponents": exponents, "losses": losses}
+    return kept(curve)
 
 
 def best(one: Mapping[str, Any]) -> float:
@@ -157,13 +155,12 @@ def tables(known: Mapping[str, Any]) -> dict[str, Sheet]:
 def inits() -> Sheet:
     """By how much the lowest loss under ``moments`` is above that under PyTorch's own init, each at its best rate."""
     found = []
-    for path in sorted((EVIDENCE / "tables").glob("*.csv")):
-        with open(path, newline="", encoding="utf-8") as file:
-            middles = [row for row in csv.DictReader(file) if row.get("rule") == "middle" and not row["width"]]
+    for path in TABLES:
+        middles = [row for row in read_table(path.stem) if row.get("rule") == "middle" and not row["width"]]
         lows = {r["init"]: (1 + _share(r["excess_percent"])) / (1 + _share(r["regret_mean_percent"])) for r in middles}
         if {"moments", "keep"} <= lows.keys():
             found.append((path.stem, "–", 100 * (lows["moments"] / lows["keep"] - 1), ""))
-    known = json.loads((EVIDENCE / "results" / "rates.json").read_text())
+    known = read_results("rates")
     for name in (name for name, family in FAMILIES.items() if "keep" in family.inits):
         pairs = [(f"{name}/moments/{n}", f"{name}/keep/{n}") for n in FAMILIES[name].networks]
         change = [100 * (best(known[a]) / best(known[b]) - 1) for a, b in pairs if a in known and b in known]

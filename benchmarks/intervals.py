@@ -3,14 +3,7 @@
     python benchmarks/intervals.py          # prints the tables of docs/evidence/intervals.md
     python benchmarks/intervals.py write    # and writes them, and the table of src/dagscale/laws/accuracy.py
 
-No training: all of it is read from recorded results in ``docs/evidence``. Two kinds of record go into the table:
-
-    tables/*.csv            a family a file: how far the rates of each law are off (root mean square)
-    results/rates.json      families of ``benchmarks/rates.py``: every network's curve, and what was measured on it
-    results/schedules.json  families of ``benchmarks/schedules.py``, likewise
-    results/transfer.json   networks of ``benchmarks/transfer.py``, whose base's rate is taken as it is, layer by layer
-    tables/without-a-base.csv  networks whose rate was measured without a base
-    replay-*.json           finished runs of others, carried over from the smallest network
+No training: ``benchmarks/recorded.py`` reads what goes into the table from the results of earlier studies.
 
 *The fit.* A family's mean square error ``m``, less what its base's rate and its seeds are off, is ``v χ²_D/D``. Errors
 within a family share its base and are correlated by one half, so that the mean square of ``n`` of them has the variance
@@ -29,241 +22,46 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from rates import FAMILIES, middle
+from recorded import (
+    EVIDENCE,
+    ROOT,
+    Family,
+    Group,
+    Point,
+    Sheet,
+    alone,
+    by_layer,
+    groups,
+    read_table,
+    replayed,
+    rest,
+    row_of,
+    tabulated,
+)
 from scipy import optimize, stats
 
 from dagscale.laws.accuracy import Accuracy, Kind
 from dagscale.laws.base import FADING, Carried
 from dagscale.laws.estimate import Estimate, Spread, half_width
-from dagscale.laws.short_run import LONG_RUN, PRECISION
+from dagscale.laws.short_run import LONG_RUN
 from dagscale.planning.certainty import OCTAVE, certainty
 from dagscale.planning.power import fitted_power
 
-Sheet = list[dict[str, str]]
-
-ROOT = Path(__file__).parents[1]
-EVIDENCE = ROOT / "docs" / "evidence"
 PACKAGE = ROOT / "src" / "dagscale" / "laws" / "accuracy.py"
 BLOCK = re.compile(r"(# made by benchmarks/intervals.py\n).*?(# end\n)", re.DOTALL)
 
 SCALE, SHRINK, USUAL = 0.5, 0.5, 6.0
 LAWS = ("short-run", "combined", "covariance", "none", "curvature", "function-change", "paths")
-OUTSIDE = ("grid", "middle", "lr-finder", "prodigy", "mup", "released", "walk")
-"""Rows of the tables that are no laws, or laws that one family alone was held against."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a family says of a law.
-
-    Attributes:
-        law, kind: the row and column of the table that it counts for.
-        name: of the family and its init.
-        kin: what it shares with families that are left out with it: space, norms, optimiser.
-        square: mean square error in squared octaves, less what does not come from the law.
-        count: of its networks.
-        half: share of its networks within half an octave; NaN where unknown.
-    """
-
-    law: str
-    kind: Kind
-    name: str
-    kin: tuple[str, ...]
-    square: float
-    count: int = 1
-    half: float = math.nan
-
-
-@dataclass(frozen=True)
-class Point:
-    """One network: log2 rates, the error by chance of each, and half the width of the band in octaves."""
-
-    network: str
-    found: float
-    spread: float
-    half: float
-    short: float = math.nan
-    error: float = 0.0
-    seeds: int = 2
-    closed: float = math.nan
-
-
-@dataclass(frozen=True)
-class Group:
-    """The networks of a family under one init, the base first."""
-
-    name: str
-    kind: Kind
-    kin: tuple[str, ...]
-    points: tuple[Point, ...]
-    gradient: bool
-
-
-# --- what was recorded ----------------------------------------------------------------------------------------
-
-
-def recorded() -> Iterator[Family]:
-    """The families of ``tables/*.csv``."""
-    for path in sorted((EVIDENCE / "tables").glob("*.csv")):
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("octaves_rms")]
-        for row in rows:
-            if "rule" not in row or row["rule"] in OUTSIDE:
-                continue
-            noise = [r for r in rows if r["rule"] == "grid" and (r["init"], r["width"]) == (row["init"], row["width"])]
-            base = float(noise[0]["octaves_rms"]) / 2 if noise else 0.0  # half of the seeds against the other half
-            one = next(r for r in rows if r["init"] == row["init"] and r["rule"] in ("none", "one-rate"))
-            count = round(int(noise[0]["steps"]) / int(one["steps"])) if noise else 4  # of a whole grid each
-            law = row_of("none" if row["rule"] == "one-rate" else row["rule"], row["init"], bool(row["width"]))
-            words = path.stem.replace("digits-", "").split("-")
-            norms = "bn" in words or "vit" in words
-            convolves = not norms and words[0] in ("cnn", "resnet")
-            optimizer = next(w for w in words if w in ("sgd", "momentum", "adamw"))
-            yield Family(
-                law, "norms" if norms else "convolutions" if convolves else "dense",
-                f"{path.stem}, {row['init']}{', ' + row['width'] if row['width'] else ''}",
-                ("mlp" if words[0] == "width" else words[0], str(norms), optimizer),
-                rest(float(row["octaves_rms"]) ** 2, base**2), count, float(row["within_half_octave_percent"]) / 100,
-            )  # fmt: skip
-
-
-def row_of(law: str, init: str, by_layer: bool = False) -> str:
-    """The row of the table. One rate for all is one thing where an init makes networks alike, and another where their
-    authors' do not."""
-    if law != "none":
-        return law
-    return "none, by layer" if by_layer else "none, own init" if init == "keep" else "none"
-
-
-def rest(square: float, other: float) -> float:
-    """What is left of a mean square; a quarter of it at least."""
-    return max(square - other, square / 4)
-
-
-def groups() -> list[Group]:
-    """The families whose networks are known one by one, as far as they go; those with the same curve count once."""
-    known: dict[str, Any] = json.loads((EVIDENCE / "results" / "rates.json").read_text())
-    found = []
-    for name, family in FAMILIES.items():
-        for init in family.inits:
-            own = {n: known[f"{name}/{init}/{n}"] for n in family.networks if f"{name}/{init}/{n}" in known}
-            if family.networks[0] not in own or len(own) < 4:
-                continue
-            seen: dict[str, Point] = {}
-            for network, one in own.items():
-                seen.setdefault(json.dumps(one["losses"]), point(network, one))
-            found.append(
-                Group(f"{name}, {init}", *_traits(family.suite, family.optimizer), tuple(seen.values()),
-                      family.optimizer != "adamw")
-            )  # fmt: skip
-    return [*found, *scheduled()]
-
-
-def _traits(suite: str, optimizer: str) -> tuple[Kind, tuple[str, ...]]:
-    norms = suite.endswith("-bn") or suite.startswith("vit")
-    space = suite.partition("-")[0]
-    kind: Kind = "norms" if norms else "convolutions" if space in ("cnn", "resnet") else "dense"
-    return kind, (space, str(norms), "momentum" if optimizer == "nesterov" else optimizer)
-
-
-def point(network: str, one: dict[str, Any]) -> Point:
-    """A network of ``rates.json``: seeds are counted as the law does, until two agree."""
-    found = middle(one)
-    halves = [middle({**one, "losses": [[row[k]] for row in one["losses"]]}) for k in range(len(one["losses"][0]))]
-    spread = abs(halves[0] - halves[1]) / 2
-    closed = math.nan if one["covariance"] is None else one["covariance"]
-    if isinstance(one["short"], str):
-        return Point(network, found, spread, half_band(one), closed=closed)
-    logs = one["short"]
-    count = next((n for n in range(2, len(logs)) if error(logs[:n]) * OCTAVE < PRECISION), len(logs))
-    return Point(network, found, spread, half_band(one), fmean(logs[:count]), error(logs[:count]), count, closed)
-
-
-def error(logs: Sequence[float]) -> float:
-    return float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-
-
-def scheduled() -> list[Group]:
-    """The families of ``schedules.json``, as far as they go."""
-    known = json.loads((EVIDENCE / "results" / "schedules.json").read_text())
-    made: dict[str, dict[str, Point]] = {}
-    for key, one in known.items():
-        name, network = key.split("/", 1)
-        losses = [[None if x > 1e8 else x for x in row] for row in one["curve"].values()]
-        whole = {"exponents": [math.log2(float(rate)) for rate in one["curve"]], "losses": losses, "covariance": None}
-        short, wrong, _ = one["short"]["constant"]
-        own = replace(point(network, {**whole, "short": ""}), short=short, error=wrong)
-        made.setdefault(name, {}).setdefault(json.dumps(losses), own)
-    found = []
-    for name, points in made.items():
-        suite, optimizer = ("vit" if name.startswith("transformer") else "mlp"), name.split(", ")[-1]
-        traits = _traits(suite, optimizer)
-        if len(points) > 3:
-            found.append(Group(f"schedules, {name}", *traits, tuple(points.values()), optimizer != "adamw"))
-    return found
-
-
-def alone() -> Iterator[Family]:
-    """Rates that were measured without a base, by data and optimiser, in ``tables/without-a-base.csv``."""
-    with open(EVIDENCE / "tables" / "without-a-base.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for key in sorted({(r["data"], r["network"].partition(":")[0], r["optimizer"]) for r in rows}):
-        own = [r for r in rows if (r["data"], r["network"].partition(":")[0], r["optimizer"]) == key]
-        square = fmean(float(r["short_run_octaves"]) ** 2 for r in own)
-        kind: Kind = "convolutions" if key[1] == "cnn" else "dense"
-        yield Family("no base", kind, ", ".join(key), (key[1], "False", key[2]), square, len(own))
-
-
-def by_layer() -> Iterator[Family]:
-    """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
-
-    Where the depth has grown, those count that have the depth rule too.
-    """
-    known = json.loads((EVIDENCE / "results" / "transfer.json").read_text())
-    for family, runs in known.items():
-        octaves = {}
-        names = {key.rsplit("/", 2)[0] for key in runs if key.startswith(("completep", "mup"))}
-        for name in names - {f"mup/{n.removeprefix('completep/')}" for n in names if n.startswith("completep/")}:
-            rows: dict[int, list[float]] = {}
-            for key, run in runs.items():
-                if key.rsplit("/", 2)[0] == name:
-                    loss = math.inf if run["train"] is None else run["train"]  # None: it diverged
-                    rows.setdefault(int(key.split("/")[-2]), []).append(loss)
-            curve = {octave: fmean(losses) for octave, losses in rows.items()}
-            if len(curve) >= 7 and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
-                octaves[name] = lowest(curve)
-        if octaves:
-            kind: Kind = "norms" if family != "lm-no-norm" else "dense"
-            square = fmean(o**2 for o in octaves.values())
-            yield Family("none, by layer", kind, f"transfer, {family}", (family, "", ""), square, len(octaves))
-
-
-def replayed() -> Iterator[Family]:
-    """Finished runs of others, from the smallest network of a kind to the others (``docs/replay-*.json``)."""
-    for name in ("resnet-cifar", "step-law"):
-        study = json.loads((ROOT / "docs" / f"replay-{name}.json").read_text())
-        axes = {axis["axis"]: axis for axis in study["metrics"][0]["axes"]}
-        for row in axes["network"]["smallest"] if "network" in axes else ():
-            law = {"one rate": "none, own init"}.get(row["rule"], row["rule"])
-            if law in ("none, own init", "covariance", "paths") and row["octaves"] is not None:
-                yield Family(law, "norms", f"replay, {name}", (name, "", ""), row["octaves"] ** 2, row["pairs"])
-
-
-def lowest(curve: dict[int, float]) -> float:
-    """Where a parabola through the lowest point and its neighbours is lowest."""
-    best = min(curve, key=curve.__getitem__)
-    a, b, c = (curve[best + k] for k in (-1, 0, 1))
-    return best + (a - c) / (2 * (a - 2 * b + c))
+MEASURED = ("short-run", "combined", "covariance", "none")
+"""Those of them whose answer for each network is known."""
 
 
 # --- the table ------------------------------------------------------------------------------------------------
@@ -284,9 +82,6 @@ def predicted(law: str, base: Point, target: Point, gradient: bool) -> tuple[flo
     return base.found + (short[0] + closed) / 2, short[1] / 2, seeds
 
 
-MEASURED = ("short-run", "combined", "covariance", "none")
-
-
 def answered(group: Group, law: str) -> list[tuple[Point, float, float, int]]:
     """Each target that a law has an answer for, the answer, its error by chance and the seeds."""
     base, *targets = group.points
@@ -298,14 +93,14 @@ def answered(group: Group, law: str) -> list[tuple[Point, float, float, int]]:
 
 def families(found: Sequence[Group]) -> list[Family]:
     """All that is known of every law."""
-    all_of = [*recorded(), *by_layer(), *alone(), *replayed()]
+    all_of = [*tabulated(), *by_layer(), *alone(), *replayed()]
+    base = base_octaves(found)
     for group in found:
-        base = base_octaves(found)
         for law in MEASURED:
             rows = answered(group, law)
             if rows:
                 square = fmean((p - t.found) ** 2 for t, p, _, _ in rows)
-                noise = fmean(e**2 for _, _, e, _ in rows) + base(group.points[0]) ** 2
+                noise = fmean(e**2 for _, _, e, _ in rows) + base**2
                 half = fmean(abs(p - t.found) <= 0.5 for t, p, _, _ in rows)
                 row = row_of(law, group.name.split(", ")[-1])
                 all_of.append(Family(row, group.kind, group.name, group.kin, rest(square, noise), len(rows), half))
@@ -326,28 +121,18 @@ def band(found: Sequence[Group]) -> tuple[float, float]:
     return math.sqrt(least), math.sqrt(share)
 
 
-def half_band(one: dict[str, Any]) -> float:
-    from dagscale.rates import find_band
-
-    means = [math.inf if None in row else fmean(row) for row in one["losses"]]
-    low, high = find_band([2.0**k for k in one["exponents"]], means, 0.05)
-    return math.log2(high / low) / 2
-
-
 def rms(values: Iterable[float]) -> float:
     return math.sqrt(fmean(v**2 for v in values))
 
 
-def base_octaves(found: Sequence[Group]) -> Any:
+def base_octaves(found: Sequence[Group]) -> float:
     """How far a recorded base's rate is off by chance, the same for all."""
-    usual = rms(p.spread for g in found for p in g.points)
-    return lambda base: usual
+    return rms(p.spread for g in found for p in g.points)
 
 
 def base_side() -> float:
     """The base's share of a law's variance: what a second base takes away, twice (``tables/two-bases.csv``)."""
-    with open(EVIDENCE / "tables" / "two-bases.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table("two-bases")
     ratio = fmean((float(r["two_bases_octaves"]) / float(r["one_base_octaves"])) ** 2 for r in rows)
     return 2 * (1 - ratio)
 
@@ -363,36 +148,33 @@ def slope_of(group: Group, part: str) -> float | None:
 
 def fitted(all_of: Sequence[Family]) -> dict[str, dict[Kind, Accuracy]]:
     """The table: see the top of this file."""
-    laws = dict.fromkeys(f.law for f in all_of)
-    table = {}
-    for law in laws:
-        own = [f for f in all_of if f.law == law]
-        kinds: list[Kind] = [k for k in ("dense", "convolutions", "norms") if any(f.kind == k for f in own)]  # type: ignore[misc]
-        squares = np.array([f.square for f in own])
-        at, free = (
-            np.array(v) for v in ([kinds.index(f.kind) for f in own], [4 * f.count / (f.count + 3) for f in own])
+    return {law: fit([f for f in all_of if f.law == law]) for law in dict.fromkeys(f.law for f in all_of)}
+
+
+def fit(own: Sequence[Family]) -> dict[Kind, Accuracy]:
+    """One law's row of it."""
+    kinds = [k for k in get_args(Kind) if any(f.kind == k for f in own)]
+    squares = np.array([f.square for f in own])
+    at = np.array([kinds.index(f.kind) for f in own])
+    free = np.array([4 * f.count / (f.count + 3) for f in own])
+
+    def cost(x: Any) -> float:
+        scale, freedom = x[0] + x[2:][at], math.exp(x[1])
+        likelihood = stats.f.logpdf(squares / np.exp(2 * scale), free, freedom) - 2 * scale
+        prior = (x[2:] ** 2).sum() / 2 / SHRINK**2 + (x[1] - math.log(USUAL)) ** 2 / 2 / SHRINK**2
+        prior += (x[0] - math.log(SCALE)) ** 2 / 2
+        return float(prior - likelihood.sum())
+
+    start = [math.log(math.sqrt(float(np.median(squares)))), math.log(USUAL), *[0.0] * len(kinds)]
+    x = optimize.minimize(cost, start, method="L-BFGS-B", bounds=[(-4, 3), (0, 4), *[(-3, 3)] * len(kinds)]).x
+    freedom = math.exp(x[1])
+    known = [2 / (2 * SHRINK) ** 2 + float((1 / (1 / free[at == i] + 1 / freedom)).sum()) for i in range(len(kinds))]
+    return {
+        kind: Accuracy(
+            round(math.exp(x[0] + x[2 + i]), 2), round(1 / (1 / freedom + 1 / known[i]), 1), int((at == i).sum())
         )
-
-        def cost(x: Any, squares: Any = squares, at: Any = at, free: Any = free) -> float:
-            scale, freedom = x[0] + x[2:][at], math.exp(x[1])
-            likelihood = stats.f.logpdf(squares / np.exp(2 * scale), free, freedom) - 2 * scale
-            prior = (x[2:] ** 2).sum() / 2 / SHRINK**2 + (x[1] - math.log(USUAL)) ** 2 / 2 / SHRINK**2
-            prior += (x[0] - math.log(SCALE)) ** 2 / 2
-            return float(prior - likelihood.sum())
-
-        start = [math.log(math.sqrt(float(np.median(squares)))), math.log(USUAL), *[0.0] * len(kinds)]
-        x = optimize.minimize(cost, start, method="L-BFGS-B", bounds=[(-4, 3), (0, 4), *[(-3, 3)] * len(kinds)]).x
-        freedom = math.exp(x[1])
-        known = [
-            2 / (2 * SHRINK) ** 2 + float((1 / (1 / free[at == i] + 1 / freedom)).sum()) for i in range(len(kinds))
-        ]
-        table[law] = {
-            kind: Accuracy(
-                round(math.exp(x[0] + x[2 + i]), 2), round(1 / (1 / freedom + 1 / known[i]), 1), int((at == i).sum())
-            )
-            for i, kind in enumerate(kinds)
-        }  # fmt: skip
-    return table
+        for i, kind in enumerate(kinds)
+    }
 
 
 # --- coverage -------------------------------------------------------------------------------------------------
@@ -413,7 +195,7 @@ class Covered:
 
 def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
     made = []
-    base_of = base_octaves(found)
+    base = base_octaves(found)
     for group in found:
         table = fitted([f for f in all_of if f.kin != group.kin])
         for law in MEASURED:
@@ -426,7 +208,7 @@ def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
                 sources = [
                     Spread(known.octaves, known.freedom),
                     Spread(wrong, seeds - 1),
-                    Spread(base_of(group.points[0]), math.inf),
+                    Spread(base, math.inf),
                 ]
                 off.append(abs(rate - target.found))
                 halves.append(half_width(sources, 0.5))
@@ -508,7 +290,7 @@ def by_bases(found: Sequence[Group], all_of: Sequence[Family]) -> Sheet:
     rows = []
     large = [g for g in found if len(g.points) >= 8 and answered(g, "short-run")]
     tables = {g.name: fitted([f for f in all_of if f.kin != g.kin and f.law == "short-run"]) for g in large}
-    base_of = base_octaves(found)
+    base = base_octaves(found)
     for count in (1, 2, 3):
         inside, off, factors = [], [], []
         for group in large:
@@ -517,7 +299,7 @@ def by_bases(found: Sequence[Group], all_of: Sequence[Family]) -> Sheet:
             for turn in range(members):
                 chosen = [0, *((turn + k) % members + 1 for k in range(count - 1))]
                 bases = [group.points[k] for k in chosen]
-                errors = [base_of(b) for b in bases]
+                errors = [base] * count
                 told = ({"short-run": (Estimate(0.0), Estimate(FADING * OCTAVE * b.short))} for b in bases)
                 power = fitted_power(Carried(tuple(told)), [2.0**b.found for b in bases], known, errors)
                 for target in (t for k, t in enumerate(group.points) if k not in chosen):
@@ -557,7 +339,7 @@ def made() -> tuple[str, dict[str, Sheet]]:
     """The text of the package's file, and the tables by the names of their files."""
     found = groups()
     all_of = families(found)
-    table, usual = fitted(all_of), rms(p.spread for g in found for p in g.points)
+    table, usual = fitted(all_of), base_octaves(found)
     powers = [slope / FADING for group in found if (slope := slope_of(group, "short")) is not None]
     block = literal(table, band(found), usual, base_side(), float(np.std(powers, ddof=1)))
     sheets = {

@@ -44,6 +44,7 @@ from dagscale.network import Network
 from dagscale.planning.make import starting_plan
 from dagscale.planning.prepare import initialised, traced
 from dagscale.rates import find_band
+from dagscale.replacing import write
 from dagscale.training.engine import train
 from dagscale.training.probe import Cost
 
@@ -144,9 +145,14 @@ def one(name: str, family: Family, init: str, source: str, expected: float) -> d
             closed = round(covariance.covariance(network)["covariance"].log_rate / FADING / math.log(2), 5)
         except DagscaleError:
             closed = None
+    return {**kept(curve), "short": short, "forwards": forwards, "covariance": closed}
+
+
+def kept(curve: dict[float, list[float]]) -> dict[str, Any]:
+    """What the file holds of a curve."""
     exponents = sorted(curve)
     losses = [[round(x, 6) if math.isfinite(x) else None for x in curve[k]] for k in exponents]
-    return {"exponents": exponents, "losses": losses, "short": short, "forwards": forwards, "covariance": closed}
+    return {"exponents": exponents, "losses": losses}
 
 
 def curve_of(network: Network, init: str, start: float, spacing: float) -> dict[float, list[float]]:
@@ -199,11 +205,21 @@ def seeds_of(network: Network) -> tuple[list[float] | str, list[float]]:
     return logs, costs
 
 
-def middle(one: dict[str, Any]) -> float:
-    """Log2 of the middle of the band of a network's rates within 5 % of the best."""
+def band_of(one: dict[str, Any]) -> tuple[float, float]:
+    """Ends of the band of a network's rates within 5 % of the best."""
     means = [math.inf if None in row else fmean(row) for row in one["losses"]]
-    low, high = find_band([2.0**k for k in one["exponents"]], means, 0.05)
+    return find_band([2.0**k for k in one["exponents"]], means, 0.05)
+
+
+def middle(one: dict[str, Any]) -> float:
+    """Log2 of the middle of that band."""
+    low, high = band_of(one)
     return math.log2(low * high) / 2
+
+
+def keep(path: Path, known: dict[str, Any]) -> None:
+    """Write all that is known, a network a line; killed meanwhile, the file is as it was."""
+    write(path, (json.dumps(known, separators=(",", ":")).replace('},"', '},\n"') + "\n").encode())
 
 
 def run(path: Path, names: list[str], folder: str) -> None:
@@ -217,7 +233,7 @@ def run(path: Path, names: list[str], folder: str) -> None:
                 if key not in known:
                     expected = family.start if base is None else round(middle(base))
                     known[key] = one(network, family, init, source, expected)
-                    path.write_text(json.dumps(known, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+                    keep(path, known)
                     print(key, round(middle(known[key]), 2), known[key]["short"], flush=True)
 
 

@@ -25,10 +25,8 @@ SERIES = (
 
 def losses(key: str) -> list[tuple[float, float]]:
     """Mean and worst loss of one family, in percent, for each of ``SERIES``; infinite where training diverged."""
-    _, name, init, rule, _ = tables.FAMILIES[key]
-    found = {tables.method(row): row for row in tables.rows(name)}
-    chosen = (found.get(f"none/{init}") or found[f"one-rate/{init}"], found[f"{rule}/{init}"], found[f"grid/{init}"])
-    return [(number(row["regret_mean_percent"]), number(row["regret_worst_percent"])) for row in chosen]
+    shown = tables.judged(key)[: len(SERIES)]
+    return [(number(row["regret_mean_percent"]), number(row["regret_worst_percent"])) for row in shown]
 
 
 def number(value: str) -> float:

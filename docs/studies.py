@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cells import table
+
 from dagscale.bench import demo
 from dagscale.bench.verify import curves
 from dagscale.bench.verify.compute import Contest
@@ -87,8 +89,7 @@ def spacing(_: str) -> str:
         for row in read("short-run-spacing")
         if row["cell"] in SPACED_FAMILIES and row["by"] in SPACED
     ]  # fmt: skip
-    lines = [head, ["---", "---", "---:", "---:", "---:", "---:"], *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(head, body)
 
 
 def spaced(text: str) -> str:
@@ -108,7 +109,7 @@ def demo_table(which: str) -> str:
     if which == "summary":
         rows = demo.summary(found)
         body = [
-            [name, *(f"{text(rows[way])}" for way in demo.WAYS)]
+            [name, *(text(rows[way]) for way in demo.WAYS)]
             for name, text in (
                 ("mean loss above the grid's", lambda row: signed(row["mean_excess"])),
                 ("worst", lambda row: signed(row["worst_excess"])),
@@ -117,14 +118,14 @@ def demo_table(which: str) -> str:
         ]
     else:
         body = [
-            [f"`{one.target.partition('?')[0] if one.target[:2] != 'lm' else one.target}`", *(
-                f"{one.loss[way]:.3f} ({one.lr[way]:.2g})" if way in one.loss else "–" for way in demo.WAYS
-            )]
+            [
+                f"`{one.target if one.target.startswith('lm:') else one.target.partition('?')[0]}`",
+                *(demo.cell(one, way) for way in demo.WAYS),
+            ]
             for one in found
-        ]  # fmt: skip
+        ]
     head = ["" if which == "summary" else "network", *(demo.NAMES[way] for way in demo.WAYS)]
-    lines = [head, ["---", *["---:"] * len(demo.WAYS)], *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(head, body, left=1)
 
 
 def signed(value: float | None) -> str:

@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cells import table
 from studies import STUDIES
 from views import VIEWS
 
@@ -107,12 +108,6 @@ def method(row: dict[str, str]) -> str:
     return "/".join(part for part in (row["rule"], row["init"], row["width"]) if part)
 
 
-def table(head: list[str], body: list[list[str]], left: int = 2) -> str:
-    """Markdown, figures to the right of so many columns of words."""
-    align = ["---" if i < left else "---:" for i in range(len(head))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, align, *body))
-
-
 def results(name: str, chosen: str) -> str:
     """The short table of one file."""
     found = {method(row): row for row in rows(name)}
@@ -132,13 +127,18 @@ def results(name: str, chosen: str) -> str:
     return table(heads, body)
 
 
-def losses(key: str) -> list[str]:
-    """Of one family, mean and worst loss above the best of the grid: one rate, the plan, grid search, the middle."""
+def judged(key: str) -> list[dict[str, str]]:
+    """The rows of one family: one rate, the plan, grid search, the middle."""
     _, name, init, default, _ = FAMILIES[key]
     found = {method(row): row for row in rows(name)}
     one_rate = found.get(f"none/{init}") or found[f"one-rate/{init}"]
+    return [one_rate, *(found[f"{rule}/{init}"] for rule in (default, "grid", "middle"))]
+
+
+def losses(key: str) -> list[str]:
+    """Mean and worst loss above the best of the grid, of the rows of one family."""
     cells = []
-    for row in (one_rate, *(found[f"{rule}/{init}"] for rule in (default, "grid", "middle"))):
+    for row in judged(key):
         mean, worst = percent(row["regret_mean_percent"]), percent(row["regret_worst_percent"])
         cells.append(mean if mean == worst else f"{mean} ({worst})")
     return cells

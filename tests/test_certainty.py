@@ -46,7 +46,7 @@ def intervals() -> Any:
         yield module
     finally:
         sys.path.remove(str(BENCHMARKS))
-        for name in ("intervals", "rates"):
+        for name in ("intervals", "recorded", "rates", "transfer"):
             sys.modules.pop(name, None)
 
 

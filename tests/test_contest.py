@@ -321,6 +321,9 @@ def test_refusals(tmp_path: Path) -> None:
         verify("mlp-dag", methods=["tpe"], store=tmp_path / "s")
     with pytest.raises(DagscaleError, match="no method carries a rate over"):
         contest("mixer", methods=["prodigy"], limit=64, store=tmp_path / "s")
+    for name in ("steps", "batch_size"):
+        with pytest.raises(DagscaleError, match=f"{name} must be at least 1, got 0"):
+            contest("mixer", limit=64, store=tmp_path / "s", **{name: 0})
     with pytest.raises(TargetError, match="takes token ids"):
         contest("lm", data="digits", store=tmp_path / "s")
     with pytest.raises(TargetError, match="the data are token ids"):

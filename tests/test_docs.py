@@ -137,6 +137,13 @@ def test_pictures_are_those_of_the_results(name: str, tmp_path: Path) -> None:
     assert (tmp_path / name).read_bytes() == kept, "run make evidence"
 
 
+def test_a_diverged_network_of_the_demo_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = docs_module("studies")
+    made = {"target": "cnn:2?width=12", "lr": {"plan": 0.5, "grid": 0.25}, "loss": {"plan": None, "grid": 1.25}}
+    monkeypatch.setattr(studies, "demo_outcomes", lambda: [studies.demo.Outcome(**made, band=(0.1, 0.2))])
+    assert studies.demo_table("networks").endswith("| `cnn:2` | – | – | diverged (0.5) | 1.250 (0.25) |\n")
+
+
 def test_every_file_of_results_is_on_a_page() -> None:
     shown = "".join(page.read_text("utf-8") for page in PAGES)
     assert not [

@@ -10,7 +10,7 @@ import dagscale
 from dagscale.errors import TargetError
 from dagscale.graph.paths import path_sums
 from dagscale.models import load
-from dagscale.models.vit import default_patch
+from dagscale.models.by_depth import default_patch
 
 
 def convolutions(model: nn.Module, kernel: int) -> list[nn.Conv2d]:

@@ -68,6 +68,7 @@ def test_a_perfect_prediction_scores_perfectly_and_a_shifted_one_shows_it() -> N
     assert (perfect.rms_octaves, perfect.within_half_octave) == (pytest.approx(0), 1)
     assert perfect.regret_max == pytest.approx(0)
     assert perfect.regret_cv_mean == pytest.approx(0)
+    assert row("s", judged(truth, [t.middle for t in truth])) is perfect  # resampled once for table, files and pictures
     shifted = row("s", judged(truth[:-1], [4 * t.middle for t in truth[:-1]]))
     assert shifted.pearson_r == pytest.approx(1)
     assert shifted.rms_octaves == pytest.approx(2)

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.bench.data import load
+from dagscale.bench.data import Dataset, load
 from dagscale.bench.data.text import Text, library_text
 from dagscale.models import sample
 from dagscale.models import targets as spaces
 from dagscale.pictures.files import check_path, save
-from dagscale.planning.base import Base
 from dagscale.planning.make import plan
 from dagscale.searching import search
 from dagscale.shown import load_rich
@@ -40,7 +39,7 @@ class Family:
         title: what they are called in the picture.
         base: the small network that is searched.
         targets: the networks to plan for, under a seed.
-        load: a network under a seed, and example inputs.
+        data: what they train on.
         recipe: how they train.
         grid: learning rates of a full search, ascending; it is widened where the best lies at an end.
         seeds: training runs of each network at each rate.
@@ -50,28 +49,37 @@ class Family:
     title: str
     base: str
     targets: Callable[[int], tuple[str, ...]]
-    load: Callable[[str, int], tuple[nn.Module, Any]]
+    data: Callable[[], Dataset | Text]
     recipe: Callable[[], Recipe]
     grid: tuple[float, ...]
     seeds: int
     plans: Mapping[str, Mapping[str, Any]]
 
+    def load(self, target: str, seed: int) -> tuple[nn.Module, Any]:
+        """A network under a seed, and example inputs."""
+        return spaces.load(target, data=self.data(), seed=seed)
+
 
 DEFAULT = {"init": "keep", "law": "none"}
+
+
+@cache
+def _digits() -> Dataset:
+    """Handwritten digits."""
+    return load("digits")
 
 
 def _graphs(title: str, space: str, *, width: int, epochs: int, count: int) -> Family:
     """So many random DAGs, trained on digits under SGD."""
 
     def recipe() -> Recipe:
-        data = load("digits")
+        data = _digits()
         return Recipe((data.x, data.y), cross_entropy, batch_size=32, epochs=epochs)
 
     return Family(
         title, f"{space}:2?width={width}",
         lambda seed: sample(space, vertices=5, count=count, seed=seed, width=width),
-        lambda target, seed: spaces.load(target, data=load("digits"), seed=seed),
-        recipe, tuple(2.0 ** (k / 2) for k in range(-10, 1)), 2,
+        _digits, recipe, tuple(2.0 ** (k / 2) for k in range(-10, 1)), 2,
         {"default": DEFAULT, "released": {"init": "released", "law": "released"}, "plan": {}},
     )  # fmt: skip
 
@@ -93,8 +101,7 @@ def _language_recipe() -> Recipe:
 FAMILIES = {
     "lm": Family(
         "language models, AdamW", "lm:1?width=32", lambda seed: ("lm:3?width=64", "lm:3?width=32", "lm:1?width=64"),
-        lambda target, seed: spaces.load(target, data=_source(), seed=seed), _language_recipe,
-        tuple(2.0**k for k in range(-8, -3)), 1,
+        _source, _language_recipe, tuple(2.0**k for k in range(-8, -3)), 1,
         {"default": DEFAULT, "plan": {"init": "moments", "law": "none", "width": "mup", "depth": "completep"}},
     ),
     "cnn": _graphs("CNN graphs, SGD", "cnn", width=12, epochs=3, count=4),
@@ -163,7 +170,7 @@ def _outcomes(seed: int) -> Iterator[Outcome]:
             (space, init) for space, family in FAMILIES.items() for init in {_init(p) for p in family.plans.values()}
         ]
         found = parallel(delayed(_base)(space, init, seed) for space, init in jobs)
-        bases = dict(zip(jobs, (base.lr for base in found), strict=True))
+        bases = dict(zip(jobs, found, strict=True))
         chosen = [(space, target) for space, family in FAMILIES.items() for target in family.targets(seed)]
         yield from parallel(
             delayed(_outcome)(space, target, {init: lr for (own, init), lr in bases.items() if own == space}, seed)
@@ -176,12 +183,12 @@ def _init(options: Mapping[str, Any]) -> str:
     return str(options.get("init", "moments"))
 
 
-def _base(space: str, init: str, seed: int) -> Base:
-    """The small network's good rates, found as `dagscale.search` finds them."""
+def _base(space: str, init: str, seed: int) -> float:
+    """The small network's good rate, found as `dagscale.search` finds it."""
     torch.set_num_threads(1)
     family = FAMILIES[space]
     model, _ = family.load(family.base, seed)
-    return search(model, family.recipe(), init=init, seeds=family.seeds, seed=seed)
+    return search(model, family.recipe(), init=init, seeds=family.seeds, seed=seed).lr
 
 
 def _outcome(space: str, target: str, rates: dict[str, float], seed: int) -> Outcome:
@@ -207,8 +214,8 @@ def _outcome(space: str, target: str, rates: dict[str, float], seed: int) -> Out
 
 def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float | None]]:
     """For each way, over the networks that it has an answer for: how much its loss exceeds that of a grid search
-    (geometric mean and worst ratio, minus 1), on how many networks it diverged, and how many octaves
-    its rate is off (rms)."""
+    (geometric mean and worst ratio, minus 1), on how many networks it diverged, and how many octaves its rate is off
+    (rms)."""
     rows: dict[str, dict[str, float | None]] = {}
     for way in WAYS:
         own = [o for o in outcomes if way in o.loss]
@@ -234,14 +241,21 @@ def table(outcomes: list[Outcome]) -> Table:
     for way in WAYS:
         made.add_column(NAMES[way], justify="right")
     for o in outcomes:
-        cells = (f"{_text(o.loss[way])} ({o.lr[way]:.2g})" if way in o.loss else "–" for way in WAYS)
-        made.add_row(_short(o.target), *cells)
+        made.add_row(_short(o.target), *(cell(o, way) for way in WAYS))
     made.add_section()
     rows = summary(outcomes)
     made.add_row("mean loss above the grid search's", *(_percent(rows[way]["mean_excess"]) for way in WAYS))
     made.add_row("worst", *(_percent(rows[way]["worst_excess"]) for way in WAYS))
     made.add_row("rate off by a factor of (rms)", *(f"{2 ** (rows[way]['rms_octaves'] or 0):.2f}" for way in WAYS))
     return made
+
+
+def cell(outcome: Outcome, way: str) -> str:
+    """The loss and, in brackets, the rate of a way on a network; a dash where it has no answer."""
+    if way not in outcome.loss:
+        return "–"
+    loss = outcome.loss[way]
+    return f"{'diverged' if loss is None else f'{loss:.3f}'} ({outcome.lr[way]:.2g})"
 
 
 def sentence(outcomes: list[Outcome]) -> str:
@@ -329,7 +343,3 @@ def _inf(value: float | None) -> float:
 
 def _percent(value: float | None) -> str:
     return "diverged" if value is None else f"{value:+.1%}"
-
-
-def _text(value: float | None) -> str:
-    return "diverged" if value is None else f"{value:.3f}"

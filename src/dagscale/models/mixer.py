@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
-
 from torch import Tensor, nn
 
-from dagscale.errors import TargetError
-from dagscale.models.by_depth import image_shape, read_depth
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Setting, Space
-from dagscale.models.vit import default_patch
+from dagscale.models.by_depth import image_model, patches
+from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Space
 
 
 class Block(nn.Module):
@@ -62,11 +56,7 @@ class Mixer(nn.Module):
     ) -> None:
         super().__init__()
         channels, high, wide = shape
-        patch = default_patch(high, wide) if patch is None else patch
-        if high % patch or wide % patch:
-            fits = default_patch(high, wide)
-            raise TargetError(f"patch={patch} does not divide images of {high}×{wide}; write patch={fits}")
-        tokens = (high // patch) * (wide // patch)
+        patch, tokens = patches(high, wide, patch)
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.blocks = nn.Sequential(*(Block(tokens, width, ratio) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
@@ -79,12 +69,6 @@ class Mixer(nn.Module):
         return logits
 
 
-def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], nn.Module]:
-    depth = read_depth(code, "mixer:4")
-    shape = image_shape(setting, "an MLP-Mixer")
-    return partial(Mixer, depth, shape=shape, classes=setting.classes, **options)
-
-
 OPTIONS = (
     INPUT,
     CLASSES,
@@ -92,4 +76,4 @@ OPTIONS = (
     Option("patch", "int", "side of a patch", low=1, high=4096),
     Option("ratio", "int", "the hidden width over the channels, relative to width", low=1, high=64),
 )
-SPACES.add("mixer")(Space(read=_read, options=OPTIONS))
+SPACES.add("mixer")(Space(read=image_model(Mixer, "mixer:4", "an MLP-Mixer"), options=OPTIONS))

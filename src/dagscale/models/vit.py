@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from math import gcd
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from dagscale.errors import TargetError
-from dagscale.models.by_depth import image_shape, read_depth
+from dagscale.models.by_depth import image_model, patches
 from dagscale.models.dag import ACTIVATIONS
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Space
 
 POOLS = ("mean", "token")
 
@@ -77,16 +72,12 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         channels, high, wide = shape
-        patch = default_patch(high, wide) if patch is None else patch
-        if high % patch or wide % patch:
-            fits = default_patch(high, wide)
-            raise TargetError(f"patch={patch} does not divide images of {high}×{wide}; write patch={fits}")
+        patch, tokens = patches(high, wide, patch)
         if width % heads:
             raise TargetError(f"heads={heads} does not divide width={width}; choose a width that is a multiple")
-        tokens = (high // patch) * (wide // patch) + (pool == "token")
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width)) if pool == "token" else None
-        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens + (pool == "token"), width))
         self.blocks = nn.Sequential(*(Block(width, heads, ratio * width, act) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.readout = nn.Linear(width, classes)
@@ -101,17 +92,6 @@ class ViT(nn.Module):
         return logits
 
 
-def default_patch(high: int, wide: int) -> int:
-    """The largest side that divides both and is at most a quarter of either, at least 1."""
-    return max((p for p in range(1, min(high, wide) // 4 + 1) if gcd(high, wide) % p == 0), default=1)
-
-
-def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], nn.Module]:
-    depth = read_depth(code, "vit:4")
-    shape = image_shape(setting, "a vision transformer")
-    return partial(ViT, depth, shape=shape, classes=setting.classes, **options)
-
-
 OPTIONS = (
     INPUT,
     CLASSES,
@@ -122,4 +102,4 @@ OPTIONS = (
     Option("act", "str", "activation", choices=tuple(ACTIVATIONS)),
     Option("pool", "str", "what the readout reads", choices=POOLS),
 )
-SPACES.add("vit")(Space(read=_read, options=OPTIONS))
+SPACES.add("vit")(Space(read=image_model(ViT, "vit:4", "a vision transformer"), options=OPTIONS))

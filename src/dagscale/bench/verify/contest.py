@@ -11,19 +11,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dagscale.bench.bounds import check_count
 from dagscale.bench.data.places import placed
-from dagscale.bench.sweep import Run, Store, code_version, sweep
+from dagscale.bench.sweep import Run, code_version
 from dagscale.bench.verify.compute import Contest, Entry, Trial, affordable
 from dagscale.bench.verify.methods import Method
 from dagscale.bench.verify.recipes import RECIPES, examples
 from dagscale.bench.verify.rivals import RIVALS
 from dagscale.bench.verify.runs import execute
-from dagscale.bench.verify.study import choose
+from dagscale.bench.verify.study import K, check_asked, choose, every, swept
 from dagscale.bench.verify.suites import SUITES, Exponents
 from dagscale.errors import DagscaleError
 from dagscale.models import targets
-from dagscale.replacing import make_folder
 
 AFFECTS_TRAINING = False
 
@@ -85,13 +83,9 @@ def contest(
         raise DagscaleError(f"suite {suite} has no recipe of its own: it is for dagscale.bench.verify.study.verify")
     practice = RECIPES[family.recipe]
     count = family.count if architectures is None else architectures
-    length, size = steps or practice.steps, batch_size or practice.batch_size
-    for name, value, high in (
-        ("architectures", count, 1000), ("seeds", seeds, 1000), ("steps", length, 10**8), ("batch_size", size, 10**6),
-        ("limit", 1 if limit is None else limit, 10**9),
-    ):  # fmt: skip
-        check_count(name, value, 1, high)
-    check_count("seed", seed, 0, 2**63)
+    length = practice.steps if steps is None else steps
+    size = practice.batch_size if batch_size is None else batch_size
+    check_asked(seed, architectures=count, seeds=seeds, steps=length, batch_size=size, limit=limit)
     optimizer, source = practice.optimizer.name, data or practice.data
     rates = family.rates(optimizer, grid, spacing)
     chosen, notes = choose(methods or METHODS, optimizer)
@@ -109,10 +103,13 @@ def contest(
             {"recipe": family.recipe, **options}, versions["kind" if options["kind"] in ("base", "law") else "train"],
         )  # fmt: skip
 
-    def answers(asked: Mapping[Any, Run]) -> dict[Any, Any]:
-        """What the runs answered, by their keys here."""
-        found = _executed(list(asked.values()), {both.digest: source}, store, jobs, scheduler, retry_failed, progress)
-        return {key: found[one.key] for key, one in asked.items()}
+    def answers(asked: Mapping[K, Run]) -> dict[K, Any]:
+        """What the runs answered, by what they are called here."""
+        found = swept(
+            list(asked.values()), partial(placed, {both.digest: source}, execute), store, jobs=jobs,
+            scheduler=scheduler, retry_failed=retry_failed, progress=progress,
+        )  # fmt: skip
+        return every(asked, found, store)
 
     inits = {m.init for m in chosen if m.carried}
     found = answers({init: run(family.base, init, {"kind": "base", "seeds": seeds}) for init in inits})
@@ -126,30 +123,30 @@ def contest(
     predicting = {(m.name, a): run(a, m.init, asked_of(m, a, 0)) for m in chosen if not m.per_seed for a in members}
     predicted = answers(predicting)
     measured = round(fmean(predicted[plans[0].name, a]["steps"] for a in members))
-    trainings: dict[tuple[str, str, int, int], Run] = {}
+    trainings: dict[tuple[str, str, int], list[Run]] = {}
     for m in chosen:
         for a in members:
             answer = predicted.get((m.name, a), {})
             lr = found[m.init]["lr"] * answer["factor"] if m.carried else answer.get("lr", 1.0)
             kind = asked_of(m, a, measured) if m.per_seed else m.training(a, family.base)
             for k in range(seeds):
-                trainings[m.name, a, 0, k] = run(a, m.init, kind, lr, k)
+                trainings[m.name, a, k] = [run(a, m.init, kind, lr, k)]
     starts = {m.truth: m for m in chosen if m.truth == m.init == "keep" or m is plans[0]}
     for truth, m in starts.items():
         for a in members:
-            for i, lr in enumerate(rates):
-                for k in range(seeds):
-                    trainings[f"grid / {truth}", a, i, k] = run(a, m.init, m.training(a, family.base), lr, k)
-    done = answers(trainings)
+            kind = m.training(a, family.base)
+            for k in range(seeds):
+                trainings[f"grid / {truth}", a, k] = [run(a, m.init, kind, lr, k) for lr in rates]
+    done = answers({(key, i): one for key, asked in trainings.items() for i, one in enumerate(asked)})
 
     def entry(name: str, m: Method | None) -> Entry:
         rows = {
             a: tuple(
-                tuple(t for i in range(len(rates)) for t in _trials(done, trainings, (name, a, i, k)))
-                for k in range(seeds)
+                tuple(trial for i, one in enumerate(trainings[key]) for trial in _trials(one, done[key, i]))
+                for key in ((name, a, k) for k in range(seeds))
             )
             for a in members
-        }  # fmt: skip
+        }
         before = [predicted[name, a]["steps"] for a in members if (name, a) in predicted]
         once = found[m.init]["steps"] if m is not None and m.carried else 0
         return Entry(name, once, fmean(before) if before else 0.0, rows)
@@ -161,50 +158,13 @@ def contest(
     )  # fmt: skip
 
 
-def _trials(done: Mapping[Any, Any], asked: Mapping[Any, Run], key: tuple[str, str, int, int]) -> list[Trial]:
-    """The trainings of one run: of a search on the target several, of others one, and none where there is no such."""
-    if key not in done:
-        return []
-    rated = asked[key].options["kind"] in ("train", "mup")
-    one = done[key]
+def _trials(run: Run, result: Mapping[str, Any]) -> list[Trial]:
+    """The trainings of one run: of a search on the target several, else one."""
+    lr = run.lr if run.options["kind"] in ("train", "mup") else None
     return [
-        Trial(
-            trial.get("lr", asked[key].lr if rated else None), trial["loss"], trial["valid"], trial["accuracy"],
-            trial["steps"],
-        )
-        for trial in one.get("trials", [one])
-    ]  # fmt: skip
-
-
-def _executed(
-    asked: Sequence[Run],
-    places: Mapping[str, str],
-    store: str | Path,
-    jobs: int,
-    scheduler: str | None,
-    retry_failed: bool,
-    progress: bool,
-) -> dict[str, Any]:
-    """The runs' results by key.
-
-    Raises:
-        DagscaleError: if one failed.
-    """
-    make_folder(Path(store).parent)
-    sweep(
-        asked, partial(placed, places, execute), store, jobs=jobs, scheduler=scheduler, retry_failed=retry_failed,
-        progress=progress,
-    )  # fmt: skip
-    with Store(store) as book:
-        results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
-    failed = [run for run in asked if run.key not in results]
-    if failed:
-        raise DagscaleError(
-            f"{len(failed)} runs failed, the first {failed[0].architecture} (kind {failed[0].options['kind']}, lr "
-            f"{failed[0].lr:.3g}, init {failed[0].init}): see `dagscale sweep status {store}`; once it is mended, "
-            "--retry-failed executes them again"
-        )
-    return results
+        Trial(trial.get("lr", lr), trial["loss"], trial["valid"], trial["accuracy"], trial["steps"])
+        for trial in result.get("trials", [result])
+    ]
 
 
 __all__ = ["METHODS", "contest"]

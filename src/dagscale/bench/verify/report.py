@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +75,9 @@ def rows(study: Study) -> list[Row]:
     return [row(study.suite, verdict) for verdict in study.verdicts]
 
 
+@cache
 def row(suite: str, verdict: Verdict) -> Row:
-    """The statistics of one method."""
+    """The statistics of one method, kept for the table, the files and the pictures: the resamples take their time."""
     regrets = np.array(verdict.regrets)
     finite = bool(np.isfinite(regrets).all())
     rated: dict[str, Any] = dict.fromkeys(_RATED)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -141,14 +141,28 @@ def decaying(run: Run, model: nn.Module) -> Groups:
     return [{name: group[name] for name in ("params", "weight_decay") if name in group} for group in groups]
 
 
-Training = tuple[str | None, str, str, int | None, int, int | None, int | None]
-"""Named recipe, optimiser, data, limit, batch size, epochs, steps."""
+class Training(NamedTuple):
+    """All that says how a run trains, and on what, for caches of a process; ``recipe``: the name of one, or None."""
+
+    recipe: str | None
+    optimizer: str
+    data: str
+    limit: int | None
+    batch_size: int
+    epochs: int | None
+    steps: int | None
+
+    @property
+    def examples(self) -> Dataset | Text:
+        """What is trained on, read once a process."""
+        if self.recipe is None:
+            return _dataset(self.data, self.limit)
+        return named_examples(self.data, self.limit).train
 
 
 def _training(run: Run) -> Training:
-    """All that says how a run trains, for caches of a process."""
     recipe = run.options.get("recipe")
-    return recipe, run.optimizer, run.data, run.limit, run.batch_size, run.epochs, run.steps
+    return Training(recipe, run.optimizer, run.data, run.limit, run.batch_size, run.epochs, run.steps)
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -157,20 +171,17 @@ def recipe_of(run: Run) -> Recipe:
 
 
 @cache
-def _recipe(training: Training) -> Recipe:
-    name, optimizer, source, limit, batch_size, epochs, steps = training
-    if name is not None:
-        practice = RECIPES[name]
-        return practice.recipe(named_examples(source, limit).train, steps or practice.steps, batch_size)
-    data = _dataset(source, limit)
-    return Recipe((data.x, data.y), cross_entropy, optimizer, batch_size=batch_size, epochs=epochs or 1)
+def _recipe(how: Training) -> Recipe:
+    data = how.examples
+    if how.recipe is not None:
+        practice = RECIPES[how.recipe]
+        return practice.recipe(data, how.steps or practice.steps, how.batch_size)
+    return Recipe((data.x, data.y), cross_entropy, how.optimizer, batch_size=how.batch_size, epochs=how.epochs or 1)
 
 
 def dataset(run: Run) -> Dataset | Text:
     """The run's training data, read once a process."""
-    if "recipe" in run.options:
-        return named_examples(run.data, run.limit).train
-    return _dataset(run.data, run.limit)
+    return _training(run).examples
 
 
 @cache
@@ -185,14 +196,12 @@ def planned(run: Run) -> Plan:
 
 
 @cache
-def _plan(architecture: str, init: str, training: Training, scaled_from: str | None, depth: str) -> Plan:
-    name, optimizer, source, limit, *_ = training
-    if name is None:
-        data: Any = _dataset(source, limit)
-        said: dict[str, Any] = {"optimizer": optimizer, "data": (data.x, data.y), "loss": cross_entropy}
+def _plan(architecture: str, init: str, how: Training, scaled_from: str | None, depth: str) -> Plan:
+    data = how.examples
+    if how.recipe is None:
+        said: dict[str, Any] = {"optimizer": how.optimizer, "data": (data.x, data.y), "loss": cross_entropy}
     else:
-        data = named_examples(source, limit).train
-        said = {"recipe": _recipe(training)}
+        said = {"recipe": _recipe(how)}
     model, inputs = targets.load(architecture, data=data)
     return plan(
         model, inputs, base=None if scaled_from is None else targets.load(scaled_from, data=data), base_lr=1.0,
@@ -202,12 +211,9 @@ def _plan(architecture: str, init: str, training: Training, scaled_from: str | N
 
 
 @cache
-def _network(architecture: str, init: str, training: Training, role: Role) -> Network:
-    recipe = _recipe(training)
-    name, _, source, limit, *_ = training
-    data = _dataset(source, limit) if name is None else named_examples(source, limit).train
-    model, inputs = targets.load(architecture, data=data)
-    return initialised(traced(model, inputs, recipe, 0, role=role), init)
+def _network(architecture: str, init: str, how: Training, role: Role) -> Network:
+    model, inputs = targets.load(architecture, data=how.examples)
+    return initialised(traced(model, inputs, _recipe(how), 0, role=role), init)
 
 
 __all__ = [

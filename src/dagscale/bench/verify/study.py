@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dagscale.bench.bounds import check_count
 from dagscale.bench.data import load
@@ -30,8 +30,13 @@ from dagscale.training.optimizers import OPTIMIZERS
 
 AFFECTS_TRAINING = False
 
-Key = tuple[str, str, float, int]
-"""Of a training run: a method's ``truth``, architecture, rate, seed."""
+K = TypeVar("K")
+
+MOST = {
+    "architectures": 1000, "bases": 1000, "seeds": 1000, "epochs": 10**6, "steps": 10**8, "batch_size": 10**6,
+    "limit": 10**9,
+}  # fmt: skip
+"""How much may be asked for."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +109,16 @@ def verify(
     family = SUITES[suite].adapted(options)
     OPTIMIZERS[optimizer]
     count = family.count if architectures is None else architectures
-    for name, value, high in (
-        ("architectures", count, 1000), ("bases", bases, 1000), ("seeds", seeds, 1000), ("epochs", epochs, 10**6),
-        ("batch_size", batch_size, 10**6), ("limit", 1 if limit is None else limit, 10**9),
-    ):  # fmt: skip
-        check_count(name, value, 1, high)
-    check_count("seed", seed, 0, 2**63)
+    check_asked(seed, architectures=count, bases=bases, seeds=seeds, epochs=epochs, batch_size=batch_size, limit=limit)
     rates = family.rates(optimizer, grid, spacing)
     if count < bases + 2 or seeds < 2 or len(rates) < 3:
         raise DagscaleError(
             "verify needs at least 3 architectures beside further bases, 3 rates and 2 seeds to correlate anything"
         )
     if family.recipe:
-        raise DagscaleError(f"suite {suite} trains under a recipe of its own: it is for contest.contest")
+        raise DagscaleError(
+            f"suite {suite} trains under a recipe of its own: it is for dagscale.bench.verify.contest.contest"
+        )
     chosen, notes = choose(methods, optimizer, family.extra)
     if alone := [m.name for m in chosen if m.name.partition(" / ")[0] in RIVALS]:
         able = ", ".join(name for name in SUITES if SUITES[name].recipe)
@@ -140,15 +142,11 @@ def verify(
         (m.name, a, k): Run(a, 1.0, m.init, seed=seed + k, options={**m.options, "base": family.base}, **common)
         for m in chosen for a in members for k in range(seeds if m.per_seed else 1)
     }  # fmt: skip
-    asked = [*predictions.values(), *trainings.values()]
-    make_folder(Path(store).parent)
-    sweep(
-        asked, partial(placed, {images.digest: data}, execute), store, jobs=jobs, scheduler=scheduler,
-        retry_failed=retry_failed, progress=progress,
+    results = swept(
+        [*predictions.values(), *trainings.values()], partial(placed, {images.digest: data}, execute), store,
+        jobs=jobs, scheduler=scheduler, retry_failed=retry_failed, progress=progress,
     )  # fmt: skip
-    with Store(store) as book:
-        results = {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
-    curves = _complete(trainings, results, store)
+    curves = every(trainings, results, store)
     truths: dict[str, dict[str, Truth]] = {m.truth: {} for m in chosen}
     for truth, known in truths.items():
         for a in (family.base, *members):
@@ -173,6 +171,48 @@ def verify(
                 f"{m.name} left out: no answer for {lacking} architectures, see `dagscale sweep status {store}`"
             )
     return Study(suite, optimizer, judge.members, truths, (*verdicts, *judge.searches()), (*notes, *_ends(truths)))
+
+
+def check_asked(seed: int, **counts: int | None) -> None:
+    """Refuse what is not from 1 to its number in ``MOST``; None is what nobody asked for.
+
+    Raises:
+        DagscaleError: for the first of them, or a seed below 0.
+    """
+    for name, value in counts.items():
+        if value is not None:
+            check_count(name, value, 1, MOST[name])
+    check_count("seed", seed, 0, 2**63)
+
+
+def swept(
+    asked: Sequence[Run], execute: Callable[[Run], Mapping[str, Any]], store: str | Path, **how: Any
+) -> dict[str, Mapping[str, Any]]:
+    """Execute runs in a sweep; the results of those that did not fail, by their keys.
+
+    Args:
+        how: further arguments of `dagscale.bench.sweep.sweep`.
+    """
+    make_folder(Path(store).parent)
+    sweep(asked, execute, store, **how)
+    with Store(store) as book:
+        return {run.key: result for run, result in book.results(asked) if isinstance(result, Mapping)}
+
+
+def every(asked: Mapping[K, Run], results: Mapping[str, Any], store: str | Path) -> dict[K, Any]:
+    """The result of every run, by what the run is called here.
+
+    Raises:
+        DagscaleError: if one has none.
+    """
+    failed = [run for run in asked.values() if run.key not in results]
+    if failed:
+        raise DagscaleError(
+            f"{len(failed)} runs failed, the first {failed[0].architecture} (kind {failed[0].options['kind']}, lr "
+            f"{failed[0].lr:.3g}, init {failed[0].init}): see `dagscale sweep status {store}`; once it is mended, "
+            "--retry-failed executes them again"
+        )
+    return {name: results[run.key] for name, run in asked.items()}
 
 
 def choose(names: Sequence[str], optimizer: str, extra: Sequence[str] = ()) -> tuple[list[Method], list[str]]:
@@ -224,22 +264,6 @@ def _missing(package: str, module: str) -> str:
     return ""
 
 
-def _complete(trainings: Mapping[Key, Run], results: Mapping[str, Any], store: str | Path) -> dict[Key, Any]:
-    """Every training run's result.
-
-    Raises:
-        DagscaleError: if one has none.
-    """
-    failed = [run for run in trainings.values() if run.key not in results]
-    if failed:
-        raise DagscaleError(
-            f"{len(failed)} runs failed, the first {failed[0].architecture} (lr {failed[0].lr:.3g}, init "
-            f"{failed[0].init}): see `dagscale sweep status {store}`; once it is mended, --retry-failed executes them "
-            "again"
-        )
-    return {key: results[run.key] for key, run in trainings.items()}
-
-
 def _require_finite(truths: Truths) -> None:
     for truth, curves in truths.items():
         for a, t in curves.items():
@@ -260,4 +284,4 @@ def _ends(truths: Truths) -> list[str]:
     ]
 
 
-__all__ = ["Study", "choose", "execute", "named", "verify"]
+__all__ = ["Study", "check_asked", "choose", "every", "execute", "named", "swept", "verify"]

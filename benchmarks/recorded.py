@@ -1,0 +1,250 @@
+"""What studies have recorded about laws, read from ``docs/evidence``: how far each is off, by kind of network.
+
+    tables/*.csv               a family a file: how far the rates of each law are off (root mean square)
+    results/rates.json         families of ``benchmarks/rates.py``: every network's curve, and what was measured on it
+    results/schedules.json     families of ``benchmarks/schedules.py``, likewise
+    results/transfer.json      networks of ``benchmarks/transfer.py``: their base's rate as it is, layer by layer
+    tables/without-a-base.csv  networks whose rate was measured without a base
+    ../replay-*.json           finished runs of others, carried over from the smallest network
+
+``benchmarks/intervals.py`` and ``benchmarks/constants.py`` make tables of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from rates import FAMILIES, band_of, middle
+from transfer import curves, optimum
+
+from dagscale.laws.accuracy import Kind
+from dagscale.laws.short_run import PRECISION
+from dagscale.planning.certainty import OCTAVE
+
+Sheet = list[dict[str, str]]
+
+ROOT = Path(__file__).parents[1]
+EVIDENCE = ROOT / "docs" / "evidence"
+TABLES = sorted((EVIDENCE / "tables").glob("*.csv"))
+
+OUTSIDE = ("grid", "middle", "lr-finder", "prodigy", "mup", "released", "walk")
+"""Rows of the tables that are no laws, or laws that one family alone was held against."""
+
+
+def read_table(name: str) -> Sheet:
+    """A file of ``tables/``."""
+    with open(EVIDENCE / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """A file of ``results/``."""
+    found: dict[str, Any] = json.loads((EVIDENCE / "results" / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family says of a law.
+
+    Attributes:
+        law, kind: the row and column of the table that it counts for.
+        name: of the family and its init.
+        kin: what it shares with families that are left out with it: space, norms, optimiser.
+        square: mean square error in squared octaves, less what does not come from the law.
+        count: of its networks.
+        half: share of its networks within half an octave; NaN where unknown.
+    """
+
+    law: str
+    kind: Kind
+    name: str
+    kin: tuple[str, ...]
+    square: float
+    count: int = 1
+    half: float = math.nan
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network: log2 rates, the error by chance of each, and half the width of the band in octaves."""
+
+    network: str
+    found: float
+    spread: float
+    half: float
+    short: float = math.nan
+    error: float = 0.0
+    seeds: int = 2
+    closed: float = math.nan
+
+
+@dataclass(frozen=True)
+class Group:
+    """The networks of a family under one init, the base first."""
+
+    name: str
+    kind: Kind
+    kin: tuple[str, ...]
+    points: tuple[Point, ...]
+    gradient: bool
+
+
+# --- what was recorded ----------------------------------------------------------------------------------------
+
+
+def tabulated() -> Iterator[Family]:
+    """The families of ``tables/*.csv``."""
+    for path in TABLES:
+        rows = [row for row in read_table(path.stem) if row.get("octaves_rms")]
+        for row in rows:
+            if "rule" not in row or row["rule"] in OUTSIDE:
+                continue
+            noise = [r for r in rows if r["rule"] == "grid" and (r["init"], r["width"]) == (row["init"], row["width"])]
+            base = float(noise[0]["octaves_rms"]) / 2 if noise else 0.0  # half of the seeds against the other half
+            one = next(r for r in rows if r["init"] == row["init"] and r["rule"] in ("none", "one-rate"))
+            count = round(int(noise[0]["steps"]) / int(one["steps"])) if noise else 4  # of a whole grid each
+            law = row_of("none" if row["rule"] == "one-rate" else row["rule"], row["init"], bool(row["width"]))
+            words = path.stem.replace("digits-", "").split("-")
+            norms = "bn" in words or "vit" in words
+            convolves = not norms and words[0] in ("cnn", "resnet")
+            optimizer = next(w for w in words if w in ("sgd", "momentum", "adamw"))
+            yield Family(
+                law, "norms" if norms else "convolutions" if convolves else "dense",
+                f"{path.stem}, {row['init']}{', ' + row['width'] if row['width'] else ''}",
+                ("mlp" if words[0] == "width" else words[0], str(norms), optimizer),
+                rest(float(row["octaves_rms"]) ** 2, base**2), count, float(row["within_half_octave_percent"]) / 100,
+            )  # fmt: skip
+
+
+def row_of(law: str, init: str, by_layer: bool = False) -> str:
+    """The row of the table. One rate for all is one thing where an init makes networks alike, and another where their
+    authors' do not."""
+    if law != "none":
+        return law
+    return "none, by layer" if by_layer else "none, own init" if init == "keep" else "none"
+
+
+def rest(square: float, other: float) -> float:
+    """What is left of a mean square; a quarter of it at least."""
+    return max(square - other, square / 4)
+
+
+def groups() -> list[Group]:
+    """The families whose networks are known one by one, as far as they go; those with the same curve count once."""
+    known = read_results("rates")
+    found = []
+    for name, family in FAMILIES.items():
+        for init in family.inits:
+            own = {n: known[f"{name}/{init}/{n}"] for n in family.networks if f"{name}/{init}/{n}" in known}
+            if family.networks[0] not in own or len(own) < 4:
+                continue
+            seen: dict[str, Point] = {}
+            for network, one in own.items():
+                seen.setdefault(json.dumps(one["losses"]), point(network, one))
+            found.append(
+                Group(f"{name}, {init}", *_traits(family.suite, family.optimizer), tuple(seen.values()),
+                      family.optimizer != "adamw")
+            )  # fmt: skip
+    return [*found, *scheduled()]
+
+
+def _traits(suite: str, optimizer: str) -> tuple[Kind, tuple[str, ...]]:
+    norms = suite.endswith("-bn") or suite.startswith("vit")
+    space = suite.partition("-")[0]
+    kind: Kind = "norms" if norms else "convolutions" if space in ("cnn", "resnet") else "dense"
+    return kind, (space, str(norms), "momentum" if optimizer == "nesterov" else optimizer)
+
+
+def point(network: str, one: dict[str, Any]) -> Point:
+    """A network of ``rates.json``: seeds are counted as the law does, until two agree."""
+    found = middle(one)
+    halves = [middle({**one, "losses": [[row[k]] for row in one["losses"]]}) for k in range(len(one["losses"][0]))]
+    spread = abs(halves[0] - halves[1]) / 2
+    low, high = band_of(one)
+    half = math.log2(high / low) / 2
+    closed = math.nan if one["covariance"] is None else one["covariance"]
+    if isinstance(one["short"], str):
+        return Point(network, found, spread, half, closed=closed)
+    logs = one["short"]
+    count = seeds_until(logs, PRECISION, len(logs))
+    return Point(network, found, spread, half, fmean(logs[:count]), error(logs[:count]), count, closed)
+
+
+def seeds_until(logs: Sequence[float], precision: float, most: int) -> int:
+    """How many seeds are measured, two at least where so many may be, until their mean is known as well as that."""
+    return next((n for n in range(2, most) if error(logs[:n]) * OCTAVE < precision), most)
+
+
+def error(logs: Sequence[float]) -> float:
+    """The standard error of the mean."""
+    return float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+
+
+def scheduled() -> list[Group]:
+    """The families of ``schedules.json``, as far as they go."""
+    known = read_results("schedules")
+    made: dict[str, dict[str, Point]] = {}
+    for key, one in known.items():
+        name, network = key.split("/", 1)
+        losses = [[None if x > 1e8 else x for x in row] for row in one["curve"].values()]
+        whole = {"exponents": [math.log2(float(rate)) for rate in one["curve"]], "losses": losses, "covariance": None}
+        short, wrong, _ = one["short"]["constant"]
+        own = replace(point(network, {**whole, "short": ""}), short=short, error=wrong)
+        made.setdefault(name, {}).setdefault(json.dumps(losses), own)
+    found = []
+    for name, points in made.items():
+        suite, optimizer = ("vit" if name.startswith("transformer") else "mlp"), name.split(", ")[-1]
+        traits = _traits(suite, optimizer)
+        if len(points) > 3:
+            found.append(Group(f"schedules, {name}", *traits, tuple(points.values()), optimizer != "adamw"))
+    return found
+
+
+def alone() -> Iterator[Family]:
+    """Rates that were measured without a base, by data and optimiser, in ``tables/without-a-base.csv``."""
+    rows = read_table("without-a-base")
+    for key in sorted({(r["data"], r["network"].partition(":")[0], r["optimizer"]) for r in rows}):
+        own = [r for r in rows if (r["data"], r["network"].partition(":")[0], r["optimizer"]) == key]
+        square = fmean(float(r["short_run_octaves"]) ** 2 for r in own)
+        kind: Kind = "convolutions" if key[1] == "cnn" else "dense"
+        yield Family("no base", kind, ", ".join(key), (key[1], "False", key[2]), square, len(own))
+
+
+def by_layer() -> Iterator[Family]:
+    """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
+
+    Where the depth has grown, those count that have the depth rule too.
+    """
+    known = read_results("transfer")
+    for family, runs in known.items():
+        found = {key: curve for key, curve in curves(runs, "train").items() if key[0] in ("mup", "completep")}
+        octaves = [
+            optimum(curve)
+            for (way, size), curve in found.items()
+            if (way == "completep" or ("completep", size) not in found)
+            and min(curve) < min(curve, key=curve.__getitem__) < max(curve)
+        ]
+        if octaves:
+            kind: Kind = "norms" if family != "lm-no-norm" else "dense"
+            square = fmean(o**2 for o in octaves)
+            yield Family("none, by layer", kind, f"transfer, {family}", (family, "", ""), square, len(octaves))
+
+
+def replayed() -> Iterator[Family]:
+    """Finished runs of others, from the smallest network of a kind to the others (``docs/replay-*.json``)."""
+    for name in ("resnet-cifar", "step-law"):
+        study = json.loads((ROOT / "docs" / f"replay-{name}.json").read_text())
+        axes = {axis["axis"]: axis for axis in study["metrics"][0]["axes"]}
+        for row in axes["network"]["smallest"] if "network" in axes else ():
+            law = {"one rate": "none, own init"}.get(row["rule"], row["rule"])
+            if law in ("none, own init", "covariance", "paths") and row["octaves"] is not None:
+                yield Family(law, "norms", f"replay, {name}", (name, "", ""), row["octaves"] ** 2, row["pairs"])
