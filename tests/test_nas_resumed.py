@@ -173,6 +173,7 @@ def test_the_command_with_a_budget_and_the_report(tmp_path: Path, monkeypatch: p
     for arguments, text in (
         ((*asked, "--device", "tpu"), "give cpu or cuda"),
         (("--report", "absent.jsonl"), "no results at absent.jsonl"),
+        (("--report", "a" * 300), "no results at aaa"),
     ):
         refused = command(*arguments)
         assert isinstance(refused.exception, DataError), refused.output

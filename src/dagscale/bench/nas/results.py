@@ -273,7 +273,7 @@ def read_results(path: Path) -> Retraining:
     Raises:
         DataError: if it is none.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"no results at {path}: dagscale retrain --results makes them")
     return gathered(*_lines(path))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,8 +55,8 @@ def nas_hpo_bench_2(path: str, column: str | None = None) -> Settings:
     The layout is that of the benchmark's own interface: a dictionary of columns, ``valid_acc_11`` and ``test_acc_11``
     among them (epochs from 0), each a dictionary from (hash of the cell, learning rate, batch size, seed) to percent.
     """
-    file = Path(path) / "bench12.pkl" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
+    file = Path(path, "bench12.pkl") if os.path.isdir(path) else Path(path)
+    if not os.path.isfile(file):
         raise DataError(f"{path}: no bench12.pkl there: give the folder of NAS-HPO-Bench-II's data")
     split = _column(str(file), column, ("test", "valid"))
     found = _plain(file)
