@@ -19,7 +19,7 @@ from dagscale.bench.data.places import placed
 from dagscale.bench.nas.isomorphism import representative
 from dagscale.bench.nas.recipes import PRESETS, RECIPES, Preset, Recipe, differences
 from dagscale.bench.nas.results import FORMAT, Base, Results, Retraining, Row, digest, open_results
-from dagscale.bench.nas.retrain_run import execute, read, seconds
+from dagscale.bench.nas.retrain_run import averaged, execute, seconds
 from dagscale.bench.sweep import Run, Store, code_version, sweep
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import Nb201
@@ -102,9 +102,8 @@ def retrain(
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         why = "torch sees no GPU here" if device == "cuda" else "give cpu or cuda"
         raise DataError(f"device {device!r}: {why}")
-    # As it is now, since what was read before may have changed.
-    test = read.__wrapped__(data, scale.images, scale.side, "test")
     splits = {split: load(data, split=split, limit=scale.images) for split in ("train", "test")}
+    test = averaged(splits["test"], scale.side)
     digests = {split: own.digest for split, own in splits.items()}
     named = preset if size is None or size == PRESETS[preset] else f"{preset}, changed"
     images = {f"{split}_images": len(own) for split, own in splits.items()}
