@@ -19,7 +19,7 @@ import numpy as np
 
 from dagscale.bench.data.files import parsing, read_all
 from dagscale.bench.nas.isomorphism import canonical
-from dagscale.bench.nas.recipes import Preset
+from dagscale.bench.nas.recipes import Preset, Recipe
 from dagscale.bench.nas.tables import Floats
 from dagscale.bench.sweep.run import decode, encode
 from dagscale.errors import DagscaleError, DataError
@@ -78,7 +78,7 @@ class Retraining:
         bases: recipe → the search of its base; recipes with a given rate have none.
         forwards: recipe → forward passes that its law took on an architecture that was measured, on average.
         measured: architectures that a law was measured on: one of each group that computes the same.
-        recipes: name → the recipe as it was trained, as plain data.
+        recipes: name → the recipe as it was trained.
     """
 
     data: str
@@ -97,7 +97,7 @@ class Retraining:
     differences: tuple[str, ...]
     train_images: int
     test_images: int
-    recipes: Mapping[str, Any]
+    recipes: Mapping[str, Recipe]
 
     @property
     def steps(self) -> int:
@@ -116,7 +116,7 @@ class Retraining:
     def progress(self) -> str:
         """How far it is, in one line."""
         done = len(self.archs) + len(self.left_out)
-        if not self.bases and any(recipe["base"] for recipe in self.recipes.values()):
+        if not self.bases and any(recipe.base for recipe in self.recipes.values()):
             return f"the bases' rates are not all found yet, and no architecture of {self.listed:,} is trained"
         return f"{done:,} of {self.listed:,} architectures are done"
 
@@ -135,7 +135,7 @@ class Retraining:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "differences": list(self.differences),
-            "recipes": {name: dict(recipe) for name, recipe in self.recipes.items()},
+            "recipes": {name: asdict(recipe) for name, recipe in self.recipes.items()},
             "bases": {name: asdict(base) for name, base in self.bases.items()},
             "forwards": dict(self.forwards),
             "measured": self.measured,
@@ -174,7 +174,7 @@ def gathered(what: Mapping[str, Any], bases: Mapping[str, Any], rows: Sequence[R
     """
     trained = [row for row in rows if "recipes" in row]
     archs = tuple(Nb201.parse(row["code"]) for row in trained)
-    recipes = dict(what["recipes"])  # in the order that they were asked for
+    recipes = {name: Recipe.of(fields) for name, fields in what["recipes"]}  # in the order that they were asked for
     names, seeds = tuple(recipes), len(what["seeds"])
     size = {**what["preset"], "rates": tuple(what["preset"]["rates"])}
 

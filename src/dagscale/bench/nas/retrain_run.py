@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -184,8 +185,7 @@ def _device(run: Run) -> str:
 
 
 def _recipe(run: Run, **more: Any) -> Recipe:
-    own = run.options["recipe"]
-    return Recipe(**{**own, "augment": tuple(own["augment"]), "decays": tuple(own["decays"]), **more})
+    return replace(Recipe.of(run.options["recipe"]), **more)
 
 
 def _read(run: Run, split: str) -> Dataset:
