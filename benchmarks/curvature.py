@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dagscale.bench.sweep import Run
-from dagscale.bench.verify.methods import network_of
+from dagscale.bench.verify.runs import network_of
 from dagscale.laws import curvature
 from dagscale.laws.over_seeds import BATCHES
 from dagscale.training.probe import BATCH, Cost

@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import os
 import random
-import re
 import signal
 import sqlite3
 import subprocess
@@ -141,7 +140,6 @@ COMMANDS = {
     "search": ["search", "mlp:2_22_222?width=128", "--epochs", "200", "--seeds", "1"],
     "verify": ["verify", "mlp-depth", "--method", "one-rate", "--epochs", "100", "--store", "s.db", "--jobs"],
 }
-PROGRESS = re.compile(r"dagscale: .*, \d+ s")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -149,7 +147,7 @@ def interrupts(count: int, seed: int, jobs: int) -> None:
     """Ctrl-C (to the whole group, as a terminal sends it) and SIGTERM at random moments, those in which torch is
     imported among them, each to a process of its own; the last call of ``verify`` goes on and must find the store
     sound."""
-    chance = random.Random(seed)
+    oracle, chance = part("oracle"), random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         for name, command in COMMANDS.items():
             words = [sys.executable, "-m", "dagscale", *command, *([str(jobs)] if name == "verify" else [])]
@@ -166,7 +164,7 @@ def interrupts(count: int, seed: int, jobs: int) -> None:
                     begin = time.monotonic()
                     out, err = process.communicate(timeout=120)
                     slowest = max(slowest, time.monotonic() - begin)
-                    found[_answer(process.returncode, out, err)] += 1
+                    found[_answer(oracle, process.returncode, out, err)] += 1
                 answers = ", ".join(f"{n} × {what}" for what, n in found.most_common())
                 row(f"{number.name} to {name}", sum(found.values()), f"{answers}; gone after {slowest:.1f} s at most")
         left = sorted(set(os.listdir(folder)) - {"s.db", "s.db-wal", "s.db-shm", "s.db.lock"})
@@ -192,19 +190,17 @@ def stops(count: int, seed: int, jobs: int) -> None:
     for name, command in STOPPED.items():
         words = [*command, str(jobs)] if name.startswith("verify") else command
         found: Counter[str] = Counter()
-        done = None
         with tempfile.TemporaryDirectory() as folder:
+            done = oracle.run(words, Path(folder))
+            whole = done.seconds
             while found.total() < count // len(STOPPED):
-                if done is None:
-                    done = oracle.run(words, Path(folder))
-                    whole = done.seconds
                 if done.status == 0:
                     for file in Path(folder).iterdir():
                         file.unlink()
                 number, after = chance.choice(SIGNALS), chance.random() * whole
                 done = oracle.run(words, Path(folder), started=partial(_stop, number=number, after=after))
                 if done.status != 0:
-                    found[_answer(done.status, done.out, done.err)] += 1
+                    found[_answer(oracle, done.status, done.out, done.err)] += 1
             left = {file.name for file in Path(folder).iterdir()} - {"s.db", "s.db-wal", "s.db-shm", "s.db.lock"}
             found["FILES LEFT OVER"] += len(left)
         answers = ", ".join(f"{n} × {what}" for what, n in found.most_common() if n)
@@ -219,8 +215,8 @@ def _stop(pid: int, number: signal.Signals, after: float) -> None:
     threading.Timer(after, send).start()
 
 
-def _answer(status: int, out: str, err: str) -> str:
-    lines = [line for line in err.replace("\r", "\n").splitlines() if not PROGRESS.fullmatch(line)]
+def _answer(oracle: ModuleType, status: int, out: str, err: str) -> str:
+    lines = [line for line in err.replace("\r", "\n").splitlines() if not oracle.PROGRESS.fullmatch(line)]
     said = [line for line in lines if line.startswith("dagscale: ")]
     if status != 130 or len(said) != 1 or out or "Traceback" in err:
         return f"STATUS {status}: {err[-800:]!r}"

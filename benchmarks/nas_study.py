@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +23,7 @@ from dagscale.bench.nas.components import components
 from dagscale.bench.nas.results import Retraining, read_results
 from dagscale.bench.nas.tables import read_table
 
-COLOURS = ("#1c7ed6", "#e8590c", "#2f9e44", "#862e9c", "#868e96")
+COLOURS = ("#1c7ed6", "#e8590c", "#2f9e44", "#862e9c", "#868e96", "#c2255c")
 
 
 def table(found: Retraining, known: np.ndarray, path: Path) -> None:
@@ -46,7 +46,7 @@ def picture(found: Retraining, known: np.ndarray, path: Path) -> None:
     spread = float(np.abs(own[:, 1] - own[:, 0]).mean())
     axes.axhspan(-spread, spread, color="#dee2e6", label=f"mean difference of two seeds of {reference}")
     axes.axhline(0, color="black", linewidth=0.8)
-    for name, colour in zip(others, COLOURS, strict=False):
+    for name, colour in zip(others, cycle(COLOURS), strict=False):
         gain = found.accuracies[name].mean(1) - own.mean(1)
         axes.plot(known, gain, "o", color=colour, markersize=5, label=f"{name}: {gain.mean():+.2f} on average")
     axes.set_xlabel("published test accuracy after 200 epochs, %")

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dagscale
-from dagscale.bench.nas.recipes import PRESETS, RECIPES, SCHEDULES, Augment, padding
+from dagscale.bench.data.augment import Augment, padding
+from dagscale.bench.nas.recipes import PRESETS, RECIPES, SCHEDULES
 from dagscale.bench.nas.retrain_run import read
 from dagscale.bench.nas.samples import draw
 from dagscale.bench.nas.together import Member, outputs, train_together

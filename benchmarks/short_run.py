@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dagscale.bench.sweep import Run
-from dagscale.bench.verify.methods import built, network_of, planned, recipe_of
+from dagscale.bench.verify.runs import built, network_of, planned, recipe_of
 from dagscale.bench.verify.suites import dags
 from dagscale.bench.verify.truth import TOLERANCE
 from dagscale.laws import short_run

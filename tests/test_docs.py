@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -84,6 +86,18 @@ def test_pages_that_a_script_names_exist(folder: str) -> None:
     for script in sorted((ROOT / folder).rglob("*.py")):
         named = re.findall(r"\bdocs/[\w/-]+\.md\b", script.read_text(encoding="utf-8"))
         assert not [name for name in named if not (ROOT / name).is_file()], script.name
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "examples"])
+def test_what_scripts_import_from_the_package_is_there(folder: str) -> None:
+    for script in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dagscale"):
+                continue
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                part = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name.name}")
+                assert hasattr(module, name.name) or part, f"{script.name}: {node.module} has no {name.name}"
 
 
 def test_suites_that_pages_name_exist() -> None:

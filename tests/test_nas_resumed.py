@@ -154,6 +154,19 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path, whole: Path) -> No
         assert "\n" not in str(raised.value)
 
 
+def test_a_report_tells_the_recipes_that_the_file_holds(tmp_path: Path, whole: Path) -> None:
+    text = (whole / "results.jsonl").read_text()
+    other = text.replace('"one-rate"', '"of-old"').replace(
+        '"weight_decay":0.0005,"width"', '"weight_decay":0.25,"width"'
+    )
+    (tmp_path / "results.jsonl").write_text(other)
+    shown = command("--report", str(tmp_path / "results.jsonl"), "--bootstrap", "20")
+    assert shown.exit_code == 0, shown.output
+    told = " ".join(shown.output.split())
+    assert "of-old: PyTorch's init, rate found on 0_00_300" in told
+    assert "weight decay of all parameters (0.25 where none is searched)" in told
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +186,7 @@ def test_the_command_with_a_budget_and_the_report(tmp_path: Path, monkeypatch: p
     for arguments, text in (
         ((*asked, "--device", "tpu"), "give cpu or cuda"),
         (("--report", "absent.jsonl"), "no results at absent.jsonl"),
+        (("--report", "a" * 300), "no results at aaa"),
     ):
         refused = command(*arguments)
         assert isinstance(refused.exception, DataError), refused.output

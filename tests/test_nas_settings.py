@@ -200,3 +200,9 @@ def test_the_command(tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, [*asked, *more])
         assert isinstance(refused.exception, DataError), refused.output
         assert text in str(refused.exception)
+
+
+def test_a_name_too_long_for_a_file_is_no_file() -> None:
+    for kind in ("nas-hpo-bench-2", "jahs-bench-201"):
+        with pytest.raises(DataError, match=r"no such file|no bench12\.pkl"):
+            read_settings(f"{kind}:{'a' * 300}.csv")

@@ -234,7 +234,7 @@ def test_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_search_looks_at_no_test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    execute, load = retrain.execute, retrain_run.load
+    execute, load = retrain.execute, retrain_run.load_named
 
     def watched(run: Run) -> dict[str, Any]:
         retrain_run.read.cache_clear()
@@ -246,7 +246,7 @@ def test_the_search_looks_at_no_test_image(tmp_path: Path, monkeypatch: pytest.M
         return load(source, **options)
 
     monkeypatch.setattr(retrain, "execute", watched)
-    monkeypatch.setattr(retrain_run, "load", loaded)
+    monkeypatch.setattr(retrain_run, "load_named", loaded)
     archs = (Nb201.parse("0_00_200"),)
     found = retrain.retrain(archs, data="digits", recipes=["one-rate"], preset="tiny-1", store=tmp_path / "s", jobs=1)
     assert found.accuracies["one-rate"].shape == (1, 2)

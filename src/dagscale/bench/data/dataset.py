@@ -82,10 +82,11 @@ class Dataset:
         """
         rows = max(1, DIGESTED // (4 * self.x[0].numel()))
         x = self.x if rows >= len(self) else self.x[torch.from_numpy(shuffled(len(self))[:rows])]
-        found = hashlib.sha256(repr((tuple(self.x.shape), self.classes)).encode())
-        for values in (self.y, x):
-            found.update(values.contiguous().numpy().data.cast("B"))
-        return f"sha256:{found.hexdigest()[:32]}"
+        return digested((tuple(self.x.shape), self.classes), self.y, x)
+
+    def rows(self, part: slice | Tensor) -> Dataset:
+        """Some of the examples."""
+        return Dataset(self.name, self.x[part], self.y[part], self.classes)
 
     def subset(self, n: int, seed: int = 0) -> Dataset:
         """``n`` examples drawn without replacement, in the order and with the labels they have here.
@@ -96,7 +97,7 @@ class Dataset:
             raise DataError(f"{self.name}: a subset of {n} examples out of {len(self)} does not exist")
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(len(self), generator=generator)[:n].sort().values
-        return Dataset(self.name, self.x[rows], self.y[rows], self.classes)
+        return self.rows(rows)
 
 
 class Source(Protocol):
@@ -188,6 +189,14 @@ def load(source: str | Path, *, split: str = "train", limit: int | None = None) 
             f"{source}: train images are {_size(reference)} (height×width×channels), {split} images {_size(pixels)}"
         )
     return Dataset(name, _normalise(pixels, reference), torch.from_numpy(labels), classes)
+
+
+def digested(what: tuple[Any, ...], *values: Tensor) -> str:
+    """The sha256 of all bytes of some tensors, and of what else tells them apart, in short."""
+    found = hashlib.sha256(repr(what).encode())
+    for value in values:
+        found.update(value.contiguous().numpy().data.cast("B"))
+    return f"sha256:{found.hexdigest()[:32]}"
 
 
 def shuffled(n: int) -> Ints:

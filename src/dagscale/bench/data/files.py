@@ -139,4 +139,4 @@ class Bounded(io.RawIOBase):
         return found
 
 
-__all__ = ["Bounded", "check_room", "first_line", "open_plain", "parsing", "read_all", "room"]
+__all__ = ["Bounded", "check_room", "first_line", "home_expanded", "open_plain", "parsing", "read_all", "room"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import os
 import sysconfig
 from bisect import bisect_right
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dagscale.bench.data.dataset import shuffled
+from dagscale.bench.data.dataset import digested, shuffled
 from dagscale.bench.data.files import first_line, home_expanded, open_plain
 from dagscale.errors import DataError, RecipeError
 
@@ -64,10 +63,7 @@ class Text:
     @cached_property
     def digest(self) -> str:
         """The sha256 of what the examples are, in short, wherever they lie and whatever they are called."""
-        found = hashlib.sha256(repr((tuple(self.x.shape), self.classes)).encode())
-        for values in (self.x, self.y[:, -1]):  # the others are in the inputs
-            found.update(values.contiguous().numpy().data.cast("B"))
-        return f"sha256:{found.hexdigest()[:32]}"
+        return digested((tuple(self.x.shape), self.classes), self.x, self.y[:, -1])  # the others are in the inputs
 
     def rows(self, part: slice) -> Text:
         """Some of the examples."""
@@ -131,7 +127,7 @@ def read_text(
         pieces = encode([corpus.read(start, length) for start in starts])
     except OSError as error:
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
-    cut = [piece[: len(piece) - len(piece) % window].view(-1, window) for piece in pieces]
+    cut = [_windows(piece, window) for piece in pieces]
     rows = torch.cat(cut) if cut else torch.empty(0, window)
     if len(rows) < 2:
         tokens = sum(map(len, pieces))
@@ -139,8 +135,7 @@ def read_text(
             f"{path} is too short, {tokens:,} tokens: two examples of context={context} need {2 * window:,}; give a "
             f"longer text, or a smaller context, as text:PATH?context={max(1, min(context - 1, tokens // 4))}"
         )
-    rows = rows[torch.from_numpy(shuffled(len(rows))[:limit])]
-    return Text(path.resolve().name, rows[:, :-1], rows[:, 1:], classes)
+    return _text(path.resolve().name, rows, classes, limit)
 
 
 def named_text(source: str, limit: int | None = None, context: int = CONTEXT) -> Text:
@@ -171,9 +166,18 @@ def library_text(context: int, *, held: bool = False, limit: int | None = None) 
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     chosen = [file for i, file in enumerate(files) if (i % 10 == 0) == held]
     (raw,) = _bytes([b"".join(file.read_bytes() for file in chosen)])
-    rows = raw[: len(raw) - len(raw) % (context + 1)].view(-1, context + 1)
-    rows = rows[torch.from_numpy(shuffled(len(rows))[:limit])]
-    return Text("Python's standard library", rows[:, :-1], rows[:, 1:], BYTES)
+    return _text("Python's standard library", _windows(raw, context + 1), BYTES, limit)
+
+
+def _windows(tokens: Tensor, length: int) -> Tensor:
+    """A text cut into windows, (n, length), without what is left over."""
+    return tokens[: len(tokens) - len(tokens) % length].view(-1, length)
+
+
+def _text(name: str, windows: Tensor, classes: int, limit: int | None) -> Text:
+    """Of each window all but the last as input, all but the first as target; shuffled, at most ``limit`` of them."""
+    rows = windows[torch.from_numpy(shuffled(len(windows))[:limit])]
+    return Text(name, rows[:, :-1], rows[:, 1:], classes)
 
 
 def _find(path: Path, pattern: str) -> list[Path]:

@@ -213,14 +213,16 @@ def estimate(value: float, drawn: Sequence[float], n: int) -> Estimate:
 # --- gains and pairs ------------------------------------------------------------------------------
 
 
-def mean_gain(
-    k: int, chosen_by: str, best: Ints, change: Floats, luck: Floats | None, rng: np.random.Generator
-) -> Gain:
-    """The mean of ``change`` over the rows ``best``, from five on with an interval; that of ``luck`` is the noise."""
-    own = change[best]
-    means = own[rng.integers(0, len(own), (1000, len(own)))].mean(axis=1) if len(own) >= SMALLEST else ()
-    noise = None if luck is None else float(luck[best].mean())
-    return Gain(k, chosen_by, estimate(float(own.mean()), tuple(means), len(own)), noise)
+def mean_change(change: Floats, rng: np.random.Generator) -> Estimate:
+    """The mean over architectures, from five on with an interval."""
+    n = len(change)
+    means = change[rng.integers(0, n, (1000, n))].mean(axis=1) if n >= SMALLEST else ()
+    return estimate(float(change.mean()), tuple(means), n)
+
+
+def mean_gain(k: int, chosen_by: str, best: Ints, change: Floats, luck: Floats, rng: np.random.Generator) -> Gain:
+    """The mean of ``change`` over the rows ``best``; that of ``luck`` is the noise."""
+    return Gain(k, chosen_by, mean_change(change[best], rng), float(luck[best].mean()))
 
 
 def gains(x: Floats, y: Floats, pair: SeedPair | None, rng: np.random.Generator) -> tuple[Gain, ...]:

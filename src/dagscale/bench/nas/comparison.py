@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dagscale.bench.nas.agreement import SMALLEST, TOPS, Estimate, Gain, matched, mean_gain, taus, top
+from dagscale.bench.nas.agreement import SMALLEST, TOPS, Estimate, Gain, matched, mean_change, mean_gain, taus, top
 from dagscale.bench.nas.components import Components, components
 from dagscale.bench.nas.rerank import Report, rerank
 from dagscale.bench.nas.tables import MEAN, Column, Floats, Table, from_columns
@@ -133,7 +133,7 @@ def compare(
         luck, change = accuracies[a][:, 1] - accuracies[a][:, 0], means[b] - means[a]
         gains = tuple(mean_gain(k, chosen_by, top(by, k), change, luck, rng) for k in TOPS)
         between, within, excess = matched(accuracies[a], accuracies[b], bootstrap, rng)
-        classes = tuple(mean_gain(0, "", rows, change, None, rng).gain for rows in ranks)
+        classes = tuple(mean_change(change[rows], rng) for rows in ranks)
         pairs.append(Pair(a, b, gains, taus(means[a], means[b], bootstrap, rng), between, within, excess, classes))
     against = {} if known is None else {name: taus(known, own, bootstrap, rng) for name, own in means.items()}
     reports: dict[str, Report] = {}

@@ -11,6 +11,9 @@ from dagscale.bench.nas.agreement import SMALLEST, Estimate, estimate
 from dagscale.bench.nas.tables import Floats
 
 AFFECTS_RESULTS = False
+Four = tuple[float, float, float, float]
+"""One number each of the architectures, the trainings, their interaction and the seeds."""
+
 POWER, LEVEL = 0.8, 0.05
 """What a study could have seen: an effect that it finds at this level with this probability."""
 
@@ -56,17 +59,14 @@ def components(values: Floats, bootstrap: int = 200, rng: np.random.Generator | 
     if archs < SMALLEST or trainings < 2 or seeds < 2:
         return None
     rng = np.random.default_rng(0) if rng is None else rng
-    point = _roots(*_squares(values), trainings, seeds, archs)
-    drawn = [
-        _roots(*_squares(values[rng.integers(0, archs, archs)]), trainings, seeds, archs) for _ in range(bootstrap)
-    ]
+    squares = _squares(values)
+    point = _roots(squares, values.shape)
+    drawn = [_roots(_squares(values[rng.integers(0, archs, archs)]), values.shape) for _ in range(bootstrap)]
     a, t, i, e = (estimate(point[k], [one[k] for one in drawn], archs) for k in range(4))
-    _, _, interaction, error = _squares(values)
-    between, within = (archs - 1) * (trainings - 1), (archs - 1) * trainings * (seeds - 1)
-    return Components(a, t, i, e, *_power(interaction, error, between, within, seeds, archs))
+    return Components(a, t, i, e, *_power(squares[2], squares[3], values.shape))
 
 
-def _squares(values: Floats) -> tuple[float, float, float, float]:
+def _squares(values: Floats) -> Four:
     """Mean squares of architectures, trainings, their interaction, and what is left."""
     archs, trainings, seeds = values.shape
     values = values - values.mean(0, keepdims=True) + values.mean((0, 2), keepdims=True)
@@ -82,9 +82,10 @@ def _squares(values: Floats) -> tuple[float, float, float, float]:
     )
 
 
-def _roots(
-    architecture: float, training: float, interaction: float, error: float, trainings: int, seeds: int, archs: int
-) -> tuple[float, float, float, float]:
+def _roots(squares: Four, shape: tuple[int, ...]) -> Four:
+    """The components, from mean squares of values of this shape."""
+    architecture, training, interaction, error = squares
+    archs, trainings, seeds = shape
     variances = (
         (architecture - interaction) / (trainings * seeds),
         (training - interaction) / (archs * seeds),
@@ -94,15 +95,15 @@ def _roots(
     return tuple(float(np.sign(v) * np.sqrt(abs(v))) for v in variances)  # type: ignore[return-value]
 
 
-def _power(
-    interaction: float, error: float, between: int, within: int, seeds: int, archs: int
-) -> tuple[float, float, float]:
+def _power(interaction: float, error: float, shape: tuple[int, ...]) -> tuple[float, float, float]:
     """The F test's p; the smallest interaction that is seen; the smallest gain.
 
     An interaction of variance v multiplies the F statistic by 1 + seeds · v / error.
     """
     from scipy.stats import f, norm
 
+    archs, trainings, seeds = shape
+    between, within = (archs - 1) * (trainings - 1), (archs - 1) * trainings * (seeds - 1)
     p = float(f.sf(interaction / error, between, within)) if error else float("nan")
     ratio = float(f.isf(LEVEL, between, within) / f.isf(POWER, between, within))
     seen = float(np.sqrt((ratio - 1) * error / seeds))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -39,6 +41,11 @@ class Recipe:
     base: str | None = None
     decays: tuple[float, ...] = ()
     narrower: int = 1
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Recipe:
+        """From plain data, as ``json`` reads what `dataclasses.asdict` gave."""
+        return cls(**{**fields, "augment": tuple(fields["augment"]), "decays": tuple(fields["decays"])})
 
     def describe(self) -> str:
         """Start and rate, in words."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from dagscale.bench.data.files import parsing, read_all
 from dagscale.bench.nas.isomorphism import canonical
-from dagscale.bench.nas.recipes import Preset
+from dagscale.bench.nas.recipes import Preset, Recipe
 from dagscale.bench.nas.tables import Floats
 from dagscale.bench.sweep.run import decode, encode
 from dagscale.errors import DagscaleError, DataError
@@ -78,7 +78,7 @@ class Retraining:
         bases: recipe → the search of its base; recipes with a given rate have none.
         forwards: recipe → forward passes that its law took on an architecture that was measured, on average.
         measured: architectures that a law was measured on: one of each group that computes the same.
-        recipes: name → the recipe as it was trained, as plain data.
+        recipes: name → the recipe as it was trained.
     """
 
     data: str
@@ -97,7 +97,7 @@ class Retraining:
     differences: tuple[str, ...]
     train_images: int
     test_images: int
-    recipes: Mapping[str, Any]
+    recipes: Mapping[str, Recipe]
 
     @property
     def steps(self) -> int:
@@ -116,7 +116,7 @@ class Retraining:
     def progress(self) -> str:
         """How far it is, in one line."""
         done = len(self.archs) + len(self.left_out)
-        if not self.bases and any(recipe["base"] for recipe in self.recipes.values()):
+        if not self.bases and any(recipe.base for recipe in self.recipes.values()):
             return f"the bases' rates are not all found yet, and no architecture of {self.listed:,} is trained"
         return f"{done:,} of {self.listed:,} architectures are done"
 
@@ -135,7 +135,7 @@ class Retraining:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "differences": list(self.differences),
-            "recipes": {name: dict(recipe) for name, recipe in self.recipes.items()},
+            "recipes": {name: asdict(recipe) for name, recipe in self.recipes.items()},
             "bases": {name: asdict(base) for name, base in self.bases.items()},
             "forwards": dict(self.forwards),
             "measured": self.measured,
@@ -174,7 +174,7 @@ def gathered(what: Mapping[str, Any], bases: Mapping[str, Any], rows: Sequence[R
     """
     trained = [row for row in rows if "recipes" in row]
     archs = tuple(Nb201.parse(row["code"]) for row in trained)
-    recipes = dict(what["recipes"])  # in the order that they were asked for
+    recipes = {name: Recipe.of(fields) for name, fields in what["recipes"]}  # in the order that they were asked for
     names, seeds = tuple(recipes), len(what["seeds"])
     size = {**what["preset"], "rates": tuple(what["preset"]["rates"])}
 
@@ -217,46 +217,53 @@ class Results:
     Attributes:
         path: None to keep nothing.
         what: the study: list, code version, preset, data, recipes, seeds.
+        archs: the list.
         bases: recipe → fields of its `Base`; empty until all are found.
         rows: code → row of the architectures that are done.
     """
 
     path: Path | None
     what: Mapping[str, Any]
+    archs: Sequence[Nb201]
     bases: dict[str, Any]
     rows: dict[str, Row]
 
-    def save(self, archs: Sequence[Nb201]) -> None:
-        """Write it whole, the rows in the order of the list.
+    @property
+    def done(self) -> list[Row]:
+        """The rows in the order of the list."""
+        return [self.rows[arch.code] for arch in self.archs if arch.code in self.rows]
+
+    def save(self) -> None:
+        """Write it whole.
 
         Raises:
             DagscaleError: if it cannot be written; the old one is then as it was.
         """
         if self.path is None:
             return
-        lines = [self.what, {"bases": self.bases}, *(self.rows[a.code] for a in archs if a.code in self.rows)]
+        lines = [self.what, {"bases": self.bases}, *self.done]
         make_folder(self.path.parent)
         try:
             write(self.path, "".join(encode(line) + "\n" for line in lines).encode())
         except OSError as error:
             raise DagscaleError(f"{self.path} cannot be written ({error.strerror or error}): name another") from None
 
-    def value(self, archs: Sequence[Nb201]) -> Retraining:
+    def value(self) -> Retraining:
         """What it holds, in the order of the list."""
-        return gathered(self.what, self.bases, [self.rows[a.code] for a in archs if a.code in self.rows])
+        return gathered(self.what, self.bases, self.done)
 
 
-def open_results(path: Path | None, what: Mapping[str, Any]) -> Results:
-    """The file of this study; empty where there is none.
+def open_results(path: Path | None, what: Mapping[str, Any], archs: Sequence[Nb201]) -> Results:
+    """The file of the study of this list; empty where there is none.
 
     Raises:
         DataError: if the file is no file of results, or of another study: another list of architectures, code version,
             preset, data, recipes or seeds.
     """
-    what = decode(encode(what))
+    what = decode(encode({**what, "format": FORMAT, "list": digest(archs), "listed": len(archs)}))
     if path is None or not os.path.exists(path):
-        return Results(path, what, {}, {})
-    known, bases, rows = _lines(path)
+        return Results(path, what, archs, {}, {})
+    _, known, bases, rows = _read(path)
     other = [name for name in {**what, **known} if known.get(name) != what.get(name) and name not in FOLLOW]
     if other:
         names = {"list": "list of architectures", "dagscale": "version of dagscale"}
@@ -264,7 +271,7 @@ def open_results(path: Path | None, what: Mapping[str, Any]) -> Results:
             f"{path} holds results of another {' and '.join(names.get(name, name) for name in other[:3])}: give "
             "--results another path, so that nothing is mixed"
         )
-    return Results(path, what, bases, {row["code"]: row for row in rows})
+    return Results(path, what, archs, bases, {row["code"]: row for row in rows})
 
 
 def read_results(path: Path) -> Retraining:
@@ -273,18 +280,18 @@ def read_results(path: Path) -> Retraining:
     Raises:
         DataError: if it is none.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"no results at {path}: dagscale retrain --results makes them")
-    return gathered(*_lines(path))
+    return _read(path)[0]
 
 
-def _lines(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Row]]:
+def _read(path: Path) -> tuple[Retraining, dict[str, Any], dict[str, Any], list[Row]]:
+    """The value of a file, and what that is gathered from."""
     with parsing(f"{path} is no file of a retraining's results"):
         what, bases, *rows = [decode(line) for line in read_all(path).decode("utf-8").splitlines()]
         if what["format"] != FORMAT:
             raise DataError(f"{path} has format {what['format']} of results, and this is for {FORMAT}")
-        gathered(what, bases["bases"], rows)
-    return what, bases["bases"], rows
+        return gathered(what, bases["bases"], rows), what, bases["bases"], rows
 
 
-__all__ = ["FORMAT", "Base", "LeftOut", "Results", "Retraining", "Row", "digest", "open_results", "read_results"]
+__all__ = ["Base", "LeftOut", "Results", "Retraining", "Row", "open_results", "read_results"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,8 +19,8 @@ from dagscale.bench.data import load
 from dagscale.bench.data.places import placed
 from dagscale.bench.nas.isomorphism import representative
 from dagscale.bench.nas.recipes import PRESETS, RECIPES, Preset, Recipe, differences
-from dagscale.bench.nas.results import FORMAT, Base, Results, Retraining, Row, digest, open_results
-from dagscale.bench.nas.retrain_run import execute, read, seconds
+from dagscale.bench.nas.results import Base, Results, Retraining, Row, open_results
+from dagscale.bench.nas.retrain_run import averaged, execute, seconds
 from dagscale.bench.sweep import Run, Store, code_version, sweep
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import Nb201
@@ -102,28 +103,28 @@ def retrain(
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         why = "torch sees no GPU here" if device == "cuda" else "give cpu or cuda"
         raise DataError(f"device {device!r}: {why}")
-    # As it is now, since what was read before may have changed.
-    test = read.__wrapped__(data, scale.images, scale.side, "test")
     splits = {split: load(data, split=split, limit=scale.images) for split in ("train", "test")}
+    test = averaged(splits["test"], scale.side)
     digests = {split: own.digest for split, own in splits.items()}
     named = preset if size is None or size == PRESETS[preset] else f"{preset}, changed"
     images = {f"{split}_images": len(own) for split, own in splits.items()}
     kept = open_results(results, {
-        "format": FORMAT, "list": digest(archs), "listed": len(archs), "dagscale": code_version(),
-        "preset": {"name": named, **asdict(scale)}, "data": {"name": test.name, **digests, **images},
+        "dagscale": code_version(), "preset": {"name": named, **asdict(scale)},
+        "data": {"name": test.name, **digests, **images},
         "recipes": [[name, asdict(scale.shorten(recipe))] for name, recipe in chosen.items()],
         "seeds": list(range(seed, seed + seeds)), "device": device, "differences": differences(scale, test.shape[1]),
-    })  # fmt: skip
+    }, archs)  # fmt: skip
     make_folder(Path(store).parent)
     study = _Study(
         digests["train"], scale, tuple(range(seed, seed + seeds)), store, jobs, scheduler, progress,
-        digests["test"], dict.fromkeys(digests.values(), data), retry_failed, until, device,
+        test=digests["test"], places=dict.fromkeys(digests.values(), data), retry_failed=retry_failed, until=until,
+        device=device,
     )  # fmt: skip
     try:
-        _fill(kept, study, archs, chosen)
+        _fill(kept, study, chosen)
     finally:
-        kept.save(archs)
-    found = kept.value(archs)
+        kept.save()
+    found = kept.value()
     if study.needed and not study.executed:
         raise DataError(
             f"the time is too short for one network: the next takes about {math.ceil(study.needed)} s here; give "
@@ -134,9 +135,9 @@ def retrain(
     return found
 
 
-def _fill(kept: Results, study: _Study, archs: Sequence[Nb201], chosen: Mapping[str, Recipe]) -> None:
+def _fill(kept: Results, study: _Study, chosen: Mapping[str, Recipe]) -> None:
     """Add to the results what they lack, as far as the time goes."""
-    for arch in archs:
+    for arch in kept.archs:
         if not arch.graph.has_path:
             kept.rows[arch.code] = {"code": arch.code, "kind": arch.kind, "left_out": "nothing to train: no path"}
     searched = {name: recipe for name, recipe in chosen.items() if recipe.base is not None}
@@ -145,15 +146,17 @@ def _fill(kept: Results, study: _Study, archs: Sequence[Nb201], chosen: Mapping[
         if bases is None:
             return
         kept.bases = {name: asdict(base) for name, base in bases.items()}
-        kept.save(archs)
-    waiting = [arch for arch in archs if arch.code not in kept.rows]
+        kept.save()
+    waiting = [arch for arch in kept.archs if arch.code not in kept.rows]
     alone = study.jobs == 1 and study.scheduler is None
     chunk = max(1, len(waiting)) if study.until is None else CHUNK if alone else MANY
+    found = {name: Base(**base) for name, base in kept.bases.items()}
     for start in range(0, len(waiting), chunk):
-        rows = study.rows(waiting[start : start + chunk], chosen, {n: Base(**base) for n, base in kept.bases.items()})
+        asked = waiting[start : start + chunk]
+        rows = study.rows(asked, chosen, found)
         kept.rows.update({row["code"]: row for row in rows})
-        kept.save(archs)
-        if len(rows) < len(waiting[start : start + chunk]):
+        kept.save()
+        if len(rows) < len(asked):
             return
 
 
@@ -231,7 +234,7 @@ class _Study:
         searched = {name: recipe for name, recipe in recipes.items() if recipe.base is not None}
         factors = self.factors(archs, searched)
         done: dict[Nb201, Row] = {}
-        pieces, rates = {}, {}
+        chosen: dict[Nb201, dict[str, dict[str, Any]]] = {}
         for arch in archs:
             answers = {name: factors[name, arch][0] for name in searched if (name, arch) in factors}
             if len(answers) < len(searched):
@@ -240,31 +243,32 @@ class _Study:
             if why:
                 done[arch] = {"code": arch.code, "kind": arch.kind, "left_out": why[0]}
                 continue
-            own = {
-                name: (recipe.lr, recipe.weight_decay)
+            chosen[arch] = {
+                name: {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "forwards": 0}
                 if recipe.lr is not None
-                else (bases[name].lr * answers[name]["factor"], bases[name].weight_decay)
+                else {
+                    "lr": bases[name].lr * answers[name]["factor"],
+                    "weight_decay": bases[name].weight_decay,
+                    "forwards": answers[name]["forwards"],
+                }
                 for name, recipe in recipes.items()
             }
-            rates[arch] = {
-                name: {"lr": lr, "weight_decay": decay, "forwards": answers.get(name, {}).get("forwards", 0)}
-                for name, (lr, decay) in own.items()
-            }
-            members = [self._setting(recipe, *own[name], scaled=True) for name, recipe in recipes.items()]
-            target = self.size.target(arch.code)
-            pieces[arch] = [self._run("piece", target, recipes[REFERENCE], members, self.seeds)]
-        for arch, (result,) in self._execute(pieces).items():
-            runs = iter(result["runs"])
-            own_runs = {name: [next(runs) for _ in self.seeds] for name in recipes}
-            told = {
-                name: {
-                    **rates[arch][name],
-                    **{key: [run[key] for run in own_runs[name]] for key in ("loss", "test_acc")},
-                }
-                for name in recipes
-            }
+        results = self._execute({arch: [self._piece(arch, recipes, own)] for arch, own in chosen.items()})
+        for arch, (result,) in results.items():
+            runs, told = iter(result["runs"]), {}
+            for name, own in chosen[arch].items():
+                group = list(islice(runs, len(self.seeds)))
+                told[name] = {**own, **{key: [run[key] for run in group] for key in ("loss", "test_acc")}}
             done[arch] = {"code": arch.code, "kind": arch.kind, "recipes": told}
         return [done[arch] for arch in archs if arch in done]
+
+    def _piece(self, arch: Nb201, recipes: Mapping[str, Recipe], chosen: Mapping[str, Mapping[str, Any]]) -> Run:
+        """The training of one architecture under every recipe, with the rates and decays that were chosen for it."""
+        members = [
+            self._setting(recipe, chosen[name]["lr"], chosen[name]["weight_decay"], scaled=True)
+            for name, recipe in recipes.items()
+        ]
+        return self._run("piece", self.size.target(arch.code), recipes[REFERENCE], members, self.seeds)
 
     def _base(self, recipe: Recipe) -> str:
         assert recipe.base is not None

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from dagscale.bench.nas.comparison import CLASSES, Comparison
-from dagscale.bench.nas.recipes import RECIPES
 from dagscale.bench.nas.rerank_page import (
     SHOWN_KS,
     Rows,
@@ -73,7 +72,7 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
             (
                 name,
                 "–" if name not in trained.bases else _base(trained, name),
-                f"{trained.bases[name].weight_decay if name in trained.bases else RECIPES[name].weight_decay:.3g}",
+                f"{(trained.bases.get(name) or trained.recipes[name]).weight_decay:.3g}",
                 _spread(trained.rates[name]),
                 f"{values.mean():.2f}",
                 f"{np.sqrt(values.var(axis=1, ddof=1).mean()):.2f}",
@@ -145,9 +144,9 @@ def legend(trained: Retraining, compared: Comparison) -> list[str]:
         kinds[arch.kind] = kinds.get(arch.kind, 0) + 1
     lines = [
         f"Retraining: {trained.header} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}).",
-        f"All recipes: {trained.size.shorten(RECIPES[compared.reference]).trained()}.",
+        f"All recipes: {trained.recipes[compared.reference].trained()}.",
         f"Departs from the published recipe: {'; '.join(trained.differences)}.",
-        *(f"{name}: {RECIPES[name].describe()}." for name in trained.accuracies),
+        *(f"{name}: {recipe.describe()}." for name, recipe in trained.recipes.items()),
         *(
             f"{name}: the law took {count:,.0f} forward passes of a batch an architecture, one training "
             f"{3 * trained.steps:,}; it was measured on {trained.measured:,} that compute different things."

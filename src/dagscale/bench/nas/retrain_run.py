@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -18,11 +19,11 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 import dagscale
-from dagscale.bench.data import Dataset, load
+from dagscale.bench.data import Dataset
 from dagscale.bench.data.augment import Augment, padding
-from dagscale.bench.data.places import check, place
+from dagscale.bench.data.places import load_named
 from dagscale.bench.nas.recipes import SCHEDULES, Recipe
-from dagscale.bench.nas.together import Member, Trained, outputs, train_together
+from dagscale.bench.nas.together import Member, outputs, train_together
 from dagscale.bench.sweep import Run
 from dagscale.errors import DagscaleError, DataError
 from dagscale.laws import LAWS
@@ -32,6 +33,7 @@ from dagscale.network import Network, Role
 from dagscale.planning.make import plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import about, initialised, traced
+from dagscale.training.engine import Run as Trained
 from dagscale.training.engine import train
 
 HELD = 5
@@ -55,19 +57,19 @@ def execute(run: Run) -> dict[str, Any]:
     """A search's losses on held-out images, a law's factor, or a piece's final training losses and test accuracies."""
     if run.options["kind"] == "factor":
         return _factor(run)
-    data, device = _read(run, "train"), run.options.get("device", "cpu")
+    data = _read(run, "train")
     if run.options["kind"] == "search":
         kept, held = split(data)
         losses: list[float] = []
         for members in _members(run, data):
-            trained = _train(members, run, kept, device)
+            trained = _train(members, run, kept)
             found = [cross_entropy(logits, held.y).item() for logits in outputs([m.model for m in members], held.x)]
             losses += [math.inf if one.diverged else loss for one, loss in zip(trained, found, strict=True)]
         return {"losses": [loss if math.isfinite(loss) else math.inf for loss in losses]}
     test = read(run.options["test"], run.limit, run.options["side"], "test")
     results: list[dict[str, Any]] = []
     for members in _members(run, data):
-        trained = _train(members, run, data, device)
+        trained = _train(members, run, data)
         for one, logits in zip(trained, outputs([m.model for m in members], test.x), strict=True):
             right = 100 * int((logits.argmax(1) == test.y).sum()) / len(test)
             accuracy = 100 / test.classes if one.diverged else right
@@ -79,7 +81,7 @@ def split(data: Dataset) -> tuple[Dataset, Dataset]:
     """Training images without, and with only, those that are held out for a base's search: always the same ones."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     held, kept = order[: max(1, len(data) // HELD)], order[max(1, len(data) // HELD) :]
-    return tuple(Dataset(data.name, data.x[rows], data.y[rows], data.classes) for rows in (kept, held))  # type: ignore[return-value]
+    return data.rows(kept), data.rows(held)
 
 
 def seconds(run: Run) -> float:
@@ -87,7 +89,7 @@ def seconds(run: Run) -> float:
     data = _read(run, "train")
     if run.options["kind"] == "factor":
         setting = {"init": "keep", "width": "none", "base": None, "lr": 0.1, "decay": 0.0}
-        _, step = _times([_member(run, data, setting, run.seed, run.options.get("device", "cpu"))], run, data)
+        _, step = _times([_member(run, data, setting, run.seed)], run, data)
         return 2 * LAW_STEPS * step
     members = next(_members(run, data))
     begun, step = _times(members, run, data)
@@ -99,9 +101,7 @@ def _times(members: Sequence[Member], run: Run, data: Dataset) -> tuple[float, f
     taken = []
     for steps in (GLANCE, 2 * GLANCE):
         begun = time.perf_counter()
-        device = run.options.get("device", "cpu")
-        few = _training(_recipe(run), data, device).changed(epochs=None, steps=steps)
-        _train(members, run, data, device, few)
+        _train(members, run, data, steps)
         taken.append(time.perf_counter() - begun)
     step = max(0.0, taken[1] - taken[0]) / GLANCE
     return max(0.0, taken[0] - GLANCE * step), step
@@ -112,16 +112,15 @@ def _settings(run: Run) -> list[tuple[Mapping[str, Any], int]]:
     return [(setting, seed) for setting in run.options["members"] for seed in run.options["seeds"]]
 
 
-def _members(run: Run, data: Dataset) -> Any:
+def _members(run: Run, data: Dataset) -> Iterator[list[Member]]:
     """The run's networks, as many at a time as are trained at once."""
     settings = iter(_settings(run))
-    device = run.options.get("device", "cpu")
     at_once = 1
     while group := list(islice(settings, at_once)):
-        members = [_member(run, data, setting, seed, device) for setting, seed in group]
+        members = [_member(run, data, setting, seed) for setting, seed in group]
         if at_once == 1:
             at_once = together(members[0].model, run.batch_size, data.shape[1])
-            members += [_member(run, data, *one, device) for one in islice(settings, at_once - 1)]
+            members += [_member(run, data, *one) for one in islice(settings, at_once - 1)]
         yield members
 
 
@@ -132,28 +131,27 @@ def together(model: nn.Module, batch: int, side: int) -> int:
     return min(MOST, max(1, ELEMENTS // (batch * side**2 * channels)))
 
 
-def _member(run: Run, data: Dataset, setting: Mapping[str, Any], seed: int, device: str) -> Member:
+def _member(run: Run, data: Dataset, setting: Mapping[str, Any], seed: int) -> Member:
     model, _ = targets.load(run.architecture, data=data, seed=seed)
     recipe = _recipe(run, init=setting["init"], width=setting["width"])
     made = _start(run.architecture, setting["base"], recipe, run.data, run.limit, run.options["side"])
     made.init_(model, seed=seed)
-    model = model.to(device)
+    model = model.to(_device(run))
     return Member(model, made.param_groups(model, lr=setting["lr"], weight_decay=setting["decay"]), seed)
 
 
-def _train(
-    members: Sequence[Member], run: Run, data: Dataset, device: str, recipe: dagscale.Recipe | None = None
-) -> list[Trained]:
-    """Train networks, all at once where there are several, else by the plain trainer."""
-    recipe = recipe or _training(_recipe(run), data, device)
-    augment = Augment(_recipe(run).augment, padding(data.shape[1])).to(device)
+def _train(members: Sequence[Member], run: Run, data: Dataset, steps: int | None = None) -> list[Trained]:
+    """Train networks, for ``steps`` in place of the run's: all at once where there are several, else one by one."""
+    own = _recipe(run)
+    recipe = _training(own, data, _device(run))
+    recipe = recipe if steps is None else recipe.changed(epochs=None, steps=steps)
+    augment = Augment(own.augment, padding(data.shape[1])).to(_device(run))
     if len(members) > 1:
         return train_together(members, recipe, augment)
     (one,) = members
     # The faster layout for convolutions of one network, of the same numbers.
     model = nn.Sequential(augment, one.model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-    done = train(model, recipe, one.groups, seed=one.seed)
-    return [Trained(done.loss, done.steps, done.losses)]
+    return [train(model, recipe, one.groups, seed=one.seed)]
 
 
 def _factor(run: Run) -> dict[str, Any]:
@@ -182,9 +180,12 @@ def _training(recipe: Recipe, data: Dataset, device: str = "cpu") -> dagscale.Re
     )  # fmt: skip
 
 
+def _device(run: Run) -> str:
+    return str(run.options.get("device", "cpu"))
+
+
 def _recipe(run: Run, **more: Any) -> Recipe:
-    own = run.options["recipe"]
-    return Recipe(**{**own, "augment": tuple(own["augment"]), "decays": tuple(own["decays"]), **more})
+    return replace(Recipe.of(run.options["recipe"]), **more)
 
 
 def _read(run: Run, split: str) -> Dataset:
@@ -194,7 +195,15 @@ def _read(run: Run, split: str) -> Dataset:
 @lru_cache(maxsize=2)
 def read(source: str, limit: int | None, side: int | None, split: str) -> Dataset:
     """A split, averaged down; test images are normalised as the train images under the same limit."""
-    data = check(load(place(source), split=split, limit=limit), source)
+    return averaged(load_named(source, split=split, limit=limit), side)
+
+
+def averaged(data: Dataset, side: int | None) -> Dataset:
+    """The data with their images averaged down to this side; as they are for None.
+
+    Raises:
+        DataError: if the images cannot be averaged so.
+    """
     if side is None or side == data.shape[1]:
         return data
     if data.shape[1] % side or data.shape[1] != data.shape[2]:
@@ -228,4 +237,4 @@ def _named(recipe: Recipe) -> str:
     return "momentum" if recipe.momentum else recipe.optimizer
 
 
-__all__ = ["execute", "read", "seconds", "split", "together"]
+__all__ = ["averaged", "execute", "read", "seconds", "split", "together"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,13 +27,9 @@ def read(text: str) -> tuple[Nb201, ...]:
         DataError: if there are none, one is given twice, or the file cannot be read.
         TargetError: if one is no architecture.
     """
-    path = Path(text)
-    try:
-        there = path.is_file()
-    except (OSError, ValueError):  # a list too long for a name
-        there = False
     with parsing(f"{text} cannot be read"):
-        parts = read_all(path).decode("utf-8").splitlines() if there else text.split(",")
+        there = os.path.isfile(text)
+        parts = read_all(Path(text)).decode("utf-8").splitlines() if there else text.split(",")
     found: dict[Nb201, int] = {}
     for number, part in enumerate(parts, 1):
         if not part.strip():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,10 +55,10 @@ def nas_hpo_bench_2(path: str, column: str | None = None) -> Settings:
     The layout is that of the benchmark's own interface: a dictionary of columns, ``valid_acc_11`` and ``test_acc_11``
     among them (epochs from 0), each a dictionary from (hash of the cell, learning rate, batch size, seed) to percent.
     """
-    file = Path(path) / "bench12.pkl" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
+    file = Path(path, "bench12.pkl") if os.path.isdir(path) else Path(path)
+    if not os.path.isfile(file):
         raise DataError(f"{path}: no bench12.pkl there: give the folder of NAS-HPO-Bench-II's data")
-    split = _column(str(file), column, ("test", "valid"))
+    split = _split(str(file), column)
     found = _plain(file)
     if not isinstance(found, dict):
         raise DataError(f"{file} holds no dictionary of columns: it is not NAS-HPO-Bench-II's bench12.pkl")
@@ -117,7 +118,7 @@ def jahs_bench_201(path: str, column: str | None = None) -> Settings:
     ``OCTAVES`` wide; runs of one architecture in one class are taken for its seeds, as many as all classes have that
     have two or more.
     """
-    split = _column(path, column, ("test", "valid"))
+    split = _split(path, column)
     columns = read_columns(Path(path))
     name = f"{split}-acc"
     needed = (*EDGES, "LearningRate", "WeightDecay", "epoch", name)
@@ -159,10 +160,11 @@ def _class(value: float) -> str:
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def _column(source: str, column: str | None, known: Sequence[str]) -> str:
-    split = known[0] if column is None else column.removesuffix("_acc")
-    if split not in known:
-        raise DataError(f"{source} has accuracies of {' and '.join(known)}, not of {column!r}")
+def _split(source: str, column: str | None) -> str:
+    """Of which images the accuracies are."""
+    split = "test" if column is None else column.removesuffix("_acc")
+    if split not in ("test", "valid"):
+        raise DataError(f"{source} has accuracies of test and valid, not of {column!r}")
     return split
 
 

@@ -11,6 +11,7 @@ import csv
 import importlib
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,15 +154,10 @@ def read_table(source: str) -> Table:
     kind, colon, argument = source.partition(":")
     if colon and kind in READERS:
         return READERS[kind](argument)
-    path = Path(source)
-    try:
-        there = path.is_file()
-    except (OSError, ValueError):  # too long for a name, or with a zero byte
-        there = False
-    if not there:
+    if not os.path.isfile(source):
         kinds = "".join(f", {name}:PATH" for name in READERS)
         raise DataError(f"{source}: no such file; name a .parquet or .csv table{kinds}")
-    return from_columns(read_columns(path), source)
+    return from_columns(read_columns(Path(source)), source)
 
 
 def read_columns(path: Path) -> dict[str, Sequence[Any]]:
@@ -172,7 +168,7 @@ def read_columns(path: Path) -> dict[str, Sequence[Any]]:
     """
     if path.suffix not in (".parquet", ".csv"):
         raise DataError(f"{path}: tables are .parquet or .csv files, not {path.suffix or 'without a suffix'}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
     return _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
 

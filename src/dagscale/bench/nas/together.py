@@ -10,7 +10,7 @@ as one CUDA graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from dagscale.bench.data.augment import Augment
 from dagscale.errors import DagscaleError
 from dagscale.training.batches import Batch
-from dagscale.training.engine import EVALUATE, EXPLODED
+from dagscale.training.engine import EVALUATE, Run, exploded
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import MakeSchedule, Recipe
 
@@ -42,27 +42,7 @@ class Member:
     seed: int
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of one of them, as `dagscale.training.engine.Run` has it.
-
-    Attributes:
-        loss: final training loss; infinite if the run diverged.
-        steps: optimiser steps until then.
-        losses: of each step's batch before the step, without end where it diverged.
-    """
-
-    loss: float
-    steps: int
-    losses: tuple[float, ...]
-
-    @property
-    def diverged(self) -> bool:
-        """The loss exploded or was no longer a number."""
-        return math.isinf(self.loss)
-
-
-def train_together(members: Sequence[Member], recipe: Recipe, augment: Augment) -> list[Trained]:
+def train_together(members: Sequence[Member], recipe: Recipe, augment: Augment) -> list[Run]:
     """Train the members as `dagscale.training.engine.train` would each of them, on the device that their models are on.
 
     Batches, augmentation, schedule and final training loss are the same, number for number; the arithmetic differs in
@@ -76,11 +56,10 @@ def train_together(members: Sequence[Member], recipe: Recipe, augment: Augment) 
     Raises:
         DagscaleError: for another optimiser or loss than these.
     """
-    settings = recipe.optimizer.settings
     if recipe.optimizer.build is not torch.optim.SGD or recipe.loss is not cross_entropy or not members:
         raise DagscaleError("networks are trained together by SGD and cross-entropy alone: train them one by one")
-    stack = _Stack([member.model for member in members], [member.groups for member in members])
-    stack.momentum, stack.nesterov = float(settings.get("momentum", 0.0)), bool(settings.get("nesterov", False))
+    models = [member.model for member in members]
+    stack = _Stack(models, [member.groups for member in members], recipe.optimizer.settings)
     seeds = list(dict.fromkeys(member.seed for member in members))
     own = torch.tensor([seeds.index(member.seed) for member in members], device=stack.device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -93,18 +72,17 @@ def train_together(members: Sequence[Member], recipe: Recipe, augment: Augment) 
         x, y = _drawn([next(source) for source in batches], augment, generators, stack.device)
         losses.append(step(x[own], y[own], factor).clone())
     final = stack.final(recipe, augment, generators, own)
-    stack.put_back([member.model for member in members])
+    stack.put_back(models)
     return [_outcome(run, end) for run, end in zip(torch.stack(losses, 1).tolist(), final.tolist(), strict=True)]
 
 
-def _outcome(losses: list[float], final: float) -> Trained:
+def _outcome(losses: list[float], final: float) -> Run:
     """A run that stops, as the plain trainer's does, at the first loss that exploded."""
-    limit = EXPLODED * max(abs(losses[0]), 1.0)
     for taken, loss in enumerate(losses):
-        if not (math.isfinite(loss) and loss <= limit):
-            return Trained(math.inf, taken, tuple(losses[: taken + 1]))
-    whole = math.isfinite(final) and final <= limit
-    return Trained(final if whole else math.inf, len(losses), tuple(losses))
+        if exploded(loss, losses[0]):
+            return Run(math.inf, True, taken, tuple(losses[: taken + 1]))
+    diverged = exploded(final, losses[0])
+    return Run(math.inf if diverged else final, diverged, len(losses), tuple(losses))
 
 
 def _factors(schedule: MakeSchedule | None, steps: int) -> Iterator[float]:
@@ -129,7 +107,7 @@ def _drawn(
 class _Stack:
     """The networks' parameters in one matrix, (networks, parameters), beside their buffers."""
 
-    def __init__(self, models: Sequence[nn.Module], groups: Sequence[Groups]) -> None:
+    def __init__(self, models: Sequence[nn.Module], groups: Sequence[Groups], optimizer: Mapping[str, Any]) -> None:
         parameters, self.buffers = stack_module_state(list(models))
         self.skeleton = models[0]
         self.flat = torch.cat([p.detach().flatten(1) for p in parameters.values()], 1)
@@ -143,7 +121,7 @@ class _Stack:
         }
         self.rates, self.decays = self._settings(models, groups, "lr"), self._settings(models, groups, "weight_decay")
         self.velocity = torch.zeros_like(self.flat)
-        self.momentum, self.nesterov = 0.0, False
+        self.momentum, self.nesterov = float(optimizer.get("momentum", 0.0)), bool(optimizer.get("nesterov", False))
 
     def _settings(self, models: Sequence[nn.Module], groups: Sequence[Groups], name: str) -> Tensor:
         rows = []
@@ -248,7 +226,7 @@ def outputs(models: Sequence[nn.Module], x: Tensor, batch: int = 512) -> Tensor:
     Returns:
         (networks, n, classes), on the CPU.
     """
-    stack = _Stack(models, [[] for _ in models])
+    stack = _Stack(models, [[] for _ in models], {})
     stack.train(False)
     with torch.no_grad():
         found = [stack(part.to(stack.device), shared=True).cpu() for part in torch.split(x, batch)]
@@ -256,4 +234,4 @@ def outputs(models: Sequence[nn.Module], x: Tensor, batch: int = 512) -> Tensor:
     return torch.cat(found, 1)
 
 
-__all__ = ["Member", "Trained", "outputs", "train_together"]
+__all__ = ["Member", "outputs", "train_together"]

@@ -89,7 +89,7 @@ def sweep(
         retry_failed: execute the runs again that failed in an earlier call.
         progress: show a progress bar on stderr: rate, time left, failures.
         until: moment of ``time.monotonic`` by which to end; what was not begun then stays pending, for the next call.
-            A run is begun only while there is time for the longest one so far.
+            A run is begun only while there is time for the longest one so far, in other processes for twice that.
         estimate: a run → about how many seconds it takes, asked of the first one where there is ``until``.
 
     Raises:
@@ -107,7 +107,7 @@ def sweep(
         if todo:
             waiting = book.waiting(failed=retry_failed)
             if until is not None:
-                # A worker's queue holds a second run.
+                # Workers that have yet to start, and share the cores, take longer than the time of a run says.
                 ahead = 1 if jobs == 1 and scheduler is None else 2
                 waiting = _in_time(waiting, until, ahead, taken, estimate or (lambda run: 0.0))
             first = next(waiting, None)

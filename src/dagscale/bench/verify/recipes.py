@@ -68,21 +68,15 @@ def examples(source: str, limit: int | None = None) -> Examples:
         if "has no test split" not in str(error):
             raise
         return _divided(load(source), limit)
-    return Examples(load(source, limit=limit), _rows(held, slice(HELD)))
+    return Examples(load(source, limit=limit), held.rows(slice(HELD)))
 
 
 def _divided(data: Dataset | Text, limit: int | None) -> Examples:
     count = min(HELD, len(data) // 10)
     if count < 1:
         raise DataError(f"{data.name} has {len(data)} examples, too few to hold a tenth out: give at least 10")
-    train = _rows(data, slice(len(data) - count))
-    return Examples(_rows(train, slice(limit)), _rows(data, slice(len(data) - count, None)))
-
-
-def _rows(data: Dataset | Text, part: slice) -> Dataset | Text:
-    if isinstance(data, Text):
-        return data.rows(part)
-    return Dataset(data.name, data.x[part], data.y[part], data.classes)
+    train = data.rows(slice(len(data) - count))
+    return Examples(train.rows(slice(limit)), data.rows(slice(len(data) - count, None)))
 
 
 @cache
