@@ -154,6 +154,14 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path, whole: Path) -> No
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["", '{"format":1}\n'])
+def test_a_file_that_ends_before_its_rows_says_what_it_lacks(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match="lacks the study and its bases, the first two lines; `dagscale retrain"):
+        read_results(path)
+
+
 def test_a_report_tells_the_recipes_that_the_file_holds(tmp_path: Path, whole: Path) -> None:
     text = (whole / "results.jsonl").read_text()
     other = text.replace('"one-rate"', '"of-old"').replace(

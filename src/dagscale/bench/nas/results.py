@@ -288,7 +288,13 @@ def read_results(path: Path) -> Retraining:
 def _read(path: Path) -> tuple[Retraining, dict[str, Any], dict[str, Any], list[Row]]:
     """The value of a file, and what that is gathered from."""
     with parsing(f"{path} is no file of a retraining's results"):
-        what, bases, *rows = [decode(line) for line in read_all(path).decode("utf-8").splitlines()]
+        lines = [decode(line) for line in read_all(path).decode("utf-8").splitlines()]
+        if len(lines) < 2:
+            raise DataError(
+                f"{path} is no file of a retraining's results: it lacks the study and its bases, the first two lines; "
+                "`dagscale retrain --results` writes such a file"
+            )
+        what, bases, *rows = lines
         if what["format"] != FORMAT:
             raise DataError(f"{path} has format {what['format']} of results, and this is for {FORMAT}")
         return gathered(what, bases["bases"], rows), what, bases["bases"], rows
