@@ -302,7 +302,8 @@ def _own(inputs: Inputs) -> Inputs:
 
 
 def _square(t: Tensor) -> float:
-    return float(t.detach().double().square().mean()) if t.numel() else 0.0
+    plain = t.detach() if t.layout is torch.strided else t.detach().to_dense()
+    return float(plain.double().square().mean()) if t.numel() else 0.0
 
 
 def _mean(values: list[float]) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.recorder import tensors_in
+from dagscale.training.batches import cuttable
 from dagscale.training.engine import first_line
 from dagscale.training.muon import matrices
 from dagscale.training.optimizers import Optimizer
@@ -272,7 +273,7 @@ def implementation(known: Optimizer | None) -> str:
 def _by_rows(use: Use, rows: Tensor, out: Any) -> bool:
     """Whether the operator works on each row of its input alone, so that a few of them can be looked at."""
     z = next(tensors_in(out))
-    plain = use.weight.dim() <= 2 or "conv" in str(use.func)
+    plain = (use.weight.dim() <= 2 or "conv" in str(use.func)) and cuttable(rows)
     return plain and rows.dim() >= 1 and z.dim() >= 1 and rows.shape[0] == z.shape[0] > EXAMPLES
 
 
