@@ -321,9 +321,11 @@ class Stream:
         own = seeded(seed, self._generators)
         with own:
             iterator = _read(iter, self.data)
-        first = self._structure is None and not isinstance(self.data, torch.utils.data.DataLoader)
-        if first and iterator is _read(iter, self.data):  # known before anything is taken from it
-            raise BatchError(ONCE)
+        if self._structure is None and not isinstance(self.data, torch.utils.data.DataLoader):
+            with seeded(seed, self._generators):  # it may draw an order at once
+                again = _read(iter, self.data)
+            if again is iterator:  # known before anything is taken from it
+                raise BatchError(ONCE)
         while True:
             with own:
                 raw = _read(next, iterator, _END)
