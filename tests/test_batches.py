@@ -165,18 +165,8 @@ def test_planning_with_augmented_data_repeats() -> None:
     assert planned() == planned()
 
 
-class Shifted(Dataset[tuple[Tensor, Tensor]]):
-    """Examples that are moved at random each time they are read."""
-
-    def __len__(self) -> int:
-        return len(X)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return X[i] + torch.randn(4), Y[i]
-
-
 def test_what_a_numbered_data_set_draws_is_repeatable_and_leaves_the_user_s_numbers_alone() -> None:
-    recipe = Recipe(Shifted(), cross_entropy, "sgd", batch_size=16, steps=6)
+    recipe = Recipe(Augmented(), cross_entropy, "sgd", batch_size=16, steps=6)
     model = net()
     states, found = [], []
     for _ in range(2):

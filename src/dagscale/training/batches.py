@@ -211,13 +211,28 @@ class _Tensors:
         return nullcontext()
 
 
-class _Indexed:
+class _Foreign:
+    """Data of the user's, whose code may draw random numbers and may keep generators of its own."""
+
+    def __init__(self, data: Any, unpack: Unpack | None = None) -> None:
+        self.data, self.unpack = data, unpack
+
+    def stream(self, seed: int) -> AbstractContextManager[Any]:
+        """Around every read of the data: gives them one stream of random numbers, the same under the same seed."""
+        return seeded(seed, self._generators)
+
+    @cached_property
+    def _generators(self) -> list[Any]:
+        return State(self.data, self.unpack, values=False).generators
+
+
+class _Indexed(_Foreign):
     """A torch ``Dataset``, or a table, collated as ``DataLoader`` does."""
 
     def __init__(self, data: Any, unpack: Unpack | None) -> None:
         if len(data) < 2:
             raise RecipeError(f"at least 2 examples are needed, got {len(data)}")
-        self.data, self.unpack = data, unpack
+        super().__init__(data, unpack)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -231,13 +246,6 @@ class _Indexed:
                 "DataLoader with a collate_fn of its own"
             ) from error
         return unpacked(batch, self.unpack)
-
-    def stream(self, seed: int) -> AbstractContextManager[Any]:
-        return seeded(seed, self._generators)
-
-    @cached_property
-    def _generators(self) -> list[Any]:
-        return State(self.data, self.unpack, values=False).generators
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,16 +299,14 @@ class Rows:
 # --- batches that come as they come ----------------------------------------------------------------------------
 
 
-class Stream:
+class Stream(_Foreign):
     """A ``DataLoader``, or any iterable of batches, read anew for every pass.
 
     What it draws at random, such as an order or an augmentation, is seeded: a pass under one seed is always the same.
     So are generators of its own, such as a sampler's, and they are as they were between batches.
     """
 
-    def __init__(self, data: Any, unpack: Unpack | None = None) -> None:
-        self.data, self.unpack = data, unpack
-        self._structure: Any = None
+    _structure: Any = None
 
     @property
     def batch_size(self) -> int | None:
@@ -318,13 +324,13 @@ class Stream:
 
     def _pass(self, seed: int) -> Iterator[Batch]:
         """One pass, with one stream of random numbers of its own; the user's go on between batches."""
-        own = seeded(seed, self._generators)
+        own = self.stream(seed)
         with own:
             iterator = _read(iter, self.data)
         if self._structure is None and not isinstance(self.data, torch.utils.data.DataLoader):
-            with seeded(seed, self._generators):  # it may draw an order at once
-                again = _read(iter, self.data)
-            if again is iterator:  # known before anything is taken from it
+            with self.stream(seed):  # it may draw an order at once
+                once = _read(iter, self.data) is iterator
+            if once:  # known before anything is taken from it
                 raise BatchError(ONCE)
         while True:
             with own:
@@ -332,10 +338,6 @@ class Stream:
             if raw is _END:
                 return
             yield self._checked(raw)
-
-    @cached_property
-    def _generators(self) -> list[Any]:
-        return State(self.data, self.unpack, values=False).generators
 
     def _checked(self, raw: Any) -> Batch:
         structure = _structure(raw)
