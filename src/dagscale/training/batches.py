@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dagscale.errors import BatchError, DagscaleError, RecipeError
-from dagscale.tracing.faults import first_line
+from dagscale.tracing.faults import one_line
 from dagscale.tracing.forward import bind_inputs
 from dagscale.tracing.state import State
 from dagscale.training.seeds import seeded
@@ -93,7 +93,7 @@ def unpacked(batch: Any, unpack: Unpack | None = None) -> Batch:
             inputs, target = unpack(batch)
         except Exception as error:
             raise BatchError(
-                f"unpack raised {type(error).__name__}: {first_line(error)}, on a batch of {type(batch).__name__}; it "
+                f"unpack raised {one_line(error)}, on a batch of {type(batch).__name__}; it "
                 "must return (inputs, target)"
             ) from error
         return Batch(detached(inputs), detached(target))
@@ -242,7 +242,7 @@ class _Indexed(_Foreign):
             batch = torch.utils.data.default_collate([self.data[i] for i in numbers.tolist()])
         except Exception as error:
             raise BatchError(
-                f"the data set cannot be read into a batch, {type(error).__name__}: {first_line(error)}; give a "
+                f"the data set cannot be read into a batch, {one_line(error)}; give a "
                 "DataLoader with a collate_fn of its own"
             ) from error
         return unpacked(batch, self.unpack)
@@ -385,7 +385,7 @@ def _read(function: Callable[..., T], *arguments: Any) -> T:
     except DagscaleError:
         raise
     except Exception as error:
-        raise BatchError(f"reading the data raised {type(error).__name__}: {first_line(error)}") from error
+        raise BatchError(f"reading the data raised {one_line(error)}") from error
 
 
 def _structure(raw: Any) -> str:

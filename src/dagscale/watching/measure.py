@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.tracing.calls import LayerCalls, Use
+from dagscale.tracing.faults import one_line
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.batches import cuttable
-from dagscale.training.engine import first_line
 from dagscale.training.muon import matrices
 from dagscale.training.optimizers import Optimizer
 from dagscale.watching.planned import Planned, rms_of_spectral, spectral_step
@@ -132,7 +132,7 @@ class Window:
         try:
             self._keep_layer(use, out)
         except Exception as error:
-            self.broken = first_line(error)
+            self.broken = one_line(error)
 
     def _keep_layer(self, use: Use, out: Any) -> None:
         """Run the layer's operator again, on a few rows, without its bias."""
@@ -254,7 +254,7 @@ class Window:
                     z.append(layer.z.float().square().mean())
                     dz.append((new - layer.z.float()).square().mean())
             except Exception as error:
-                self.broken = first_line(error)
+                self.broken = one_line(error)
                 continue
             found[name] = {"z": torch.stack(z).mean(), "dz": torch.stack(dz).mean()}
         return found
