@@ -49,7 +49,7 @@ class Batch:
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         target: what ``loss(output, target)`` takes; None if there is none.
         labelled: whether the model is given its labels too, and so may answer with its own loss.
-        whole: whether its rows may be no examples that stand for themselves, such as the nodes of a graph.
+        whole: whether its rows may depend on one another, as the nodes of a graph do, so that none is left out.
     """
 
     inputs: Inputs
@@ -65,7 +65,7 @@ class Batch:
     def first(self, n: int) -> Batch:
         """Its first ``n`` examples; itself where it has no more, or cannot be cut.
 
-        Those of a graph differ in length, are sparse, or hold a number for every two nodes.
+        Tensors of a graph differ in length, are sparse, or hold a number for every two nodes: such are not cut.
         """
         size = self.size
         parts = [t for t in tree_leaves((self.inputs, self.target)) if isinstance(t, Tensor) and t.ndim]
