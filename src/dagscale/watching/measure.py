@@ -14,9 +14,9 @@ from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.faults import one_line
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.batches import cuttable
-from dagscale.training.muon import matrices
+from dagscale.training.muon import matrices, shape_factor
 from dagscale.training.optimizers import Optimizer
-from dagscale.watching.planned import Planned, rms_of_spectral, spectral_step
+from dagscale.watching.planned import Planned, rms_of_spectral
 
 WHOLE, SAMPLE = 65_536, 16_384
 """Parameters with at most so many entries are compared whole; of larger ones about so many evenly spaced entries."""
@@ -236,7 +236,8 @@ class Window:
         if known is None or "gradient" not in v:
             return None
         if "top" in v:
-            return spectral_step(next(matrices(own.parameter.detach().contiguous(), old.group)), implementation(known))
+            matrix = next(matrices(own.parameter.detach().contiguous(), old.group))
+            return shape_factor(matrix.shape, implementation(known))  # the spectral norm of each step
         if known.step in ("sign", "spectral"):
             return 1.0
         if known.step == "gradient":
