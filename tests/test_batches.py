@@ -165,6 +165,19 @@ def test_planning_with_augmented_data_repeats() -> None:
     assert planned() == planned()
 
 
+def test_what_a_numbered_data_set_draws_is_repeatable_and_leaves_the_user_s_numbers_alone() -> None:
+    recipe = Recipe(Augmented(), cross_entropy, "sgd", batch_size=16, steps=6)
+    model = net()
+    states, found = [], []
+    for _ in range(2):
+        torch.randn(3)
+        states.append(torch.get_rng_state())
+        found.append(dagscale.search(model, recipe, seeds=1, grid=[0.05, 0.1], widen=0).curve)
+        assert torch.equal(torch.get_rng_state(), states[-1])
+    assert found[0] == found[1]
+    assert not torch.equal(*states)
+
+
 class Shuffled:
     """Batches in an order of its own."""
 
@@ -176,6 +189,13 @@ class Shuffled:
         self.order.shuffle(rows)
         for i in range(0, 96, 16):
             yield X[rows[i : i + 16]] + float(self.noise.normal()), Y[rows[i : i + 16]]
+
+
+class ShuffledAtOnce(Shuffled):
+    """The order is drawn before any batch is asked for."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(list(super().__iter__()))
 
 
 class Noisy(Dataset):  # type: ignore[type-arg]
@@ -217,7 +237,7 @@ def test_generators_of_a_loader_are_seeded_and_given_back(kind: str) -> None:
     assert torch.equal(own.get_state(), before)
 
 
-@pytest.mark.parametrize(("make", "size"), [(Shuffled, None), (Noisy, 16)])
+@pytest.mark.parametrize(("make", "size"), [(Shuffled, None), (ShuffledAtOnce, None), (Noisy, 16)])
 def test_generators_that_data_keep_are_seeded_and_given_back(make: Any, size: int | None) -> None:
     data = make()
     before = repr((data.noise.__getstate__(), getattr(data, "order", random.Random(0)).getstate()))
@@ -377,26 +397,3 @@ def test_rows_of_nested_tensors_are_refused() -> None:
 
 if __name__ == "__main__":
     measure_peaks()
-
-
-class Shifted(Dataset[tuple[Tensor, Tensor]]):
-    """Examples that are moved at random each time they are read."""
-
-    def __len__(self) -> int:
-        return len(X)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return X[i] + torch.randn(4), Y[i]
-
-
-def test_what_a_numbered_data_set_draws_is_repeatable_and_leaves_the_user_s_numbers_alone() -> None:
-    recipe = Recipe(Shifted(), cross_entropy, "sgd", batch_size=16, steps=6)
-    model = net()
-    states, found = [], []
-    for _ in range(2):
-        torch.randn(3)
-        states.append(torch.get_rng_state())
-        found.append(dagscale.search(model, recipe, seeds=1, grid=[0.05, 0.1], widen=0).curve)
-        assert torch.equal(torch.get_rng_state(), states[-1])
-    assert found[0] == found[1]
-    assert not torch.equal(*states)

@@ -461,3 +461,24 @@ def test_a_list_of_heads_is_checked_without_its_curvature():
     assert check(heads, data=DATA, sizes=[1, 2], base_lr=0.01, **words) is not None
     with pytest.raises(CheckError, match=r"no base_lr is given, and .* curvature is not to be had"):
         check(heads, data=DATA, sizes=[1, 2], **words)
+
+
+@pytest.mark.parametrize("kind", ["sparse features", "one number"])
+def test_layers_whose_input_has_no_rows_to_take_are_run_again(kind):
+    class Net(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.a, self.kinds, self.b = nn.Linear(64, width), nn.Embedding(2, width), nn.Linear(width, 10)
+
+        def forward(self, x, which):
+            x = x.flatten(1)
+            a = torch.sparse.mm(x.to_sparse(), self.a.weight.T) if kind == "sparse features" else self.a(x)
+            return self.b(torch.relu(a + self.kinds(which)))
+
+    batches = []
+    for i in range(0, 96, 32):
+        which = torch.tensor(1) if kind == "one number" else torch.ones(32, dtype=torch.long)
+        batches.append(((DATA.x[i : i + 32], which), DATA.y[i : i + 32]))
+    words = {"data": batches, "init": "keep", "law": "none", "base_lr": 0.01, "steps": 1, "seeds": 1}
+    report = check([(Net(width), batches[0][0]) for width in (8, 16)], loss=cross_entropy, **words)
+    assert {fit.name for fit in report.fits if fit.quantity == "own"} == {"a", "kinds", "b"}

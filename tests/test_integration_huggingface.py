@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -375,25 +376,28 @@ def test_no_trainer(folder: Path) -> None:
         hf.WatchCallback(planned(trainer_of(folder))).report()
 
 
+def error_of_importing(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the module says, in one line, where it is imported anew and cannot be."""
+    monkeypatch.delitem(sys.modules, "dagscale.integrations.huggingface")
+    with pytest.raises(DagscaleError) as caught:
+        importlib.import_module("dagscale.integrations.huggingface")
+    assert "\n" not in str(caught.value)
+    assert dagscale.integrations.huggingface is hf  # type: ignore[attr-defined]
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("version", [None, "4.44.0"])
 def test_transformers_absent_or_too_old(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
     if version is None:
         monkeypatch.setitem(sys.modules, "transformers", None)
     else:
         monkeypatch.setattr(sys.modules["transformers"], "__version__", version)  # its lazy twin
-    monkeypatch.delitem(sys.modules, "dagscale.integrations.huggingface")
-    with pytest.raises(DagscaleError, match=r"this needs transformers.*: pip install 'transformers>=5\.0'") as caught:
-        importlib.import_module("dagscale.integrations.huggingface")
-    assert "\n" not in str(caught.value)
-    monkeypatch.undo()
-    dagscale.integrations.huggingface = hf  # type: ignore[attr-defined]
+    text = error_of_importing(monkeypatch)
+    assert re.search(r"this needs transformers.*: pip install 'transformers>=5\.0'", text)
 
 
 def test_the_cause_is_named_where_transformers_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers.trainer", None)
-    monkeypatch.delitem(sys.modules, "dagscale.integrations.huggingface")
-    with pytest.raises(DagscaleError, match=r"transformers\.trainer cannot be imported") as caught:
-        importlib.import_module("dagscale.integrations.huggingface")
-    assert "or newer" not in str(caught.value)
-    monkeypatch.undo()
-    dagscale.integrations.huggingface = hf  # type: ignore[attr-defined]
+    text = error_of_importing(monkeypatch)
+    assert "transformers.trainer cannot be imported" in text
+    assert "or newer" not in text

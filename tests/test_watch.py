@@ -662,6 +662,32 @@ def test_sparse_gradients_and_checkpoints() -> None:
     assert {row.name for row in report.rows if row.signal} == {"embed.weight", "hidden.weight", "readout.weight"}
 
 
+@pytest.mark.parametrize("kind", ["sparse features", "one number"])
+def test_layers_whose_input_has_no_rows_to_take_are_seen(kind: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.kinds, self.b = nn.Linear(6, 8), nn.Embedding(2, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor, which: Tensor) -> Tensor:
+            a = torch.sparse.mm(x.to_sparse(), self.a.weight.T) if kind == "sparse features" else self.a(x)
+            out: Tensor = self.b(torch.relu(a + self.kinds(which)))
+            return out
+
+    torch.manual_seed(0)
+    model, x = Net(), inputs("mlp")
+    which = torch.tensor(1) if kind == "one number" else torch.ones(len(x), dtype=torch.long)
+    plan = dagscale.plan(model, (x, which), optimizer="adamw", base_lr=1e-3, law="none", init="keep")
+    optimizer = plan.optimizer(model)
+    seen = dagscale.watch(model, plan, optimizer, every=1)
+    cross_entropy(model(x, which), x[:, :5].argmax(1)).backward()
+    optimizer.step()
+    report = seen.report()
+    assert not any("were not seen" in note for note in report.notes), report.notes
+    signals = {row.name: row.signal for row in report.rows}
+    assert all(signals[name] for name in ("a.weight", "b.weight", "kinds.weight")), signals
+
+
 def test_a_forward_that_raises_leaves_no_mode_behind() -> None:
     model, plan, optimizer = watched()
     watch = dagscale.watch(model, plan, optimizer)

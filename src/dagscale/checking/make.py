@@ -105,8 +105,9 @@ def check(
         numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
         axis, found_sizes = growth(family_, numbers)
         for member in family_:
-            kept_until_the_end(member.make(seed), (recipe.loss, recipe.step))
-            attempt(member.make(seed), member.graph, member.inputs, task)
+            model = member.make(seed)
+            kept_until_the_end(model, (recipe.loss, recipe.step))
+            attempt(model, member.graph, member.inputs, task)
         bar.say("planning")
         planner = _Planner(family_, plans, given, task, base_lr, seed)
         notes += planner.notes

@@ -20,11 +20,12 @@ from dagscale.planning.plans import Plan
 from dagscale.planning.validate import check_gradient
 from dagscale.tracing import forward
 from dagscale.tracing.calls import LayerCalls, Use
+from dagscale.tracing.faults import one_line
 from dagscale.tracing.recorder import tensors_in
 from dagscale.tracing.state import State
 from dagscale.training import engine
 from dagscale.training.batches import Batch, Inputs, each, logits, shapes
-from dagscale.training.engine import first_line, train
+from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
 from dagscale.training.seeds import seeded
 
@@ -229,7 +230,7 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
     except DagscaleError:
         raise
     except Exception as error:
-        raise CheckError(f"the forward raised {first_line(error)}, on inputs {shapes(x)} in train mode") from error
+        raise CheckError(f"the forward raised {one_line(error)}, on inputs {shapes(x)} in train mode") from error
     return found
 
 
@@ -302,7 +303,8 @@ def _own(inputs: Inputs) -> Inputs:
 
 
 def _square(t: Tensor) -> float:
-    return float(t.detach().double().square().mean()) if t.numel() else 0.0
+    plain = t.detach() if t.layout is torch.strided else t.detach().to_dense()
+    return float(plain.double().square().mean()) if t.numel() else 0.0
 
 
 def _mean(values: list[float]) -> float:

@@ -179,8 +179,8 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Clip:
-    """A hook before an optimizer's step: clips by the norm that weighs folded multipliers. Where a loss
-    scale is still in the gradients, the norm they are clipped to is scaled alike."""
+    """A hook before an optimizer's step: clips by the norm that weighs folded multipliers. Where a loss scale is still
+    in the gradients, the norm that they are clipped to is scaled alike."""
 
     norm: float
 

@@ -64,7 +64,7 @@ def configure_optimizers(
         PlanError: if there is no plan, or it does not fit the module.
     """
     trainer = module._trainer
-    planner = next((own for own in trainer.callbacks if isinstance(own, PlanCallback)), None) if trainer else None
+    planner = None if trainer is None else _planner(trainer)
     if planner is not None:
         plan, planner._lr = plan or planner.plan, groups.get("lr")
     if plan is None:
@@ -278,6 +278,11 @@ class PlanCallback(Callback):
         return Recipe(data, self.loss, **{**said, **self._training})
 
 
+def _planner(trainer: Any) -> PlanCallback | None:
+    """The one among its callbacks, if there is one."""
+    return next((own for own in trainer.callbacks if isinstance(own, PlanCallback)), None)
+
+
 def _steps(trainer: Any) -> int | None:
     """Optimiser steps of the fit; None where it has no end."""
     steps = trainer.estimated_stepping_batches
@@ -367,7 +372,8 @@ class WatchCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin."""
-        plan = self.plan or next((own.plan for own in trainer.callbacks if isinstance(own, PlanCallback)), None)
+        planner = _planner(trainer)
+        plan = self.plan or (None if planner is None else planner.plan)
         if plan is None:
             raise PlanError("there is no plan to watch against: give WatchCallback(plan), or a PlanCallback beside it")
         self.watch = dagscale.watch(pl_module, plan, trainer.optimizers, every=self.every, base=self.base)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dagscale.errors import PlanError
+from dagscale.tracing.faults import one_line
 from dagscale.training.batches import Batch, logits
-from dagscale.training.engine import first_line
 from dagscale.training.probe import Probe
 from dagscale.training.seeds import seeded
 
@@ -84,7 +84,7 @@ def leading_eigenpair(
     try:
         return _power_iteration(probe, scale, tolerance, most, start, batches or probe.measuring())
     except (RuntimeError, NotImplementedError) as error:
-        raise PlanError(f"the curvature cannot be measured, {first_line(error)}; use law 'short-run'") from error
+        raise PlanError(f"the curvature cannot be measured, {one_line(error)}; use law 'short-run'") from error
 
 
 def _power_iteration(

@@ -166,17 +166,23 @@ def _never_compiling(frames: Any) -> Iterator[None]:
         frames.set_eval_frame = asked
 
 
+_FUSED = (
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    # what NNPACK works in is several times a layer's weights, and stays allocated
+    (torch._C._get_nnpack_enabled, torch._C._set_nnpack_enabled),
+)
+"""Of each switch of fused kernels, how it is read and how it is turned."""
+
+
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
     """Attention, recurrence and convolution without fused kernels whose choice depends on the device."""
     with ExitStack() as stack:
         stack.enter_context(torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-        torch._C._set_mkldnn_enabled(False)
-        stack.callback(torch._C._set_nnpack_enabled, torch._C._get_nnpack_enabled())
-        torch._C._set_nnpack_enabled(False)  # what it works in is several times a layer's weights, and stays allocated
+        for read, turn in _FUSED:
+            stack.callback(turn, read())
+            turn(False)
         log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what we report
         stack.callback(setattr, log, "disabled", log.disabled)
         log.disabled = True
@@ -187,17 +193,15 @@ def plain_arithmetic() -> Iterator[None]:
 
 def switches() -> Callable[[], None]:
     """What puts the switches that `plain_arithmetic` turns back to where they are now."""
-    grad, mkldnn, nnpack = torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled()
-    fast = torch.backends.mha.get_fastpath_enabled()
+    grad, fused = torch.is_grad_enabled(), [(turn, read()) for read, turn in _FUSED]
     sdp = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")}
     log, filters = logging.getLogger("torch._subclasses.fake_tensor"), warnings.filters
     disabled, kept = log.disabled, list(filters)
 
     def put_back() -> None:
         torch.set_grad_enabled(grad)
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch._C._set_mkldnn_enabled(mkldnn)
-        torch._C._set_nnpack_enabled(nnpack)
+        for turn, on in fused:
+            turn(on)
         for name, on in sdp.items():
             getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
         log.disabled = disabled

@@ -54,12 +54,13 @@ class Use:
         """The layer as a function of its weight, on what enters it now, to be run again when that is long gone.
 
         Args:
-            rows: only so many of what enters.
+            rows: only so many of what enters; None for all of it, which then need not have rows.
             bias: with the bias, as it will be then.
         """
         from dagscale.tracing.recorder import tensors_in
 
-        fixed = dict(self.arguments) | {a: v.detach()[:rows].clone() for a, v in self.signals.items()}
+        entering = {a: v.detach() for a, v in self.signals.items()}
+        fixed = dict(self.arguments) | {a: (v if rows is None else v[:rows]).clone() for a, v in entering.items()}
         added = fixed.get(self.meaning.bias)
         if not bias and isinstance(added, Tensor):
             fixed[self.meaning.bias] = torch.zeros_like(added).detach()

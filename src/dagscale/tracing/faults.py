@@ -47,13 +47,16 @@ def looks_at_values(error: Exception) -> str:
     """The note on a forward that could not be run on fake tensors."""
     if needs_values(error):
         return f"the forward looks at values ({first_line(error)}): run for real, only the branch taken was seen"
-    return (
-        f"the forward does not run on fake tensors ({type(error).__name__}: {first_line(error)}): run for real, "
-        "only the branch taken was seen"
-    )
+    return f"the forward does not run on fake tensors ({one_line(error)}): run for real, only the branch taken was seen"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception on one line: its type and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of its message alone."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else "no message"
 

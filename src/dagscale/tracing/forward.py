@@ -26,7 +26,7 @@ from dagscale.tracing._torch import (
     storage_key,
     unseen,
 )
-from dagscale.tracing.faults import first_line, forward_error, looks_at_values
+from dagscale.tracing.faults import forward_error, looks_at_values, one_line
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.inputs import bind_inputs, check_devices, copied, named_leaves
 from dagscale.tracing.leftovers import nothing_left
@@ -96,9 +96,7 @@ class Read:
         try:
             chosen = select(value)
         except Exception as error:
-            raise TraceError(
-                f"select raised {type(error).__name__}: {first_line(error)}, on the forward's {type(value).__name__}"
-            ) from error
+            raise TraceError(f"select raised {one_line(error)}, on the forward's {type(value).__name__}") from error
         tensors = output_tensors(chosen)
         hidden = {type(o).__name__: tensors_within(o) for o in objects_among(chosen)}
         self.tensors = [*tensors, *(t for inside in hidden.values() for t in inside)]
@@ -248,7 +246,7 @@ def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} has lazy layers, and copying it to run them once raised "
-            f"{type(error).__name__}: {first_line(error)}; run its forward once yourself, then trace"
+            f"{one_line(error)}; run its forward once yourself, then trace"
         ) from error
     args, kwargs = copied((args, kwargs))
     with unchanged_random_state(), torch.no_grad():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dagscale.errors import BatchError, DagscaleError, RecipeError
-from dagscale.tracing.faults import first_line
+from dagscale.tracing.faults import one_line
 from dagscale.tracing.forward import bind_inputs
 from dagscale.tracing.state import State
 from dagscale.training.seeds import seeded
@@ -49,7 +49,7 @@ class Batch:
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         target: what ``loss(output, target)`` takes; None if there is none.
         labelled: whether the model is given its labels too, and so may answer with its own loss.
-        whole: whether its rows may be no examples that stand for themselves, such as the nodes of a graph.
+        whole: whether its rows may depend on one another, as the nodes of a graph do, so that none is left out.
     """
 
     inputs: Inputs
@@ -65,7 +65,7 @@ class Batch:
     def first(self, n: int) -> Batch:
         """Its first ``n`` examples; itself where it has no more, or cannot be cut.
 
-        Those of a graph differ in length, are sparse, or hold a number for every two nodes.
+        Tensors of a graph differ in length, are sparse, or hold a number for every two nodes: such are not cut.
         """
         size = self.size
         parts = [t for t in tree_leaves((self.inputs, self.target)) if isinstance(t, Tensor) and t.ndim]
@@ -93,7 +93,7 @@ def unpacked(batch: Any, unpack: Unpack | None = None) -> Batch:
             inputs, target = unpack(batch)
         except Exception as error:
             raise BatchError(
-                f"unpack raised {type(error).__name__}: {first_line(error)}, on a batch of {type(batch).__name__}; it "
+                f"unpack raised {one_line(error)}, on a batch of {type(batch).__name__}; it "
                 "must return (inputs, target)"
             ) from error
         return Batch(detached(inputs), detached(target))
@@ -211,13 +211,28 @@ class _Tensors:
         return nullcontext()
 
 
-class _Indexed:
+class _Foreign:
+    """Data of the user's, whose code may draw random numbers and may keep generators of its own."""
+
+    def __init__(self, data: Any, unpack: Unpack | None = None) -> None:
+        self.data, self.unpack = data, unpack
+
+    def stream(self, seed: int) -> AbstractContextManager[Any]:
+        """Around every read of the data: gives them one stream of random numbers, the same under the same seed."""
+        return seeded(seed, self._generators)
+
+    @cached_property
+    def _generators(self) -> list[Any]:
+        return State(self.data, self.unpack, values=False).generators
+
+
+class _Indexed(_Foreign):
     """A torch ``Dataset``, or a table, collated as ``DataLoader`` does."""
 
     def __init__(self, data: Any, unpack: Unpack | None) -> None:
         if len(data) < 2:
             raise RecipeError(f"at least 2 examples are needed, got {len(data)}")
-        self.data, self.unpack = data, unpack
+        super().__init__(data, unpack)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -227,17 +242,10 @@ class _Indexed:
             batch = torch.utils.data.default_collate([self.data[i] for i in numbers.tolist()])
         except Exception as error:
             raise BatchError(
-                f"the data set cannot be read into a batch, {type(error).__name__}: {first_line(error)}; give a "
+                f"the data set cannot be read into a batch, {one_line(error)}; give a "
                 "DataLoader with a collate_fn of its own"
             ) from error
         return unpacked(batch, self.unpack)
-
-    def stream(self, seed: int) -> AbstractContextManager[Any]:
-        return seeded(seed, self._generators)
-
-    @cached_property
-    def _generators(self) -> list[Any]:
-        return State(self.data, self.unpack, values=False).generators
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,16 +299,14 @@ class Rows:
 # --- batches that come as they come ----------------------------------------------------------------------------
 
 
-class Stream:
+class Stream(_Foreign):
     """A ``DataLoader``, or any iterable of batches, read anew for every pass.
 
     What it draws at random, such as an order or an augmentation, is seeded: a pass under one seed is always the same.
     So are generators of its own, such as a sampler's, and they are as they were between batches.
     """
 
-    def __init__(self, data: Any, unpack: Unpack | None = None) -> None:
-        self.data, self.unpack = data, unpack
-        self._structure: Any = None
+    _structure: Any = None
 
     @property
     def batch_size(self) -> int | None:
@@ -318,22 +324,20 @@ class Stream:
 
     def _pass(self, seed: int) -> Iterator[Batch]:
         """One pass, with one stream of random numbers of its own; the user's go on between batches."""
-        own = seeded(seed, self._generators)
+        own = self.stream(seed)
         with own:
             iterator = _read(iter, self.data)
-        first = self._structure is None and not isinstance(self.data, torch.utils.data.DataLoader)
-        if first and iterator is _read(iter, self.data):  # known before anything is taken from it
-            raise BatchError(ONCE)
+        if self._structure is None and not isinstance(self.data, torch.utils.data.DataLoader):
+            with self.stream(seed):  # it may draw an order at once
+                once = _read(iter, self.data) is iterator
+            if once:  # known before anything is taken from it
+                raise BatchError(ONCE)
         while True:
             with own:
                 raw = _read(next, iterator, _END)
             if raw is _END:
                 return
             yield self._checked(raw)
-
-    @cached_property
-    def _generators(self) -> list[Any]:
-        return State(self.data, self.unpack, values=False).generators
 
     def _checked(self, raw: Any) -> Batch:
         structure = _structure(raw)
@@ -381,7 +385,7 @@ def _read(function: Callable[..., T], *arguments: Any) -> T:
     except DagscaleError:
         raise
     except Exception as error:
-        raise BatchError(f"reading the data raised {type(error).__name__}: {first_line(error)}") from error
+        raise BatchError(f"reading the data raised {one_line(error)}") from error
 
 
 def _structure(raw: Any) -> str:

@@ -54,8 +54,8 @@ def all_put_back() -> Iterator[None]:
 
 
 def kept_until_the_end(model: nn.Module, beside: Iterable[Any] = ()) -> None:
-    """Where copies of a model are made by other means: what its code, and that of functions beside it, keeps elsewhere
-    is put back when the call that stands in `all_put_back` ends."""
+    """Put back what a model's code, and that of functions beside it, keeps outside of the model, when the
+    `all_put_back` around this ends. A `WorkingCopy` does so itself; this is for copies that are made otherwise."""
     state = State(*forward.roots(model), *beside)
     own = {id(t) for t in (*model.parameters(), *model.buffers())}
     values = [_Value(t, None) for t in _leaves(model, state) if id(t) not in own]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dagscale.errors import BatchError, DagscaleError, RecipeError
 from dagscale.tracing import forward
+from dagscale.tracing.faults import one_line
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import Groups
@@ -46,12 +47,6 @@ class Run:
     steps: int
     losses: tuple[float, ...]
     raised: str = ""
-
-
-def first_line(error: BaseException) -> str:
-    """An exception on one line: its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
 def batch_output(model: nn.Module, recipe: Recipe, batch: Batch) -> Any:
@@ -117,7 +112,7 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
         if out is not output:  # a loss of several heads takes the whole output
             with suppress(Exception):
                 return loss(output, *given)
-        text = first_line(error)
+        text = one_line(error)
         mend = ": class labels must be int64, y.long()" if "Long" in text else ""
         if isinstance(error, AttributeError) and out is not output:
             mend = ": the loss is given the output's logits; leave loss out for the model's own"
@@ -182,7 +177,7 @@ def backward(value: Tensor) -> None:
     try:
         value.backward()  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise RecipeError(f"the backward pass raised {first_line(error)}") from error
+        raise RecipeError(f"the backward pass raised {one_line(error)}") from error
 
 
 def train(
@@ -292,7 +287,7 @@ def of_user(name: str, action: Callable[[], T]) -> T:
     except DagscaleError:
         raise
     except Exception as error:
-        raise RecipeError(f"the {name} raised {first_line(error)}") from error
+        raise RecipeError(f"the {name} raised {one_line(error)}") from error
 
 
 def exploded(loss: float, first: float) -> bool:
@@ -334,4 +329,4 @@ def _number(value: float | Tensor) -> float:
     return float(value)
 
 
-__all__ = ["Run", "batch_loss", "batch_output", "final_loss", "first_line", "output_loss", "step", "train"]
+__all__ = ["Run", "batch_loss", "batch_output", "final_loss", "output_loss", "step", "train"]

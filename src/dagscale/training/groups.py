@@ -49,20 +49,20 @@ def parameter_groups(
 ) -> Groups:
     """One group for each distinct setting, in the order of the parameters; frozen parameters are left out.
 
-        Args:
-            parameters: qualified name → parameter.
-            relative: qualified name → its factors; those not named have factors of 1.
-            optimizer: whose defaults the factors on ε and decay start from.
-            lr: the network's learning rate.
-            weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.
-            no_decay: roles, or a function of name and parameter, that get none if ``weight_decay`` is given.
-            apart: one group for each parameter.
+    Args:
+        parameters: qualified name → parameter.
+        relative: qualified name → its factors; those not named have factors of 1.
+        optimizer: whose defaults the factors on ε and decay start from.
+        lr: the network's learning rate.
+        weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.
+        no_decay: roles, or a function of name and parameter, that get none if ``weight_decay`` is given.
+        apart: one group for each parameter.
 
-        Returns:
-    ``{"params": [...], "lr": …, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"`` where they are not
-            the optimiser's own, ``"fold"`` where a multiplier is folded in, and for spectral optimisers whether it is a
-            hidden ``"matrix"``, whether a weight that is several is ``"split"`` or ``"stacked"``, and whether it is
-            ``"transposed"``, written ``in × out``.
+    Returns:
+        ``{"params": [...], "lr": …, "param_names": [...]}``, with ``"weight_decay"`` and ``"eps"`` where they are not
+        the optimiser's own, and ``"fold"`` where a multiplier is folded in. For spectral optimisers also whether it is
+        a hidden ``"matrix"``, how a weight that is several matrices is ``"split"`` or ``"stacked"``, and whether it is
+        ``"transposed"``, written ``in × out``.
     """
     found: dict[Any, dict[str, Any]] = {}
     decay = weight_decay if weight_decay is not None else _own_decay(optimizer)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.tracing.calls import LayerCalls, Use
+from dagscale.tracing.faults import one_line
 from dagscale.tracing.recorder import tensors_in
-from dagscale.training.engine import first_line
-from dagscale.training.muon import matrices
+from dagscale.training.batches import cuttable
+from dagscale.training.muon import matrices, shape_factor
 from dagscale.training.optimizers import Optimizer
-from dagscale.watching.planned import Planned, rms_of_spectral, spectral_step
+from dagscale.watching.planned import Planned, rms_of_spectral
 
 WHOLE, SAMPLE = 65_536, 16_384
 """Parameters with at most so many entries are compared whole; of larger ones about so many evenly spaced entries."""
@@ -131,7 +132,7 @@ class Window:
         try:
             self._keep_layer(use, out)
         except Exception as error:
-            self.broken = first_line(error)
+            self.broken = one_line(error)
 
     def _keep_layer(self, use: Use, out: Any) -> None:
         """Run the layer's operator again, on a few rows, without its bias."""
@@ -235,7 +236,8 @@ class Window:
         if known is None or "gradient" not in v:
             return None
         if "top" in v:
-            return spectral_step(next(matrices(own.parameter.detach().contiguous(), old.group)), implementation(known))
+            matrix = next(matrices(own.parameter.detach().contiguous(), old.group))
+            return shape_factor(matrix.shape, implementation(known))  # the spectral norm of each step
         if known.step in ("sign", "spectral"):
             return 1.0
         if known.step == "gradient":
@@ -253,7 +255,7 @@ class Window:
                     z.append(layer.z.float().square().mean())
                     dz.append((new - layer.z.float()).square().mean())
             except Exception as error:
-                self.broken = first_line(error)
+                self.broken = one_line(error)
                 continue
             found[name] = {"z": torch.stack(z).mean(), "dz": torch.stack(dz).mean()}
         return found
@@ -272,7 +274,7 @@ def implementation(known: Optimizer | None) -> str:
 def _by_rows(use: Use, rows: Tensor, out: Any) -> bool:
     """Whether the operator works on each row of its input alone, so that a few of them can be looked at."""
     z = next(tensors_in(out))
-    plain = use.weight.dim() <= 2 or "conv" in str(use.func)
+    plain = (use.weight.dim() <= 2 or "conv" in str(use.func)) and cuttable(rows)
     return plain and rows.dim() >= 1 and z.dim() >= 1 and rows.shape[0] == z.shape[0] > EXAMPLES
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.plans import Plan
 from dagscale.training.draws import Fill
-from dagscale.training.muon import SHAPE_FACTORS, matrix_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +60,9 @@ def planned_parameters(model: nn.Module, plan: Plan) -> dict[str, Planned]:
     return {name: found[name] for name in plan.parameters if name in found}
 
 
-def spectral_step(matrix: Tensor, implementation: str) -> float:
-    """The spectral norm of one step at rate 1: the implementation's shape factor."""
-    return SHAPE_FACTORS[implementation](*matrix_shape(matrix.shape))
-
-
 def rms_of_spectral(matrix: Tensor, norm: float) -> float:
     """The root mean square of the entries of a matrix whose singular values all are ``norm``."""
     return norm / sqrt(max(matrix.shape))
 
 
-__all__ = ["Planned", "planned_parameters", "rms_of_spectral", "spectral_step"]
+__all__ = ["Planned", "planned_parameters", "rms_of_spectral"]
