@@ -212,7 +212,7 @@ def test_without_a_base_other_laws_say_what_is_missing() -> None:
     model, x = targets.load("mlp:2", data=None)
     with pytest.raises(PlanError, match=r"dagscale\.search, or give data and loss"):
         dagscale.plan(model, x)
-    with pytest.raises(PlanError, match="base_lr must be"):
+    with pytest.raises(PlanError, match="carries a base rate over, and there is none"):
         dagscale.plan(model, x, law="curvature", data=(x, torch.zeros(len(x), dtype=torch.int64)), loss=cross_entropy)
 
 
