@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dagscale.errors import DagscaleError
 from dagscale.inits.base import init, zeros_and_ones
-from dagscale.inits.wanted import by_parameters, wanted_moments
+from dagscale.inits.wanted import Wanted, by_parameters, wanted_moments
 from dagscale.network import Network
 from dagscale.tracing import forward
 from dagscale.tracing._torch import TorchDispatchMode
@@ -62,6 +62,11 @@ def moments(network: Network) -> dict[str, Fill]:
     Raises:
         PlanError: if the model is on ``meta``, so that nothing can be measured.
     """
+    return measured(network, by_parameters(network.graph))
+
+
+def measured(network: Network, wanted: Wanted) -> dict[str, Fill]:
+    """Every layer's output gets the second moment that is wanted of it."""
     fills = zeros_and_ones(network.graph)
     copied = network.copy
     try:
@@ -71,7 +76,7 @@ def moments(network: Network) -> dict[str, Fill]:
             for name, fill in fills.items():
                 if name in parameters:
                     parameters[name].fill_(fill.mean)
-        logs, gains = _scales(network, model, parameters)
+        logs, gains = _scales(network, model, parameters, wanted)
     finally:
         copied.give_back()
     for name, values in logs.items():
@@ -81,10 +86,9 @@ def moments(network: Network) -> dict[str, Fill]:
 
 
 def _scales(
-    network: Network, model: nn.Module, parameters: dict[str, nn.Parameter]
+    network: Network, model: nn.Module, parameters: dict[str, nn.Parameter], wanted: Wanted
 ) -> tuple[dict[str, list[float]], set[str]]:
     """The logarithms of the scales that each draw asks for, by parameter, and which of them are constants."""
-    wanted = by_parameters(network.graph)
     inputs = _inputs(network, model)
     first = next(inputs)
     controls = _controls(model, network, parameters, wanted, first)
@@ -148,7 +152,7 @@ def _controls(
     model: nn.Module,
     network: Network,
     parameters: dict[str, nn.Parameter],
-    wanted: dict[frozenset[str], float],
+    wanted: Wanted,
     inputs: Any,
 ) -> dict[frozenset[str], str]:
     """What a computed weight is made of → the parameter that it is proportional to: doubled, it doubles the weight."""
@@ -185,7 +189,7 @@ def _one_draw(
     model: nn.Module,
     network: Network,
     parameters: dict[str, nn.Parameter],
-    wanted: dict[frozenset[str], float],
+    wanted: Wanted,
     controls: dict[frozenset[str], str],
     seed: int,
     inputs: Any,
@@ -222,7 +226,7 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         self,
         model: nn.Module,
         parameters: dict[str, nn.Parameter],
-        wanted: dict[frozenset[str], float],
+        wanted: Wanted,
         controls: dict[frozenset[str], str],
         scales: dict[str, float],
         seed: int,

@@ -1,0 +1,132 @@
+"""Which init trains best, on networks that no init was chosen on, and whether the plan's rates hold under each.
+
+    python benchmarks/which_init.py run FILE.json --data PATH/cifar10 [--families NAME …]     # resumable
+    python benchmarks/which_init.py report [FILE.json] [--write]
+
+Every network (sample 57) is trained under ``moments``, ``damped`` and its author's own init, at rates an octave apart,
+as far below and above the best as the loss stays near it, with two seeds. Laws measure on it, too; what is kept is what
+`benchmarks/rates.py` keeps. The report holds all losses against the lowest that any of the inits reached on the same
+network: at the best rate of each init, and at the rate that ``short-run`` and one rate for all carry over from the base
+under the same init.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import rates
+import torch
+from intervals import put
+from rates import COSINE, Family, keep, middle, one
+from recorded import EVIDENCE, Sheet, read_results
+
+rates.SAMPLE = 57
+INITS = ("moments", "damped", "keep")
+POWER = 0.75
+
+EPOCH: dict[str, Any] = {"limit": 20_000, "steps": 400, "batch_size": 50, "inits": INITS}
+SHORT: dict[str, Any] = {"limit": 9600, "steps": 300, "batch_size": 32, "inits": INITS}
+
+FAMILIES = {
+    "MLP DAGs, SGD": Family("mlp-dag", "sgd", count=15, **EPOCH),
+    "MLP depth, SGD": Family("mlp-depth", "sgd", count=7, **EPOCH),
+    "MLP DAGs, AdamW, cosine": Family(
+        "mlp-dag", "adamw", count=9, **EPOCH, settings={**COSINE, "weight_decay": 0.05}
+    ),
+    "MLP DAGs, GELU, SGD": Family("mlp-dag-gelu", "sgd", count=7, **EPOCH),
+    "MLP DAGs, momentum, cosine": Family("mlp-dag", "momentum", count=7, **EPOCH, settings=COSINE),
+    "CNN DAGs, SGD": Family("cnn-dag", "sgd", "downsample=4", count=7, **SHORT),
+    "CNN DAGs, AdamW, cosine": Family(
+        "cnn-dag", "adamw", "downsample=4", count=5, **SHORT, settings={**COSINE, "weight_decay": 0.05}
+    ),
+    "residual CNNs, SGD": Family("resnet-depth", "sgd", "stride=4", count=4, **SHORT),
+    "digits, MLP DAGs, SGD": Family(
+        "mlp-dag", "sgd", data="digits", limit=1797, steps=224, batch_size=32, count=7, inits=INITS
+    ),
+}  # fmt: skip
+
+
+def run(path: Path, names: list[str], folder: str) -> None:
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        family = FAMILIES[name]
+        source = folder if family.data == "cifar10" else family.data
+        for network in family.networks:
+            for init in family.inits:
+                base = known.get(f"{name}/{init}/{family.networks[0]}")
+                expected = family.start if base is None else round(middle(base))
+                if (key := f"{name}/{init}/{network}") not in known:
+                    known[key] = one(network, family, init, source, expected)
+                    keep(path, known)
+                    print(key, round(middle(known[key]), 2), round(min(means(known[key])), 4), flush=True)
+
+
+def means(one: dict[str, Any]) -> list[float]:
+    """Mean losses over the seeds, by rate; 1000 where training diverged."""
+    return [1e3 if None in row else fmean(row) for row in one["losses"]]
+
+
+def at(one: dict[str, Any], exponent: float) -> float:
+    """The loss at a rate, between those tried."""
+    return float(np.interp(exponent, one["exponents"], means(one)))
+
+
+def table(known: dict[str, Any]) -> Sheet:
+    rows = []
+    for name, family in FAMILIES.items():
+        networks = [n for n in family.networks if all(f"{name}/{init}/{n}" in known for init in INITS)]
+        if len(networks) < 4:
+            continue
+        found = {(init, n): known[f"{name}/{init}/{n}"] for init in INITS for n in networks}
+        lowest = {n: min(min(means(found[init, n])) for init in INITS) for n in networks}
+        for init in INITS:
+            base = found[init, networks[0]]
+
+            def above(n: str, loss: float) -> float:
+                return 100 * (loss / lowest[n] - 1)
+
+            best = [above(n, min(means(found[init, n]))) for n in networks]
+            plan, alike = [], []
+            for n in networks[1:]:
+                own = found[init, n]
+                alike.append(above(n, at(own, middle(base))))
+                if not isinstance(own["short"], str) and not isinstance(base["short"], str):
+                    factor = POWER * (fmean(own["short"][:2]) - fmean(base["short"][:2]))
+                    plan.append(above(n, at(own, middle(base) + factor)))
+            rows.append({
+                "family": name, "networks": str(len(networks)), "init": f"`{init}`", "its best rate": _percent(best),
+                "worst": f"{max(best):.1f} %", "law short-run": _percent(plan), "one rate for all": _percent(alike),
+            })  # fmt: skip
+    return rows
+
+
+def _percent(values: list[float]) -> str:
+    if not values:
+        return "–"
+    if max(values) > 1e3:
+        return "diverged"
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{fmean(values):.1f} % ± {error:.1f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs, report = commands.add_parser("run"), commands.add_parser("report")
+    runs.add_argument("file", type=Path)
+    runs.add_argument("--data", default="data/cifar10")
+    runs.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    report.add_argument("file", type=Path, nargs="?")
+    report.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.command == "run":
+        run(given.file, given.families, given.data)
+    else:
+        put({"which-init": table(json.loads(given.file.read_text()) if given.file else read_results("which-init"))}, given.write)

@@ -1,0 +1,24 @@
+"""The init ``moments`` with signals that fade along the way, where no norm would undo it."""
+
+from __future__ import annotations
+
+from dagscale.inits.base import init
+from dagscale.inits.moments import measured
+from dagscale.inits.wanted import damped_by_parameters, damped_moments
+from dagscale.network import Network
+from dagscale.training.draws import Fill
+
+
+@init("damped", measured=True, moments=damped_moments)
+def damped(network: Network) -> dict[str, Fill]:
+    """As ``moments``, but a signal keeps a quarter of its size over the longest path without norms.
+
+    Each of that path's ``n`` layers before the readout has a standard deviation of ``¼^(1/n)`` of what ``moments`` asks
+    for. Outputs start small, which training would else have to unlearn, and hidden layers move faster beside the
+    readout than they do under ``moments``. Networks whose every layer is followed by a norm are drawn as by
+    ``moments``. Measured in ``docs/evidence/which-init.md``.
+
+    Raises:
+        PlanError: if the model is on ``meta``, so that nothing can be measured.
+    """
+    return measured(network, damped_by_parameters(network.graph))
