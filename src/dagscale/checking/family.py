@@ -209,8 +209,8 @@ def wanted(member: Member, init: str) -> dict[str, float]:
     found = {}
     for layer in member.layers:
         found[layer.name] = moments.get(layer.weight, 1 / layer.degree)
-        if layer.kind == "output":
-            found[layer.name] = 1 / layer.fan_in if rule is not None and rule.width == "mean-field" else 1.0
+        if layer.kind == "output" and rule is not None and rule.width == "mean-field":
+            found[layer.name] = 1 / layer.fan_in
     return found
 
 
