@@ -25,7 +25,7 @@ import rates
 import torch
 from intervals import put
 from rates import COSINE, Family, keep, middle, one
-from recorded import EVIDENCE, Sheet, read_results
+from recorded import Sheet, read_results
 
 rates.SAMPLE = 57
 INITS = ("moments", "damped", "keep")
@@ -130,4 +130,7 @@ if __name__ == "__main__":
     if given.command == "run":
         run(given.file, given.families, given.data)
     else:
-        put({"which-init": table(json.loads(given.file.read_text()) if given.file else read_results("which-init"))}, given.write)
+        put(
+            {"which-init": table(json.loads(given.file.read_text()) if given.file else read_results("which-init"))},
+            given.write,
+        )

@@ -55,7 +55,7 @@ Law = Annotated[
 Init = Annotated[
     str | None,
     typer.Option(
-        help="Initialisation, `dagscale list inits`; by default moments with data.", rich_help_panel=PLAN_PANEL
+        help="Initialisation, `dagscale list inits`; by default damped with data.", rich_help_panel=PLAN_PANEL
     ),
 ]
 
@@ -229,6 +229,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the maximal learning rate of a (base) network on a logarithmic grid."""
+    from dagscale.inits import DEFAULT
     from dagscale.planning.make import default_law
     from dagscale.searching import search as find
 
@@ -254,7 +255,7 @@ def search(
     if save is not None:
         found.save(save)  # at once: what follows may not succeed
         try:
-            found.measure(law or default_law(training.optimizer, has_data=True, has_base=True)).save(save)
+            found.measure(law or default_law(training.optimizer, has_data=True, init=found.init or DEFAULT)).save(save)
         except DagscaleError as error:
             if law is not None:
                 raise

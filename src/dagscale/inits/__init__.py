@@ -3,10 +3,10 @@
 import importlib
 import pkgutil
 
-from dagscale.inits.base import INITS, Init, init
+from dagscale.inits.base import DEFAULT, INITS, WITHOUT_DATA, Init, init
 from dagscale.training.draws import Fill
 
 for _found in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_found.name}")
 
-__all__ = ["INITS", "Fill", "Init", "init"]
+__all__ = ["DEFAULT", "INITS", "WITHOUT_DATA", "Fill", "Init", "init"]

@@ -29,6 +29,7 @@ class Init:
         draws: whether it draws anything; if not, the model is trained as its author made it.
         moments: (graph) → the second moment that it aims at for each layer's output, by the weight's name; None where
             it aims at ``1/in-degree`` up to a level that it leaves open.
+        level: whether signals are meant to keep one size along the way, as the closed-form laws take for granted.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Init:
     measured: bool = False
     draws: bool = True
     moments: Callable[[Graph], Mapping[str, float]] | None = None
+    level: bool = True
 
     def __call__(self, network: Network) -> dict[str, Fill]:
         return self.rule(network)
@@ -49,6 +51,9 @@ class Init:
 
 INITS: Registry[Init] = Registry("init")
 
+DEFAULT, WITHOUT_DATA = "damped", "in-degree"
+"""Names of the inits that are taken where nobody names one: with data to measure on, and without."""
+
 
 def init(
     name: str,
@@ -57,9 +62,10 @@ def init(
     measured: bool = False,
     draws: bool = True,
     moments: Callable[[Graph], Mapping[str, float]] | None = None,
+    level: bool = True,
 ) -> Callable[[Rule], Init]:
     """Decorator: register a function of one network as the init ``name``; see `Init`."""
-    return lambda rule: INITS.add(name)(Init(name, rule, width, measured, draws, moments))
+    return lambda rule: INITS.add(name)(Init(name, rule, width, measured, draws, moments, level))
 
 
 def zeros_and_ones(graph: Graph) -> dict[str, Fill]:

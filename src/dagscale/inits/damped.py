@@ -9,7 +9,7 @@ from dagscale.network import Network
 from dagscale.training.draws import Fill
 
 
-@init("damped", measured=True, moments=damped_moments)
+@init("damped", measured=True, moments=damped_moments, level=False)
 def damped(network: Network) -> dict[str, Fill]:
     """As ``moments``, but a signal keeps a quarter of its size over the longest path without norms.
 

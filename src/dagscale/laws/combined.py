@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dagscale.errors import GraphError
 from dagscale.graph import Graph
+from dagscale.inits import INITS
 from dagscale.laws.base import law
 from dagscale.laws.covariance import covariance
 from dagscale.laws.estimate import Estimate
@@ -23,10 +24,12 @@ def pictured(graph: Graph) -> bool:
 
 
 def described(network: Network) -> bool:
-    """Whether the covariance law is for this network: gradient-like steps, layers drawn by the init, and a graph that
-    it has a picture of."""
+    """Whether the covariance law is for this network: gradient-like steps, layers drawn by the init with signals at one
+    level, and a graph that it has a picture of."""
+    rule = INITS.get(network.init)
     return (
         network.recipe.optimizer.step == "gradient"
+        and (rule is None or rule.level)
         and any(use.op.params[0].name in network.fills for use in network.graph.layers)
         and pictured(network.graph)
     )

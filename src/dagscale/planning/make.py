@@ -12,7 +12,7 @@ from dagscale.graph import Graph
 from dagscale.graph.matrices import WHOLE, hidden_matrices
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import offsets, roles
-from dagscale.inits import INITS, Init
+from dagscale.inits import DEFAULT, INITS, WITHOUT_DATA, Init
 from dagscale.laws import LAWS, Law
 from dagscale.laws.accuracy import Accuracy, accuracy
 from dagscale.laws.base import Carried
@@ -80,7 +80,7 @@ def plan(
         recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
             refused: the base's rate is for the base's training.
         law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`).
-        init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``moments`` with data, else
+        init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``damped`` with data, else
             ``in-degree``.
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
@@ -175,17 +175,18 @@ def starting_plan(
     return _built(chosen, network, Carried(({},)), lr, {}, zeros, Certainty())
 
 
-def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True) -> str:
+def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True, init: str = DEFAULT) -> str:
     """The law that the evidence is for.
 
-    With data to measure on: ``combined`` for plain SGD, ``short-run`` for other optimisers and without a base. Without
+    With data to measure on: ``combined`` for plain SGD under an init that keeps signals at one level; ``short-run`` for
+    ``damped``, which does not, for other optimisers and without a base. Without
     data: ``covariance`` for SGD with and without momentum, of networks without norms and products; ``none`` for all
     others, where one rate is nearest to what runs to completion want (docs/evidence-replay.md).
     """
     record = resolve(optimizer)
     if has_data:
         plain = record.step == "gradient" and not record.settings.get("momentum")
-        return "combined" if plain and has_base else "short-run"
+        return "combined" if plain and has_base and INITS[init].level else "short-run"
     return "covariance" if record.step == "gradient" else "none"
 
 
@@ -267,10 +268,10 @@ def _chosen(
     found = [one for one in bases if isinstance(one, Base) and one.init is not None]
     said = whole or bool(found) or recipe.loss is not None or recipe.step is not None  # data alone may be for the init
     has_data = recipe.data is not None and said
+    fill = INITS[init or (found[0].init if found else None) or (DEFAULT if recipe.data is not None else WITHOUT_DATA)]
     if law is None:
-        law = "none" if depth != "none" else default_law(recipe.optimizer, has_data, has_base)
+        law = "none" if depth != "none" else default_law(recipe.optimizer, has_data, has_base, fill.name)
     rule = LAWS[law]
-    fill = INITS[init or (found[0].init if found else None) or ("moments" if recipe.data is not None else "in-degree")]
     absolute = rule.absolute is not None and not has_base
     if not absolute and not (rates and all(map(_positive, rates))):
         given = (

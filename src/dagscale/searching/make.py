@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dagscale.errors import DagscaleError, SearchError
+from dagscale.inits import DEFAULT
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair
 from dagscale.planning.make import starting_plan
@@ -96,7 +97,7 @@ def search(
         inputs: example inputs; by default those of the first batch.
         plan: says how the copies are initialised and how the parameters' rates relate; by default ``init`` and one rate
             for all parameters.
-        init: name of the init where no plan is given, ``moments`` by default; ``keep`` for the model's own weights.
+        init: name of the init where no plan is given, ``damped`` by default; ``keep`` for the model's own weights.
         grid: rates to try, per optimiser step; by default half an octave apart, by optimiser.
         seeds: training runs at each rate; with method ``fast``, at the rates that decide. Run ``k`` is initialised, and
             its batches are drawn, with the seed ``seed + k``, the same at every rate.
@@ -151,12 +152,12 @@ def search(
     with all_put_back(), shown("searching", progress) as bar:
         bar.say("tracing")
         network = traced(model, inputs, recipe, seed, role="base")
-        bar.say(f"init {init or 'moments'}")
+        bar.say(f"init {init or DEFAULT}")
         if plan is None:
-            name: str | None = init or "moments"
+            name: str | None = init or DEFAULT
             network, zeros = keeping(network, only, keep, reset)
-            network = initialised(network, init or "moments")
-            starter: Starter = starting_plan(network, init or "moments", lr_scale=lr_scale, zeros=zeros)
+            network = initialised(network, init or DEFAULT)
+            starter: Starter = starting_plan(network, init or DEFAULT, lr_scale=lr_scale, zeros=zeros)
         else:
             network, starter, name = _start(network, plan)
         check_gradient(network)
