@@ -89,7 +89,7 @@ def table(known: dict[str, Any]) -> Sheet:
         for init in INITS:
             base = found[init, networks[0]]
 
-            def above(n: str, loss: float) -> float:
+            def above(n: str, loss: float, lowest: dict[str, float] = lowest) -> float:
                 return 100 * (loss / lowest[n] - 1)
 
             best = [above(n, min(means(found[init, n]))) for n in networks]

@@ -99,9 +99,9 @@ def test_check_knows_what_is_wanted() -> None:
 
     def doubled(plan: dagscale.Plan) -> dagscale.Plan:
         readout = plan.parameters["4.weight"]
-        return replace(
-            plan, parameters={**plan.parameters, "4.weight": replace(readout, init_std=2 * readout.init_std)}
-        )
+        assert readout.init_std is not None
+        larger = replace(readout, init_std=2 * readout.init_std)
+        return replace(plan, parameters={**plan.parameters, "4.weight": larger})
 
     report = dagscale.check(models, plans=[*map(doubled, plans)], data=data, loss=cross_entropy)
     assert any(f.what == "signal" and "readout" in f.cause for f in report.faults), str(report)
