@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dagscale
 from dagscale.bench.data import Dataset
 from dagscale.errors import DagscaleError, SearchError, UnknownNameError
 from dagscale.planning.base import Base
@@ -354,6 +355,28 @@ def test_the_default_plan_initialises_every_run() -> None:
     found = search(model, (x, y), grid=[0.01, 0.1, 1.0], seeds=1, batch_size=16)
     assert found.loss < 0.7
     assert model[0].weight.isnan().all()
+
+
+def test_of_several_inits_the_base_has_the_one_that_trains_best() -> None:
+    """It is, apart from steps and notes, what a search under that init alone finds, and plans begin from it."""
+    grid = {"grid": [0.05, 0.2, 0.8], "seeds": 1, "method": "grid", "widen": 0, "epochs": 2, "batch_size": 16}
+    alone = {init: search(mlp(), blobs(), init=init, **grid) for init in ("moments", "damped", "in-degree")}
+    best = min(alone.values(), key=lambda base: base.loss)
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    both = search(model, blobs(), init=list(alone), **grid)
+    assert (both.init, both.lr, both.curve) == (best.init, best.lr, best.curve)
+    assert both.steps == sum(base.steps for base in alone.values())
+    assert all(f"{base.loss:.4g}" in both.notes[0] and str(base.init) in both.notes[0] for base in alone.values())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert dagscale.plan(mlp(), base=both, law="none").init == best.init
+
+
+def test_of_several_inits_none_may_be_unknown_and_there_is_one() -> None:
+    with pytest.raises(UnknownNameError, match="unknown init 'dampd'; did you mean 'damped'"):
+        search(mlp(), blobs(), init=["moments", "dampd"])
+    with pytest.raises(SearchError, match="init is an empty list"):
+        search(mlp(), blobs(), init=[])
 
 
 def test_what_the_plan_leaves_alone_is_said() -> None:

@@ -55,7 +55,7 @@ Law = Annotated[
 Init = Annotated[
     str | None,
     typer.Option(
-        help="Initialisation, `dagscale list inits`; by default damped with data.", rich_help_panel=PLAN_PANEL
+        help="Initialisation, `dagscale list inits`; by default moments with data.", rich_help_panel=PLAN_PANEL
     ),
 ]
 
@@ -204,7 +204,10 @@ def search(
     target: Target,
     data: Data = None,
     limit: Limit = None,
-    init: Init = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Initialisation, by default moments; of several, as moments,damped,keep, the best."),
+    ] = None,
     recipe: RecipeFile = None,
     optimizer: Optimizer = None,
     loss: Loss = None,
@@ -247,7 +250,8 @@ def search(
     model, inputs = load_target(target, given, None, seed)
     inputs = inputs if given is not None else None
     found = find(
-        model, training, inputs=inputs, init=init, seeds=seeds, seed=seed, method=method, decay=decay,
+        model, training, inputs=inputs, init=init.split(",") if init else None, seeds=seeds, seed=seed,
+        method=method, decay=decay,
         validation=load_data(validation), progress=True,
     )  # fmt: skip
     if plot is not None:

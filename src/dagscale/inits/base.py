@@ -51,7 +51,7 @@ class Init:
 
 INITS: Registry[Init] = Registry("init")
 
-DEFAULT, WITHOUT_DATA = "damped", "in-degree"
+DEFAULT, WITHOUT_DATA = "moments", "in-degree"
 """Names of the inits that are taken where nobody names one: with data to measure on, and without."""
 
 

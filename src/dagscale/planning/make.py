@@ -80,7 +80,7 @@ def plan(
         recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
             refused: the base's rate is for the base's training.
         law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`).
-        init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``damped`` with data, else
+        init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``moments`` with data, else
             ``in-degree``.
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dagscale.errors import DagscaleError, SearchError
-from dagscale.inits import DEFAULT
+from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
-from dagscale.planning.base import Base, Pair
+from dagscale.planning.base import Base, Pair, Point
 from dagscale.planning.make import starting_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import Patterns, initialised, keeping, traced
@@ -52,7 +52,7 @@ def search(
     *,
     inputs: Any = None,
     plan: Starter | None = None,
-    init: str | None = None,
+    init: str | Sequence[str] | None = None,
     loss: Loss | None = None,
     optimizer: Any = None,
     grid: Iterable[float] | None = None,
@@ -97,7 +97,8 @@ def search(
         inputs: example inputs; by default those of the first batch.
         plan: says how the copies are initialised and how the parameters' rates relate; by default ``init`` and one rate
             for all parameters.
-        init: name of the init where no plan is given, ``damped`` by default; ``keep`` for the model's own weights.
+        init: name of the init where no plan is given, ``moments`` by default; ``keep`` for the model's own weights. Of
+            several, the search is made under each, and the base has the one whose lowest loss is the lowest.
         grid: rates to try, per optimiser step; by default half an octave apart, by optimiser.
         seeds: training runs at each rate; with method ``fast``, at the rates that decide. Run ``k`` is initialised, and
             its batches are drawn, with the seed ``seed + k``, the same at every rate.
@@ -149,20 +150,17 @@ def search(
         held = Recipe(
             validation, recipe.loss, batch_size=recipe.batch_size or 64, autocast=recipe.autocast, select=recipe.select
         )
-    with all_put_back(), shown("searching", progress) as bar:
-        bar.say("tracing")
-        network = traced(model, inputs, recipe, seed, role="base")
-        bar.say(f"init {init or DEFAULT}")
-        if plan is None:
-            name: str | None = init or DEFAULT
-            network, zeros = keeping(network, only, keep, reset)
-            network = initialised(network, init or DEFAULT)
-            starter: Starter = starting_plan(network, init or DEFAULT, lr_scale=lr_scale, zeros=zeros)
-        else:
-            network, starter, name = _start(network, plan)
+    names = [init or DEFAULT] if init is None or isinstance(init, str) else list(dict.fromkeys(init))
+    if not names:
+        raise SearchError("init is an empty list: name at least one")
+    for name in names:
+        INITS[name]  # an unknown one is refused before anything is trained
+
+    def under(network: Network, starter: Starter, name: str | None, bar: Progress) -> Base:
+        """What is found under one init."""
         check_gradient(network)
         runs = _Runs(network, starter, bar, held)
-        bar.say("training")
+        bar.say(f"training, init {name}" if len(names) > 1 else "training")
         trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance)
         pairs: list[Pair] = []
         try:
@@ -178,9 +176,48 @@ def search(
                     network = replace(network, recipe=recipe.changed(weight_decay=chosen.weight_decay))
         finally:
             network.give_back()
+        _believable(curve, runs.raised)
+        notes = tuple(getattr(starter, "notes", ()))
+        if held is not None:
+            notes = (*notes, "losses are those of the validation data")
+        return Base.found(
+            network, name, curve, tolerance, widened=widened, steps=runs.steps, seeds=seeds, notes=notes,
+            method=method, pairs=pairs,
+        )  # fmt: skip
+
+    with all_put_back(), shown("searching", progress) as bar:
+        bar.say("tracing")
+        network = traced(model, inputs, recipe, seed, role="base")
+        if plan is not None:
+            return under(*_start(network, plan), bar)
+        network, zeros = keeping(network, only, keep, reset)
+        found: list[Base] = []
+        for name in names:
+            bar.say(f"init {name}")
+            own = initialised(network, name)
+            found.append(under(own, starting_plan(own, name, lr_scale=lr_scale, zeros=zeros), name, bar))
+    return _lowest(found)
+
+
+def _lowest(found: Sequence[Base]) -> Base:
+    """The base under the init that trains best, with the steps of all."""
+    best = min(found, key=lambda base: base.loss or math.inf)
+    if len(found) == 1:
+        return best
+    others = ", ".join(f"{base.loss:.4g} under {base.init}" for base in found if base is not best)
+    note = f"init {best.init}: its lowest loss is {best.loss:.4g}; {others}"
+    return replace(best, steps=sum(base.steps for base in found), notes=(note, *best.notes))
+
+
+def _believable(curve: Sequence[Point], raised: str) -> None:
+    """Refuse a curve that cannot be right.
+
+    Raises:
+        SearchError: if every run diverged, or the rate makes no difference.
+    """
     finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
     if not finite:
-        why = f" ({runs.raised})" if runs.raised else ""
+        why = f" ({raised})" if raised else ""
         raise SearchError(
             f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged{why}: try a grid of lower rates, "
             "and see that the model's output at initialisation is finite"
@@ -191,13 +228,6 @@ def search(
             "reaches the training: a schedule or a training step sets its own (scale the rates of the groups "
             "instead), or the loss does not depend on the model"
         )
-    notes = tuple(getattr(starter, "notes", ()))
-    if held is not None:
-        notes = (*notes, "losses are those of the validation data")
-    return Base.found(
-        network, name, curve, tolerance, widened=widened, steps=runs.steps, seeds=seeds, notes=notes, method=method,
-        pairs=pairs,
-    )  # fmt: skip
 
 
 def _start(network: Network, plan: Starter) -> tuple[Network, Starter, str | None]:
