@@ -7,7 +7,7 @@ Every network (sample 57) is trained under ``moments``, ``damped`` and its autho
 as far below and above the best as the loss stays near it, with two seeds. Laws measure on it, too; what is kept is what
 `benchmarks/rates.py` keeps. The report holds all losses against the lowest that any of the inits reached on the same
 network: at the best rate of each init, and at the rate that ``short-run`` and one rate for all carry over from the base
-under the same init.
+under the same init. A second table takes, in each family, the init under which the *base* trains best.
 """
 
 from __future__ import annotations
@@ -78,36 +78,53 @@ def at(one: dict[str, Any], exponent: float) -> float:
     return float(np.interp(exponent, one["exponents"], means(one)))
 
 
-def table(known: dict[str, Any]) -> Sheet:
-    rows = []
+def tables(known: dict[str, Any]) -> dict[str, Sheet]:
+    rows, chosen = [], []
     for name, family in FAMILIES.items():
         networks = [n for n in family.networks if all(f"{name}/{init}/{n}" in known for init in INITS)]
-        if len(networks) < 4:
+        if len(networks) < 3:
             continue
-        found = {(init, n): known[f"{name}/{init}/{n}"] for init in INITS for n in networks}
-        lowest = {n: min(min(means(found[init, n])) for init in INITS) for n in networks}
+        found = {init: [known[f"{name}/{init}/{n}"] for n in networks] for init in INITS}
+        lows = {init: [min(means(own)) for own in found[init]] for init in INITS}
+        lowest = [min(each) for each in zip(*lows.values(), strict=True)]
+        ways = {}
         for init in INITS:
-            base = found[init, networks[0]]
-
-            def above(n: str, loss: float, lowest: dict[str, float] = lowest) -> float:
-                return 100 * (loss / lowest[n] - 1)
-
-            best = [above(n, min(means(found[init, n]))) for n in networks]
-            plan, alike = [], []
-            for n in networks[1:]:
-                own = found[init, n]
-                alike.append(above(n, at(own, middle(base))))
-                if not isinstance(own["short"], str) and not isinstance(base["short"], str):
-                    factor = POWER * (fmean(own["short"][:2]) - fmean(base["short"][:2]))
-                    plan.append(above(n, at(own, middle(base) + factor)))
+            at_best = above(lows[init], lowest)
+            ways[init] = {
+                "best": at_best[1:], "plan": above(carried(found[init], POWER), lowest[1:]),
+                "alike": above(carried(found[init], 0.0), lowest[1:]),
+            }  # fmt: skip
             rows.append({
-                "family": name, "networks": str(len(networks)), "init": f"`{init}`", "its best rate": _percent(best),
-                "worst": f"{max(best):.1f} %", "law short-run": _percent(plan), "one rate for all": _percent(alike),
+                "family": name, "networks": str(len(networks)), "init": f"`{init}`", "its best rate": percent(at_best),
+                "worst": f"{max(at_best):.1f} %", "law short-run": percent(ways[init]["plan"]),
+                "one rate for all": percent(ways[init]["alike"]),
             })  # fmt: skip
-    return rows
+        best = min(INITS, key=lambda init: lows[init][0])
+        chosen.append({
+            "family": name, "targets": str(len(networks) - 1), "the base's choice": f"`{best}`",
+            **{f"`{init}`": percent(ways[init]["best"]) for init in INITS},
+            "the choice": percent(ways[best]["best"]), "law short-run": percent(ways[best]["plan"]),
+        })  # fmt: skip
+    return {"which-init": rows, "which-init-chosen": chosen}
 
 
-def _percent(values: list[float]) -> str:
+def carried(found: list[dict[str, Any]], power: float) -> list[float]:
+    """The losses of all but the first at its rate, times the power of what the short runs say of them."""
+    base, *targets = found
+    losses = []
+    for own in targets:
+        measured = [fmean(one["short"][:2]) for one in (own, base) if not isinstance(one["short"], str)]
+        factor = power * (measured[0] - measured[1]) if len(measured) == 2 else 0.0
+        losses.append(at(own, middle(base) + factor))
+    return losses
+
+
+def above(losses: list[float], lowest: list[float]) -> list[float]:
+    """Percent above the lowest, network by network."""
+    return [100 * (a / b - 1) for a, b in zip(losses, lowest, strict=True)]
+
+
+def percent(values: list[float]) -> str:
     if not values:
         return "–"
     if max(values) > 1e3:
@@ -130,7 +147,5 @@ if __name__ == "__main__":
     if given.command == "run":
         run(given.file, given.families, given.data)
     else:
-        put(
-            {"which-init": table(json.loads(given.file.read_text()) if given.file else read_results("which-init"))},
-            given.write,
-        )
+        known = json.loads(given.file.read_text()) if given.file else read_results("which-init")
+        put(tables(known), given.write)
