@@ -7,7 +7,8 @@ Every network (sample 57) is trained under ``moments``, ``damped`` and its autho
 as far below and above the best as the loss stays near it, with two seeds. Laws measure on it, too; what is kept is what
 `benchmarks/rates.py` keeps. The report holds all losses against the lowest that any of the inits reached on the same
 network: at the best rate of each init, and at the rate that ``short-run`` and one rate for all carry over from the base
-under the same init. A second table takes, in each family, the init under which the *base* trains best.
+under the same init. A second table takes, in each family, the init under which the *base* trains best, of ``moments``
+and ``damped`` and of all three.
 """
 
 from __future__ import annotations
@@ -100,9 +101,9 @@ def tables(known: dict[str, Any]) -> dict[str, Sheet]:
                 "one rate for all": percent(ways[init]["alike"]),
             })  # fmt: skip
         row = {"family": name, "targets": str(len(networks) - 1)}
-        for title, among in (("moments or damped", INITS[:2]), ("any of the three", INITS)):
+        for title, among in (("of two", INITS[:2]), ("of three", INITS)):
             best = min(among, key=lambda init: lows[init][0])
-            row |= {title: f"`{best}`", f"{title}: its best rate": percent(ways[best]["best"])}
+            row |= {f"choice {title}": f"`{best}`", f"loss, {title}": percent(ways[best]["best"])}
         chosen.append(row)
     return {"which-init": rows, "which-init-chosen": chosen}
 
