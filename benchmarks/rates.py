@@ -72,12 +72,13 @@ class Family:
     spacing: float = 1.0
     inits: tuple[str, ...] = ("moments",)
     settings: dict[str, Any] = field(default_factory=dict)
+    sample: int = SAMPLE
 
     @property
     def networks(self) -> tuple[str, ...]:
         """The base first."""
         suite = SUITES[self.suite].adapted(self.options)
-        return suite.base, *suite.members(self.count, SAMPLE)
+        return suite.base, *suite.members(self.count, self.sample)
 
     @property
     def start(self) -> float:

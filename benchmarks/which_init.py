@@ -22,18 +22,16 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import rates
 import torch
 from intervals import put
 from rates import COSINE, Family, keep, middle, one
 from recorded import Sheet, read_results
 
-rates.SAMPLE = 57
 INITS = ("moments", "damped", "keep")
 POWER = 0.75
 
-EPOCH: dict[str, Any] = {"limit": 20_000, "steps": 400, "batch_size": 50, "inits": INITS}
-SHORT: dict[str, Any] = {"limit": 9600, "steps": 300, "batch_size": 32, "inits": INITS}
+EPOCH: dict[str, Any] = {"limit": 20_000, "steps": 400, "batch_size": 50, "inits": INITS, "sample": 57}
+SHORT: dict[str, Any] = {"limit": 9600, "steps": 300, "batch_size": 32, "inits": INITS, "sample": 57}
 
 FAMILIES = {
     "MLP DAGs, SGD": Family("mlp-dag", "sgd", count=11, **EPOCH),
@@ -49,7 +47,8 @@ FAMILIES = {
     ),
     "residual CNNs, SGD": Family("resnet-depth", "sgd", "stride=4", count=4, **SHORT),
     "digits, MLP DAGs, SGD": Family(
-        "mlp-dag", "sgd", data="digits", limit=1797, steps=224, batch_size=32, count=7, inits=INITS
+        "mlp-dag", "sgd", data="digits", limit=1797, steps=224, batch_size=32, count=7, inits=INITS,
+        sample=57,
     ),
 }  # fmt: skip
 

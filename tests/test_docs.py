@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import csv
 import importlib
 import importlib.util
 import io
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -149,6 +151,21 @@ def test_pictures_are_those_of_the_results(name: str, tmp_path: Path) -> None:
         pytest.skip("drawn by another version of matplotlib")
     docs_module("picture").PICTURES[name](tmp_path / name)
     assert (tmp_path / name).read_bytes() == kept, "run make evidence"
+
+
+@pytest.mark.parametrize("study", ["gains", "which_init"])
+def test_tables_of_inits_are_those_of_their_results(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    try:
+        module = importlib.import_module(study)
+        sheets = module.tables(module.read_results(study.replace("_", "-")))
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+    for name, rows in sheets.items():
+        with open(DOCS / "evidence" / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
+            assert list(csv.DictReader(file)) == rows, f"run python benchmarks/{study}.py report --write"
 
 
 def test_a_diverged_network_of_the_demo_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
