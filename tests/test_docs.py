@@ -156,13 +156,12 @@ def test_pictures_are_those_of_the_results(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("study", ["gains", "which_init"])
 def test_tables_of_inits_are_those_of_their_results(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    before = set(sys.modules)
     try:
         module = importlib.import_module(study)
         sheets = module.tables(module.read_results(study.replace("_", "-")))
     finally:
-        for name in set(sys.modules) - before:
-            del sys.modules[name]
+        for script in (ROOT / "benchmarks").glob("*.py"):
+            sys.modules.pop(script.stem, None)
     for name, rows in sheets.items():
         with open(DOCS / "evidence" / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
             assert list(csv.DictReader(file)) == rows, f"run python benchmarks/{study}.py report --write"
