@@ -124,6 +124,7 @@ class Base(Saved):
         curve: Sequence[Point],
         tolerance: float,
         *,
+        start: float = math.inf,
         widened: int,
         steps: int,
         seeds: int,
@@ -136,9 +137,10 @@ class Base(Saved):
         Args:
             curve: the rates that were tried, ascending; at least one of them has a finite loss.
             tolerance: relative width of the band in the loss.
+            start: the loss before training, ``inf`` where nobody knows (`dagscale.rates.limit_of`).
         """
         best = min(curve, key=lambda point: point.loss)
-        low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance)
+        low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance, start)
         return cls(
             lr=math.sqrt(low * high),
             recipe=network.recipe.describe(),
@@ -148,7 +150,7 @@ class Base(Saved):
             loss=best.loss,
             band=(low, high),
             curve=tuple(curve),
-            at_edge=any(sides(curve, tolerance)),
+            at_edge=any(sides(curve, tolerance, start)),
             widened=widened,
             steps=steps,
             seeds=seeds,
@@ -347,12 +349,12 @@ def _light(network: Network) -> Network:
     )  # fmt: skip
 
 
-def sides(curve: Sequence[Point], tolerance: float) -> tuple[bool, bool]:
+def sides(curve: Sequence[Point], tolerance: float, start: float = math.inf) -> tuple[bool, bool]:
     """Whether the band (or, where all diverged, the answer) reaches the lower, the upper end of the curve."""
     losses = [point.loss for point in curve]
     if all(math.isinf(loss) for loss in losses):
         return True, False
-    low, high = find_band([point.lr for point in curve], losses, tolerance)
+    low, high = find_band([point.lr for point in curve], losses, tolerance, start)
     return low <= curve[0].lr, high >= curve[-1].lr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import nn
@@ -26,6 +27,7 @@ from dagscale.training.copies import all_put_back
 from dagscale.training.engine import EVALUATE, final_loss, train
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import Loss, MakeSchedule, Recipe, TrainStep
+from dagscale.training.seeds import seeded
 
 GLANCE = 0.2
 """Share of a run's steps after which the fast method looks along the grid for where to begin."""
@@ -78,7 +80,8 @@ def search(
 
         found = dagscale.search(small, recipe)
 
-    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best. Its
+    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best, and which
+    train at least half as far as the best one (what is fine-tuned may begin within that tolerance). Its
     upper end is the maximal learning rate, and its geometric middle the rate to recommend.
 
     A copy of the model is initialised and trained for every rate and seed that is tried; ``model`` itself never
@@ -162,7 +165,7 @@ def search(
         check_gradient(network)
         runs = _Runs(network, starter, bar, held)
         bar.say("training")
-        trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance)
+        trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance, lambda: runs.start)
         pairs: list[Pair] = []
         try:
             curve, widened = follow(trials, rates, widen)
@@ -175,6 +178,7 @@ def search(
                     runs.decay = chosen.weight_decay
                     curve, widened = follow(trials, [chosen.lr * 2 ** (k / 2) for k in range(-2, 3)], widen)
                     network = replace(network, recipe=recipe.changed(weight_decay=chosen.weight_decay))
+            start_loss = runs.start
         finally:
             network.give_back()
     finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
@@ -190,11 +194,17 @@ def search(
             "reaches the training: a schedule or a training step sets its own (scale the rates of the groups "
             "instead), or the loss does not depend on the model"
         )
+    lowest = min(curve, key=lambda point: point.loss)
+    if lowest.losses[0] >= start_loss:
+        raise SearchError(
+            f"no rate trains: the loss is {start_loss:.4g} before training, and {lowest.losses[0]:.4g} at the best rate, "
+            f"{lowest.lr:.3g}: give the recipe more steps or data, or a model that has something to learn"
+        )
     notes = tuple(getattr(starter, "notes", ()))
     if held is not None:
         notes = (*notes, "losses are those of the validation data")
     return Base.found(
-        network, name, curve, tolerance, widened=widened, steps=runs.steps, seeds=seeds, notes=notes, method=method,
+        network, name, curve, tolerance, start=start_loss, widened=widened, steps=runs.steps, seeds=seeds, notes=notes, method=method,
         pairs=pairs,
     )  # fmt: skip
 
@@ -241,6 +251,20 @@ class _Runs:
             return self.run(rate, 0)
         finally:
             self.decay = own
+
+    @cached_property
+    def start(self) -> float:
+        """The loss of the first seed before training; ``inf`` where it is the training step's own."""
+        network, recipe = self.network, self.held or self.network.recipe
+        if recipe.step is not None and recipe.loss is None:
+            return math.inf
+        trial = network.copy.reset()
+        self.starter.init_(trial, seed=network.seed)
+        trial.train(self.held is None)
+        with seeded(network.seed):
+            loss = final_loss(trial, recipe, EVALUATE)
+        trial.train()
+        return loss if math.isfinite(loss) else math.inf
 
     def glance(self, rate: float) -> float:
         """The loss after the first part of a run, under a schedule as short as that."""
