@@ -360,7 +360,7 @@ def test_the_default_plan_initialises_every_run() -> None:
 def test_what_the_plan_leaves_alone_is_said() -> None:
 
     class Partial(FakePlan):
-        notes = ("init 'x' does not cover, left as they are: [0].weight",)
+        notes = ("left as the model drew them, since init 'x' has no rule for them: [0].weight",)
 
     found = answer(valley(2**-4.0), Partial())
     assert found.notes == tuple(found.to_dict()["notes"]) == Partial.notes
@@ -485,7 +485,8 @@ def test_the_band_leaves_out_rates_at_which_next_to_nothing_is_learned():
     assert limit_of(1.0, 0.05, start=1.04) == pytest.approx(1.02)
     assert limit_of(1.0, 0.05, start=0.9) == 1.0, "no rate lowers it"
     low, high = find_band([1, 2, 4, 8], [1.04, 1.03, 1.0, 1.01], 0.05, start=1.04)
-    assert 2 < low < 4 and high == 8
+    assert 2 < low < 4
+    assert high == 8
 
 
 def nearly_trained():

@@ -21,8 +21,8 @@ def default_grid(optimizer: Optimizer) -> tuple[float, ...]:
 
 
 def limit_of(best: float, tolerance: float, start: float = math.inf) -> float:
-    """The highest loss inside of the band: ``best + tolerance · |best|``, and no more than halfway back from the best to
-    the loss before training, so that rates at which next to nothing is learned are not in it.
+    """The highest loss inside of the band: ``best + tolerance · |best|``, and no more than halfway back from the best
+    to the loss before training, so that rates at which next to nothing is learned are not in it.
 
     Args:
         best: the lowest mean loss.

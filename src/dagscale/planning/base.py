@@ -274,18 +274,19 @@ class Base(Saved):
 
     def __str__(self) -> str:
         low, high = self.band
-        remark = "; still at the edge of the grid, the true band may reach beyond it" if self.at_edge else ""
-        runs = sum(len(point.losses) for point in self.curve)
+        edge = "; still at the edge of the grid, the true band may reach beyond it" if self.at_edge else ""
+        count = sum(len(point.losses) for point in self.curve)
+        runs = f"{count} runs" + (f" with up to {self.seeds} seeds" if self.seeds > 1 else "")
+        wider = f", grid widened {self.widened}×" if self.widened else ""
         tried = ", ".join(f"{pair.weight_decay:.3g}" for pair in self.pairs)
         decay = f" and weight decay {self.recipe['weight_decay']:.3g} (of {tried})" if self.pairs else ""
         return (
             f"learning rate {self.lr:.3g}{decay} (band {low:.3g} to {high:.3g}; best {self.argmin:.3g}, loss "
-            f"{self.loss:.4g}; {len(self.curve)} rates, {runs} runs of up to {self.seeds} seeds, {self.steps:,} steps, "
-            f"grid widened {self.widened}×{remark})"
+            f"{self.loss:.4g}; {len(self.curve)} rates, {runs}, {self.steps:,} steps{wider}{edge})"
         )
 
     def table(self) -> Table:
-        """The curve as a rich table, the band marked."""
+        """The curve as a rich table, the band marked. A mean with ≈ is estimated: not all seeds were run there."""
         load_rich()
         from rich.table import Table
         from rich.text import Text
@@ -298,10 +299,12 @@ class Base(Saved):
         for point in self.curve:
             inside = self.band[0] <= point.lr <= self.band[1]
             mark = "◀ best" if point.lr == self.argmin else "in the band" if inside else ""
-            losses = (point.loss, min(point.losses), max(point.losses))
+            guessed = len(point.losses) < self.seeds and math.isfinite(point.loss)
             table.add_row(
                 f"{point.lr:.3g}",
-                *map(_loss_text, losses),
+                "≈ " * guessed + _loss_text(point.loss),
+                _loss_text(min(point.losses)),
+                _loss_text(max(point.losses)),
                 str(len(point.losses)),
                 mark,
                 style="bold" if inside else "",

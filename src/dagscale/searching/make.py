@@ -80,8 +80,8 @@ def search(
 
         found = dagscale.search(small, recipe)
 
-    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best, and which
-    train at least half as far as the best one (what is fine-tuned may begin within that tolerance). Its
+    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best, and at
+    least half as far below the loss before training (a model that is fine-tuned may begin within the tolerance). Its
     upper end is the maximal learning rate, and its geometric middle the rate to recommend.
 
     A copy of the model is initialised and trained for every rate and seed that is tried; ``model`` itself never
@@ -197,15 +197,15 @@ def search(
     lowest = min(curve, key=lambda point: point.loss)
     if lowest.losses[0] >= start_loss:
         raise SearchError(
-            f"no rate trains: the loss is {start_loss:.4g} before training, and {lowest.losses[0]:.4g} at the best rate, "
-            f"{lowest.lr:.3g}: give the recipe more steps or data, or a model that has something to learn"
+            f"no rate trains: the loss is {start_loss:.4g} before training, and {lowest.losses[0]:.4g} at the best "
+            f"rate, {lowest.lr:.3g}: give the recipe more steps or data, or a model that has something to learn"
         )
     notes = tuple(getattr(starter, "notes", ()))
     if held is not None:
         notes = (*notes, "losses are those of the validation data")
     return Base.found(
-        network, name, curve, tolerance, start=start_loss, widened=widened, steps=runs.steps, seeds=seeds, notes=notes, method=method,
-        pairs=pairs,
+        network, name, curve, tolerance, start=start_loss, widened=widened, steps=runs.steps, seeds=seeds, notes=notes,
+        method=method, pairs=pairs,
     )  # fmt: skip
 
 
