@@ -148,8 +148,8 @@ def step(
         bare = not takes(own, 4)
         if bare and batch.target is not None:
             raise RecipeError(
-                f"the training step {getattr(own, '__name__', 'given')} has no room for the target that the batches have: write "
-                "step(model, optimizer, inputs, target)"
+                "the training step has no room for the target that the batches have: write step(model, optimizer, "
+                "inputs, target)"
             )
         given = (batch.inputs,) if bare else (batch.inputs, batch.target)
         return of_user("training step", lambda: _number(own(model, optimizer, *given)))
