@@ -289,7 +289,8 @@ def list_(
     elif what in REGISTRIES:
         module, name = REGISTRIES[what]
         registry = getattr(importlib.import_module(module), name)
-        found = {entry: summary(registry[entry]) for entry in registry}
+        own = {form.partition(":")[0]: text for form, text in TARGETS.items()} if what == "spaces" else {}
+        found = {entry: own.get(entry) or summary(registry[entry]) for entry in registry}
     else:
         raise UnknownNameError(f"there is no list of {what!r}: {', '.join(('targets', *REGISTRIES))}")
     if json:
@@ -310,7 +311,7 @@ REGISTRIES = {
     "rules": ("dagscale.scaling.horizon", "HORIZON_RULES"),
     "spaces": ("dagscale.models", "SPACES"),
     "suites": ("dagscale.bench.verify.suites", "SUITES"),
-    "readers": ("dagscale.bench.data", "READERS"),
+    "readers": ("dagscale.bench.data.dataset", "READERS"),
 }
 
 

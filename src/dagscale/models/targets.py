@@ -28,7 +28,7 @@ from torch.nn.modules.module import (
 )
 
 from dagscale.errors import TargetError
-from dagscale.registry import Registry
+from dagscale.registry import Registry, first_sentence
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
 CIFAR = (3, 32, 32)
@@ -152,8 +152,8 @@ class Space:
 
     @property
     def summary(self) -> str:
-        """One line for people: the first of the module that reads it."""
-        return (sys.modules[self.read.__module__].__doc__ or "").partition("\n")[0]
+        """One line for people: the first sentence of the module that reads it."""
+        return first_sentence(sys.modules[self.read.__module__].__doc__)
 
 
 SPACES: Registry[Space] = Registry("space")
