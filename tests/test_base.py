@@ -163,3 +163,13 @@ def test_a_plan_that_does_not_fit_leaves_the_model_untouched(base: dagscale.Base
     with pytest.raises(PlanError, match="another model"):
         dagscale.Plan.from_json(json.dumps(document)).init_(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_base_prints_what_was_run(base: dagscale.Base) -> None:
+    runs = sum(len(point.losses) for point in base.curve)
+    assert f"; {len(base.curve)} rates, {runs} runs, {base.steps} steps" in str(base)
+    assert ("widened" in str(base)) == bool(base.widened)
+    seeds = dagscale.search(net(), RECIPE, grid=[0.05, 0.1, 0.2, 0.4], seeds=2, widen=0)
+    assert "runs with up to 2 seeds" in str(seeds)
+    marked = ["≈" in text for text in seeds.table().columns[1]._cells]
+    assert marked == [len(point.losses) < 2 for point in seeds.curve]

@@ -198,7 +198,7 @@ def test_every_plan_says_how_sure_it_is_and_from_what() -> None:
     assert math.sqrt(low * high) == pytest.approx(plan.lr)
     known = ACCURACY["covariance"]["dense"]
     assert plan.lr_errors == {"law": pytest.approx(known.octaves), "base": BASE}
-    assert f"95 %: {low:.4g} … {high:.4g} (octaves that may be off: law {known.octaves:.2g}" in str(plan)
+    assert f"95 %: {low:.4g} … {high:.4g} (standard errors in octaves: law {known.octaves:.2g}" in str(plan)
     assert dagscale.Plan.from_json(plan.to_json()) == plan
     older = json.loads(plan.to_json())
     del older["lr_errors"]

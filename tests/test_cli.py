@@ -70,6 +70,9 @@ def loader():
     x = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
     return DataLoader(TensorDataset(x, x[:, :1]), batch_size=6, shuffle=True)
 
+def alone():
+    return nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 1))
+
 def distance(output, target):
     return (output[:, :1] - target).square().mean()
 
@@ -148,6 +151,24 @@ def test_search_of_a_users_data_is_a_file_that_plans_are_made_from(project: Path
     assert json.loads((project / "plan.json").read_text())["lr"] == made["lr"]
 
 
+def test_a_plan_trains_as_its_base_was_searched_unless_told_otherwise(project: Path) -> None:
+    """The same options twice, and no option at all; a module without inputs gets those of the data."""
+    said = [
+        "--loss", "mse_loss", "--optimizer", "adamw", "--setting", "betas=0.9,0.95", "--weight-decay", "0.1",
+        "--schedule", "cosine", "--warmup", "0.2",
+    ]  # fmt: skip
+    given = ["--data", "mymodel.py:loader", "--limit", "24"]
+    document("search", "mymodel.py:alone", *given, *said, "--seeds", "1", "--save", "base.json", cwd=project)
+    plans = [
+        document("plan", "mymodel.py:alone", *given, *more, "--base", "base.json", cwd=project) for more in ([], said)
+    ]
+    assert plans[0] == plans[1]
+    assert plans[0]["recipe"]["epochs"] == 1
+    assert plans[0]["recipe"]["optimizer"] == {"name": "adamw", "settings": {"betas": [0.9, 0.95]}}
+    other = dagscale("plan", "mymodel.py:alone", *given, "--base", "base.json", "--optimizer", "sgd", cwd=project)
+    assert "the recipe is not that of the base" in other.stderr
+
+
 def test_version() -> None:
     import dagscale as package
 
@@ -194,6 +215,7 @@ def test_version() -> None:
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--optimizer", "sdg"], "did you mean 'sgd'"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "x"], "'--base-lr'"),
         (["check", "mlp:2", "mlp:2_02", "--data", "digits", "--plot", "x.xyz"], ".svg"),
+        (["search", "mymodel.py:small", "--loss", "mse"], "did you mean 'mse_loss'?"),
         (["frobnicate", "--json"], "No such command 'frobnicate'"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -347,11 +348,29 @@ def test_a_trainer_with_an_optimizer_is_refused(folder: Path) -> None:
     assert type(trainer.optimizer) is torch.optim.SGD
 
 
+@pytest.mark.slow
+def test_under_fsdp_2_two_processes_train_as_one_does(folder: Path) -> None:
+    """The plan's rates by name, clipped by the folded norm, and the weights of one process with the same batches."""
+    script = Path(__file__).parent / "fixtures" / "trainer_distributed.py"
+    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, str(script), str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    facts = torch.load(folder / "facts")
+    assert (facts["processes"], facts["rates"]) == (2, True)
+    alone = trainer_of(folder, gpt(2), save_strategy="no", gradient_accumulation_steps=4)
+    plan = planned(alone)
+    plan.init_(alone.model)
+    hf.use_plan(alone, plan)
+    alone.train()
+    for name, parameter in alone.model.named_parameters():
+        torch.testing.assert_close(facts["weights"][name], parameter.detach(), rtol=1e-3, atol=1e-4)
+
+
 def test_what_flattens_parameters_of_several_rates_is_refused(folder: Path) -> None:
     trainer = trainer_of(folder)
     plan = planned(trainer)
     trainer.is_deepspeed_enabled = True
-    with pytest.raises(PlanError, match="DeepSpeed flattens parameters"):
+    with pytest.raises(PlanError, match=r"DeepSpeed is not supported under the Trainer.*loop of your own"):
         hf.use_plan(trainer, plan)
     trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled = False, True
     for version in (1, 2):

@@ -283,3 +283,13 @@ def test_a_layer_used_by_no_example_keeps_the_models_own_weight_in_the_measureme
     plan.init_(model)
     assert torch.equal(model.b.weight, before)
     assert plan.parameters["a.weight"].init_std == pytest.approx(math.sqrt(1 / (2 * 4)), rel=0.2)
+
+
+def test_without_data_example_inputs_of_zeros_are_refused() -> None:
+    """Every layer would see zeros, and be left as it is while the plan names the init."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(PlanError, match=r"the example inputs are all 0.*give data, or example inputs"):
+        dagscale.plan(model, torch.zeros(2, 4), base_lr=1.0, law="none", init="moments")
+    tokens = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 2))
+    plan = dagscale.plan(tokens, torch.zeros(2, 4, dtype=torch.long), base_lr=1.0, law="none", init="moments")
+    assert plan.parameters["0.weight"].init_std is not None

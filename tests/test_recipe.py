@@ -170,7 +170,15 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "no target, no loss": (
         lambda: dagscale.plan(net(), recipe=Recipe(Again(X[:16], X[16:]), steps=8), law="short-run"),
-        "the batches have no target .*give loss=",
+        "the batches have no target .*give loss=.*lambda out: out where that is the loss",
+    ),
+    "no target, loss of two": (
+        lambda: dagscale.plan(net(), recipe=Recipe(Again(X[:16], X[16:]), torch.dist, steps=8), law="short-run"),
+        "the batches have no target, so that the loss is given the output alone",
+    ),
+    "step of one": (
+        lambda: Recipe((X, Y), step=lambda batch: 0.0),
+        r"called as step\(model, optimizer, inputs, target\), .*<lambda> does not take these",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch.nn.functional import cross_entropy
 import dagscale
 from dagscale.bench.data import load
 from dagscale.bench.data.dataset import READERS, Arrays
+from dagscale.cli.commands import REGISTRIES
 from dagscale.errors import DataError, OptimizerError, UnknownNameError
 from dagscale.models import SPACES, Space, targets
+from dagscale.registry import first_sentence, summary
 from dagscale.tracing import Meaning, rule
 from dagscale.tracing.meaning import OPS
 from dagscale.training.draws import Fill
@@ -190,3 +193,21 @@ def test_a_reader(tmp_path: Path) -> None:
     assert sorted(data.y.tolist()) == [0, 0, 1, 1]
     with pytest.raises(DataError, match="has no test split"):
         load(file, split="test")
+
+
+@pytest.mark.parametrize("what", REGISTRIES)
+def test_each_line_of_a_list_is_one_plain_sentence(what: str) -> None:
+    """What `dagscale list` shows: whole, and without the marks of code."""
+    module, name = REGISTRIES[what]  # a list that cannot be made raises here
+    registry = getattr(importlib.import_module(module), name)
+    for entry in registry:
+        line = summary(registry[entry])
+        assert 10 < len(line) < 160, f"{entry}: {line}"
+        assert "``" not in line
+        assert not line.endswith((",", "and", "with", "(")), f"{entry}: {line}"
+
+
+def test_a_summary_is_the_first_sentence_whatever_lines_it_takes() -> None:
+    assert first_sentence("One\n    sentence ``x``. Another.\n\n    More.") == "One sentence x."
+    assert first_sentence("What comes before: ``η ∝ 1``.") == "What comes before"
+    assert first_sentence(None) == ""

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 import dagscale
 from dagscale.bench.data import Dataset
 from dagscale.errors import DagscaleError, SearchError, UnknownNameError
 from dagscale.planning.base import Base
-from dagscale.rates import default_grid, find_band
+from dagscale.rates import default_grid, find_band, limit_of
 from dagscale.searching import search
 from dagscale.searching.fast import estimates, next_rate
 from dagscale.training.optimizers import OPTIMIZERS, resolve
@@ -382,7 +383,7 @@ def test_of_several_inits_none_may_be_unknown_and_there_is_one() -> None:
 def test_what_the_plan_leaves_alone_is_said() -> None:
 
     class Partial(FakePlan):
-        notes = ("init 'x' does not cover, left as they are: [0].weight",)
+        notes = ("left as the model drew them, since init 'x' has no rule for them: [0].weight",)
 
     found = answer(valley(2**-4.0), Partial())
     assert found.notes == tuple(found.to_dict()["notes"]) == Partial.notes
@@ -499,3 +500,38 @@ def test_a_model_that_cannot_be_copied_is_borrowed_and_given_back() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     with pytest.raises(SearchError, match=r"cannot be copied .*and is in half precision.*give it in float32"):
         search(model.bfloat16(), blobs(), **options)
+
+
+def test_the_band_leaves_out_rates_at_which_next_to_nothing_is_learned():
+    """A loss that begins 4 % above its best is inside of the tolerance before anything is learned."""
+    assert limit_of(1.0, 0.05) == limit_of(1.0, 0.05, start=3.0) == 1.05
+    assert limit_of(1.0, 0.05, start=1.04) == pytest.approx(1.02)
+    assert limit_of(1.0, 0.05, start=0.9) == 1.0, "no rate lowers it"
+    low, high = find_band([1, 2, 4, 8], [1.04, 1.03, 1.0, 1.01], 0.05, start=1.04)
+    assert 2 < low < 4
+    assert high == 8
+
+
+def nearly_trained():
+    """A linear model a little off its best, on targets with noise that nothing explains; and its data."""
+    torch.manual_seed(0)
+    x, model = torch.randn(256, 4), nn.Linear(4, 1)
+    with torch.no_grad():
+        y = model(x) + torch.randn(256, 1)
+        model.weight += 0.05
+    return model, (x, y)
+
+
+def test_a_model_that_is_nearly_trained_is_searched_by_what_it_still_learns():
+    model, data = nearly_trained()
+    found = search(model, data, loss=mse_loss, optimizer="adamw", init="keep", batch_size=64, epochs=5, seeds=1)
+    assert 1e-3 < found.lr < 0.1, "below, the loss stays where it begins, which is within 5 % of the best"
+
+
+def test_where_no_rate_trains_there_is_no_answer():
+    model, (x, y) = nearly_trained()
+    with torch.no_grad():  # at its best on these data
+        best = torch.linalg.lstsq(torch.cat([x, torch.ones(256, 1)], 1), y).solution[:, 0]
+        model.weight.copy_(best[:4]), model.bias.copy_(best[4:])
+    with pytest.raises(SearchError, match=r"no rate trains: the loss is 0.* before training, .*more steps or data"):
+        search(model, (x, y), loss=mse_loss, init="keep", batch_size=64, grid=[0.1, 0.2], widen=0)

@@ -194,6 +194,16 @@ def test_the_final_loss_of_a_step_without_a_loss_is_that_of_its_last_tenth() -> 
     assert run.loss == pytest.approx(sum(run.losses[-3:]) / 3)
 
 
+def test_a_step_needs_no_target_where_batches_have_none() -> None:
+    def own(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> torch.Tensor:
+        return own_step(model, optimizer, x, blobs()[1][: len(x)])
+
+    x = blobs()[0]
+    model = mlp()
+    recipe = Recipe([x[:16], x[16:32], x[32:48]], step=own, steps=4)
+    assert math.isfinite(train(model, recipe, [{"params": list(model.parameters()), "lr": 0.1}]).loss)
+
+
 def test_a_step_of_the_users_own_is_held_against_divergence() -> None:
     run = fit(mlp(), *blobs(), step=lambda *_: math.inf, batch_size=16)
     assert (run.diverged, run.steps, run.loss) == (True, 1, math.inf)
@@ -245,6 +255,11 @@ def test_errors_are_one_line_and_name_the_fault() -> None:
             "training step raised TypeError: it must return .* not NoneType, at step 1 of 6, seed 0",
             lambda: fit(mlp(), x, y, batch_size=16, step=lambda *_: None),
         ),  # type: ignore[arg-type, return-value]
+        (
+            RecipeError,
+            "has no room for the target that the batches have: write step",
+            lambda: fit(mlp(), x, y, batch_size=16, step=lambda model, optimizer, inputs: 0.0),
+        ),
         (RecipeError, "the schedule raised TypeError", lambda: fit(mlp(), x, y, schedule=lambda optimizer: None)),
         (
             RecipeError,

@@ -641,6 +641,7 @@ def test_a_compiled_model() -> None:
     assert all(row.update for row in report.rows)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")  # of torch 2.4's own checkpoints
 def test_sparse_gradients_and_checkpoints() -> None:
     class Bag(nn.Module):
         def __init__(self, width: int) -> None:

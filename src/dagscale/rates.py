@@ -20,8 +20,22 @@ def default_grid(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1))
 
 
-def find_band(rates: Sequence[float], losses: Sequence[float], tolerance: float) -> tuple[float, float]:
-    """Lower and upper end of the rates around the best one whose loss is at most ``best + tolerance · |best|``.
+def limit_of(best: float, tolerance: float, start: float = math.inf) -> float:
+    """The highest loss inside of the band: ``best + tolerance · |best|``, and no more than halfway back from the best
+    to the loss before training, so that rates at which next to nothing is learned are not in it.
+
+    Args:
+        best: the lowest mean loss.
+        tolerance: relative, as 0.05.
+        start: the loss before training; ``inf`` where nobody knows.
+    """
+    return min(best + tolerance * abs(best), max(best, (best + start) / 2))
+
+
+def find_band(
+    rates: Sequence[float], losses: Sequence[float], tolerance: float, start: float = math.inf
+) -> tuple[float, float]:
+    """Lower and upper end of the rates around the best one whose loss is at most `limit_of` the best.
 
     The band is contiguous. Between its last rate and the next one, the end is interpolated, the loss taken as linear in
     the logarithm of the rate; where the next loss is infinite, or there is no next rate, it is the last rate itself.
@@ -29,10 +43,10 @@ def find_band(rates: Sequence[float], losses: Sequence[float], tolerance: float)
     Args:
         rates: ascending.
         losses: mean loss at each, ``inf`` where diverged; at least one finite.
-        tolerance: relative, as 0.05.
+        tolerance, start: as for `limit_of`.
     """
     best = min(range(len(losses)), key=losses.__getitem__)
-    limit = losses[best] + tolerance * abs(losses[best])
+    limit = limit_of(losses[best], tolerance, start)
     return _end(rates, losses, best, -1, limit), _end(rates, losses, best, 1, limit)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -71,9 +73,15 @@ class Registry(Generic[T]):
 
 
 def summary(entry: object) -> str:
-    """One line on an entry: its own summary, or the first line of the docstring of what it runs."""
+    """One line on an entry: its own summary, or the first sentence of the docstring of what it runs."""
     own = getattr(entry, "summary", None)
     if isinstance(own, str):
         return own
     text = getattr(entry, "build", entry).__doc__ or ""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return first_sentence(text)
+
+
+def first_sentence(text: str | None) -> str:
+    """The first sentence of a docstring on one line, or what stands before its colon, without the marks of code."""
+    paragraph = " ".join(inspect.cleandoc(text or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=[.:;]) (?=[^a-z])", paragraph, maxsplit=1)[0].replace("``", "").rstrip(":;")

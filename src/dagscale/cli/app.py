@@ -119,14 +119,16 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 
 def load_target(text: str, data: Any, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:
-    """The module and its example inputs."""
+    """The module and its example inputs: where nothing else says them, those of the first batch of a user's data."""
     from dagscale.models.targets import load, read_shape
+    from dagscale.training.recipe import Recipe
 
     shape = None if input_shape is None else read_shape(input_shape)
     if input_shape is not None and shape is None:
         raise TargetError(f"--input-shape {input_shape!r} is no shape: write it as 3x32x32, without the batch")
     shaping = data if hasattr(data, "classes") and hasattr(data, "shape") else None
-    return load(text, data=shaping, input_shape=shape, seed=seed)
+    first = None if data is None or shaping is not None else lambda: Recipe(data).example.inputs
+    return load(text, data=shaping, input_shape=shape, seed=seed, example=first)
 
 
 def screen() -> Console:

@@ -178,15 +178,14 @@ def plan(
     from dagscale.planning import Base
     from dagscale.planning import plan as make_plan
 
-    given = load_data(data, limit)
+    found = {one: Base.load(one) for one in base or () if one.endswith(".json")}
     training = make_recipe(
-        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
-        epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
+        load_data(data, limit), recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size,
+        steps=steps, epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup,
+        setting=setting, base=next(iter(found.values()), None),
     )  # fmt: skip
-    model, inputs = load_target(target, given, input_shape, seed)
-    origins = [
-        Base.load(one) if one.endswith(".json") else load_target(one, given, input_shape, seed) for one in base or ()
-    ]
+    model, inputs = load_target(target, training.data, input_shape, seed)
+    origins = [found.get(one) or load_target(one, training.data, input_shape, seed) for one in base or ()]
     made = make_plan(
         model, inputs, base=origins or None, base_lr=base_lr or None, recipe=training, law=law, init=init, seed=seed,
         width=width, depth=depth, batch=batch, horizon=horizon,
@@ -247,8 +246,7 @@ def search(
         given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
         epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
     )  # fmt: skip
-    model, inputs = load_target(target, given, None, seed)
-    inputs = inputs if given is not None else None
+    model, inputs = load_target(target, training.data, None, seed)
     found = find(
         model, training, inputs=inputs, init=init.split(",") if init else None, seeds=seeds, seed=seed,
         method=method, decay=decay,
@@ -296,7 +294,8 @@ def list_(
     elif what in REGISTRIES:
         module, name = REGISTRIES[what]
         registry = getattr(importlib.import_module(module), name)
-        found = {entry: summary(registry[entry]) for entry in registry}
+        own = {form.partition(":")[0]: text for form, text in TARGETS.items()} if what == "spaces" else {}
+        found = {entry: own.get(entry) or summary(registry[entry]) for entry in registry}
     else:
         raise UnknownNameError(f"there is no list of {what!r}: {', '.join(('targets', *REGISTRIES))}")
     if json:
@@ -317,7 +316,7 @@ REGISTRIES = {
     "rules": ("dagscale.scaling.horizon", "HORIZON_RULES"),
     "spaces": ("dagscale.models", "SPACES"),
     "suites": ("dagscale.bench.verify.suites", "SUITES"),
-    "readers": ("dagscale.bench.data", "READERS"),
+    "readers": ("dagscale.bench.data.dataset", "READERS"),
 }
 
 

@@ -9,6 +9,7 @@ import typer
 from dagscale.errors import RecipeError, TargetError
 
 if TYPE_CHECKING:
+    from dagscale.planning import Base
     from dagscale.training.recipe import Recipe
 
 PANEL = "How it is trained"
@@ -54,10 +55,12 @@ def make_recipe(
     schedule: str | None = None,
     warmup: float | None = None,
     setting: list[str] | None = None,
+    base: Base | None = None,
 ) -> Recipe:
     """The recipe that the options come to; of data that bring a loss of their own, as text does, with that one.
 
     Args:
+        base: a base from a file: what the options leave out is as it was for that.
         limit: examples to draw from the data of the recipe that is named, where no ``data`` are given.
 
     Raises:
@@ -90,7 +93,42 @@ def make_recipe(
         if not equals:
             raise RecipeError(f"--setting {item!r} is no setting: write it as name=value")
         said[name] = _value(value)
-    return Recipe(data, **said)
+    return Recipe(data, **{**_as_for(base, data, said), **said})
+
+
+def _as_for(base: Base | None, data: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """How a base was trained, as far as its file says it in more than a name and the options do not."""
+    from torch.nn import functional
+
+    from dagscale.training.optimizers import OPTIMIZERS
+    from dagscale.training.schedules import Schedule as Shape
+
+    if base is None:
+        return {}
+    own = {name: value for name, value in base.recipe.items() if value is not None}
+    plain = ("steps", "epochs", "clip", "accumulate", "weight_decay")
+    found = {name: own[name] for name in plain if name in own}
+    if {"steps", "epochs"} & said.keys():
+        found = {name: value for name, value in found.items() if name not in ("steps", "epochs")}
+    optimizer = own["optimizer"]
+    if optimizer["name"] in OPTIMIZERS and said.get("optimizer", optimizer["name"]) == optimizer["name"]:
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in optimizer["settings"].items()}
+        found |= {"optimizer": optimizer["name"], **settings}
+    if "batch_size" in own and getattr(data, "batch_size", None) is None:
+        found["batch_size"] = own["batch_size"]
+    if isinstance(own.get("no_decay"), list):
+        found["no_decay"] = tuple(own["no_decay"])
+    if isinstance(own.get("schedule"), dict):
+        found["schedule"] = Shape(**own["schedule"])
+    if own.get("loss") in _losses():
+        found["loss"] = getattr(functional, own["loss"])
+    return found
+
+
+def _losses() -> list[str]:
+    from torch.nn import functional
+
+    return [name for name in dir(functional) if name.endswith("_loss") or "entropy" in name]
 
 
 def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
@@ -115,9 +153,9 @@ def _loss(text: str) -> Any:
 
     if ":" in text:
         return find(text, "loss")
-    losses = [name for name in dir(functional) if name.endswith("_loss") or "entropy" in name]
-    if text not in losses:
-        raise RecipeError(f"there is no loss {text!r} in torch.nn.functional{did_you_mean(text, losses)}")
+    if text not in _losses():
+        near = did_you_mean(f"{text}_loss" if f"{text}_loss" in _losses() else text, _losses())
+        raise RecipeError(f"there is no loss {text!r} in torch.nn.functional{near}")
     return getattr(functional, text)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dagscale.graph import Graph, LayerUse
 from dagscale.network import Network
-from dagscale.registry import Registry
+from dagscale.registry import Registry, first_sentence
 from dagscale.training.draws import Fill
 
 WidthRule = Literal["standard", "mean-field", "own"]
@@ -45,8 +45,8 @@ class Init:
 
     @property
     def summary(self) -> str:
-        """The first line of the rule's docstring."""
-        return next(iter((self.rule.__doc__ or "").strip().splitlines()), "")
+        """The first sentence of the rule's docstring."""
+        return first_sentence(self.rule.__doc__)
 
 
 INITS: Registry[Init] = Registry("init")

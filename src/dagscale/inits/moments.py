@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from dagscale.errors import DagscaleError
+from dagscale.errors import DagscaleError, PlanError
 from dagscale.inits.base import init, zeros_and_ones
 from dagscale.inits.wanted import Wanted, by_parameters, wanted_moments
 from dagscale.network import Network
@@ -60,7 +61,7 @@ def moments(network: Network) -> dict[str, Fill]:
     that sees only zeros is left as it is.
 
     Raises:
-        PlanError: if the model is on ``meta``, so that nothing can be measured.
+        PlanError: if the model is on ``meta``, or the example inputs are all 0, so that nothing can be measured.
     """
     return measured(network, by_parameters(network.graph))
 
@@ -91,6 +92,11 @@ def _scales(
     """The logarithms of the scales that each draw asks for, by parameter, and which of them are constants."""
     inputs = _inputs(network, model)
     first = next(inputs)
+    if network.recipe.data is None and _all_zero(first):
+        raise PlanError(
+            "the example inputs are all 0, and init 'moments' measures what they become: give data, or example inputs "
+            "as training has them"
+        )
     controls = _controls(model, network, parameters, wanted, first)
     held = held_by(model)  # with what the forwards so far have left there
     logs: dict[str, list[float]] = {}
@@ -110,6 +116,12 @@ def _inputs(network: Network, model: nn.Module) -> Iterator[Any]:
     size = BATCH if recipe.batch_size is None else min(BATCH, recipe.batch_size)
     for batch in recipe.source.batches(network.seed, size):
         yield batch.to(model).inputs
+
+
+def _all_zero(inputs: Any) -> bool:
+    """Whether no signal enters. Token ids of 0 are one."""
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return all(leaf.is_floating_point() and not leaf.any() for leaf in leaves) and bool(leaves)
 
 
 def _error(logs: list[float]) -> float:

@@ -105,7 +105,7 @@ def use_plan(trainer: Trainer, plan: Plan) -> None:
         plan: the plan for its model.
 
     Raises:
-        PlanError: if the Trainer has an optimizer already, DeepSpeed or FSDP1 makes its own, or the plan is for another
+        PlanError: if the Trainer has an optimizer already, runs under DeepSpeed or FSDP 1, or the plan is for another
             model; nothing has changed then.
     """
     _check_trainer(trainer)
@@ -115,11 +115,14 @@ def use_plan(trainer: Trainer, plan: Plan) -> None:
             "the Trainer has an optimizer already, which would be used in place of the plan's: make a new Trainer, "
             "without optimizers= and optimizer_cls_and_kwargs="
         )
-    flat = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP 1" if _is_fsdp1(trainer) else ""
-    if flat:
+    if trainer.is_deepspeed_enabled:
         raise PlanError(
-            f"{flat} flattens parameters of several rates into one: use FSDP 2 (fsdp_config={{'fsdp_version': 2}}), or "
-            "DDP"
+            "DeepSpeed is not supported under the Trainer: use FSDP 2 (fsdp_config={'fsdp_version': 2}) or DDP, or "
+            "deepspeed.initialize in a loop of your own (docs/howto/many-gpus.md)"
+        )
+    if _is_fsdp1(trainer):
+        raise PlanError(
+            "FSDP 1 flattens parameters of several rates into one: use FSDP 2 (fsdp_config={'fsdp_version': 2}), or DDP"
         )
     plan = _first_process(plan) if args.world_size > 1 else plan
     more: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from math import exp, log
 from dagscale.errors import GraphError, OptimizerError, PlanError
 from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
-from dagscale.registry import Registry
+from dagscale.registry import Registry, first_sentence
 from dagscale.training.optimizers import Optimizer, Step
 
 Rule = Callable[[Network], Mapping[str, Estimate]]
@@ -46,8 +46,8 @@ class Law:
 
     @property
     def summary(self) -> str:
-        """The first line of the rule's docstring."""
-        return next(iter((self.rule.__doc__ or "").strip().splitlines()), "")
+        """The first sentence of the rule's docstring."""
+        return first_sentence(self.rule.__doc__)
 
     def covers(self, optimizer: Optimizer) -> bool:
         """Whether the law holds for this optimiser."""

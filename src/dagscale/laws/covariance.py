@@ -145,8 +145,9 @@ def hidden_change(network: Network) -> float:
 
 @law("covariance", steps=GRADIENT)
 def covariance(network: Network) -> dict[str, Estimate]:
-    """``η ∝ (E‖Δz‖²)^(-p/2)``: the paper's principle, without its path-by-path approximation, for the first step;
-    for a whole run, what is left of it, ``p = 3/4`` (``FADING``).
+    """From the graph alone, how far one step of SGD moves the network. ``η ∝ (E‖Δz‖²)^(-p/2)``: the paper's principle,
+    without its path-by-path approximation, for the first step; for a whole run, what is left of it, ``p = 3/4``
+    (``FADING``).
 
     With rates by layer (μP) it is each unit that moves by Θ(1) at any width; under one rate for all layers, with
     readouts of norm Θ(1), all units of a vertex together.

@@ -135,7 +135,8 @@ def known(network: Network) -> Estimate:
 
 @law("curvature", measured=True)
 def curvature(network: Network) -> dict[str, Estimate]:
-    """``η ∝ 1/λ``, λ the largest eigenvalue of the loss's Gauss–Newton matrix after a short run.
+    """How steep the loss is after a short run. ``η ∝ 1/λ``, λ the largest eigenvalue of the loss's Gauss–Newton matrix
+    after a short run.
 
     Gradient descent on a quadratic of curvature λ is stable up to ``η = 2/λ`` [LeCun et al. 1998; Cohen et al.
     2021]. At initialisation λ still changes quickly, and by how much depends on the architecture; a few steps

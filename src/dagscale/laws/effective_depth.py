@@ -11,7 +11,9 @@ from dagscale.network import Network
 
 @law("effective-depth")
 def effective_depth(network: Network) -> dict[str, Estimate]:
-    """``η ∝ L^(-3/2)``, ``L`` the layers and residual additions on the shortest path from input to output.
+    """From the graph alone, the length of its shortest path from input to output.
+
+    ``η ∝ L^(-3/2)``, ``L`` the layers and residual additions on that path.
 
     Asked for by arithmetic-mean μP [arXiv 2510.04327; 2602.07494] of CNNs, ResNets and transformers alike, with no
     regard to the optimiser.

@@ -86,7 +86,7 @@ def change(network: Network) -> Estimate:
 
 @law("function-change", measured=True)
 def function_change(network: Network) -> dict[str, Estimate]:
-    """``η ∝ 1 / (‖Δz‖/‖z‖ per unit of rate)``.
+    """How far one optimiser step moves all pre-activations. ``η ∝ 1 / (‖Δz‖/‖z‖ per unit of rate)``.
 
     The paper's principle — one step changes every pre-activation by Θ(1) — measured instead of derived, and
     relative to the pre-activation's own size, so that it asks the same of networks whose signals differ in scale.

@@ -7,5 +7,5 @@ from dagscale.network import Network
 
 @law("none", needs_base=False)
 def none(network: Network) -> dict[str, Estimate]:
-    """One rate for all, as most comparisons of architectures do."""
+    """The base's rate for all networks, as most comparisons of architectures have it."""
     return {}

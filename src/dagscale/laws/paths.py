@@ -8,7 +8,7 @@ from dagscale.network import Network
 
 @law("paths", steps=GRADIENT)
 def paths(network: Network) -> dict[str, Estimate]:
-    """``η ∝ (Σ_p L_p³)^(-1/2) q^(-1)``.
+    """The paper's law: a sum over all paths, and the kernel size. ``η ∝ (Σ_p L_p³)^(-1/2) q^(-1)``.
 
     One SGD step changes a pre-activation by ``Δz = -η Σ_weights ∂z/∂w ∂loss/∂w``. On one path of ``L``
     activations, ``E (Δz)²`` at depth ``l`` sums over pairs of weights up to ``l``: O(l²) pairs each O(1); the

@@ -22,7 +22,9 @@ def by_layers(graph: Graph, extra: int) -> int:
 
 @law("released", steps=GRADIENT, own_init="released")
 def released(network: Network) -> dict[str, Estimate]:
-    """``η_base · sqrt(Σ_base W_p³ / Σ_target (W_p + 1)³) · q_base/q``.
+    """What the paper's released code computes, to compare with.
+
+    ``η_base · sqrt(Σ_base W_p³ / Σ_target (W_p + 1)³) · q_base/q``.
 
     The released code counts weight layers instead of activations, stem and readout among them: 3 for its base
     (stem, one hidden layer, readout), and for a target the hidden layers of a path plus 3, so that a target

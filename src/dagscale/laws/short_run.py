@@ -262,7 +262,8 @@ def rate(network: Network) -> Estimate:
 
 @law("short-run", measured=True, absolute=rate)
 def short_run(network: Network) -> dict[str, Estimate]:
-    """``η ∝ r^p``, ``p = 3/4`` (``FADING``), ``r`` the middle of the rates at which a short run learns best.
+    """At which rates a run of 24 steps learns best. ``η ∝ r^p``, ``p = 3/4`` (``FADING``), ``r`` the middle of these
+    rates.
 
     Short runs favour lower rates than long ones do [Wu et al. 2018]; what they favour too low is much the same for base
     and target and cancels in the ratio. Networks also differ more in them, hence the power. Unlike a quadratic model at

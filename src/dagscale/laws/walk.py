@@ -74,7 +74,7 @@ def _scaled(m: Moments, by: float) -> Moments:
 
 @law("walk", steps=GRADIENT)
 def walk(network: Network) -> dict[str, Estimate]:
-    """``η ∝ (Σ_p w_p L_p³)^(-1/2) q^(-1)``.
+    """The paper's sum, each path weighted by its share of the signal. ``η ∝ (Σ_p w_p L_p³)^(-1/2) q^(-1)``.
 
     Eq. 26 of the paper averages over incoming edges and then sums over paths without that average's weight;
     with it, a path counts by the share of the signal it carries.

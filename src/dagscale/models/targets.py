@@ -21,14 +21,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
 from dagscale.errors import TargetError
-from dagscale.registry import Registry
+from dagscale.registry import Registry, first_sentence
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
 CIFAR = (3, 32, 32)
@@ -152,8 +152,8 @@ class Space:
 
     @property
     def summary(self) -> str:
-        """One line for people: the first of the module that reads it."""
-        return (sys.modules[self.read.__module__].__doc__ or "").partition("\n")[0]
+        """One line for people: the first sentence of the module that reads it."""
+        return first_sentence(sys.modules[self.read.__module__].__doc__)
 
 
 SPACES: Registry[Space] = Registry("space")
@@ -179,13 +179,15 @@ def resolve(
     data: DataLike | None = None,
     input_shape: Sequence[int] | None = None,
     seed: int = 0,
+    example: Callable[[], Any] | None = None,
 ) -> Target:
     """Read a TARGET.
 
     The shape of one example is the option ``input``, else ``input_shape``, else that of ``data``, else the space's own
     (1×8×8, its benchmark's or its library's); ``classes`` likewise, else 10 or the library's own. Example inputs are
     the first two of ``data`` where the shape is theirs, else a standard normal batch of two drawn from ``seed``; a
-    callable that returns its own inputs keeps them.
+    callable that returns its own inputs keeps them, and one that returns a module alone where no shape is said gets
+    what ``example()`` returns.
 
     Raises:
         TargetError: if the text, the code or an option is malformed or unknown. ``Target.build`` raises it
@@ -212,11 +214,11 @@ def resolve(
             given = frozenset(name for name, value in (("shape", asked), ("classes", counted)) if value)
             shape, classes = asked or space.shape, counted or DEFAULT_CLASSES
             make = space.read(code, options, Setting(shape, classes, given, tokens))
-            return Target(text, _Build(text, make, shape, data, seed, space.parameters))
+            return Target(text, _Build(text, make, shape, data, seed, example, space.parameters))
         where, _, attribute = name.rpartition(":")
         options = parse_options(query, (INPUT,), "a callable")
         source = _find_source(where, attribute, tuple(SPACES))
-        return Target(text, _Build(text, source, _shape(options.get("input"), input_shape, data), data, seed))
+        return Target(text, _Build(text, source, _shape(options.get("input"), input_shape, data), data, seed, example))
 
 
 def load(
@@ -225,9 +227,10 @@ def load(
     data: DataLike | None = None,
     input_shape: Sequence[int] | None = None,
     seed: int = 0,
+    example: Callable[[], Any] | None = None,
 ) -> tuple[nn.Module, Any]:
     """(module, example inputs) of a TARGET: ``resolve(...).build()``."""
-    return resolve(text, data=data, input_shape=input_shape, seed=seed).build()
+    return resolve(text, data=data, input_shape=input_shape, seed=seed, example=example).build()
 
 
 def sample(space: str = "mlp", vertices: int = 5, count: int = 12, seed: int = 0, **options: Any) -> tuple[str, ...]:
@@ -260,6 +263,7 @@ class _Build:
     shape: tuple[int, ...] | None
     data: DataLike | None
     seed: int
+    example: Callable[[], Any] | None
     most: int | None = None
 
     def __call__(self) -> tuple[nn.Module, Any]:
@@ -272,7 +276,9 @@ class _Build:
                 return made
             raise TargetError(f"the callable returned {type(made).__name__}; return the module, or (module, inputs)")
 
-    def _inputs(self) -> Tensor:
+    def _inputs(self) -> Any:
+        if self.shape is None and self.example is not None:
+            return self.example()
         if self.shape is None:
             raise TargetError(
                 "the callable returned a module without inputs; return (module, inputs), name the data, "

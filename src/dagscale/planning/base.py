@@ -124,6 +124,7 @@ class Base(Saved):
         curve: Sequence[Point],
         tolerance: float,
         *,
+        start: float = math.inf,
         widened: int,
         steps: int,
         seeds: int,
@@ -136,9 +137,10 @@ class Base(Saved):
         Args:
             curve: the rates that were tried, ascending; at least one of them has a finite loss.
             tolerance: relative width of the band in the loss.
+            start: the loss before training, ``inf`` where nobody knows (`dagscale.rates.limit_of`).
         """
         best = min(curve, key=lambda point: point.loss)
-        low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance)
+        low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance, start)
         return cls(
             lr=math.sqrt(low * high),
             recipe=network.recipe.describe(),
@@ -148,7 +150,7 @@ class Base(Saved):
             loss=best.loss,
             band=(low, high),
             curve=tuple(curve),
-            at_edge=any(sides(curve, tolerance)),
+            at_edge=any(sides(curve, tolerance, start)),
             widened=widened,
             steps=steps,
             seeds=seeds,
@@ -272,18 +274,19 @@ class Base(Saved):
 
     def __str__(self) -> str:
         low, high = self.band
-        remark = "; still at the edge of the grid, the true band may reach beyond it" if self.at_edge else ""
-        runs = sum(len(point.losses) for point in self.curve)
+        edge = "; still at the edge of the grid, the true band may reach beyond it" if self.at_edge else ""
+        count = sum(len(point.losses) for point in self.curve)
+        runs = f"{count} runs" + (f" with up to {self.seeds} seeds" if self.seeds > 1 else "")
+        wider = f", grid widened {self.widened}×" if self.widened else ""
         tried = ", ".join(f"{pair.weight_decay:.3g}" for pair in self.pairs)
         decay = f" and weight decay {self.recipe['weight_decay']:.3g} (of {tried})" if self.pairs else ""
         return (
             f"learning rate {self.lr:.3g}{decay} (band {low:.3g} to {high:.3g}; best {self.argmin:.3g}, loss "
-            f"{self.loss:.4g}; {len(self.curve)} rates, {runs} runs of up to {self.seeds} seeds, {self.steps:,} steps, "
-            f"grid widened {self.widened}×{remark})"
+            f"{self.loss:.4g}; {len(self.curve)} rates, {runs}, {self.steps:,} steps{wider}{edge})"
         )
 
     def table(self) -> Table:
-        """The curve as a rich table, the band marked."""
+        """The curve as a rich table, the band marked. A mean with ≈ is estimated: not all seeds were run there."""
         load_rich()
         from rich.table import Table
         from rich.text import Text
@@ -296,10 +299,12 @@ class Base(Saved):
         for point in self.curve:
             inside = self.band[0] <= point.lr <= self.band[1]
             mark = "◀ best" if point.lr == self.argmin else "in the band" if inside else ""
-            losses = (point.loss, min(point.losses), max(point.losses))
+            guessed = len(point.losses) < self.seeds and math.isfinite(point.loss)
             table.add_row(
                 f"{point.lr:.3g}",
-                *map(_loss_text, losses),
+                "≈ " * guessed + _loss_text(point.loss),
+                _loss_text(min(point.losses)),
+                _loss_text(max(point.losses)),
                 str(len(point.losses)),
                 mark,
                 style="bold" if inside else "",
@@ -347,12 +352,12 @@ def _light(network: Network) -> Network:
     )  # fmt: skip
 
 
-def sides(curve: Sequence[Point], tolerance: float) -> tuple[bool, bool]:
+def sides(curve: Sequence[Point], tolerance: float, start: float = math.inf) -> tuple[bool, bool]:
     """Whether the band (or, where all diverged, the answer) reaches the lower, the upper end of the curve."""
     losses = [point.loss for point in curve]
     if all(math.isinf(loss) for loss in losses):
         return True, False
-    low, high = find_band([point.lr for point in curve], losses, tolerance)
+    low, high = find_band([point.lr for point in curve], losses, tolerance, start)
     return low <= curve[0].lr, high >= curve[-1].lr
 
 

@@ -190,6 +190,9 @@ def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = Tru
     return "covariance" if record.step == "gradient" else "none"
 
 
+LISTED = 6
+"""Most names that a note lists."""
+
 UNPICTURED = (
     "one rate for all (law 'none'): without data no law is better on networks with norms, gates or attention; give "
     "data, or width='mup' where width grows"
@@ -520,13 +523,14 @@ def _notes(
         if p.reached and p.trainable and parameters[p.name].init_std is None and init.draws and p.name not in asked
     ]
     if kept:
-        notes.append(f"init {init.name!r} does not cover, left as they are: {_listed(kept)}")
+        notes.append(f"left as the model drew them, since init {init.name!r} has no rule for them: {_listed(kept)}")
     return tuple(notes)
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names, repeats of a block in one."""
-    return ", ".join(row.name for row in fold_rows(names, [()] * len(names)))
+    """Names, repeats of a block in one, the first few of many."""
+    rows = [row.name for row in fold_rows(names, [()] * len(names))]
+    return ", ".join(rows[:LISTED]) + (f", … ({len(names)} in all)" if len(rows) > LISTED else "")
 
 
 __all__ = ["default_law", "plan"]

@@ -494,7 +494,7 @@ class Plan(Saved):
         if self.lr_interval is not None:
             made = ", ".join(f"{source} {error:.2g}" for source, error in self.lr_errors.items())
             low, high = self.lr_interval
-            lines.append(f"95 %: {low:.4g} … {high:.4g} (octaves that may be off: {made})")
+            lines.append(f"95 %: {low:.4g} … {high:.4g} (standard errors in octaves: {made})")
         if self.forwards:
             lines.append(f"measured in {self.forwards:,.0f} forward passes")
         return lines

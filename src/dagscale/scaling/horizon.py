@@ -80,28 +80,30 @@ def constant(m_B: float, m_D: float) -> HorizonScaling:
 
 @HORIZON_RULES.add("linear")
 def linear(m_B: float, m_D: float) -> HorizonScaling:
-    """``η ∝ B``, for SGD with and without momentum [Goyal et al. 2017, arXiv 1706.02677]. Says nothing of ``m_D``."""
+    """A rate that grows like the batch. ``η ∝ B``, for SGD with and without momentum [Goyal et al. 2017, arXiv
+    1706.02677]. Says nothing of ``m_D``."""
     return HorizonScaling(lr=m_B)
 
 
 @HORIZON_RULES.add("sqrt")
 def square_root(m_B: float, m_D: float) -> HorizonScaling:
-    """``η ∝ √B``, ``1 - β ∝ B`` for both betas, ``eps ∝ 1/√B``: Adam keeps its stochastic differential equation
-    [Malladi et al. 2022, arXiv 2205.10287]. Says nothing of ``m_D``."""
+    """A rate that grows like the root of the batch, for Adam. ``η ∝ √B``, ``1 - β ∝ B`` for both betas, ``eps ∝ 1/√B``:
+    Adam keeps its stochastic differential equation [Malladi et al. 2022, arXiv 2205.10287]. Says nothing of ``m_D``."""
     return HorizonScaling(lr=math.sqrt(m_B), forgetting=m_B, eps=1 / math.sqrt(m_B))
 
 
 @HORIZON_RULES.add("timescale")
 def timescale(m_B: float, m_D: float) -> HorizonScaling:
-    """AdamW averages weights over ``B / (η λ D)`` passes over ``D`` examples, and that number is kept [Wang & Aitchison
-    2024, arXiv 2405.13698]. With ``η ∝ √B`` it follows that ``λ ∝ √B / D``. ``D`` is the size of the data set there:
-    more epochs over the same data change nothing, so give ``m_D = 1`` for these."""
+    """A rate that grows with the batch, a decay that falls with the horizon. AdamW averages weights over ``B / (η λ
+    D)`` passes over ``D`` examples, and that number is kept [Wang & Aitchison 2024, arXiv 2405.13698]. With ``η ∝ √B``
+    it follows that ``λ ∝ √B / D``. ``D`` is the size of the data set there: more epochs over the same data change
+    nothing, so give ``m_D = 1`` for these."""
     return HorizonScaling(lr=math.sqrt(m_B), weight_decay=math.sqrt(m_B) / m_D)
 
 
 @HORIZON_RULES.add("completed-p")
 def completed_p(m_B: float, m_D: float) -> HorizonScaling:
-    """One differential equation at every batch size and horizon: with ``r = m_B/m_D``, rate and decay ∝ √r,
+    """One differential equation at every batch size and horizon, for Adam. With ``r = m_B/m_D``, rate and decay ∝ √r,
     ``1 - β ∝ r``, ``eps ∝ 1/√r`` [Complete(d)P, arXiv 2512.22382, Table 1, as published implementations have it;
     they disagree on the sign of eps's power, and this one agrees with ``sqrt``]."""
     r = m_B / m_D
@@ -114,14 +116,15 @@ STEP_LAW_SIZE, STEP_LAW_TOKENS, STEP_LAW_BATCH = -0.713, 0.307, 0.571
 
 @HORIZON_RULES.add("power")
 def power(m_B: float, m_D: float) -> HorizonScaling:
-    """``η ∝ D^-0.32`` at a fixed batch [Bjorck et al. 2024, arXiv 2409.19913], and ``√B`` beside it
-    [HyperP, arXiv 2603.28743]."""
+    """A rate that falls slowly with the horizon. ``η ∝ D^-0.32`` at a fixed batch [Bjorck et al. 2024, arXiv
+    2409.19913], and ``√B`` beside it [HyperP, arXiv 2603.28743]."""
     return HorizonScaling(lr=m_D**POWER * math.sqrt(m_B))
 
 
 @HORIZON_RULES.add("step-law")
 def step_law(m_B: float, m_D: float) -> HorizonScaling:
-    """``η ∝ D^0.307`` while the batch is the best one, ``B ∝ D^0.571`` [Step Law, arXiv 2503.04715].
+    """A rate that grows with the horizon, each at its best batch. ``η ∝ D^0.307`` while the batch is the best one, ``B
+    ∝ D^0.571`` [Step Law, arXiv 2503.04715].
 
     Raises:
         PlanError: if the batch grows more than half an octave differently: the law says nothing there.

@@ -19,16 +19,16 @@ def grid(trials: Trials, rates: Sequence[float], widen: int) -> tuple[list[Point
         return [Point(rate, losses, sum(losses) / trials.seeds) for rate, losses in runs]
 
     curve, widened = points(rates), 0
-    while widened < widen and (more := _beyond(curve, trials.tolerance)):
+    while widened < widen and (more := _beyond(curve, trials.tolerance, trials.start())):
         curve = sorted(curve + points(more), key=lambda point: point.lr)
         widened += 1
     return curve, widened
 
 
-def _beyond(curve: Sequence[Point], tolerance: float) -> list[float]:
+def _beyond(curve: Sequence[Point], tolerance: float, start: float) -> list[float]:
     """Rates to add, in the grid's own spacing at that end; none if the band lies inside."""
     rates = [point.lr for point in curve]
-    below, above = sides(curve, tolerance)
+    below, above = sides(curve, tolerance, start)
     first, last = steps_at_ends(rates)
     down = [rates[0] / first**k for k in range(WIDENING, 0, -1)] if below else []
     up = [rates[-1] * last**k for k in range(1, WIDENING + 1)] if above else []

@@ -1,6 +1,6 @@
 """``method="fast"``: only the rates and seeds of the grid that its answer needs.
 
-The answer hangs on the best loss and on where the curve crosses ``best + tolerance · |best|`` on either side. So: a
+The answer hangs on the best loss and on where the curve crosses the limit above it on either side. So: a
 glance along the whole grid, two octaves apart, says where to begin; runs with one seed then surround the best rate and
 close in on both ends of the band until they lie between neighbours of the grid; and the other seeds are run
 only where the mean over them could move the best or an end.
@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dagscale.planning.base import Point
+from dagscale.rates import limit_of
 from dagscale.searching.methods import METHODS, WIDENING, Trials, steps_at_ends
 
 APART = 4.0
@@ -38,7 +39,7 @@ def fast(trials: Trials, rates: Sequence[float], widen: int) -> tuple[list[Point
         trials.expect(1)
         done = runs.setdefault(following, [])
         done.append(trials.run(lattice[following], len(done)))
-        following = next_rate(runs, len(lattice), trials.seeds, trials.tolerance)
+        following = next_rate(runs, len(lattice), trials.seeds, trials.tolerance, trials.start())
     levels = estimates(runs, trials.seeds)
     beyond = max(len(down) - min(runs), max(runs) - len(down) - len(rates) + 1, 0)
     return [Point(lattice[i], tuple(runs[i]), levels[i]) for i in sorted(runs)], math.ceil(beyond / WIDENING)
@@ -72,7 +73,9 @@ def estimates(runs: Mapping[int, Sequence[float]], seeds: int) -> dict[int, floa
     return means
 
 
-def next_rate(runs: Mapping[int, Sequence[float]], count: int, seeds: int, tolerance: float) -> int | None:
+def next_rate(
+    runs: Mapping[int, Sequence[float]], count: int, seeds: int, tolerance: float, start: float = math.inf
+) -> int | None:
     """The rate, a number from 0 to ``count - 1``, at which the next seed is to be run; None if the answer is settled.
 
     Args:
@@ -80,13 +83,14 @@ def next_rate(runs: Mapping[int, Sequence[float]], count: int, seeds: int, toler
         count: rates that may be run.
         seeds: most runs at one rate.
         tolerance: relative width of the band.
+        start: the loss before training.
     """
     levels = estimates(runs, seeds)
     best = min(levels, key=levels.__getitem__)
     if math.isinf(levels[best]):
         lowest = min(runs)
         return max(0, lowest - WIDENING) if lowest else None
-    limit = levels[best] + tolerance * abs(levels[best])
+    limit = limit_of(levels[best], tolerance, start)
     matter, reach, split = [best], [], []
     for side in (1, -1):
         tried = sorted((i for i in runs if (i - best) * side >= 0), key=lambda i: abs(i - best))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import nn
@@ -27,6 +28,7 @@ from dagscale.training.copies import all_put_back
 from dagscale.training.engine import EVALUATE, final_loss, train
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import Loss, MakeSchedule, Recipe, TrainStep
+from dagscale.training.seeds import seeded
 
 GLANCE = 0.2
 """Share of a run's steps after which the fast method looks along the grid for where to begin."""
@@ -79,7 +81,8 @@ def search(
 
         found = dagscale.search(small, recipe)
 
-    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best. Its
+    The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best, and at
+    least half as far below the loss before training (a model that is fine-tuned may begin within the tolerance). Its
     upper end is the maximal learning rate, and its geometric middle the rate to recommend.
 
     A copy of the model is initialised and trained for every rate and seed that is tried; ``model`` itself never
@@ -161,7 +164,7 @@ def search(
         check_gradient(network)
         runs = _Runs(network, starter, bar, held)
         bar.say(f"training, init {name}" if len(names) > 1 else "training")
-        trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance)
+        trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance, lambda: runs.start)
         pairs: list[Pair] = []
         try:
             curve, widened = follow(trials, rates, widen)
@@ -174,14 +177,15 @@ def search(
                     runs.decay = chosen.weight_decay
                     curve, widened = follow(trials, [chosen.lr * 2 ** (k / 2) for k in range(-2, 3)], widen)
                     network = replace(network, recipe=recipe.changed(weight_decay=chosen.weight_decay))
+            before = runs.start
         finally:
             network.give_back()
-        _believable(curve, runs.raised)
+        _believable(curve, before, runs.raised)
         notes = tuple(getattr(starter, "notes", ()))
         if held is not None:
             notes = (*notes, "losses are those of the validation data")
         return Base.found(
-            network, name, curve, tolerance, widened=widened, steps=runs.steps, seeds=seeds, notes=notes,
+            network, name, curve, tolerance, start=before, widened=widened, steps=runs.steps, seeds=seeds, notes=notes,
             method=method, pairs=pairs,
         )  # fmt: skip
 
@@ -201,7 +205,7 @@ def search(
 
 def _lowest(found: Sequence[Base]) -> Base:
     """The base under the init that trains best, with the steps of all."""
-    best = min(found, key=lambda base: base.loss or math.inf)
+    best = min(found, key=lambda base: math.inf if base.loss is None else base.loss)
     if len(found) == 1:
         return best
     others = ", ".join(f"{base.loss:.4g} under {base.init}" for base in found if base is not best)
@@ -209,11 +213,15 @@ def _lowest(found: Sequence[Base]) -> Base:
     return replace(best, steps=sum(base.steps for base in found), notes=(note, *best.notes))
 
 
-def _believable(curve: Sequence[Point], raised: str) -> None:
+def _believable(curve: Sequence[Point], before: float, raised: str) -> None:
     """Refuse a curve that cannot be right.
 
+    Args:
+        before: the loss before training.
+        raised: what a run has raised, if one did.
+
     Raises:
-        SearchError: if every run diverged, or the rate makes no difference.
+        SearchError: if every run diverged, the rate makes no difference, or no rate trains.
     """
     finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
     if not finite:
@@ -227,6 +235,12 @@ def _believable(curve: Sequence[Point], raised: str) -> None:
             f"the loss is {finite[0]:.4g} at every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g}, so no rate "
             "reaches the training: a schedule or a training step sets its own (scale the rates of the groups "
             "instead), or the loss does not depend on the model"
+        )
+    lowest = min(curve, key=lambda point: point.loss)
+    if lowest.losses[0] >= before:
+        raise SearchError(
+            f"no rate trains: the loss is {before:.4g} before training, and {lowest.losses[0]:.4g} at the best "
+            f"rate, {lowest.lr:.3g}: give the recipe more steps or data, or a model that has something to learn"
         )
 
 
@@ -272,6 +286,20 @@ class _Runs:
             return self.run(rate, 0)
         finally:
             self.decay = own
+
+    @cached_property
+    def start(self) -> float:
+        """The loss of the first seed before training; ``inf`` where it is the training step's own."""
+        network, recipe = self.network, self.held or self.network.recipe
+        if recipe.step is not None and recipe.loss is None:
+            return math.inf
+        trial = network.copy.reset()
+        self.starter.init_(trial, seed=network.seed)
+        trial.train(self.held is None)
+        with seeded(network.seed):
+            loss = final_loss(trial, recipe, EVALUATE)
+        trial.train()
+        return loss if math.isfinite(loss) else math.inf
 
     def glance(self, rate: float) -> float:
         """The loss after the first part of a run, under a schedule as short as that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Trials:
         expect: says how many more runs will be asked for.
         seeds: runs that settle a rate.
         tolerance: relative width of the band in the loss.
+        start: the loss before training, ``inf`` where nobody knows; asked for after the first run.
     """
 
     run: Callable[[float, int], float]
@@ -26,6 +28,7 @@ class Trials:
     expect: Callable[[int], None]
     seeds: int
     tolerance: float
+    start: Callable[[], float] = lambda: math.inf
 
 
 METHODS: Registry[Callable[[Trials, Sequence[float], int], tuple[list[Point], int]]] = Registry("search method")

@@ -18,7 +18,7 @@ from dagscale.tracing.faults import one_line
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import Groups
-from dagscale.training.recipe import Loss, Recipe, default_loss
+from dagscale.training.recipe import Loss, Recipe, default_loss, takes
 from dagscale.training.seeds import seeded
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
     if recipe.loss is None and target is None:
         raise RecipeError(
             f"the batches have no target and the model returns {type(output).__name__}: give loss=, a function of the "
-            "output"
+            "output, such as lambda out: out where that is the loss"
         )
     loss: Loss = recipe.loss or default_loss
     given = (target,) if recipe.loss is None or target is not None else ()
@@ -114,6 +114,8 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
                 return loss(output, *given)
         text = one_line(error)
         mend = ": class labels must be int64, y.long()" if "Long" in text else ""
+        if not given and isinstance(error, TypeError):
+            mend = ": the batches have no target, so that the loss is given the output alone"
         if isinstance(error, AttributeError) and out is not output:
             mend = ": the loss is given the output's logits; leave loss out for the model's own"
         raise RecipeError(f"the loss raised {text}, on output {typed(out)} and y {typed(target)}{mend}") from error
@@ -143,7 +145,14 @@ def step(
     if recipe.step is not None:
         batch = next(batches).to(model)
         own = recipe.step
-        return of_user("training step", lambda: _number(own(model, optimizer, batch.inputs, batch.target)))
+        bare = not takes(own, 4)
+        if bare and batch.target is not None:
+            raise RecipeError(
+                "the training step has no room for the target that the batches have: write step(model, optimizer, "
+                "inputs, target)"
+            )
+        given = (batch.inputs,) if bare else (batch.inputs, batch.target)
+        return of_user("training step", lambda: _number(own(model, optimizer, *given)))
     model.zero_grad(set_to_none=True)
     total = 0.0
     for _ in range(recipe.accumulate):

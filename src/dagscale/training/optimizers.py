@@ -72,6 +72,16 @@ class Optimizer:
     eps: bool = False
     depends: Callable[[Settings], dict[str, Any]] = lambda settings: {}
 
+    @property
+    def summary(self) -> str:
+        """One line for people: what is known of it."""
+        step = {"gradient": "the gradient", "sign": "the gradient's sign", "spectral": "an orthogonal matrix"}
+        kind = {None: "an unknown step", "relative": "a step in proportion to the weights"}.get(
+            self.step, f"steps like {step.get(self.step or '')}"
+        )
+        decay = "" if self.decay is None else f"; {self.decay} weight decay"
+        return f"{kind}{decay}; searched from 2^{self.grid[0]:g} to 2^{self.grid[1]:g}"
+
     def configured(self, settings: Settings) -> Optimizer:
         """The record with these settings added to or replacing its own, and the traits that follow from them."""
         merged = {**self.settings, **settings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dagscale.errors import RecipeError
-from dagscale.training.batches import Batch, Inputs, Source, Stream, Unpack, source
+from dagscale.training.batches import Batch, Source, Stream, Unpack, source
 from dagscale.training.optimizers import Optimizer, resolve
 
 Loss = Callable[..., Tensor]
 """``loss(output, target)``, or ``loss(output)`` for batches without a target: one number, a mean over the batch. Of an
 output that has ``.logits`` (or ``["logits"]``) it is given those."""
 
-TrainStep = Callable[[nn.Module, torch.optim.Optimizer, Inputs, Any], "float | Tensor"]
-"""``step(model, optimizer, inputs, target)`` takes one optimiser step on a batch, and returns the loss before it."""
+TrainStep = Callable[..., "float | Tensor"]
+"""``step(model, optimizer, inputs, target)`` takes one optimiser step on a batch, and returns the loss before it; for
+batches without a target it may be ``step(model, optimizer, inputs)``."""
 
 
 class Scheduler(Protocol):
@@ -61,7 +63,9 @@ class Recipe:
         epochs: passes over the data of a run, where ``steps`` is None. With neither, a run is one pass, and laws take
             it for a long one.
         schedule: ``schedule(optimizer, total_steps)`` makes a scheduler, stepped after every optimiser step.
-        step: the user's own training step, in place of forward, loss, backward, clipping and ``optimizer.step()``.
+        step: the user's own training step, ``step(model, optimizer, inputs, target)``, in place of forward, loss,
+            backward, clipping and ``optimizer.step()``. It returns the loss before it. Runs are judged by ``loss``; by
+            the mean of what their last tenth of steps returned where that is not given.
         clip: largest norm of the whole gradient; larger ones are scaled down to it.
         accumulate: batches whose mean gradient makes one optimiser step.
         autocast: type in which the forward computes, such as ``torch.bfloat16``; None for the model's own.
@@ -122,6 +126,11 @@ class Recipe:
                 raise RecipeError(f"{name} must be a function, not {type(given).__name__}")
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise RecipeError(f"autocast must be a type such as torch.bfloat16, not {autocast!r}")
+        if step is not None and not (takes(step, 4) or takes(step, 3)):
+            raise RecipeError(
+                "step= is called as step(model, optimizer, inputs, target), without target where batches have none; "
+                f"{_named(step)} does not take these"
+            )
         if step is not None and (clip is not None or accumulate != 1 or autocast is not None):
             raise RecipeError("step= is the whole training step: do clipping, accumulation and autocast inside it")
         own = {
@@ -234,6 +243,17 @@ def default_loss(output: Any, target: Any) -> Tensor:
             "torch.nn.functional.mse_loss"
         )
     return cross_entropy(output, target)
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments by place; True where nobody knows."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except ValueError:  # no signature
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def _named(value: Any) -> Any:
