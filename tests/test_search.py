@@ -373,6 +373,19 @@ def test_of_several_inits_the_base_has_the_one_that_trains_best() -> None:
     assert dagscale.plan(mlp(), base=both, law="none").init == best.init
 
 
+def test_an_init_under_which_nothing_trains_is_left_out_of_the_choice() -> None:
+    model = mlp()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+    said = {"grid": [0.05, 0.2, 0.8], "seeds": 1, "method": "grid", "widen": 0, "batch_size": 16}
+    found = search(model, blobs(), init=["keep", "moments"], **said)
+    assert found.init == "moments"
+    assert "none under keep (every rate from 0.05 to 0.8 diverged" in found.notes[0]
+    with pytest.raises(SearchError, match="every rate from"):
+        search(model, blobs(), init=["keep"], **said)
+
+
 def test_of_several_inits_none_may_be_unknown_and_there_is_one() -> None:
     with pytest.raises(UnknownNameError, match="unknown init 'dampd'; did you mean 'damped'"):
         search(mlp(), blobs(), init=["moments", "dampd"])

@@ -196,20 +196,25 @@ def search(
             return under(*_start(network, plan), bar)
         network, zeros = keeping(network, only, keep, reset)
         found: list[Base] = []
+        refused: dict[str, SearchError] = {}
         for name in names:
             bar.say(f"init {name}")
             own = initialised(network, name)
-            found.append(under(own, starting_plan(own, name, lr_scale=lr_scale, zeros=zeros), name, bar))
-    return _lowest(found)
+            try:
+                found.append(under(own, starting_plan(own, name, lr_scale=lr_scale, zeros=zeros), name, bar))
+            except SearchError as error:
+                refused[name] = error
+    if not found:
+        raise next(iter(refused.values()))
+    return _lowest(found, refused) if len(names) > 1 else found[0]
 
 
-def _lowest(found: Sequence[Base]) -> Base:
-    """The base under the init that trains best, with the steps of all."""
+def _lowest(found: Sequence[Base], refused: Mapping[str, SearchError]) -> Base:
+    """The base under the init that trains best, with the steps of all and a note on the others."""
     best = min(found, key=lambda base: math.inf if base.loss is None else base.loss)
-    if len(found) == 1:
-        return best
-    others = ", ".join(f"{base.loss:.4g} under {base.init}" for base in found if base is not best)
-    note = f"init {best.init}: its lowest loss is {best.loss:.4g}; {others}"
+    others = [f"{base.loss:.4g} under {base.init}" for base in found if base is not best]
+    others += [f"none under {name} ({error})" for name, error in refused.items()]
+    note = f"init {best.init}: its lowest loss is {best.loss:.4g}; {', '.join(others)}"
     return replace(best, steps=sum(base.steps for base in found), notes=(note, *best.notes))
 
 
