@@ -38,7 +38,7 @@ def retrain(
         str, typer.Option(help="How much is trained: full, short-12, small-6, micro-4, tiny-1.")
     ] = "short-12",
     recipes: Annotated[
-        str, typer.Option(help="Of benchmark, one-rate, tuned, mup, released, plan, plan-kept.")
+        str, typer.Option(help="Of benchmark, one-rate, tuned, tuned-moments, mup, released, plan, plan-kept.")
     ] = "benchmark,one-rate,released,plan",
     architectures: Annotated[str | None, typer.Option(help="Codes with commas, or a file with one a line.")] = None,
     count: Annotated[

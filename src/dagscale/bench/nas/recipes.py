@@ -86,6 +86,8 @@ RECIPES.add("released")(replace(SEARCHED, init=released.NAME, law=released.NAME,
 RECIPES.add("plan")(replace(SEARCHED, decays=DECAYS, init="moments", law="short-run"))
 # The same on the author's init, which keeps the scale that normalised weights were given.
 RECIPES.add("plan-kept")(replace(SEARCHED, decays=DECAYS, law="short-run"))
+# The other half of the same question: that init without a law.
+RECIPES.add("tuned-moments")(replace(SEARCHED, decays=DECAYS, init="moments"))
 
 
 @dataclass(frozen=True)
