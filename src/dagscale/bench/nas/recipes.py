@@ -133,6 +133,7 @@ PRESETS.add("full")(Preset(200, 256, 16, 5))
 PRESETS.add("short-12")(Preset(12, 256, 16, 5))
 PRESETS.add("small-6")(Preset(6, 64, 4, 1, images=3000, side=16))
 PRESETS.add("micro-4")(Preset(4, 125, 8, 1, images=3000, side=8, rates=(-6, 1)))
+PRESETS.add("mini-5")(Preset(5, 125, 8, 1, images=5000, side=16, rates=(-6, 1)))
 PRESETS.add("tiny-1")(Preset(1, 32, 4, 1, images=200, rates=(-4, 0)))
 
 
