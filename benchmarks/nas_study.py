@@ -147,7 +147,7 @@ def classes() -> Table:
     """Gains by class of published rank."""
     ends = [f"{100 * k // CLASSES} to {100 * (k + 1) // CLASSES} %" for k in range(CLASSES)]
     body = [
-        [f"`{one.name}`", *(ranged(changed(one.gain[rows])) for rows in np.array_split(top(one.known, 100), CLASSES))]
+        [f"`{one.name}`", *(margin(changed(one.gain[rows])) for rows in np.array_split(top(one.known, 100), CLASSES))]
         for one in recipes()
         if one.name != REFERENCE
     ]
@@ -301,6 +301,13 @@ def ranged(one: Estimate, *, signed: bool = True) -> str:
     sign = "+" if signed else ""
     end = "" if one.low is None else f" ({one.low:{sign}.2f} to {one.high:{sign}.2f})"
     return f"{one.value:{sign}.2f}{end}".replace("-", "−")
+
+
+def margin(one: Estimate) -> str:
+    """``−0.27 ± 0.38``, half of the interval."""
+    assert one.low is not None
+    assert one.high is not None
+    return f"{one.value:+.2f} ± {(one.high - one.low) / 2:.2f}".replace("-", "−")
 
 
 def picture(path: Path) -> None:

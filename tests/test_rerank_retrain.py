@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def test_the_published_optimiser_and_schedule() -> None:
         made.step()
         schedule.step()
     assert {(g["momentum"], g["nesterov"], g["weight_decay"]) for g in made.param_groups} == {(0.9, True, 5e-4)}
+
+
+def test_two_inits_times_two_ways_to_a_rate() -> None:
+    """Four recipes tell what an init does from what a law does, and differ in nothing else."""
+    square = {("keep", "none"): "tuned", ("moments", "none"): "tuned-moments",
+              ("keep", "short-run"): "plan-kept", ("moments", "short-run"): "plan"}  # fmt: skip
+    for (init, law), name in square.items():
+        assert RECIPES[name] == replace(RECIPES["tuned"], init=init, law=law)
 
 
 def test_augmentation_crops_and_flips_in_train_mode_only() -> None:
