@@ -35,8 +35,9 @@ def recipe(setting: str) -> Recipe:
 
 
 def name(own: Recipe) -> str:
-    """``PyTorch's init, rate 0.1``."""
-    return f"{'PyTorch' if own.init == 'keep' else own.init}'s init, rate {own.lr:g}".replace("moments's", "moments'")
+    """``PyTorch's init at 0.1``, or ``init moments at 0.2``."""
+    init = "PyTorch's init" if own.init == "keep" else f"init {own.init}"
+    return f"{init} at {own.lr:g}"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     running.set_defaults(do=run)
     running.add_argument("--data", required=True)
     running.add_argument("--preset", default="micro-4", choices=list(PRESETS))
-    running.add_argument("--settings", default="0.05,0.2,0.4,moments:0.2,moments:0.4,moments:0.8,moments:1.6")
+    running.add_argument("--settings", default="0.05,0.2,0.4,moments:0.05,moments:0.1,moments:0.2,moments:0.4")
     running.add_argument("--count", type=int, default=150)
     running.add_argument("--minutes", type=float, default=60)
     running.add_argument("--results", type=Path, required=True)

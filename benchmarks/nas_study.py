@@ -33,8 +33,6 @@ EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 PUBLISHED = EVIDENCE / "tables" / "nas-published.csv"
 FIRST, SECOND = "nas-retraining", "nas-inits"
 """The study's files of results: the same list, size, data and seeds, other recipes."""
-SIZES = ("nas-rates", "nas-mini")
-"""Files of results of two sizes, the smaller one first."""
 COLOURS = ("#1c7ed6", "#e8590c", "#2f9e44", "#862e9c", "#868e96", "#c2255c")
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of text."""
@@ -185,10 +183,8 @@ def changes() -> Table:
     for what, first, second in CHANGES:
         count = min(len(found[first].own), len(found[second].own))  # both are the beginning of one list
         a, b = found[first].own[:count], found[second].own[:count]
-        parts = both(a, b)
-        gain, mixed = changed(b.mean(1) - a.mean(1)), ranged(parts.interaction, signed=False)
-        body.append([what, f"`{first}`", f"`{second}`", ranged(gain), mixed, chance(parts)])
-    return ["what changes", "from", "to", "gain, points", "interaction, points", "p"], body
+        body.append([what, f"`{first}`", f"`{second}`", ranged(changed(b.mean(1) - a.mean(1)))])
+    return ["what changes", "from", "to", "gain, points"], body
 
 
 def again() -> Table:
@@ -203,48 +199,26 @@ def again() -> Table:
     return head, [[cell.replace("-", "−") for cell in cells]]
 
 
-def rates(file: str) -> Table:
-    """Mean accuracy at every rate, and how many architectures are best there."""
-    found = read(file)
-    chosen = dict(nas_rates.compared(found).chosen)
-    body = [
-        [name, f"{own.mean():.2f}", str(chosen.get(name, 0))]
-        for name, own in ((nas_rates.name(found.recipes[key]), own) for key, own in found.accuracies.items())
-    ]
-    return ["init and rate", "accuracy, %", "best for"], body
-
-
-def best_rates(file: str) -> Table:
-    """One shared setting against each architecture's own best."""
-    found = read(file)
-    head = ["settings", "shared", "gain of each one's best, points", "τ, shared and best", "floor: between seeds"]
+def rates() -> Table:
+    """Mean accuracy at every rate under two inits, of ``benchmarks/nas_rates.py``, and how many are best there."""
+    found = read("nas-rates")
+    best = dict(nas_rates.compared(found).chosen)
+    settings = sorted(found.accuracies, key=lambda key: (found.recipes[key].init, found.recipes[key].lr))
     body = []
-    inits = list(dict.fromkeys(own.init for own in found.recipes.values()))
-    for init in [*inits, None] if len(inits) > 1 else inits:
-        shared = nas_rates.compared(found, init)
-        body.append([
-            "all" if init is None else f"{'PyTorch' if init == 'keep' else init}’s init", shared.setting,
-            ranged(shared.gains[0].gain), ranged(shared.between[100], signed=False),
-            ranged(shared.within[100], signed=False),
-        ])  # fmt: skip
-    return head, body
+    for key in settings:
+        own, recipe = found.accuracies[key], found.recipes[key]
+        init = "PyTorch's" if recipe.init == "keep" else f"`{recipe.init}`"
+        gain = changed(own.mean(1) - found.accuracies[REFERENCE].mean(1))
+        told = "" if key == REFERENCE else ranged(gain)
+        body.append([init, f"{recipe.lr:g}", f"{own.mean():.2f}", told, str(best.get(nas_rates.name(recipe), 0))])
+    return ["init", "rate", "accuracy, %", "gain over `benchmark`, points", "best for"], body
 
 
-def sizes() -> Table:
-    """τ with the published ranking at several sizes, on the same architectures."""
-    files = [read(name) for name in SIZES]
-    count = min(len(found.archs) for found in files)
-    head = ["size", "accuracy, %", "τ with the published ranking", "against the first", "τ between seeds"]
-    body = []
-    first = files[0].accuracies[REFERENCE][:count]
-    for found in files:
-        own, true = found.accuracies[REFERENCE][:count], known(found)[:count]
-        more = "" if found is files[0] else ranged(further(true, first.mean(1), own.mean(1)))
-        body.append([
-            found.size.describe(), f"{own.mean():.2f}", ranged(tau(true, own.mean(1)), signed=False), more,
-            ranged(tau(own[:, 0], own[:, 1]), signed=False),
-        ])  # fmt: skip
-    return head, body
+def own_rates() -> Table:
+    """One shared setting of init and rate against each architecture's own best."""
+    shared = nas_rates.compared(read("nas-rates"))
+    head = ["architectures", "settings", "best shared one", "gain of each one's own best, points"]
+    return head, [[str(shared.archs), str(shared.settings), shared.setting, ranged(shared.gains[0].gain)]]
 
 
 def together() -> Table:
@@ -258,7 +232,8 @@ def together() -> Table:
 
 TABLES = {
     "accuracies": accuracies, "rankings": rankings, "orders": orders, "classes": classes, "starts": starts,
-    "changes": changes, "again": again, "together": together,
+    "changes": changes, "again": again, "rates": rates, "own-rates": own_rates,
+    "together": together,
 }  # fmt: skip
 
 
@@ -288,12 +263,6 @@ def resamples(count: int) -> Iterator[np.ndarray]:
 
 def tau(x: Floats, y: Floats) -> Estimate:
     return estimate(kendall(x, y), [kendall(x[rows], y[rows]) for rows in resamples(len(x))], len(x))
-
-
-def further(true: Floats, x: Floats, y: Floats) -> Estimate:
-    """How much higher y's τ with the truth is than x's."""
-    drawn = [kendall(true[r], y[r]) - kendall(true[r], x[r]) for r in resamples(len(true))]
-    return estimate(kendall(true, y) - kendall(true, x), drawn, len(true))
 
 
 def ranged(one: Estimate, *, signed: bool = True) -> str:
