@@ -2,20 +2,24 @@
 
     python benchmarks/nas_kills.py [--kills N] [--seed N]
 
-The command ``dagscale retrain`` on the digits is killed (SIGKILL) ``--kills`` times at random moments, then left to
-finish. The moments are such that each call gets on by about its part of the work. Its file of results is compared byte
+The command ``dagscale retrain`` on the digits is killed (SIGKILL) at a random moment and called again, ``--kills``
+times anew. The moments are drawn over the whole of an undisturbed run, from the start of Python on. Time is processor
+time, so that they fall where they are meant to on a busy machine too (Linux). Each file of results is compared byte
 for byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from dagscale.bench.sweep import Store
 
 ASKED = (
     "--data", "digits", "--preset", "tiny-1", "--limit", "100", "--jobs", "1", "--recipes", "one-rate,released",
@@ -31,9 +35,29 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def lines(folder: Path) -> int:
+def whole_run(folder: Path) -> float:
+    """Seconds of processor time that a call takes which nothing disturbs."""
+    process = start(folder)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit("a study that was left alone failed")
+    return usage.ru_utime + usage.ru_stime
+
+
+def taken(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of processor time so far [proc(5), fields 14 and 15]."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def told(folder: Path) -> str:
+    """How far a study is."""
     file = folder / "results.jsonl"
-    return len(file.read_bytes().splitlines()) if file.exists() else 0
+    done = max(0, len(file.read_bytes().splitlines()) - 2) if file.exists() else 0
+    if not (folder / "runs.sqlite").exists():
+        return "nothing is done"
+    with Store(folder / "runs.sqlite") as book:
+        return f"{book.status().counts.finished} runs and {done} architectures are done"
 
 
 def main() -> None:
@@ -42,28 +66,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance = random.Random(options.seed)
+    other = 0
     with tempfile.TemporaryDirectory() as home:
-        whole, killed = Path(home) / "whole", Path(home) / "killed"
-        begun = time.monotonic()
-        if start(whole).wait():
-            sys.exit("the undisturbed study failed")
-        took = time.monotonic() - begun
-        begun = time.monotonic()
-        start(whole).wait()  # there is nothing left to do: what it takes to start
-        before = time.monotonic() - begun
-        print(f"undisturbed: {took:.1f} s, {before:.1f} s of them to start, {lines(whole)} lines", flush=True)
-        for k in range(options.kills):
+        whole = Path(home) / "whole"
+        took = whole_run(whole)
+        print(f"undisturbed: {took:.1f} s of processor time; {told(whole)}", flush=True)
+        for moment in sorted(chance.uniform(0, took) for _ in range(options.kills)):
+            killed = Path(tempfile.mkdtemp(dir=home))
             process = start(killed)
-            time.sleep(chance.uniform(0.6 * before, before + 2 * max(0.0, took - before) / options.kills))
+            while process.poll() is None and taken(process) < moment:
+                time.sleep(0.005)
             process.kill()
-            print(
-                f"kill {k + 1}: {'had ended' if process.wait() == 0 else 'killed'}, {lines(killed)} lines", flush=True
-            )
-        if start(killed).wait():
-            sys.exit("the study that was killed does not go on")
-        ours, theirs = ((folder / "results.jsonl").read_bytes().splitlines() for folder in (whole, killed))
-    other = [k for k in range(max(len(ours), len(theirs))) if ours[k : k + 1] != theirs[k : k + 1]]
-    print(f"ANOTHER file of results: lines {other}" if other else "the same file of results")
+            ended, then = process.wait() == 0, told(killed)
+            whole_run(killed)
+            one, two = ((folder / "results.jsonl").read_bytes() for folder in (whole, killed))
+            other += one != two
+            state = "had ended" if ended else "killed"
+            print(f"{state} after {moment / took:.0%}, when {then}; {'the same' if one == two else 'ANOTHER'} file")
     sys.exit(bool(other))
 
 

@@ -90,7 +90,7 @@ def main() -> None:
     print(f"{machine}; {options.preset}, {options.steps} steps, {options.networks} networks at once")
     print(f"times as fast: median {np.median(ratios):.2f}, {ratios.min():.2f} to {ratios.max():.2f}")
     if options.out is not None:
-        asked = {name: str(value) for name, value in vars(options).items() if name != "out"}
+        asked = {name: Path(str(value)).name for name, value in vars(options).items() if name != "out"}
         options.out.write_text(json.dumps({"machine": machine, "asked": asked, "rows": rows}, indent=1) + "\n")
 
 

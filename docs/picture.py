@@ -70,12 +70,20 @@ def contests(path: Path) -> None:
     save(lambda: curves.figure([studies.read_contest(suite) for suite in found]), path)
 
 
+def nas(path: Path) -> None:
+    """Gains of recipes on architectures of NAS-Bench-201."""
+    studies.script("nas_study").picture(path)
+
+
 def of_demo(path: Path) -> None:
     """What ``make demo`` draws."""
     save(lambda: demo.figure(studies.demo_outcomes()), path)
 
 
-PICTURES = {"families.svg": families, "transfer.svg": transfer, "contests.svg": contests, "demo.svg": of_demo}
+PICTURES = {
+    "families.svg": families, "transfer.svg": transfer, "contests.svg": contests, "demo.svg": of_demo,
+    "nas-retraining.svg": nas,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -133,7 +133,12 @@ def signed(value: float | None) -> str:
     return "diverged" if value is None else f"{100 * value:+.1f} %".replace("-", "−")
 
 
+def nas(which: str) -> str:
+    """``benchmarks/nas_study.py``."""
+    return table(*script("nas_study").TABLES[which](), left=1)
+
+
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
-    "demo": demo_table,
+    "demo": demo_table, "nas": nas,
 }  # fmt: skip

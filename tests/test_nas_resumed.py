@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import dagscale.cli.retrain  # noqa: F401  puts the command on the application
-from dagscale.bench.nas import results, retrain, samples
+from dagscale.bench.nas import results, retrain, retrain_study, samples
 from dagscale.bench.nas.comparison import table
 from dagscale.bench.nas.isomorphism import canonical
 from dagscale.bench.nas.recipes import Preset
@@ -80,15 +80,15 @@ def test_many_short_calls_come_to_what_one_does(tmp_path: Path, whole: Path, mon
         executed.append(run.options["kind"])
         return own(run)
 
-    own = retrain.execute
-    monkeypatch.setattr(retrain, "execute", watched)
-    monkeypatch.setattr(retrain, "seconds", lambda run: 0.0)
+    own = retrain_study.execute
+    monkeypatch.setattr(retrain_study, "execute", watched)
+    monkeypatch.setattr(retrain_study, "seconds", lambda run: 0.0)
     done: list[int] = []
     for _ in range(20):
         before = len(executed)
         # The time is up as soon as two runs were begun.
         monkeypatch.setattr(engine, "monotonic", lambda before=before: 2.0 * (len(executed) >= before + 2))
-        monkeypatch.setattr(retrain, "monotonic", engine.monotonic)
+        monkeypatch.setattr(retrain_study, "monotonic", engine.monotonic)
         found = study(tmp_path, until=1.0)
         done.append(len(found.archs))
         if done[-1] == 4:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 import dagscale.cli.retrain  # noqa: F401  puts the command on the application
 from dagscale.bench.data import Dataset
 from dagscale.bench.data.augment import Augment
-from dagscale.bench.nas import retrain, retrain_run, samples
+from dagscale.bench.nas import retrain, retrain_run, retrain_study, samples
 from dagscale.bench.nas.comparison import compare, table
 from dagscale.bench.nas.isomorphism import canonical
 from dagscale.bench.nas.paper_code import NAME, depth_sum
@@ -83,6 +84,14 @@ def test_the_published_optimiser_and_schedule() -> None:
         made.step()
         schedule.step()
     assert {(g["momentum"], g["nesterov"], g["weight_decay"]) for g in made.param_groups} == {(0.9, True, 5e-4)}
+
+
+def test_two_inits_times_two_ways_to_a_rate() -> None:
+    """Four recipes tell what an init does from what a law does, and differ in nothing else."""
+    square = {("keep", "none"): "tuned", ("moments", "none"): "tuned-moments",
+              ("keep", "short-run"): "plan-kept", ("moments", "short-run"): "plan"}  # fmt: skip
+    for (init, law), name in square.items():
+        assert RECIPES[name] == replace(RECIPES["tuned"], init=init, law=law)
 
 
 def test_augmentation_crops_and_flips_in_train_mode_only() -> None:
@@ -222,7 +231,7 @@ def test_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def never(run: Run) -> dict[str, Any]:
         raise AssertionError(f"executed again: {run}")
 
-    monkeypatch.setattr(retrain, "execute", never)
+    monkeypatch.setattr(retrain_study, "execute", never)
     again = json.loads(command(*asked).stdout)
     assert {k: v for k, v in again.items() if k != "files"} == {k: v for k, v in document.items() if k != "files"}
     shown = command(*[a for a in asked if a != "--json"])
@@ -234,7 +243,7 @@ def test_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_search_looks_at_no_test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    execute, load = retrain.execute, retrain_run.load_named
+    execute, load = retrain_study.execute, retrain_run.load_named
 
     def watched(run: Run) -> dict[str, Any]:
         retrain_run.read.cache_clear()
@@ -245,7 +254,7 @@ def test_the_search_looks_at_no_test_image(tmp_path: Path, monkeypatch: pytest.M
         seen.append(options["split"])
         return load(source, **options)
 
-    monkeypatch.setattr(retrain, "execute", watched)
+    monkeypatch.setattr(retrain_study, "execute", watched)
     monkeypatch.setattr(retrain_run, "load_named", loaded)
     archs = (Nb201.parse("0_00_200"),)
     found = retrain.retrain(archs, data="digits", recipes=["one-rate"], preset="tiny-1", store=tmp_path / "s", jobs=1)
@@ -280,7 +289,7 @@ def test_what_a_law_cannot_serve_is_left_out_by_name(tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_the_plans_factor_of_the_base_itself_is_one(tmp_path: Path) -> None:
     size = PRESETS["tiny-1"]
-    study = retrain._Study("digits", size, (0,), tmp_path / "s", 1, None, False)
+    study = retrain_study.Study("digits", size, (0,), tmp_path / "s", 1, None, False)
     arch = Nb201.parse("0_00_300")
     (answer,) = study.factors([arch], {"plan": RECIPES["plan"]})["plan", arch]
     assert answer["factor"] == pytest.approx(1)

@@ -35,10 +35,10 @@ def retrain(
     data: Annotated[str | None, typer.Option(help="'digits' or a path to images, with a test split.")] = None,
     limit: Limit = None,
     preset: Annotated[
-        str, typer.Option(help="How much is trained: full, short-12, small-6, micro-4, tiny-1.")
+        str, typer.Option(help="How much is trained: full, short-12, small-6, mini-5, micro-4, tiny-1.")
     ] = "short-12",
     recipes: Annotated[
-        str, typer.Option(help="Of benchmark, one-rate, tuned, mup, released, plan, plan-kept.")
+        str, typer.Option(help="Of benchmark, one-rate, tuned, tuned-moments, mup, released, plan, plan-kept.")
     ] = "benchmark,one-rate,released,plan",
     architectures: Annotated[str | None, typer.Option(help="Codes with commas, or a file with one a line.")] = None,
     count: Annotated[

@@ -127,8 +127,8 @@ def taus(x: Floats, y: Floats, bootstrap: int, rng: np.random.Generator) -> dict
 Three = tuple[dict[int, Estimate], dict[int, Estimate], dict[int, Estimate]]
 
 
-def matched(a: Floats, b: Floats, bootstrap: int, rng: np.random.Generator) -> Three:
-    """τ by single seeds between two recipes, within them, and the difference within - between.
+def matched(a: Floats, b: Floats, bootstrap: int, rng: np.random.Generator, ks: Sequence[int] = INTERVAL_KS) -> Three:
+    """τ by single seeds between two recipes, within them, and the difference within - between, at every K of ``ks``.
 
     ``a`` and ``b`` are (architectures, seeds). Both sides of every τ are single runs of different seeds, so that
     between and within carry the same noise; the top is chosen by the first of the two. Means over all pairs of
@@ -141,7 +141,7 @@ def matched(a: Floats, b: Floats, bootstrap: int, rng: np.random.Generator) -> T
         within: dict[int, list[float]] = {}
         for i, j in seeds:
             for found, x, y in ((between, a, b), (between, b, a), (within, a, a), (within, b, b)):
-                for k, value in _curve(x[rows, i], y[rows, j], INTERVAL_KS).items():
+                for k, value in _curve(x[rows, i], y[rows, j], ks).items():
                     found.setdefault(k, []).append(value)
         return {k: (float(np.mean(v)), float(np.mean(within[k]))) for k, v in between.items() if k in within}
 
