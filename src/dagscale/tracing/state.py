@@ -39,7 +39,7 @@ _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "functorch", "builtins"
 """Packages whose own functions and objects are taken to keep no model's state."""
 _PLAIN = (collections.UserDict, collections.UserList, types.SimpleNamespace, argparse.Namespace,
           weakref.WeakKeyDictionary, weakref.WeakValueDictionary, threading.local)  # fmt: skip
-_LOOKED_INTO = (nn.Module, Dataset, Sampler, DataLoader, *_PLAIN)
+_LOOKED_INTO = (nn.Module, torch.optim.Optimizer, Dataset, Sampler, DataLoader, *_PLAIN)
 """Of the classes of such packages, those whose objects are looked into all the same."""
 _ATOMS = frozenset(
     {

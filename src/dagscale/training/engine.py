@@ -144,7 +144,7 @@ def step(
         batch = next(batches).to(model)
         own = recipe.step
         return of_user("training step", lambda: _number(own(model, optimizer, batch.inputs, batch.target)))
-    model.zero_grad(set_to_none=True)
+    forward.without_gradients(model)
     total = 0.0
     for _ in range(recipe.accumulate):
         value = loss_on(model, recipe, next(batches).to(model))
@@ -259,7 +259,7 @@ def train(
                 raise
             except DagscaleError as error:
                 diverged, raised = True, str(error)
-    model.zero_grad(set_to_none=True)
+    forward.without_gradients(model)
     return Run(math.inf if diverged else final, diverged, taken, tuple(losses), raised)
 
 
