@@ -25,6 +25,7 @@ SAME = 0.15
 
 NOT_DRAWN = {
     "batch_statistics_of_one_example": "refused",
+    "steps_in_the_backward": "only what trains is refused",
     "sharded": "what is drawn cannot be compared on a shard",
 }
 ANOTHER_NOTE = "only the branch taken was seen"
@@ -97,7 +98,10 @@ def test_drawn_as_the_plain_twin(name: str) -> None:
     else:
         plans = [dagscale.plan(m, recipe=r, law="none", base_lr=0.1) for m, r in ((model, recipe), (twin, plain))]
         drawn = [{name: p.init_std for name, p in plan.parameters.items()} for plan in plans]
-        assert drawn[0] == pytest.approx(drawn[1], rel=SAME)
+        stay = [{name for name, std in stds.items() if std is None} for stds in drawn]
+        assert stay[0] == stay[1]
+        own, right = ({name: std for name, std in stds.items() if std is not None} for stds in drawn)
+        assert own == pytest.approx(right, rel=SAME)
     assert state(name, model) == before
     assert survivors(alive) == []
 
@@ -158,4 +162,5 @@ def test_a_global_variable_of_pytorchs_own_is_there_after_a_trace() -> None:
         "print(dagscale.trace(net, x).notes, torch.equal(net(x), net.a(x)))\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "() True\n", done.stderr[-2000:]
+    assert "left a tensor" not in done.stdout, done.stderr[-2000:]
+    assert done.stdout.endswith("True\n"), done.stderr[-2000:]
