@@ -2,9 +2,10 @@
 
     python benchmarks/long_tail.py [NAME...] [--csv docs/evidence/tables/long-tail.csv]
 
-The models are the tests' (`tests/fixtures/tail.py`, `tail_kinds.py`, `tail_code.py`). A row says for trace whether the
-layers and in-degrees are those counted by hand, for plan and search how many octaves the rate is off the twin's, for check whether
-the verdict is the twin's; or the line in which the model was refused. Half an octave is a step of the search's grid.
+The models are the tests' (`tests/fixtures/tail.py`, `tail_kinds.py`, `tail_code.py`). A row says for trace whether
+the layers and in-degrees are those counted by hand, for plan and search how many octaves the rate is off the twin's,
+for check whether the verdict is the twin's; or the line in which the model was refused. Half an octave is a step of
+the search's grid.
 """
 
 from __future__ import annotations
