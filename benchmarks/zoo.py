@@ -369,7 +369,7 @@ def report() -> None:
         by.setdefault(row["library"], []).append(row)
     print(
         "| library | models | built | run | traced | reached as gradients | unchanged | nothing left "
-        "| with unknown ops | for real |"
+        "| unknown | for real |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for library, group in by.items():
