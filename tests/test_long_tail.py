@@ -31,6 +31,12 @@ NOT_DRAWN = {
 ANOTHER_NOTE = "only the branch taken was seen"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """What the first plan imports adds filters of warnings, once a process."""
+    dagscale.plan(Net(), recipe=dagscale.Recipe(**ROWS), law="none", base_lr=0.1)
+
+
 @pytest.fixture(autouse=True)
 def group(request: pytest.FixtureRequest) -> Iterator[None]:
     params = getattr(request.node, "callspec", None)
