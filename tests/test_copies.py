@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import math
 import subprocess
@@ -354,6 +355,22 @@ def test_one_copy_serves_a_whole_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     found = search(base)
     dagscale.plan(target, X[:4], base=found)
     assert [sum(m is model for m in made) for model in (base, target)] == [1, 1]
+
+
+@pytest.mark.parametrize("law", ["short-run", "curvature", "none"])
+def test_nothing_of_a_plan_waits_for_the_garbage_collector(law: str) -> None:
+    """A cycle would keep a copy of the weights, and its gradients, for as long as the collector likes."""
+    dagscale.trace(plain(), X[:4])  # PyTorch imports things at the first trace, and an error of theirs keeps frames
+    model, settings = plain(), {"law": law, "base_lr": 0.1, "base": (plain(), X[:4])}
+    gc.collect()
+    gc.disable()
+    try:
+        before = {id(o) for o in gc.get_objects()}
+        made = plan(model, **settings)
+        left = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and id(o) not in before]
+        assert [tuple(t.shape) for t in left] == [], made
+    finally:
+        gc.enable()
 
 
 def peak(what: str) -> float:

@@ -166,3 +166,24 @@ def test_what_a_cache_holds_is_found_where_the_user_has_frozen_the_collectors_ob
         assert outputs(model, x) == outputs(plain, x)
     finally:
         gc.unfreeze()
+
+
+class PutsHooks(nn.Module):
+    """Puts hooks on its weight whenever it runs, and looks at a value, so that it is run for real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        float(x.sum())
+        self.a.weight.register_hook(lambda g: 2 * g)
+        self.a.weight.register_post_accumulate_grad_hook(lambda p: p.grad.zero_())
+        return self.a(x)
+
+
+def test_hooks_that_the_forward_puts_on_its_weights_are_taken_off() -> None:
+    model, x = PutsHooks(), torch.randn(2, 4)
+    trace(model, x)
+    model.a(x).sum().backward()
+    assert torch.equal(model.a.weight.grad, x.sum(0).expand(3, 4))

@@ -155,7 +155,8 @@ def attempt(model: nn.Module, graph: Graph, inputs: Inputs, task: Task) -> None:
     copied.give_back()
     if copied.borrowed:
         raise CheckError(f"the model cannot be copied ({copied.why}): give one that copy.deepcopy can")
-    network = copied.model.train()
+    network = copied.model
+    network.train()
     if not any(p.requires_grad for p in network.parameters()):
         raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
     with forward.unchanged_random_state():
@@ -167,7 +168,8 @@ def attempt(model: nn.Module, graph: Graph, inputs: Inputs, task: Task) -> None:
 
 def started(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
     """A copy in train mode, initialised as ``plan`` says."""
-    network = _copied(model).train()  # before drawing: some adapters write to weights here
+    network = _copied(model)
+    network.train()  # before drawing: some adapters write to weights here
     plan.init_(network, seed=seed)
     return network
 
@@ -235,7 +237,7 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
 
 
 def _use(use: Use, out: Any, rerun: bool) -> _Use:
-    z = next(tensors_in(out)).detach().clone()
+    z = _dense(next(tensors_in(out)).detach()).clone()
     data = [v for v in use.signals.values() if v.is_floating_point()]
     kernel = use.layer.kernel if use.layer is not None else ()
     units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
@@ -245,7 +247,7 @@ def _use(use: Use, out: Any, rerun: bool) -> _Use:
 
 def _by_itself(uses: list[_Use]) -> tuple[float, ...]:
     """Mean square of what the layer, run again on what entered it then, now puts out less what it did."""
-    squares = [_square(use.again() - use.z) for use in uses if use.again is not None]
+    squares = [_square(_dense(use.again()) - use.z) for use in uses if use.again is not None]
     return (_mean(squares),) if len(squares) == len(uses) else ()
 
 
@@ -302,9 +304,15 @@ def _own(inputs: Inputs) -> Inputs:
     return each(lambda t: t.detach().clone(), inputs)
 
 
+def _dense(t: Tensor) -> Tensor:
+    """All its numbers, in rows of one length; those of a nested tensor one after the other."""
+    if t.layout is torch.strided:
+        return t
+    return t.values() if t.layout is torch.jagged else t.to_dense()
+
+
 def _square(t: Tensor) -> float:
-    plain = t.detach() if t.layout is torch.strided else t.detach().to_dense()
-    return float(plain.double().square().mean()) if t.numel() else 0.0
+    return float(_dense(t.detach()).double().square().mean()) if t.numel() else 0.0
 
 
 def _mean(values: list[float]) -> float:

@@ -152,7 +152,7 @@ class _Sizes(LayerCalls):  # type: ignore[no-untyped-call]
     """Keeps the first weight that is computed from each set of parameters."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, before=self.on_use)
+        super().__init__(model)
         self.weights: dict[frozenset[str], Tensor] = {}
 
     def on_use(self, use: Use) -> None:
@@ -245,7 +245,7 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         shared: set[str],
         held: Held,
     ) -> None:
-        super().__init__(model, before=self.on_use, held=held)
+        super().__init__(model, held=held)
         self.parameters, self.wanted, self.controls = parameters, wanted, controls
         self.scales, self.seed, self.shared = scales, seed, shared
         self.used: set[str] = set()

@@ -230,16 +230,17 @@ def known(network: Network) -> Estimate:
     start = recipe.optimizer.grid[0] if network.hint is None else math.log2(network.hint) - NEAR
     steps = min(STEPS, longest)
 
-    def one(seed: int, cost: Cost, draws: int = DRAWS) -> float:
+    def one(seed: int, cost: Cost) -> float:
         nonlocal start, steps
-        first = nearest(start, (seed - network.seed) % SPACING)
+        first, draws = nearest(start, (seed - network.seed) % SPACING), 1
         while True:
             try:
                 rate = measure(network, seed, first, cost, steps=steps, least=LEAST if steps < longest else 0.0)
             except NothingLearnt:
-                if draws == 1:
+                if draws == DRAWS:
                     raise
-                return one(seed + OTHER, cost, draws - 1)
+                seed, draws = seed + OTHER, draws + 1
+                continue
             if rate is not None:
                 start = math.log2(rate) - NEAR
                 return rate

@@ -350,10 +350,10 @@ class Plan(Saved):
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters under the plan's names, wrappers' prefixes looked through."""
         from dagscale.tracing._torch import is_lazy
-        from dagscale.tracing.forward import plain_name
+        from dagscale.tracing.forward import named_parameters, plain_name
 
         found: dict[str, nn.Parameter] = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model):
             plain = name
             if plain not in self.parameters:
                 plain = plain_name(plain)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from dagscale.errors import DagscaleError, PlanError
+from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.network import Network
 from dagscale.planning.plans import named
@@ -34,7 +35,8 @@ def traced(model: nn.Module, inputs: Any, recipe: Recipe, seed: int, **more: Any
     """One network, traced; its initialisation is still open.
 
     Args:
-        inputs: example inputs; None for those of the recipe's first batch.
+        inputs: example inputs; None for two examples of the recipe's first batch, or all of it where they do not lead
+            to every parameter, as when no example is routed to an expert.
 
     Raises:
         PlanError: if there are neither inputs nor data.
@@ -42,20 +44,36 @@ def traced(model: nn.Module, inputs: Any, recipe: Recipe, seed: int, **more: Any
     """
     if not isinstance(model, nn.Module):
         raise PlanError(f"{type(model).__name__} is not a torch.nn.Module: give the model itself")
-    if inputs is None:
-        inputs = example_inputs(model, recipe)
-    return Network(trace(model, inputs, select=recipe.select), recipe, model, inputs, seed, **more)
+    if inputs is not None:
+        return Network(trace(model, inputs, select=recipe.select), recipe, model, inputs, seed, **more)
+    inputs = example_inputs(model, recipe)
+    graph = trace(model, inputs, select=recipe.select)
+    if unreached(graph) and recipe.example.size > FEW:
+        whole = example_inputs(model, recipe, recipe.example.size)
+        again = trace(model, whole, select=recipe.select)
+        if len(unreached(again)) < len(unreached(graph)):
+            graph, inputs = again, whole
+    return Network(graph, recipe, model, inputs, seed, **more)
 
 
-def example_inputs(model: nn.Module, recipe: Recipe) -> Any:
-    """What the model is given in the recipe's first batch, two examples of it, without labels that it can do without.
+def unreached(graph: Graph) -> list[str]:
+    """Trainable parameters that the recorded forward did not use."""
+    return [p.name for p in graph.parameters if p.trainable and not p.reached]
+
+
+FEW = 2
+"""Examples that are enough to trace most models."""
+
+
+def example_inputs(model: nn.Module, recipe: Recipe, most: int = FEW) -> Any:
+    """What the model is given in the recipe's first batch, a few examples of it, without labels that it can do without.
 
     Raises:
         PlanError: if the recipe has no data.
     """
     if recipe.data is None:
         raise PlanError("there are neither example inputs nor data: give plan(model, inputs, …) or data to the recipe")
-    batch = recipe.example.first(2)
+    batch = recipe.example.first(most)
     inputs = batch.inputs
     if batch.labelled and isinstance(inputs, Mapping):
         accepted = inspect.signature(forward.unwrapped(model).forward).parameters

@@ -105,6 +105,12 @@ def check_gradient(network: Network) -> None:
             if any(p.grad is not None and bool((p.grad != 0).any()) for p in probe.parameters.values()):
                 return
             values.append(value.item())
+        hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in probe.parameters.values())
+    if hooked:
+        raise RecipeError(
+            "hooks on the parameters take the gradients away (register_post_accumulate_grad_hook), so that no rate "
+            "reaches the training: take them off, and give the optimiser that steps in them to dagscale"
+        )
     what = (
         f"{values[0]:.4g} on every batch"
         if len(set(values)) == 1

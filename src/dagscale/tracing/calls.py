@@ -139,7 +139,7 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import Operator, describe
 
-        self.before, self.after = before, after
+        self._before, self._after = before, after
         self._held = held_by(model) if held is None else held
         self._made_of = dict(self._held.made_of)
         self._own = {key for key, names in self._made_of.items() if names}
@@ -147,6 +147,12 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._makers: dict[int, tuple[Any, Any, Any, int]] = {}
         self._describe = describe
         self._operators: dict[Any, Operator] = {}
+
+    def on_use(self, use: Use) -> None:
+        """What ``before`` does; a subclass that has something to do of its own overrides it. (As a bound method given
+        to ``before`` it would be a cycle, in which the model lives on until the garbage collector comes.)"""
+        if self._before is not None:
+            self._before(use)
 
     def now(self, weight: Tensor) -> Tensor:
         """A weight that the forward used, computed again from what the parameters hold now."""
@@ -178,11 +184,11 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if len(held) == 1:
                     place, names = held[0]
                     use = Use(func, meaning, named, place, names, storage_key(named[place]) in self._own)
-        if use is not None and self.before is not None:
-            self.before(use)
+        if use is not None:
+            self.on_use(use)
         out = func(*args, **kwargs)
-        if use is not None and self.after is not None:
-            self.after(use, out)
+        if use is not None and self._after is not None:
+            self._after(use, out)
         if constant:
             names = frozenset().union(*(found for found in sources if found))
             for place, tensor in enumerate(tensors_in(out) if names and not operator.written else ()):

@@ -36,10 +36,12 @@ from dagscale.tracing.state import State
 from dagscale.tracing.wrappers import (
     is_sharded,
     module_names,
+    named_parameters,
     placed_like,
     plain_name,
     plain_parameters,
     unwrapped,
+    without_gradients,
     without_sharding,
 )
 
@@ -55,6 +57,7 @@ __all__ = [
     "looks_at_values",
     "materialised",
     "named_leaves",
+    "named_parameters",
     "output_tensors",
     "placed_like",
     "plain_eager",
@@ -67,6 +70,7 @@ __all__ = [
     "unchanged_state",
     "undisturbed",
     "unwrapped",
+    "without_gradients",
 ]
 
 ONE_AT_A_TIME = threading.RLock()
@@ -153,7 +157,7 @@ def roots(model: nn.Module) -> Iterator[Any]:
 
 def check_parameters(model: nn.Module, names: set[str]) -> None:
     """Raise TraceError if the forward that just ran has made parameters: a copy would make others in each run."""
-    if made := [name for name in dict(model.named_parameters()) if name not in names]:
+    if made := [name for name in dict(named_parameters(model)) if name not in names]:
         raise TraceError(
             f"the forward makes parameters where it runs for the first time ({', '.join(made[:4])}): run it once on "
             "example inputs first"
@@ -343,7 +347,7 @@ def _run_fake(
     kwargs: Any,
     select: Select,
 ) -> Read:
-    state, names = State(*roots(model), select), set(dict(model.named_parameters()))
+    state, names = State(*roots(model), select), set(dict(named_parameters(model)))
     stand_ins = {id(t): _stand_in(t, mode) for t in (*parameters.values(), *model.buffers())}
     versions = []
     for name, parameter in parameters.items():
@@ -413,7 +417,7 @@ def _run_real(
     kwargs: Any,
     select: Select,
 ) -> Read:
-    state, names = State(*roots(model), select), set(dict(model.named_parameters()))
+    state, names = State(*roots(model), select), set(dict(named_parameters(model)))
     for name, parameter in parameters.items():
         recorder.add_parameter(name, parameter)
     args, kwargs = copied((args, kwargs))

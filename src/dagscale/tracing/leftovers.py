@@ -195,11 +195,18 @@ def _out_of_dict(holder: dict[Any, Any], thing: Any, ours: set[int], places: lis
             continue
         if isinstance(owner, type):
             type.__delattr__(owner, key)
+        elif isinstance(owner, types.ModuleType):  # code that makes its global variables late begins with None
+            holder[key] = None
         else:
             del holder[key]
-        if owner is not None:
+        if owner is not None and not _is_torch(owner):
             named = owner if isinstance(owner, (type, types.ModuleType)) else type(owner)
             places.append(f"{named.__name__}.{key}")
+
+
+def _is_torch(owner: Any) -> bool:
+    """Whether it is a module of PyTorch's own, which makes what it finds empty anew."""
+    return isinstance(owner, types.ModuleType) and owner.__name__.partition(".")[0] == "torch"
 
 
 def _out_of_attributes(holder: Any, thing: Any, places: list[str]) -> None:

@@ -75,7 +75,7 @@ def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], w
         raise forward.forward_error(model, None, error, (args, kwargs)) from error
     names: dict[int, list[str]] = {}
     owned: dict[str, nn.Parameter] = {}  # tied parameters once, under their first name
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in forward.named_parameters(model, tied=True):
         name = forward.plain_name(name)
         if names.setdefault(id(parameter), []) == []:
             owned[name] = parameter

@@ -34,12 +34,15 @@ LARGE = 10_000
 LARGEST_ARRAY = 1 << 26
 """Bytes of a NumPy array beyond which it is taken for data: it is not kept."""
 
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Tables of hooks that a tensor keeps in C++, and not among its attributes."""
+
 _ABSENT = object()
 _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "functorch", "builtins"}) - {"__main__"}
 """Packages whose own functions and objects are taken to keep no model's state."""
 _PLAIN = (collections.UserDict, collections.UserList, types.SimpleNamespace, argparse.Namespace,
           weakref.WeakKeyDictionary, weakref.WeakValueDictionary, threading.local)  # fmt: skip
-_LOOKED_INTO = (nn.Module, Dataset, Sampler, DataLoader, *_PLAIN)
+_LOOKED_INTO = (nn.Module, torch.optim.Optimizer, Dataset, Sampler, DataLoader, *_PLAIN)
 """Of the classes of such packages, those whose objects are looked into all the same."""
 _ATOMS = frozenset(
     {
@@ -235,6 +238,10 @@ class State:
         gradient = tensor.grad if tensor.is_leaf else None
         if gradient is not None:
             self._stack.append(gradient)
+        for name in _HOOKS if tensor.is_leaf else ():
+            hooks = getattr(tensor, name, None)
+            self._saved.append((_put_hooks, (tensor, name), hooks))
+            self._stack.append(hooks)
         with unseen():
             self._saved.append((_put_tensor, tensor, (tensor.data, gradient, tensor.is_leaf and tensor.requires_grad)))
 
@@ -367,6 +374,16 @@ def _put_tensor(tensor: Tensor, kept: tuple[Tensor, Tensor | None, bool]) -> Non
             tensor.grad = gradient
         if tensor.requires_grad != asks:
             tensor.requires_grad_(asks)
+
+
+def _put_hooks(place: tuple[Tensor, str], hooks: Any) -> None:
+    """A tensor's own table of hooks, or none. (PyTorch runs what is in a table that it was once given.)"""
+    tensor, name = place
+    now = getattr(tensor, name, None)
+    if now is not hooks:
+        if now:
+            now.clear()
+        setattr(tensor, name, hooks)
 
 
 def _put_context(variable: Any, value: Any) -> None:

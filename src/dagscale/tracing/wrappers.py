@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+
+
+def named_parameters(model: nn.Module, *, tied: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
+    """All parameters by their qualified names, whatever the model's class has made of ``named_parameters``.
+
+    Args:
+        tied: whether a parameter comes under each of its names, or under the first alone.
+    """
+    return nn.Module.named_parameters(model, remove_duplicate=not tied)
+
+
+def without_gradients(model: nn.Module) -> None:
+    """Let go of the gradients, whatever the model's class has made of ``zero_grad``."""
+    for _, parameter in named_parameters(model):
+        parameter.grad = None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -28,7 +44,7 @@ _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters by their plain names, as a graph has them; tied ones once."""
-    return {plain_name(name): parameter for name, parameter in unwrapped(model).named_parameters()}
+    return {plain_name(name): parameter for name, parameter in named_parameters(unwrapped(model))}
 
 
 def module_names(model: nn.Module) -> dict[int, str]:

@@ -467,7 +467,8 @@ def check_finite(x: Inputs, y: Any) -> None:
     """Raise RecipeError where there are NaN or infinite values."""
     for name, values in (("x", tree_leaves(x)), ("y", tree_leaves(y))):
         if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in values):
-            raise RecipeError(f"{name} holds NaN or infinite values: clean the data first")
+            gaps = ", or give batches, data=[(x, y), …], to a loss that leaves gaps out" if name == "y" else ""
+            raise RecipeError(f"{name} holds NaN or infinite values: clean the data first{gaps}")
 
 
 def take(values: Inputs, rows: Tensor | slice) -> Inputs:

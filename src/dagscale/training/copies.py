@@ -147,7 +147,7 @@ class WorkingCopy:
             self.model.train()
         if fills:
             apply_fills(self.model, fills, seed)
-        self.model.zero_grad(set_to_none=True)
+        forward.without_gradients(self.model)
         return self.model
 
     def give_back(self) -> None:
@@ -341,7 +341,7 @@ def _observed(model: nn.Module, run: Run, watch: _Watch, train: bool, state: Sta
                 value = run(model)
             outputs = output_tensors(value)
             outputs = outputs or tensors_within(value)
-            reached, _ = with_gradient(outputs, list(model.named_parameters()), fake=False)
+            reached, _ = with_gradient(outputs, list(forward.named_parameters(model)), fake=False)
             return [t.detach() for t in outputs], reached
         except Exception:
             return None
@@ -364,7 +364,9 @@ def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
         return False
     for a, b in zip(ours, theirs, strict=True):
         digits = 1e-2 if a.dtype in HALF else 1e-4
-        if a.layout is not torch.strided or b.layout is not torch.strided:
+        if a.layout is torch.jagged and b.layout is torch.jagged:
+            a, b = a.values(), b.values()
+        elif a.layout is not torch.strided or b.layout is not torch.strided:
             a, b = a.to_dense(), b.to_dense()
         if a.is_floating_point() or a.is_complex():
             sizes = b.detach().abs().float().nan_to_num(0, 0, 0)

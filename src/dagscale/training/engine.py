@@ -153,7 +153,7 @@ def step(
             )
         given = (batch.inputs,) if bare else (batch.inputs, batch.target)
         return of_user("training step", lambda: _number(own(model, optimizer, *given)))
-    model.zero_grad(set_to_none=True)
+    forward.without_gradients(model)
     total = 0.0
     for _ in range(recipe.accumulate):
         value = loss_on(model, recipe, next(batches).to(model))
@@ -268,7 +268,7 @@ def train(
                 raise
             except DagscaleError as error:
                 diverged, raised = True, str(error)
-    model.zero_grad(set_to_none=True)
+    forward.without_gradients(model)
     return Run(math.inf if diverged else final, diverged, taken, tuple(losses), raised)
 
 

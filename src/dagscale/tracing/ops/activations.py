@@ -76,6 +76,16 @@ means(
 
 
 means(Meaning("product", data=("abs", "angle")), "aten.polar")
+# gradients taken in the forward: the force of an energy, a derivative by the inputs
+for _other, _names in {
+    "self": ["softplus", "silu", "gelu", "leaky_relu", "threshold", "hardtanh", "hardsigmoid", "hardswish", "mish"],
+    "output": ["tanh", "sigmoid"],
+    "self_or_result": ["elu"],
+}.items():
+    means(
+        Meaning("product", data=("grad_output", _other), elementwise=True),
+        *(f"aten.{name}_backward" for name in _names),
+    )
 
 
 @rule("aten.pow", "aten.pow_")
