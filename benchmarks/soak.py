@@ -237,7 +237,7 @@ def main() -> None:
     seen: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder, asked.out.open("w", newline="") as file:
         tempfile.tempdir = folder
-        table = csv.DictWriter(file, ("minutes", "done", "faults", *standing()))
+        table = csv.DictWriter(file, ("minutes", "processor minutes", "done", "faults", *standing()))
         table.writeheader()
         while (gone := (time.monotonic() - begin) / 60) < asked.minutes and not over.is_set():
             faulthandler.dump_traceback_later(1800, exit=True)
@@ -253,7 +253,9 @@ def main() -> None:
                     disarm()
             if not seen or gone > seen[-1]["minutes"] + 0.5:
                 bury()
-                seen.append({"minutes": gone, "done": found.total(), "faults": faults, **standing()})
+                used = sum(os.times()[:4]) / 60
+                counts = {"minutes": gone, "processor minutes": used, "done": found.total(), "faults": faults}
+                seen.append({**counts, **standing()})
                 table.writerow({name: round(value, 2) for name, value in seen[-1].items()})
                 file.flush()
     faulthandler.cancel_dump_traceback_later()
@@ -264,9 +266,10 @@ def main() -> None:
 def report(found: Counter[str], seen: list[dict[str, float]], faults: int) -> None:
     minutes = seen[-1]["minutes"]
     settled = [line for line in seen if line["minutes"] > minutes / 4] or seen
+    print(f"| minutes, and minutes of a processor |  | {minutes:.0f}, {seen[-1]['processor minutes']:.0f} |")
     for what, count in sorted(found.items()):
         print(f"| {what} | {count:,} |  |")
-    for name in list(seen[-1])[3:]:
+    for name in list(seen[-1])[4:]:
         now, then = seen[-1][name], settled[0][name]
         print(f"| {name} after {minutes:.0f} minutes |  | {now:,.0f} (after a quarter {then:,.0f}) |")
     hours = [line["minutes"] / 60 for line in settled]
