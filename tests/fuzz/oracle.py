@@ -222,8 +222,8 @@ def fault(done: Done) -> str | None:
 
 def report(done: Done) -> str:
     """The input and what came of it, to read in a failure."""
-    what = fault(done)
+    given = " ".join(ascii(word[:20_000]) for word in done.arguments)
     return (
-        f"{what}: dagscale {' '.join(map(ascii, done.arguments))}\nstatus {done.status}, {done.seconds:.1f} s, "
-        f"{done.peak / 2**20:.0f} MiB\n{done.out[-500:]}\n{done.err[-1500:]}"
+        f"{fault(done)}: dagscale {given}\nstatus {done.status}, {done.seconds:.1f} s, {done.peak / 2**20:.0f} MiB\n"
+        f"{done.out[-500:]}\n{done.err[-1500:]}"
     )

@@ -27,7 +27,7 @@ def described(network: Network) -> bool:
     it has a picture of."""
     return (
         network.recipe.optimizer.step == "gradient"
-        and any(use.op.params[0].name in network.fills for use in network.graph.layers)
+        and any(use.op.weight in network.fills for use in network.graph.layers)
         and pictured(network.graph)
     )
 

@@ -28,6 +28,7 @@ from torch.nn.modules.module import (
 )
 
 from dagscale.errors import TargetError
+from dagscale.plain import check_plain, read_plain
 from dagscale.registry import Registry
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
@@ -403,11 +404,11 @@ def _find_source(where: str, attribute: str, spaces: Sequence[str] = ()) -> _Sou
     if where.endswith(".py"):
         try:
             file = Path(where).expanduser().resolve()
-            there = file.is_file()
+            if not file.exists():
+                raise TargetError(f"there is no file {file}")
+            check_plain(file, TargetError)
         except (OSError, RuntimeError, ValueError) as error:
-            raise TargetError(f"{where!r} is no path ({error})") from None
-        if not there:
-            raise TargetError(f"there is no file {file}")
+            raise TargetError(f"{where!r} cannot be read ({error})") from None
         return _Source(attribute, home=file.parent, file=file)
     if not all(part.isidentifier() for part in where.split(".")):
         wrong = "not a TARGET" if spaces else f"{where!r} is no file.py and no module"
@@ -430,7 +431,7 @@ def _find_source(where: str, attribute: str, spaces: Sequence[str] = ()) -> _Sou
 
 def _import_file(file: Path) -> ModuleType:
     """The file as a module, named by its path and content: loaded once, and again when it has changed."""
-    source = file.read_bytes()
+    source = read_plain(file, TargetError)
     digest = hashlib.sha256(str(file).encode() + b"\0" + source).hexdigest()[:16]
     name = f"_dagscale_target_{file.stem}_{digest}"
     if name in sys.modules:

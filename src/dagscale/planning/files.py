@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagscale.errors import PlanError
+from dagscale.plain import read_plain
 from dagscale.replacing import write
 
 if TYPE_CHECKING:
@@ -102,11 +103,7 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # to read a pipe or a device might never end
-            raise PlanError(f"cannot read {path}: it is no file")
-        if (size := path.stat().st_size) > LARGEST:
-            raise PlanError(f"cannot read {path}: it has over {LARGEST >> 20} MiB, and is none that dagscale wrote")
-        return path.read_text(encoding="utf-8") if size else ""  # the system's own have no size, and may never end
+        return read_plain(path, PlanError, LARGEST).decode("utf-8")
     except (OSError, ValueError) as error:
         raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
 

@@ -25,6 +25,7 @@ from dagscale.bench.data.files import open_plain, parsing, read_all
 from dagscale.bench.data.parquet import check_parquet
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import COUNT, Nb201, published_order
+from dagscale.plain import check_plain
 from dagscale.registry import Registry
 
 Floats = npt.NDArray[np.float64]
@@ -280,7 +281,11 @@ def _nats(path: str) -> Table:
     except ImportError as error:
         raise DataError("nats:PATH reads the official benchmark files: pip install nats_bench") from error
     try:
+        if os.path.exists(path):
+            check_plain(Path(path), DataError)
         api = create(path, "tss", fast_mode=True, verbose=False)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"nats:{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     return from_api(api, f"nats:{path}")
