@@ -111,6 +111,27 @@ def link(target: str) -> Callable[[Path], None]:
     return lambda path: path.symlink_to(target)
 
 
+def tokenizer_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "tokenizer.json").symlink_to("/proc/kmsg")
+    (path.parent / "a.txt").write_text("Once upon a time. " * 9)
+
+
+def tokenizer_file(path: Path) -> None:
+    path.symlink_to("/proc/kmsg")
+    (path.parent / "a.txt").write_text("Once upon a time. " * 9)
+
+
+def store_beside(suffix: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        surfaces.make_store(path.parent / "s.db")
+        os.mkfifo(path.parent / f"s.db{suffix}")
+        path.touch()
+
+    return make
+
+
+GPT2 = "hf:gpt2?layers=1&width=8&heads=1"
 PLAN = ["plan", "mlp:2", "--base-lr", "0.1", "--law", "none"]
 LONG = "a" * 5000
 ODD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
@@ -120,6 +141,25 @@ ODD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
     "a store that fails as it is read": (["sweep", "status", "x"], "x", link("/proc/self/mem")),
     "a file of the system's that never ends, as data": (["inspect", "mlp:2", "--data", "x"], "x", link("/proc/kmsg")),
     "a file of the system's that never ends, as a base": ([*PLAN, "--base", "x.json"], "x.json", link("/proc/kmsg")),
+    "a file of the system's that never ends, as a TARGET": (["inspect", "x.py:make"], "x.py", link("/proc/kmsg")),
+    "a file of the system's that never ends, as a recipe": (
+        ["plan", "mlp:2", "--recipe", "x.py:recipe"],
+        "x.py",
+        link("/proc/kmsg"),
+    ),
+    "a pipe as a TARGET": (["inspect", "x.py:make"], "x.py", fifo),
+    "a file of the system's that never ends, as a tokenizer": (
+        ["inspect", GPT2, "--data", "text:a.txt?tokenizer=x.json"],
+        "x.json",
+        tokenizer_file,
+    ),
+    "a file of the system's that never ends, in a tokenizer's folder": (
+        ["inspect", GPT2, "--data", "text:a.txt?tokenizer=x"],
+        "x",
+        tokenizer_folder,
+    ),
+    "a store whose journal is a pipe": (["sweep", "status", "s.db"], "x", store_beside("-journal")),
+    "a store whose shared memory is a pipe": (["sweep", "export", "s.db", "o.csv"], "x", store_beside("-shm")),
     "runs of half a gigabyte": (["verify", "--runs", "x.csv"], "x.csv", half_gigabyte),
     "a plan over a pipe": ([*PLAN, "--save", "x.json"], "x.json", fifo),
     "a picture over a pipe": (["inspect", "mlp:2", "--picture", "x.svg"], "x.svg", fifo),
