@@ -179,10 +179,9 @@ def test_a_base_whose_layers_have_lost_their_parameters_is_planned_from(base: da
         assert dagscale.plan(net(16), X[:2], base=known, recipe=RECIPE, law=law).lr > 0
 
 
-@pytest.mark.parametrize("log_rate", [1e4, -1e4])
-def test_rates_that_no_float_holds_are_refused_in_one_line(base: dagscale.Base, log_rate: float) -> None:
+def test_rates_that_no_float_holds_are_refused_in_one_line(base: dagscale.Base) -> None:
     def far(network: dagscale.Network) -> dict[str, dagscale.Estimate]:
-        return {"far": dagscale.Estimate(log_rate if network.role == "base" else 0.0)}
+        return {"far": dagscale.Estimate(-1e4 if network.role == "base" else 0.0)}
 
     def overflows(network: dagscale.Network) -> dict[str, dagscale.Estimate]:
         return {"far": dagscale.Estimate((1e200 * len(network.graph.vertices)) ** 2)}

@@ -237,7 +237,7 @@ class Base(Saved):
                 Recipe(),
                 seed=more["seed"],
                 init=base.init or "",
-                fills={name: Fill(float(mean), float(std)) for name, (mean, std) in more["fills"].items()},
+                fills={name: Fill(mean, std) for name, (mean, std) in more["fills"].items()},
                 role="base",
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},
             )
