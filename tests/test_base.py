@@ -146,6 +146,7 @@ def test_what_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, whe
 @pytest.mark.parametrize(("name", "value"), [
     ("lr", 0), ("lr", "x"), ("band", [1]), ("band", 3), ("curve", 3), ("curve", [{"lr": 1}]), ("notes", 3),
     ("network", 3), ("network", {}), ("more", 1), ("recipe", 3), ("init", 3), ("edge", None), ("argmin", -1),
+    ("format", 0), ("format", -1),
 ])  # fmt: skip
 def test_a_base_that_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, name: str, value: Any) -> None:
     document = json.loads(base.to_json())
@@ -167,6 +168,12 @@ def test_no_number_of_a_base_s_network_is_beyond_those_of_networks(
     document["network"][part] = value
     with pytest.raises(DagscaleError, match="this is no base"):
         dagscale.Base.from_json(json.dumps(document))
+
+
+def test_a_name_that_stands_in_a_document_twice_is_refused(base: dagscale.Base) -> None:
+    text = base.to_json().rstrip()[:-1] + ', "lr": 7.0}'
+    with pytest.raises(PlanError, match="'lr' stands there twice"):
+        dagscale.Base.from_json(text)
 
 
 def test_a_base_whose_layers_have_lost_their_parameters_is_planned_from(base: dagscale.Base) -> None:

@@ -6,10 +6,13 @@ inputs.
 
 import importlib.util
 import os
+import resource
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -203,3 +206,91 @@ def test_a_stdout_that_is_closed(tmp_path: Path, words: list[str], status: int) 
     done = oracle.run(oracle.Call(">&-", closed), tmp_path)
     assert "Traceback" not in done.err
     assert (done.status, done.err.count("\n")) == (status, int(status == 2))
+
+
+@pytest.mark.parametrize(
+    "words", [["verify", "--help"], ["inspect", "mlp:2", "--full"], ["inspect", "mlp:2", "--json"]]
+)
+def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, words: list[str]) -> None:
+    def unread() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        oracle._commanded(words)
+
+    done = oracle.run(oracle.Call("| head -0", unread), tmp_path)
+    assert (done.status, done.err) == (0, "")
+
+
+SPEECHLESS = "class Speechless(Exception):\n    def __str__(self): raise RuntimeError('no')\n    __repr__ = __str__\n"
+HOSTILE_CODE = {
+    "an import": f"{SPEECHLESS}raise Speechless",
+    "a factory": f"{SPEECHLESS}def make(): raise Speechless",
+    "a forward": f"{SPEECHLESS}class Net(torch.nn.Linear):\n    def forward(self, x): raise Speechless\n"
+    "def make(): return Net(4, 3), torch.ones(2, 4)",
+    "what is no Exception": "class Odd(BaseException): pass\nclass Net(torch.nn.Linear):\n"
+    "    def forward(self, x): raise Odd('x')\ndef make(): return Net(4, 3), torch.ones(2, 4)",
+    "a generator's end": "class Net(torch.nn.Linear):\n    def forward(self, x): raise GeneratorExit\n"
+    "def make(): return Net(4, 3), torch.ones(2, 4)",
+    "a module's attribute": "def __getattr__(name): raise ValueError('a\\nb')",
+}
+
+
+@pytest.mark.parametrize("where", HOSTILE_CODE)
+def test_whatever_a_model_raises_is_told_in_one_line(tmp_path: Path, where: str) -> None:
+    (tmp_path / "m.py").write_text(f"import torch\n{HOSTILE_CODE[where]}\n")
+    done = oracle.run(["inspect", "m.py:make", "--json"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 2
+
+
+def test_a_name_that_is_no_text_is_a_file_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "\udcff.py").write_text(
+        "import torch\ndef make(): return torch.nn.Linear(4, 3), torch.ones(2, 4)\n"
+    )  # fmt: skip
+    done = oracle.run(["inspect", "\udcff.py:make", "--json"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 0
+
+
+def test_a_row_of_a_store_that_is_no_text_is_not_read(tmp_path: Path) -> None:
+    surfaces.make_store(tmp_path / "s.db")
+    with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        database.execute("UPDATE runs SET result = zeroblob(50000000) WHERE rowid = 1")
+        database.commit()
+    done = oracle.run(["sweep", "export", "s.db", "o.csv"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 2
+    assert done.memory < 200 << 20
+
+
+def test_nothing_is_written_over_what_it_is_made_from(tmp_path: Path) -> None:
+    surfaces.make_store(tmp_path / "s.csv")
+    (tmp_path / "base.json").write_text(documents.documents()["base"])
+    for name, words in (
+        ("s.csv", ["sweep", "export", "s.csv", "./s.csv"]),
+        ("base.json", ["plan", "mlp:2", "--base", "base.json", "--law", "none", "--save", "./base.json"]),
+    ):
+        before = (tmp_path / name).read_bytes()
+        done = oracle.run(words, tmp_path)
+        assert oracle.fault(done) is None, oracle.report(done)
+        assert (done.status, (tmp_path / name).read_bytes() == before) == (2, True)
+        assert "another name" in done.err
+
+
+def test_a_limit_on_open_files_is_told_in_one_line(tmp_path: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+        oracle._commanded(["inspect", "mlp:2", "--picture", "x.svg"])
+
+    done = oracle.run(oracle.Call("ulimit -n 4", few), tmp_path)
+    assert "Traceback" not in done.err
+    assert done.status == 2
+    assert "ulimit" in done.err
+
+
+def test_a_store_at_the_root_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = oracle.run(["sweep", "status", "/"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 2

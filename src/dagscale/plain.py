@@ -54,16 +54,20 @@ def read_plain(path: Path, error: type[DagscaleError], largest: int = LARGEST) -
     return content
 
 
-def check_plain(path: Path, error: type[DagscaleError]) -> None:
-    """See that a file, or each file of a folder, is a plain one, before another library reads it.
+def check_plain(path: Path, error: type[DagscaleError], largest: int = LARGEST) -> None:
+    """See that a file, or each file of a folder, is a plain one of so many bytes at most, before another library reads
+    it whole.
 
     Raises:
         DagscaleError: ``error``, if one is not.
         OSError: if one cannot be opened.
     """
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if not file.is_dir():
-            open_plain(file, error).close()
+        if file.is_dir():
+            continue
+        open_plain(file, error).close()
+        if file.stat().st_size > largest:
+            raise error(f"{file} is too large: over {largest:,} bytes")
 
 
 __all__ = ["LARGEST", "check_plain", "open_plain", "read_plain"]

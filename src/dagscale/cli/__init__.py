@@ -15,7 +15,7 @@ import typer
 
 from dagscale.cli import app as application
 from dagscale.errors import DagscaleError
-from dagscale.shown import line
+from dagscale.shown import line, said
 from dagscale.starting import INTERRUPTED, interruptible
 
 # Each puts its commands on the application, and the help lists them in this order.
@@ -67,8 +67,13 @@ def _answer() -> Any:
     """Do what the command line asks for; the status that typer returns."""
     try:
         return application.app(standalone_mode=False)
-    except SystemExit as error:  # no command of ours does so
-        raise DagscaleError(f"the model's own code ended the program (SystemExit: {error}): take that out") from None
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # no command of ours does so, but typer, where nobody reads on (`| head -1`)
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+            raise BrokenPipeError from None
+        what = f"{type(error).__name__}: {said(error)}"
+        raise DagscaleError(f"the model's own code ended the program ({what}): take that out") from None
 
 
 def main() -> None:
@@ -115,6 +120,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            say("too many files are open: allow more (ulimit -n 256)")
+            sys.exit(2)
         if error.errno not in FULL or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left over must not fail again at the end

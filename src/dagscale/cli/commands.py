@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -183,6 +184,8 @@ def plan(
         given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
         epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
     )  # fmt: skip
+    if save is not None and any(save.exists() and os.path.exists(one) and save.samefile(one) for one in base or ()):
+        raise typer.BadParameter(f"--save {save} is the base's own file: give the plan another name")
     model, inputs = load_target(target, given, input_shape, seed)
     origins = [
         Base.load(one) if one.endswith(".json") else load_target(one, given, input_shape, seed) for one in base or ()

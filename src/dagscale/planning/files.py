@@ -33,7 +33,7 @@ def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]
         PlanError: if it is no JSON object, has no format number, or a later one.
     """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=_once)
         if not isinstance(raw, dict):
             raise ValueError(f"a JSON {type(raw).__name__}, not an object")
         found = raw.pop("format", None)
@@ -41,12 +41,23 @@ def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]
         raise PlanError(f"this is no {what} ({error}); {mend}") from None
     if type(found) is not int:
         raise PlanError(f"this is no {what} (it has no format number); {mend}")
+    if found < 1:
+        raise PlanError(f"this is no {what} (its format is {found}); {mend}")
     if found > known:
         raise PlanError(
             f"this {what} is of format {found}, of a later version of dagscale than this one, which reads formats up "
             f"to {known}: upgrade dagscale"
         )
     return raw
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ. Raises: ValueError, if one stands there twice: nobody knows which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
 
 
 def is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 from dagscale import plain
 from dagscale.errors import DagscaleError, DataError
-from dagscale.shown import line
+from dagscale.shown import line, said
 
 EXPANSION, FREE = 50, 1 << 26
 """Packed data may unpack to so many times their size on the disk and 64 MiB; real images come nowhere near."""
@@ -79,7 +79,7 @@ def parsing(what: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type where it has none."""
-    text = str(error).strip()
+    text = said(error).strip()
     return line(text.splitlines()[0], 200) if text else type(error).__name__
 
 

@@ -120,7 +120,7 @@ class Place:
 def _check_beside(path: Path) -> None:
     """Refuse a store beside which links, pipes or devices have the names of SQLite's own files, which it would open."""
     for suffix in BESIDE:
-        beside = path.with_name(path.name + suffix)
+        beside = Path(f"{path}{suffix}")
         try:
             plain = stat.S_ISREG(beside.lstat().st_mode)
         except (OSError, ValueError):
