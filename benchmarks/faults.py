@@ -254,7 +254,7 @@ def _answer(oracle: ModuleType, status: int, out: str, err: str) -> str:
 
 def threads(count: int, seed: int) -> None:
     """Plans from 8 threads at once, half of them of models of their own, half of four that they share; and a third as
-    many searches."""
+    many searches, and checks."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -283,6 +283,10 @@ def threads(count: int, seed: int) -> None:
         model = shared[k % 4] if k % 2 else make(1 + k % 7)
         return dagscale.search(model, data, seeds=1, steps=4, batch_size=16, init="in-degree").to_json()
 
+    def judge(k: int) -> str:
+        family = [shared[k % 3], shared[k % 3 + 1]] if k % 2 else [make(1 + k % 3), make(2 + k % 3)]
+        return dagscale.check(family, data=data, batch_size=16, seeds=2, steps=2, init="in-degree").to_json()
+
     def state() -> tuple[Any, ...]:
         bits = [p.detach().numpy().tobytes() for model in shared for p in model.parameters()]
         return (
@@ -293,7 +297,7 @@ def threads(count: int, seed: int) -> None:
             [len(m._forward_hooks) + len(m._backward_hooks) for model in shared for m in model.modules()],
         )  # fmt: skip
 
-    for what, call, times in (("plans", one, count), ("searches", look, count // 3)):
+    for what, call, times in (("plans", one, count), ("searches", look, count // 3), ("checks", judge, count // 3)):
         serial = [call(k) for k in range(times)]
         before = state()
         with ThreadPoolExecutor(8) as pool:
