@@ -120,8 +120,9 @@ def stores(counts: list[int]) -> None:
                 command = [sys.executable, __file__, "--step", name, "--file", str(file), "--runs", str(count)]
                 got = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
                 table.add_row(
-                    f"{count:,}", name, f"{got['processor']:.2f}", f"{got['seconds']:.2f}", f"{got['runs'] / got['processor']:,.0f}",
-                    f"{got['mib']:.1f}", f"{file.stat().st_size / 2**20:.1f}",
+                    f"{count:,}", name, f"{got['processor']:.2f}", f"{got['seconds']:.2f}",
+                    f"{got['runs'] / got['processor']:,.0f}", f"{got['mib']:.1f}",
+                    f"{file.stat().st_size / 2**20:.1f}",
                 )  # fmt: skip
     Console().print(table)
 
