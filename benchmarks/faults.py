@@ -319,6 +319,9 @@ def main() -> None:
     parser.add_argument("--only", help="one surface of the fuzz suite")
     parser.add_argument("--out", type=Path, help="a CSV file that the counts of `fuzz` are added to")
     asked = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, as do their children
     more = {
         "interrupts": {"jobs": asked.jobs},
         "stops": {"jobs": asked.jobs},

@@ -294,3 +294,13 @@ def test_a_store_at_the_root_is_refused_in_one_line(tmp_path: Path) -> None:
     done = oracle.run(["sweep", "status", "/"], tmp_path)
     assert oracle.fault(done) is None, oracle.report(done)
     assert done.status == 2
+
+
+def test_what_goes_wrong_after_an_interrupt_is_the_interrupt(tmp_path: Path) -> None:
+    """As a data loader's workers do that get the signal too."""
+    (tmp_path / "m.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(5)\n"
+        "except KeyboardInterrupt:\n    raise RuntimeError('a worker was killed')\n"
+    )
+    done = oracle.run(["inspect", "m.py:make"], tmp_path)
+    assert (done.status, done.err) == (130, "dagscale: interrupted\n")

@@ -32,6 +32,17 @@ def leave(number: int, frame: Any) -> None:
     os._exit(INTERRUPTED)
 
 
+came: list[int] = []
+"""Interrupts of the command line so far: what goes wrong after one, such as a data loader's workers that ended too, is
+no fault of its own."""
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Raise KeyboardInterrupt, and remember it."""
+    came.append(number)
+    raise KeyboardInterrupt
+
+
 def guard() -> None:
     """Until `interruptible`, interrupts of the command line end it with one line. Other programs stay as they are."""
     if is_command(sys.argv[0] if sys.argv else "", sys.orig_argv):
@@ -40,7 +51,7 @@ def guard() -> None:
 
 def interruptible() -> None:
     """From now on both signals are `KeyboardInterrupt`, so that everything is put back and closed on the way out."""
-    _handle(signal.default_int_handler)
+    _handle(interrupt)
 
 
 def _handle(handler: Any) -> None:
@@ -52,4 +63,4 @@ def _handle(handler: Any) -> None:
 
 guard()
 
-__all__ = ["INTERRUPTED", "interruptible"]
+__all__ = ["INTERRUPTED", "came", "interruptible"]

@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import sys
-import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ import typer
 from dagscale.cli import app as application
 from dagscale.errors import DagscaleError
 from dagscale.shown import line, said
-from dagscale.starting import INTERRUPTED, interruptible
+from dagscale.starting import INTERRUPTED, came, interruptible
 
 # Each puts its commands on the application, and the help lists them in this order.
 # isort: off
@@ -58,9 +58,14 @@ def say(message: str) -> None:
 def again(lost: sys.UnraisableHookArgs) -> None:
     """Interrupt once more where Ctrl-C came inside a destructor, in which Python drops every exception."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(AGAIN, _thread.interrupt_main).start()  # not from here, where it would be dropped too
+        _thread.start_new_thread(_interrupt, ())  # not from here, where it would be dropped too
     else:
         sys.__unraisablehook__(lost)
+
+
+def _interrupt() -> None:
+    time.sleep(AGAIN)
+    _thread.interrupt_main()
 
 
 def _answer() -> Any:
@@ -100,8 +105,8 @@ def main() -> None:
             say(f"{line(error.format_message())} ({where} --help lists what it takes)")
         sys.exit(2)
     except DagscaleError as error:
-        say(line(str(error)))
-        sys.exit(2)
+        say("interrupted" if came else line(str(error)))
+        sys.exit(INTERRUPTED if came else 2)
     except application.Interrupted as error:
         say(line(str(error)))
         sys.exit(INTERRUPTED)
