@@ -8,6 +8,7 @@ import importlib.util
 import os
 import resource
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -304,3 +305,17 @@ def test_what_goes_wrong_after_an_interrupt_is_the_interrupt(tmp_path: Path) -> 
     )
     done = oracle.run(["inspect", "m.py:make"], tmp_path)
     assert (done.status, done.err) == (130, "dagscale: interrupted\n")
+
+
+def test_after_an_interrupt_nothing_changes_the_end(tmp_path: Path) -> None:
+    """A thread of the model's that goes on for long, and a second interrupt as Python ends; in a process of its own."""
+    (tmp_path / "m.py").write_text(
+        "import atexit, os, signal, threading, time\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\nraise KeyboardInterrupt\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "dagscale", "inspect", "m.py:make"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "dagscale: interrupted\n")

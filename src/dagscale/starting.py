@@ -63,4 +63,4 @@ def _handle(handler: Any) -> None:
 
 guard()
 
-__all__ = ["INTERRUPTED", "came", "interruptible"]
+__all__ = ["INTERRUPTED", "SIGNALS", "came", "interrupt", "interruptible"]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import errno
 import io
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from dagscale.cli import app as application
 from dagscale.errors import DagscaleError
 from dagscale.shown import line, said
-from dagscale.starting import INTERRUPTED, came, interruptible
+from dagscale.starting import INTERRUPTED, SIGNALS, came, interrupt, interruptible
 
 # Each puts its commands on the application, and the help lists them in this order.
 # isort: off
@@ -81,6 +83,21 @@ def _answer() -> Any:
         raise DagscaleError(f"the model's own code ended the program ({what}): take that out") from None
 
 
+def _end_interrupted(message: str) -> NoReturn:
+    """One line, and status 130 whatever comes now: Python's own end can turn it into death by SIGINT, and waits for the
+    threads of the user's model. A second interrupt ends it at once."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is interrupt:
+            signal.signal(number, lambda *_: os._exit(INTERRUPTED))
+    say(message)
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
+
+
 def main() -> None:
     """Run the command line. Exit status 0 good, 1 the answer is no, 2 the request cannot be served, 130 interrupted."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -105,14 +122,14 @@ def main() -> None:
             say(f"{line(error.format_message())} ({where} --help lists what it takes)")
         sys.exit(2)
     except DagscaleError as error:
-        say("interrupted" if came else line(str(error)))
-        sys.exit(INTERRUPTED if came else 2)
-    except application.Interrupted as error:
+        if came:
+            _end_interrupted("interrupted")
         say(line(str(error)))
-        sys.exit(INTERRUPTED)
+        sys.exit(2)
+    except application.Interrupted as error:
+        _end_interrupted(line(str(error)))
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
-        sys.exit(INTERRUPTED)
+        _end_interrupted("interrupted")
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
