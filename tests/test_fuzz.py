@@ -319,3 +319,19 @@ def test_after_an_interrupt_nothing_changes_the_end(tmp_path: Path) -> None:
         timeout=50, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "dagscale: interrupted\n")
+
+
+def test_an_interrupt_that_other_code_swallows_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(5)\n"
+        "except BaseException:\n    pass\ntime.sleep(60)\n"
+    )
+
+    def soon() -> None:
+        from dagscale import starting
+
+        starting.REMINDER = 0.2
+        oracle._commanded(["inspect", "m.py:make"])
+
+    done = oracle.run(oracle.Call("a bare except", soon), tmp_path)
+    assert (done.status, done.err) == (130, "dagscale: interrupted\n")

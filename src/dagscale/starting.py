@@ -5,9 +5,11 @@ Importing this module is what guards it.
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -37,10 +39,25 @@ came: list[int] = []
 no fault of its own."""
 
 
+REMINDER = 10.0
+"""Seconds after which an interrupt is repeated, in case other code has swallowed it, such as a bare ``except``."""
+
+
 def interrupt(number: int, frame: Any) -> None:
-    """Raise KeyboardInterrupt, and remember it."""
+    """Raise KeyboardInterrupt, remember it, and repeat it if the command has not ended by then."""
     came.append(number)
+    repeat(number, REMINDER)
     raise KeyboardInterrupt
+
+
+def repeat(number: int, seconds: float) -> None:
+    """Have the main thread meet a signal once more, after so many seconds."""
+
+    def remind() -> None:
+        time.sleep(seconds)
+        _thread.interrupt_main(number)
+
+    _thread.start_new_thread(remind, ())
 
 
 def guard() -> None:
@@ -63,4 +80,4 @@ def _handle(handler: Any) -> None:
 
 guard()
 
-__all__ = ["INTERRUPTED", "SIGNALS", "came", "interrupt", "interruptible"]
+__all__ = ["INTERRUPTED", "SIGNALS", "came", "interrupt", "interruptible", "repeat"]

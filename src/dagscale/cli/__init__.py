@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import errno
 import io
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -18,7 +16,7 @@ import typer
 from dagscale.cli import app as application
 from dagscale.errors import DagscaleError
 from dagscale.shown import line, said
-from dagscale.starting import INTERRUPTED, SIGNALS, came, interrupt, interruptible
+from dagscale.starting import INTERRUPTED, SIGNALS, came, interrupt, interruptible, repeat
 
 # Each puts its commands on the application, and the help lists them in this order.
 # isort: off
@@ -60,14 +58,9 @@ def say(message: str) -> None:
 def again(lost: sys.UnraisableHookArgs) -> None:
     """Interrupt once more where Ctrl-C came inside a destructor, in which Python drops every exception."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        _thread.start_new_thread(_interrupt, ())  # not from here, where it would be dropped too
+        repeat(came[-1] if came else signal.SIGINT, AGAIN)  # not from here, where it would be dropped too
     else:
         sys.__unraisablehook__(lost)
-
-
-def _interrupt() -> None:
-    time.sleep(AGAIN)
-    _thread.interrupt_main()
 
 
 def _answer() -> Any:
