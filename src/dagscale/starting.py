@@ -9,6 +9,7 @@ import _thread
 import os
 import signal
 import sys
+import threading
 import time
 from itertools import pairwise
 from typing import Any
@@ -55,7 +56,12 @@ def repeat(number: int, seconds: float) -> None:
 
     def remind() -> None:
         time.sleep(seconds)
-        _thread.interrupt_main(number)
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, number)  # which ends a wait of the system's too
+        else:
+            _thread.interrupt_main(signal.Signals(number))
+
+    main = threading.main_thread().ident or 0
 
     _thread.start_new_thread(remind, ())
 
