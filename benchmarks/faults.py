@@ -1,17 +1,20 @@
 """How the command line and the sweep's store take faults: counts for docs/robustness.md.
 
-    python benchmarks/faults.py fuzz --count 1000
+    python benchmarks/faults.py fuzz --count 1000 --out docs/evidence/tables/fuzz.csv
     python benchmarks/faults.py flips --count 300
     python benchmarks/faults.py interrupts --count 40 --jobs 2
     python benchmarks/faults.py stops --count 200
     python benchmarks/faults.py threads --count 50
 
-Each prints rows of one table: what was tried, how often, what came of it. ``--seed`` draws other inputs.
+Each prints rows of one table: what was tried, how often, what came of it. ``--seed`` draws other inputs. ``fuzz --out``
+adds a line a surface to a file as well, so that many short calls add up.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import hashlib
 import importlib.util
 import os
 import random
@@ -52,18 +55,29 @@ def row(what: str, tried: int, result: str) -> None:
 # --- fuzzed inputs
 
 
-def fuzz(count: int, seed: int, only: str | None) -> None:
+def fuzz(count: int, seed: int, only: str | None, out: Path | None) -> None:
     """So many inputs, spread evenly over the surfaces, or all to one."""
     oracle, surfaces, documents = part("oracle"), part("surfaces").SURFACES, part("documents")
     oracle.preload()
     documents.documents()
     chosen = [name for name in surfaces if only in (None, name)]
     for name in chosen:
-        fuzz_surface(name, count // len(chosen), seed)
+        line = fuzz_surface(name, count // len(chosen), seed)
+        words = [
+            f"{name} {value}" for name, value in line.items() if name not in ("surface", "seed", "sources") and value
+        ]
+        row(f"fuzz: {line['surface']}", line["inputs"], ", ".join(words))
+        if out is not None:
+            new = not out.exists()
+            with out.open("a", newline="") as file:
+                table = csv.DictWriter(file, line)
+                if new:
+                    table.writeheader()
+                table.writerow(line)
 
 
-def fuzz_surface(name: str, count: int, seed: int) -> None:
-    """A row on one surface; what is wrong goes to stderr."""
+def fuzz_surface(name: str, count: int, seed: int) -> dict[str, Any]:
+    """What came of so many inputs; what is wrong goes to stderr."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
     from hypothesis import strategies as st
@@ -84,16 +98,28 @@ def fuzz_surface(name: str, count: int, seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             done = oracle.run(surface(data.draw, Path(folder)), Path(folder))
         statuses[done.status] += 1
-        slowest, largest = max(slowest, done.seconds), max(largest, done.memory)
+        slowest, largest = max(slowest, done.seconds), max(largest, done.peak)
         if (what := oracle.fault(done)) is not None:
             faults[what] += 1
-            print(oracle.report(done), file=sys.stderr)
+            print(oracle.report(done), file=sys.stderr, flush=True)
 
     one()
-    found = ", ".join(f"{n} × {what}" for what, n in faults.items()) or "no fault"
-    answers = ", ".join(f"{status}: {n}" for status, n in sorted(statuses.items()))
-    result = f"{found}; exit statuses {answers}; slowest {slowest:.1f} s, {largest / 2**20:.0f} MiB at most"
-    row(f"fuzz: {name}", sum(statuses.values()), result)
+    return {
+        "surface": name, "seed": seed, "sources": sources(), "inputs": statuses.total(),
+        **{f"status {status}": statuses[status] for status in sorted(oracle.STATUS)},
+        "slowest seconds": round(slowest, 1), "largest MiB": largest >> 20,
+        "faults": "; ".join(f"{n} × {what}" for what, n in faults.items()),
+    }  # fmt: skip
+
+
+def sources() -> str:
+    """A digest of the package's sources, which tells which of the counts are of the same ones."""
+    import dagscale
+
+    folder, sha = Path(dagscale.__file__).parent, hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        sha.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return sha.hexdigest()[:12]
 
 
 # --- bits of a store
@@ -228,7 +254,7 @@ def _answer(oracle: ModuleType, status: int, out: str, err: str) -> str:
 
 def threads(count: int, seed: int) -> None:
     """Plans from 8 threads at once, half of them of models of their own, half of four that they share; and a third as
-    many searches."""
+    many searches, and checks."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -257,6 +283,10 @@ def threads(count: int, seed: int) -> None:
         model = shared[k % 4] if k % 2 else make(1 + k % 7)
         return dagscale.search(model, data, seeds=1, steps=4, batch_size=16, init="in-degree").to_json()
 
+    def judge(k: int) -> str:
+        family = [shared[k % 3], shared[k % 3 + 1]] if k % 2 else [make(1 + k % 3), make(2 + k % 3)]
+        return dagscale.check(family, data=data, batch_size=16, seeds=2, steps=2, init="in-degree").to_json()
+
     def state() -> tuple[Any, ...]:
         bits = [p.detach().numpy().tobytes() for model in shared for p in model.parameters()]
         return (
@@ -267,7 +297,7 @@ def threads(count: int, seed: int) -> None:
             [len(m._forward_hooks) + len(m._backward_hooks) for model in shared for m in model.modules()],
         )  # fmt: skip
 
-    for what, call, times in (("plans", one, count), ("searches", look, count // 3)):
+    for what, call, times in (("plans", one, count), ("searches", look, count // 3), ("checks", judge, count // 3)):
         serial = [call(k) for k in range(times)]
         before = state()
         with ThreadPoolExecutor(8) as pool:
@@ -287,8 +317,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", help="one surface of the fuzz suite")
+    parser.add_argument("--out", type=Path, help="a CSV file that the counts of `fuzz` are added to")
     asked = parser.parse_args()
-    more = {"interrupts": {"jobs": asked.jobs}, "stops": {"jobs": asked.jobs}, "fuzz": {"only": asked.only}}
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, as do their children
+    more = {
+        "interrupts": {"jobs": asked.jobs},
+        "stops": {"jobs": asked.jobs},
+        "fuzz": {"only": asked.only, "out": asked.out},
+    }
     kinds[asked.kind](asked.count, asked.seed, **more.get(asked.kind, {}))
 
 

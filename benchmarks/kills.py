@@ -219,25 +219,56 @@ def cluster(sweep: Sweep) -> Iterator[str]:
 
 
 def aliases(count: int, seed: int, jobs: int) -> None:
-    """Two drivers at one store, the second by another name of it."""
+    """Two drivers at one store, the second by another name of it; then drivers by one name after the other, each killed
+    while a second one stands before the door."""
+    chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
+        (home / "deep").mkdir()
+        (home / "link.db").symlink_to("s.db")
+        (home / "deep" / "folder").symlink_to(home)
+        names = ("link.db", "deep/folder/s.db", "./deep/../s.db", str(home / "s.db"))
         sweep = Sweep(home, 80, 0.25)
         first = sweep.start("1")
         while not sweep.finished():
             time.sleep(0.05)
-        (home / "deep").mkdir()
-        (home / "link.db").symlink_to("s.db")
-        (home / "deep" / "folder").symlink_to(home)
         os.link(home / "s.db", home / "hard.db")
-        names = ("link.db", "deep/folder/s.db", "./deep/../s.db", "hard.db", str(home / "s.db"))
-        refused = sum(sweep.start("1", name).wait() == 1 for name in names)
+        refused = sum(sweep.start("1", name).wait() == 1 for name in (*names, "hard.db"))
         (home / "hard.db").unlink()
         status = first.wait()
         once = len({key for key, _ in sweep.executions()}) == len(sweep.executions()) == 80
         row(
-            "a second driver by symlink, folder's symlink, relative path, hard link, same path", len(names),
+            "a second driver by symlink, folder's symlink, relative path, same path, hard link", len(names) + 1,
             f"{refused} refused; the first ended with {status}, {'each' if once else 'NOT EACH'} run executed once",
+        )  # fmt: skip
+        for file in home.glob("s.*"):
+            file.unlink()
+        sweep = Sweep(home, 15 * count, 0.05)
+        sweep.log = home / "second-log"
+        refused = lost = repeated = 0
+        for k in range(count):
+            before, begun = sweep.finished(), len(sweep.executions())
+            first = sweep.start("1", names[k % len(names)])
+            goal, deadline = begun + chance.randrange(1, 8), time.monotonic() + 120
+            while len(sweep.executions()) < goal and first.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            first.send_signal(signal.SIGSTOP)  # so that it is there for as long as the second one takes to start
+            refused += sweep.start("1", names[(k + 1) % len(names)]).wait() == 1
+            first.send_signal(signal.SIGCONT)
+            time.sleep(chance.random() * 2 * sweep.nap)
+            first.kill()
+            first.wait()
+            os.link(home / "s.db", home / "hard.db")
+            refused += sweep.start("1", "hard.db").wait() == 1
+            (home / "hard.db").unlink()
+            lost += len(before - sweep.finished())
+            repeated += len(before & {key for key, _ in sweep.executions()[begun:]})
+        assert sweep.start("1").wait() == 0
+        assert sweep.start("1", "whole.db").wait() == 0
+        row(
+            "SIGKILL of a driver, by four names of the store in turn", count,
+            f"{refused} of {2 * count} others refused; {lost} lost, {repeated} finished runs executed again; tables "
+            f"{same(sweep)}",
         )  # fmt: skip
 
 

@@ -1,17 +1,23 @@
-"""A week in small: plans, searches and sweeps in one long-lived process under random faults, for as long as wished.
+"""A week in small: plans, searches, checks and sweeps in one long-lived process under random faults.
 
-    python benchmarks/soak.py --minutes 360
+    python benchmarks/soak.py --minutes 360 --out soak.csv
 
 A fault is Ctrl-C at a random moment, a forward or loss that raises, a run that fails, or SIGKILL to a sweep's driver.
 After each, the model must be to the bit what it was, and a sweep that is called again must end in the table of an
-undisturbed one. At the end: memory, file descriptors, threads, child processes and temporary files against what they
-were after the first tenth. Rows of a table for docs/robustness.md; what is wrong goes to stderr, and the exit status is
-1 then.
+undisturbed one. Twice a minute a line is added to ``--out``: memory, Python's objects, file descriptors, threads,
+child processes (those whose parent has died too) and temporary files. At the end, or after SIGTERM, come rows of a
+table for docs/robustness.md, with memory's slope over what follows the first quarter. What is wrong goes to stderr, and
+the exit status is 1 then; so does the stack of whatever has not come to its end after half an hour, which ends the
+soak.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import ctypes
+import faulthandler
+import gc
 import os
 import random
 import signal
@@ -28,6 +34,7 @@ from typing import Any
 
 import torch
 from kills import Sweep
+from scipy.stats import theilslopes
 from torch import nn
 
 import dagscale
@@ -68,12 +75,10 @@ def bits(model: nn.Module) -> list[Any]:
     ]  # fmt: skip
 
 
-def interrupted(chance: random.Random, seconds: float) -> bool:
-    """Arm Ctrl-C for a random moment within so many seconds, in one of three cases."""
-    if chance.randrange(3):
-        return False
-    signal.setitimer(signal.ITIMER_REAL, 0.001 + chance.random() * seconds)
-    return True
+def arm(chance: random.Random, seconds: float) -> None:
+    """Arm Ctrl-C for a random moment within so many seconds, in half of the cases; as often early as late."""
+    if chance.randrange(2):
+        signal.setitimer(signal.ITIMER_REAL, seconds * 2 ** -(10 * chance.random()))
 
 
 def disarm() -> None:
@@ -83,7 +88,7 @@ def disarm() -> None:
 def attempt(chance: random.Random, seconds: float, what: Callable[[], object]) -> str:
     """What came of it, in a word."""
     try:
-        interrupted(chance, seconds)
+        arm(chance, seconds)
         try:
             what()
         finally:
@@ -133,6 +138,16 @@ def search(chance: random.Random, home: Path) -> str:
     return said
 
 
+def check(chance: random.Random, home: Path) -> str:
+    family = [make(chance), make(chance)]
+    before = [bits(model) for model in family]
+    said = attempt(
+        chance, 2.0, lambda: dagscale.check(family, data=DATA, sizes=[1, 2], seeds=2, steps=2, init="in-degree")
+    )  # fmt: skip
+    assert [bits(model) for model in family] == before, f"check, {said}: a model is not as it was"
+    return said
+
+
 def execute(run: Run) -> dict[str, Any]:
     time.sleep(0.002)
     if run.seed % 7 == 3:
@@ -172,17 +187,19 @@ def killed(chance: random.Random, home: Path) -> str:
     return "done after kills"
 
 
-KINDS = (plan,) * 12 + (search,) * 4 + (swept,) * 4 + (killed,)
+KINDS = (plan,) * 12 + (search,) * 4 + (check,) * 4 + (swept,) * 4 + (killed,)
 
 
 def standing() -> dict[str, float]:
     """What must stay flat."""
+    gc.collect()
     status = Path("/proc/self/status").read_text()
     children = [
         int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
     ]
     return {
         "MiB": int(status.split("VmRSS:")[1].split()[0]) / 1024,
+        "objects": len(gc.get_objects()),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "children": len(children),
@@ -190,18 +207,40 @@ def standing() -> dict[str, float]:
     }
 
 
+def adopt() -> None:
+    """Processes whose parent dies become this one's children, so that none is overlooked."""
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def bury() -> None:
+    """Take note of adopted children that have ended; one that has not is left over."""
+    deadline = time.monotonic() + 60
+    with suppress(ChildProcessError):  # none is left
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=360.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("soak.csv"), help="what stood, twice a minute")
     asked = parser.parse_args()
     signal.signal(signal.SIGALRM, signal.default_int_handler)
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    adopt()
     chance, begin = random.Random(asked.seed), time.monotonic()
     found: Counter[str] = Counter()
-    faults, early = 0, None
-    with tempfile.TemporaryDirectory() as folder:
+    faults = 0
+    seen: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder, asked.out.open("w", newline="") as file:
         tempfile.tempdir = folder
-        while (gone := (time.monotonic() - begin) / 60) < asked.minutes:
+        table = csv.DictWriter(file, ("minutes", "processor minutes", "done", "faults", *standing()))
+        table.writeheader()
+        while (gone := (time.monotonic() - begin) / 60) < asked.minutes and not over.is_set():
+            faulthandler.dump_traceback_later(1800, exit=True)
             kind = chance.choice(KINDS)
             with tempfile.TemporaryDirectory() as home:
                 try:
@@ -212,16 +251,32 @@ def main() -> None:
                         traceback.print_exc()
                 finally:
                     disarm()
-            if early is None and gone > asked.minutes / 10:
-                early = standing()
-        end = standing()
-    early = early or end
+            if not seen or gone > seen[-1]["minutes"] + 0.5:
+                bury()
+                used = sum(os.times()[:4]) / 60
+                counts = {"minutes": gone, "processor minutes": used, "done": found.total(), "faults": faults}
+                seen.append({**counts, **standing()})
+                table.writerow({name: round(value, 2) for name, value in seen[-1].items()})
+                file.flush()
+    faulthandler.cancel_dump_traceback_later()
+    report(found, seen, faults)
+    sys.exit(1 if faults else 0)
+
+
+def report(found: Counter[str], seen: list[dict[str, float]], faults: int) -> None:
+    minutes = seen[-1]["minutes"]
+    settled = [line for line in seen if line["minutes"] > minutes / 4] or seen
+    print(f"| minutes, and minutes of a processor |  | {minutes:.0f}, {seen[-1]['processor minutes']:.0f} |")
     for what, count in sorted(found.items()):
         print(f"| {what} | {count:,} |  |")
-    for name, value in end.items():
-        print(f"| {name} after {asked.minutes:g} minutes |  | {value:,.0f} (after a tenth {early[name]:,.0f}) |")
+    for name in list(seen[-1])[4:]:
+        now, then = seen[-1][name], settled[0][name]
+        print(f"| {name} after {minutes:.0f} minutes |  | {now:,.0f} (after a quarter {then:,.0f}) |")
+    hours = [line["minutes"] / 60 for line in settled]
+    if len(settled) > 10:  # with fewer there is nothing to tell
+        slope, _, low, high = theilslopes([line["MiB"] for line in settled], hours)
+        print(f"| memory's slope after the first quarter, MiB an hour |  | {slope:.1f} ({low:.1f} to {high:.1f}) |")
     print(f"| faults |  | {faults} |")
-    sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ def test_what_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, whe
 @pytest.mark.parametrize(("name", "value"), [
     ("lr", 0), ("lr", "x"), ("band", [1]), ("band", 3), ("curve", 3), ("curve", [{"lr": 1}]), ("notes", 3),
     ("network", 3), ("network", {}), ("more", 1), ("recipe", 3), ("init", 3), ("edge", None), ("argmin", -1),
+    ("format", 0), ("format", -1),
 ])  # fmt: skip
 def test_a_base_that_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, name: str, value: Any) -> None:
     document = json.loads(base.to_json())
@@ -153,6 +154,50 @@ def test_a_base_that_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Ba
     with pytest.raises(DagscaleError, match="this is no base") as caught:
         dagscale.Base.from_json(json.dumps(document))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("part", "value"), [
+    ("fills", {"0.weight": [0.0, 1e200]}), ("fills", {"0.weight": [1e200, 0.0]}), ("fills", {"0.weight": [0.0, -1.0]}),
+    ("fills", {"0.weight": ["0", 1.0]}), ("measured", {"a": {"log_rate": 1e300}}), ("seed", 0.5),
+    ("measured", {"a": {"log_rate": 0.0, "error": -1.0}}), ("measured", {"a": {"log_rate": 0.0, "seeds": -1}}),
+])  # fmt: skip
+def test_no_number_of_a_base_s_network_is_beyond_those_of_networks(
+    base: dagscale.Base, part: str, value: Any
+) -> None:  # fmt: skip
+    document = json.loads(base.to_json())
+    document["network"][part] = value
+    with pytest.raises(DagscaleError, match="this is no base"):
+        dagscale.Base.from_json(json.dumps(document))
+
+
+def test_a_name_that_stands_in_a_document_twice_is_refused(base: dagscale.Base) -> None:
+    text = base.to_json().rstrip()[:-1] + ', "lr": 7.0}'
+    with pytest.raises(PlanError, match="'lr' stands there twice"):
+        dagscale.Base.from_json(text)
+
+
+def test_a_base_whose_layers_have_lost_their_parameters_is_planned_from(base: dagscale.Base) -> None:
+    document = json.loads(base.to_json())
+    for _, _, ops in document["network"]["graph"]["edges"]:
+        for op in ops:
+            op["params"] = []
+    known = dagscale.Base.from_json(json.dumps(document))
+    for law in ("covariance", "walk", "paths", "effective-depth"):
+        assert dagscale.plan(net(16), X[:2], base=known, recipe=RECIPE, law=law).lr > 0
+
+
+def test_rates_that_no_float_holds_are_refused_in_one_line(base: dagscale.Base) -> None:
+    def far(network: dagscale.Network) -> dict[str, dagscale.Estimate]:
+        return {"far": dagscale.Estimate(-1e4 if network.role == "base" else 0.0)}
+
+    def overflows(network: dagscale.Network) -> dict[str, dagscale.Estimate]:
+        return {"far": dagscale.Estimate((1e200 * len(network.graph.vertices)) ** 2)}
+
+    with dagscale.LAWS.temporarily():
+        for name, rule in (("far", far), ("overflows", overflows)):
+            dagscale.law(name)(rule)
+            with pytest.raises(DagscaleError, match="no float holds"):
+                dagscale.plan(net(16), X[:2], base=base, recipe=RECIPE, law=name)
 
 
 def test_a_plan_that_does_not_fit_leaves_the_model_untouched(base: dagscale.Base) -> None:

@@ -6,10 +6,14 @@ inputs.
 
 import importlib.util
 import os
+import resource
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -111,6 +115,27 @@ def link(target: str) -> Callable[[Path], None]:
     return lambda path: path.symlink_to(target)
 
 
+def tokenizer_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "tokenizer.json").symlink_to("/proc/kmsg")
+    (path.parent / "a.txt").write_text("Once upon a time. " * 9)
+
+
+def tokenizer_file(path: Path) -> None:
+    path.symlink_to("/proc/kmsg")
+    (path.parent / "a.txt").write_text("Once upon a time. " * 9)
+
+
+def store_beside(suffix: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        surfaces.make_store(path.parent / "s.db")
+        os.mkfifo(path.parent / f"s.db{suffix}")
+        path.touch()
+
+    return make
+
+
+GPT2 = "hf:gpt2?layers=1&width=8&heads=1"
 PLAN = ["plan", "mlp:2", "--base-lr", "0.1", "--law", "none"]
 LONG = "a" * 5000
 ODD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
@@ -120,6 +145,25 @@ ODD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
     "a store that fails as it is read": (["sweep", "status", "x"], "x", link("/proc/self/mem")),
     "a file of the system's that never ends, as data": (["inspect", "mlp:2", "--data", "x"], "x", link("/proc/kmsg")),
     "a file of the system's that never ends, as a base": ([*PLAN, "--base", "x.json"], "x.json", link("/proc/kmsg")),
+    "a file of the system's that never ends, as a TARGET": (["inspect", "x.py:make"], "x.py", link("/proc/kmsg")),
+    "a file of the system's that never ends, as a recipe": (
+        ["plan", "mlp:2", "--recipe", "x.py:recipe"],
+        "x.py",
+        link("/proc/kmsg"),
+    ),
+    "a pipe as a TARGET": (["inspect", "x.py:make"], "x.py", fifo),
+    "a file of the system's that never ends, as a tokenizer": (
+        ["inspect", GPT2, "--data", "text:a.txt?tokenizer=x.json"],
+        "x.json",
+        tokenizer_file,
+    ),
+    "a file of the system's that never ends, in a tokenizer's folder": (
+        ["inspect", GPT2, "--data", "text:a.txt?tokenizer=x"],
+        "x",
+        tokenizer_folder,
+    ),
+    "a store whose journal is a pipe": (["sweep", "status", "s.db"], "x", store_beside("-journal")),
+    "a store whose shared memory is a pipe": (["sweep", "export", "s.db", "o.csv"], "x", store_beside("-shm")),
     "runs of half a gigabyte": (["verify", "--runs", "x.csv"], "x.csv", half_gigabyte),
     "a plan over a pipe": ([*PLAN, "--save", "x.json"], "x.json", fifo),
     "a picture over a pipe": (["inspect", "mlp:2", "--picture", "x.svg"], "x.svg", fifo),
@@ -163,3 +207,131 @@ def test_a_stdout_that_is_closed(tmp_path: Path, words: list[str], status: int) 
     done = oracle.run(oracle.Call(">&-", closed), tmp_path)
     assert "Traceback" not in done.err
     assert (done.status, done.err.count("\n")) == (status, int(status == 2))
+
+
+@pytest.mark.parametrize(
+    "words", [["verify", "--help"], ["inspect", "mlp:2", "--full"], ["inspect", "mlp:2", "--json"]]
+)
+def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, words: list[str]) -> None:
+    def unread() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        oracle._commanded(words)
+
+    done = oracle.run(oracle.Call("| head -0", unread), tmp_path)
+    assert (done.status, done.err) == (0, "")
+
+
+SPEECHLESS = "class Speechless(Exception):\n    def __str__(self): raise RuntimeError('no')\n    __repr__ = __str__\n"
+HOSTILE_CODE = {
+    "an import": f"{SPEECHLESS}raise Speechless",
+    "a factory": f"{SPEECHLESS}def make(): raise Speechless",
+    "a forward": f"{SPEECHLESS}class Net(torch.nn.Linear):\n    def forward(self, x): raise Speechless\n"
+    "def make(): return Net(4, 3), torch.ones(2, 4)",
+    "what is no Exception": "class Odd(BaseException): pass\nclass Net(torch.nn.Linear):\n"
+    "    def forward(self, x): raise Odd('x')\ndef make(): return Net(4, 3), torch.ones(2, 4)",
+    "a generator's end": "class Net(torch.nn.Linear):\n    def forward(self, x): raise GeneratorExit\n"
+    "def make(): return Net(4, 3), torch.ones(2, 4)",
+    "a module's attribute": "def __getattr__(name): raise ValueError('a\\nb')",
+}
+
+
+@pytest.mark.parametrize("where", HOSTILE_CODE)
+def test_whatever_a_model_raises_is_told_in_one_line(tmp_path: Path, where: str) -> None:
+    (tmp_path / "m.py").write_text(f"import torch\n{HOSTILE_CODE[where]}\n")
+    done = oracle.run(["inspect", "m.py:make", "--json"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 2
+
+
+def test_a_name_that_is_no_text_is_a_file_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "\udcff.py").write_text(
+        "import torch\ndef make(): return torch.nn.Linear(4, 3), torch.ones(2, 4)\n"
+    )  # fmt: skip
+    done = oracle.run(["inspect", "\udcff.py:make", "--json"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 0
+
+
+def test_a_row_of_a_store_that_is_no_text_is_not_read(tmp_path: Path) -> None:
+    surfaces.make_store(tmp_path / "s.db")
+    with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        database.execute("UPDATE runs SET result = zeroblob(50000000) WHERE rowid = 1")
+        database.commit()
+    done = oracle.run(["sweep", "export", "s.db", "o.csv"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 2
+    assert done.memory < 200 << 20
+
+
+def test_nothing_is_written_over_what_it_is_made_from(tmp_path: Path) -> None:
+    surfaces.make_store(tmp_path / "s.csv")
+    (tmp_path / "base.json").write_text(documents.documents()["base"])
+    for name, words in (
+        ("s.csv", ["sweep", "export", "s.csv", "./s.csv"]),
+        ("base.json", ["plan", "mlp:2", "--base", "base.json", "--law", "none", "--save", "./base.json"]),
+    ):
+        before = (tmp_path / name).read_bytes()
+        done = oracle.run(words, tmp_path)
+        assert oracle.fault(done) is None, oracle.report(done)
+        assert (done.status, (tmp_path / name).read_bytes() == before) == (2, True)
+        assert "another name" in done.err
+
+
+def test_a_limit_on_open_files_is_told_in_one_line(tmp_path: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+        oracle._commanded(["inspect", "mlp:2", "--picture", "x.svg"])
+
+    done = oracle.run(oracle.Call("ulimit -n 4", few), tmp_path)
+    assert "Traceback" not in done.err
+    assert done.status == 2
+    assert "ulimit" in done.err
+
+
+def test_a_store_at_the_root_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = oracle.run(["sweep", "status", "/"], tmp_path)
+    assert oracle.fault(done) is None, oracle.report(done)
+    assert done.status == 2
+
+
+def test_what_goes_wrong_after_an_interrupt_is_the_interrupt(tmp_path: Path) -> None:
+    """As a data loader's workers do that get the signal too."""
+    (tmp_path / "m.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(5)\n"
+        "except KeyboardInterrupt:\n    raise RuntimeError('a worker was killed')\n"
+    )
+    done = oracle.run(["inspect", "m.py:make"], tmp_path)
+    assert (done.status, done.err) == (130, "dagscale: interrupted\n")
+
+
+def test_after_an_interrupt_nothing_changes_the_end(tmp_path: Path) -> None:
+    """A thread of the model's that goes on for long, and a second interrupt as Python ends; in a process of its own."""
+    (tmp_path / "m.py").write_text(
+        "import atexit, os, signal, threading, time\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\nraise KeyboardInterrupt\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "dagscale", "inspect", "m.py:make"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "dagscale: interrupted\n")
+
+
+def test_an_interrupt_that_other_code_swallows_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(5)\n"
+        "except BaseException:\n    pass\ntime.sleep(60)\n"
+    )
+
+    def soon() -> None:
+        from dagscale import starting
+
+        starting.REMINDER = 0.2
+        oracle._commanded(["inspect", "m.py:make"])
+
+    done = oracle.run(oracle.Call("a bare except", soon), tmp_path)
+    assert (done.status, done.err) == (130, "dagscale: interrupted\n")

@@ -181,3 +181,12 @@ def test_the_official_object_is_read_through_its_interface() -> None:
         table.select("cifar10", "test_acc", "888")
     with pytest.raises(DataError, match="does not answer as NATS-Bench does"):
         from_api([1, 2, 3])
+
+
+def test_a_csv_file_may_begin_with_a_byte_order_mark_but_has_each_column_once(tmp_path: Path) -> None:
+    text = "code,dataset,seed,test_acc\n1_11_111,cifar10,mean,90.0\n"
+    (tmp_path / "marked.csv").write_text(text, encoding="utf-8-sig")
+    assert len(read_table(str(tmp_path / "marked.csv")).archs) == 1
+    (tmp_path / "twice.csv").write_text(text.replace("seed", "test_acc"))
+    with pytest.raises(DataError, match="two columns 'test_acc'"):
+        read_table(str(tmp_path / "twice.csv"))

@@ -196,3 +196,9 @@ def test_each_mistake_is_one_line_with_its_mend(name: str) -> None:
 def test_settings_of_a_wrong_type_are_refused(momentum: object) -> None:
     with pytest.raises(OptimizerError, match="do not hold together"):
         Recipe(None, optimizer="sgd", momentum=momentum)
+
+
+def test_a_rule_of_decay_that_raises_is_told_in_one_line() -> None:
+    recipe = Recipe((X, Y), steps=2, weight_decay=0.1, no_decay=lambda name, parameter: 1 / 0)
+    with pytest.raises(RecipeError, match="the function no_decay raised ZeroDivisionError"):
+        dagscale.search(net(), recipe, seeds=1)

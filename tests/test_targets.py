@@ -422,7 +422,7 @@ def test_missing_file(tmp_path: Path) -> None:
         ("mlp:2?input=9999999x9999999", "values in one example"),
         ("resnet:2000000", "is no depth"),
         (f"resnet:{'9' * 500}", "is no depth"),
-        ("~nobodyhere/x.py:build", "is no path"),
+        ("~nobodyhere/x.py:build", "cannot be read"),
     ],
 )
 def test_sizes_that_no_machine_holds_are_refused_at_once(text: str, message: str) -> None:

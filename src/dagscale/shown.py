@@ -34,6 +34,14 @@ def line(text: str, longest: int = LONGEST) -> str:
     return f"{text[:left]} … {text[left + 3 - longest :]}"
 
 
+def said(error: BaseException) -> str:
+    """What an exception says: a user's own kind may raise when it is asked."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be had)"
+
+
 def for_picture(text: str) -> str:
     """The text as matplotlib must get it to draw just this: a pair of ``$`` would begin a formula."""
     return plain(text).replace("$", r"\$")

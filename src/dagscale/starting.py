@@ -5,9 +5,12 @@ Importing this module is what guards it.
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
+import threading
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +35,37 @@ def leave(number: int, frame: Any) -> None:
     os._exit(INTERRUPTED)
 
 
+came: list[int] = []
+"""Interrupts of the command line so far: what goes wrong after one, such as a data loader's workers that ended too, is
+no fault of its own."""
+
+
+REMINDER = 10.0
+"""Seconds after which an interrupt is repeated, in case other code has swallowed it, such as a bare ``except``."""
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Raise KeyboardInterrupt, remember it, and repeat it if the command has not ended by then."""
+    came.append(number)
+    repeat(number, REMINDER)
+    raise KeyboardInterrupt
+
+
+def repeat(number: int, seconds: float) -> None:
+    """Have the main thread meet a signal once more, after so many seconds."""
+
+    def remind() -> None:
+        time.sleep(seconds)
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, number)  # which ends a wait of the system's too
+        else:
+            _thread.interrupt_main(signal.Signals(number))
+
+    main = threading.main_thread().ident or 0
+
+    _thread.start_new_thread(remind, ())
+
+
 def guard() -> None:
     """Until `interruptible`, interrupts of the command line end it with one line. Other programs stay as they are."""
     if is_command(sys.argv[0] if sys.argv else "", sys.orig_argv):
@@ -40,7 +74,7 @@ def guard() -> None:
 
 def interruptible() -> None:
     """From now on both signals are `KeyboardInterrupt`, so that everything is put back and closed on the way out."""
-    _handle(signal.default_int_handler)
+    _handle(interrupt)
 
 
 def _handle(handler: Any) -> None:
@@ -52,4 +86,4 @@ def _handle(handler: Any) -> None:
 
 guard()
 
-__all__ = ["INTERRUPTED", "interruptible"]
+__all__ = ["INTERRUPTED", "SIGNALS", "came", "interrupt", "interruptible", "repeat"]

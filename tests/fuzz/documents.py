@@ -117,7 +117,10 @@ def use_plan(content: str, path: Path) -> None:
     plan.schedule(plan.optimizer(model), None if plan.recipe.get("steps") else 10)
 
 
-def use_base(content: str, path: Path) -> None:
+LAWS = ("covariance", "covariance", "paths", "walk", "effective-depth", "released", "none")
+
+
+def use_base(content: str, path: Path, law: str, width: str) -> None:
     """All that a base from a file does."""
     import dagscale
 
@@ -126,15 +129,16 @@ def use_base(content: str, path: Path) -> None:
     _ = str(base), repr(base), base._repr_html_(), hash(base)
     assert dagscale.Base.from_json(base.to_json()) == base
     base.plot(path.with_suffix(".svg"))
-    plan = dagscale.plan(make_net(), base=base, law="covariance", recipe=make_recipe())
+    plan = dagscale.plan(make_net(), base=base, law=law, width=width, recipe=make_recipe())
     _ = str(plan), plan.to_json()
+    assert all(0 < group["lr"] < math.inf for group in plan.param_groups(make_net())), "a rate is no positive number"
 
 
 @surface
 def plan_json(draw: Draw, folder: Path) -> Call:
     """Plans, written down and edited."""
     content = edited(draw, documents()["plan"])
-    return Call(f"plan {content[:3000]}", lambda: use_plan(content, folder / "plan.json"))
+    return Call(f"plan {content}", lambda: use_plan(content, folder / "plan.json"))
 
 
 @surface
@@ -142,7 +146,10 @@ def base_json(draw: Draw, folder: Path) -> Any:
     """Bases, written down and edited."""
     content = edited(draw, documents()["base"])
     if draw(st.booleans()):
-        return Call(f"base {content[:3000]}", lambda: use_base(content, folder / "base.json"))
+        law, width = draw(st.sampled_from(LAWS)), draw(st.sampled_from(("none", "mup")))
+        return Call(
+            f"{law}, width {width}, base {content}", lambda: use_base(content, folder / "base.json", law, width)
+        )
     (folder / "base.json").write_text(content)
     training = [
         "--data",

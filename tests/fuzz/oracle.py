@@ -25,7 +25,7 @@ SECONDS = 20.0
 """That one input may take, the time left out that it waits for a core of a busy machine."""
 
 MEMORY = 2 << 30
-"""Bytes that it may take beyond what the process held before."""
+"""Bytes that it may hold at its peak, those of Python and torch among them."""
 
 ADDRESSES = 12 << 30
 """Bytes of address space, so that what does ask for all memory does not take the machine along."""
@@ -49,13 +49,15 @@ Command = Sequence[str] | Call
 
 @dataclass(frozen=True)
 class Done:
-    """What came of one command: exit status (negative: the signal that ended it), output, seconds, bytes."""
+    """What came of one command: exit status (negative: the signal that ended it), output, seconds, and bytes at its
+    peak: in all, and beyond the peak of the process that it was forked from."""
 
     arguments: tuple[str, ...]
     status: int
     out: str
     err: str
     seconds: float
+    peak: int
     memory: int
 
 
@@ -103,15 +105,14 @@ def run(command: Command, folder: Path, started: Callable[[int], None] = lambda 
         if pid == 0:
             _child(command, folder, out.fileno(), err.fileno(), imported.fileno())
         started(pid)
-        status, memory, seconds = _wait(pid, begin)
+        status, peak, seconds = _wait(pid, begin)
         texts = []
         for stream in (out, err, imported):
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "surrogateescape"))
     learn(texts[2].split("\n"))
-    taken = max(0, memory - before)
     arguments = (command.said,) if isinstance(command, Call) else tuple(command)
-    return Done(arguments, status, texts[0], texts[1], seconds, taken)
+    return Done(arguments, status, texts[0], texts[1], seconds, peak, max(0, peak - before))
 
 
 def _child(command: Command, folder: Path, out: int, err: int, imported: int) -> NoReturn:
@@ -200,8 +201,8 @@ def fault(done: Done) -> str | None:
         return "a traceback"
     if done.status not in STATUS:
         return f"exit status {done.status}"
-    if done.memory > MEMORY:
-        return f"{done.memory / 2**30:.1f} GiB of memory"
+    if done.peak > MEMORY:
+        return f"{done.peak / 2**30:.1f} GiB of memory"
     if done.status in (2, 130):
         lines = [line for line in done.err.splitlines() if not PROGRESS.fullmatch(line)]
         if len(lines) != 1 or not lines[0].startswith("dagscale: "):
@@ -221,8 +222,8 @@ def fault(done: Done) -> str | None:
 
 def report(done: Done) -> str:
     """The input and what came of it, to read in a failure."""
-    what = fault(done)
+    given = " ".join(ascii(word[:20_000]) for word in done.arguments)
     return (
-        f"{what}: dagscale {' '.join(map(ascii, done.arguments))}\nstatus {done.status}, {done.seconds:.1f} s, "
-        f"{done.memory / 2**20:.0f} MiB\n{done.out[-500:]}\n{done.err[-1500:]}"
+        f"{fault(done)}: dagscale {given}\nstatus {done.status}, {done.seconds:.1f} s, {done.peak / 2**20:.0f} MiB\n"
+        f"{done.out[-500:]}\n{done.err[-1500:]}"
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import _thread
+import atexit
 import errno
 import io
 import os
+import signal
 import sys
-import threading
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from dagscale.cli import app as application
 from dagscale.errors import DagscaleError
-from dagscale.shown import line
-from dagscale.starting import INTERRUPTED, interruptible
+from dagscale.shown import line, said
+from dagscale.starting import INTERRUPTED, SIGNALS, came, interrupt, interruptible, repeat
 
 # Each puts its commands on the application, and the help lists them in this order.
 # isort: off
@@ -58,7 +58,7 @@ def say(message: str) -> None:
 def again(lost: sys.UnraisableHookArgs) -> None:
     """Interrupt once more where Ctrl-C came inside a destructor, in which Python drops every exception."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(AGAIN, _thread.interrupt_main).start()  # not from here, where it would be dropped too
+        repeat(came[-1] if came else signal.SIGINT, AGAIN)  # not from here, where it would be dropped too
     else:
         sys.__unraisablehook__(lost)
 
@@ -67,8 +67,28 @@ def _answer() -> Any:
     """Do what the command line asks for; the status that typer returns."""
     try:
         return application.app(standalone_mode=False)
-    except SystemExit as error:  # no command of ours does so
-        raise DagscaleError(f"the model's own code ended the program (SystemExit: {error}): take that out") from None
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # no command of ours does so, but typer, where nobody reads on (`| head -1`)
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+            raise BrokenPipeError from None
+        what = f"{type(error).__name__}: {said(error)}"
+        raise DagscaleError(f"the model's own code ended the program ({what}): take that out") from None
+
+
+def _end_interrupted(message: str) -> NoReturn:
+    """One line, and status 130 whatever comes now: Python's own end can turn it into death by SIGINT, and waits for the
+    threads of the user's model. A second interrupt ends it at once."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is interrupt:
+            signal.signal(number, lambda *_: os._exit(INTERRUPTED))
+    say(message)
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 def main() -> None:
@@ -95,14 +115,14 @@ def main() -> None:
             say(f"{line(error.format_message())} ({where} --help lists what it takes)")
         sys.exit(2)
     except DagscaleError as error:
+        if came:
+            _end_interrupted("interrupted")
         say(line(str(error)))
         sys.exit(2)
     except application.Interrupted as error:
-        say(line(str(error)))
-        sys.exit(INTERRUPTED)
+        _end_interrupted(line(str(error)))
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
-        sys.exit(INTERRUPTED)
+        _end_interrupted("interrupted")
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -115,6 +135,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            say("too many files are open: allow more (ulimit -n 256)")
+            sys.exit(2)
         if error.errno not in FULL or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left over must not fail again at the end

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from dagscale.__about__ import __version__
-from dagscale.errors import TargetError
+from dagscale.errors import DagscaleError, TargetError
 from dagscale.replacing import make_folder as make_folder
 from dagscale.shown import load_rich
+from dagscale.starting import came
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -200,5 +201,7 @@ def resumable(store: Path) -> Iterator[None]:
     """Within, Ctrl-C is answered with how to go on: a sweep keeps what it has finished."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DagscaleError) as error:
+        if isinstance(error, DagscaleError) and not came:
+            raise
         raise Interrupted(f"interrupted: what is finished is in {store}; the same command goes on from there") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -184,6 +185,8 @@ def plan(
         steps=steps, epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup,
         setting=setting, base=next(iter(found.values()), None),
     )  # fmt: skip
+    if save is not None and any(save.exists() and os.path.exists(one) and save.samefile(one) for one in base or ()):
+        raise typer.BadParameter(f"--save {save} is the base's own file: give the plan another name")
     model, inputs = load_target(target, training.data, input_shape, seed)
     origins = [found.get(one) or load_target(one, training.data, input_shape, seed) for one in base or ()]
     made = make_plan(

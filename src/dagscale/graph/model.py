@@ -89,9 +89,14 @@ class Op:
         return self.layer_name if self.layer is not None else self.name
 
     @property
+    def weight(self) -> str:
+        """Name of the first parameter; ``""`` where there is none."""
+        return self.params[0].name if self.params else ""
+
+    @property
     def layer_name(self) -> str:
         """Qualified name of the layer: the weight's parameter name without a trailing ``.weight``."""
-        return self.params[0].name.removesuffix(".weight") if self.params else self.module
+        return self.weight.removesuffix(".weight") if self.params else self.module
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import wraps
 from math import exp, log
 
 from dagscale.errors import GraphError, OptimizerError, PlanError
@@ -84,7 +85,7 @@ class Law:
             with about(name):
                 found[name] = self(base)
                 if target.hint is None and self.absolute is not None:  # where to begin measuring
-                    target = replace(target, hint=exp(self.absolute(base).log_rate))
+                    target = replace(target, hint=number(self.absolute(base).log_rate))
         with about("target"):
             own = self(target)
         forwards = sum(e.forwards for parts in (own, *found.values()) for e in parts.values())
@@ -113,7 +114,7 @@ class Carried:
 
     def alone(self, i: int) -> float:
         """The factor on the learning rate that the i-th base alone would give."""
-        return exp(sum(target.log_rate - base.log_rate for target, base in self.each[i].values()))
+        return number(sum(target.log_rate - base.log_rate for target, base in self.each[i].values()))
 
     def to_the(self, power: float) -> Carried:
         """With every factor raised to a power."""
@@ -125,7 +126,7 @@ class Carried:
         """The factors on the learning rate, by the name of each part; with several bases their geometric mean."""
         names = dict.fromkeys(name for parts in self.each for name in parts)
         return {
-            name: exp(
+            name: number(
                 sum(parts[name][0].log_rate - parts[name][1].log_rate for parts in self.each if name in parts)
                 / len(self.each)
             )
@@ -174,10 +175,29 @@ def law(
     """Decorator: register a function of one network as the law ``name``; see `Law`."""
 
     def put(rule: Rule) -> Rule:
-        LAWS.add(name)(Law(name, rule, steps, measured, averaged, own_init, needs_base, absolute))
-        return rule
+        @wraps(rule)
+        def guarded(network: Network) -> Mapping[str, Estimate]:
+            try:
+                return rule(network)
+            except ArithmeticError as error:
+                raise GraphError(f"law {name!r} leads to numbers that no float holds ({error})") from None
+
+        LAWS.add(name)(Law(name, guarded, steps, measured, averaged, own_init, needs_base, absolute))
+        return guarded
 
     return put
+
+
+def number(logarithm: float) -> float:
+    """``e`` to the power of the logarithm of a rate, or of a factor between rates.
+
+    Raises:
+        GraphError: if no float is as large.
+    """
+    try:
+        return exp(logarithm)
+    except OverflowError:
+        raise GraphError(f"the rates of the two networks differ by e^{logarithm:.3g}, which no float holds") from None
 
 
 FADING = 3 / 4
@@ -207,4 +227,4 @@ def inverse(value: float) -> Estimate:
     return Estimate(-log(value))
 
 
-__all__ = ["FADING", "GRADIENT", "LAWS", "Carried", "Law", "inverse", "inverse_root", "law"]
+__all__ = ["FADING", "GRADIENT", "LAWS", "Carried", "Law", "inverse", "inverse_root", "law", "number"]

@@ -30,7 +30,7 @@ def described(network: Network) -> bool:
     return (
         network.recipe.optimizer.step == "gradient"
         and (rule is None or rule.level)
-        and any(use.op.params[0].name in network.fills for use in network.graph.layers)
+        and any(use.op.weight in network.fills for use in network.graph.layers)
         and pictured(network.graph)
     )
 

@@ -137,7 +137,7 @@ def hidden_change(network: Network) -> float:
     for end in dag.ends:
         width = dag.width[end.vertex]
         fan_in = end.readout.layer.fan_in if end.readout is not None and end.readout.layer is not None else width
-        fill = network.fills.get(end.readout.params[0].name) if end.readout is not None else None
+        fill = network.fills.get(end.readout.weight) if end.readout is not None else None
         variance = 1 / fan_in**2 if fill is None else fill.std**2 + fill.mean**2
         found.append(moments[end.vertex] * fan_in * variance / (width if network.by_layer else 1))
     return sum(found) / len(found)

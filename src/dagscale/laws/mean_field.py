@@ -143,7 +143,7 @@ def mean_field(graph: Graph, multipliers: Mapping[str, float] | None = None, ker
                 identities.append((at, to, depth))
                 width[to] = max(width[to], width[at])
             return
-        rate = rates.get(op.params[0].name, 1.0) if op.params else 1.0
+        rate = rates.get(op.weight, 1.0)
         taps = math.prod(op.layer.kernel)
         fan_in = op.layer.fan_in / taps
         width[to] = max(width[to], round(op.layer.fan_out / taps))

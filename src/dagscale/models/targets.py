@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import random
 import re
 import sys
@@ -28,7 +29,9 @@ from torch.nn.modules.module import (
 )
 
 from dagscale.errors import TargetError
+from dagscale.plain import open_plain, read_plain
 from dagscale.registry import Registry, first_sentence
+from dagscale.shown import said
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
 CIFAR = (3, 32, 32)
@@ -409,11 +412,11 @@ def _find_source(where: str, attribute: str, spaces: Sequence[str] = ()) -> _Sou
     if where.endswith(".py"):
         try:
             file = Path(where).expanduser().resolve()
-            there = file.is_file()
+            if not file.exists():
+                raise TargetError(f"there is no file {file}")
+            open_plain(file, TargetError).close()
         except (OSError, RuntimeError, ValueError) as error:
-            raise TargetError(f"{where!r} is no path ({error})") from None
-        if not there:
-            raise TargetError(f"there is no file {file}")
+            raise TargetError(f"{where!r} cannot be read ({error})") from None
         return _Source(attribute, home=file.parent, file=file)
     if not all(part.isidentifier() for part in where.split(".")):
         wrong = "not a TARGET" if spaces else f"{where!r} is no file.py and no module"
@@ -436,8 +439,8 @@ def _find_source(where: str, attribute: str, spaces: Sequence[str] = ()) -> _Sou
 
 def _import_file(file: Path) -> ModuleType:
     """The file as a module, named by its path and content: loaded once, and again when it has changed."""
-    source = file.read_bytes()
-    digest = hashlib.sha256(str(file).encode() + b"\0" + source).hexdigest()[:16]
+    source = read_plain(file, TargetError)
+    digest = hashlib.sha256(os.fsencode(file) + b"\0" + source).hexdigest()[:16]
     name = f"_dagscale_target_{file.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
@@ -454,13 +457,24 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, dotted: str, place: str) -> Callable[[], Any]:
+def _named(module: ModuleType, dotted: str, place: str) -> Any:
+    """What stands under a name with dots in a module; a property, or the module's ``__getattr__``, may raise."""
     found: Any = module
     for name in dotted.split("."):
-        if not hasattr(found, name):
-            names = [key for key in dir(found) if key[:1] != "_" and callable(getattr(found, key, None))]
-            raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}")
-        found = getattr(found, name)
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            names = [key for key in dir(found) if key[:1] != "_"]
+            raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}") from None
+        except Exception as error:
+            raise TargetError(
+                f"looking for {dotted!r} in {place} raised {type(error).__name__}: {said(error)}"
+            ) from None
+    return found
+
+
+def _attribute(module: ModuleType, dotted: str, place: str) -> Callable[[], Any]:
+    found = _named(module, dotted, place)
     if isinstance(found, nn.Module) or not callable(found):
         raise TargetError(
             f"{dotted!r} in {place} is {type(found).__name__}, not a function or class that builds the "
@@ -485,7 +499,7 @@ def _blaming(home: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit, GeneratorExit) as error:
-        message = " ".join(str(error).split())
+        message = " ".join(said(error).split())
         raise TargetError(
             f"{doing} raised {type(error).__name__}{': ' if message else ''}{message}{_place(error, home)}"
         ) from error
@@ -541,7 +555,7 @@ def _building(most: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = next(iter(said(error).splitlines()), "") or type(error).__name__
         raise TargetError(f"the network cannot be built ({reason}); give smaller sizes") from error
     finally:
         for hook in hooks:
@@ -592,11 +606,7 @@ def find(text: str, what: str, *, call: bool = False) -> Any:
     with _on_path(source.home if source.file else Path.cwd()):
         with _blaming(source.home, f"importing {place}"):
             found: Any = source._import()
-        for name in dotted.split("."):
-            if not hasattr(found, name):
-                names = [key for key in dir(found) if key[:1] != "_"]
-                raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}")
-            found = getattr(found, name)
+        found = _named(found, dotted, place)
         if call and callable(found):
             with _blaming(source.home, f"calling {dotted}()"):
                 found = found()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Of the JSON document; a document of a later format is refused."""
+
+LARGEST_DRAW, LARGEST_LOGARITHM = 1e38, 1e6
+"""What a weight can be drawn with in single precision; and the logarithm of a rate of any network."""
 
 
 @dataclass(frozen=True)
@@ -236,14 +239,11 @@ class Base(Saved):
                 Recipe(),
                 seed=more["seed"],
                 init=base.init or "",
-                fills={name: Fill(float(mean), float(std)) for name, (mean, std) in more["fills"].items()},
+                fills={name: Fill(mean, std) for name, (mean, std) in more["fills"].items()},
                 role="base",
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},
             )
-            fills = [number for fill in network.fills.values() for number in (fill.mean, fill.std)]
-            measured = [number for own in network.memo.values() for number in astuple(own)]
-            if type(network.seed) is not int or not all(map(is_number, (*fills, *measured))):
-                raise ValueError("a number of its network is none, or not finite")
+            _check_numbers(network)
             return replace(base, network=network)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, DagscaleError) as error:
             raise PlanError(f"this is no base ({error}); {mend}") from None
@@ -341,6 +341,25 @@ class Base(Saved):
         axes.set_xscale("log", base=2)
         axes.legend()
         return figure
+
+
+def _check_numbers(network: Network) -> None:
+    """See that a network from a file has numbers that a network can have.
+
+    Raises:
+        ValueError: if not.
+    """
+    draw, log, many = LARGEST_DRAW, LARGEST_LOGARITHM, 1e300
+    bounded: list[tuple[Any, float, float]] = []
+    for fill in network.fills.values():
+        bounded += [(fill.mean, -draw, draw), (fill.std, 0, draw)]
+    for own in network.memo.values():
+        bounded += [(own.log_rate, -log, log), (own.error, 0, log), (own.seeds, 0, many), (own.forwards, 0, many)]
+    for value, low, high in bounded:
+        if not is_number(value) or not low <= value <= high:
+            raise ValueError(f"no number of its network can be {value!r}")
+    if type(network.seed) is not int:
+        raise ValueError(f"seed cannot be {network.seed!r}")
 
 
 def _light(network: Network) -> Network:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagscale.errors import PlanError
+from dagscale.plain import read_plain
 from dagscale.replacing import write
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]
         PlanError: if it is no JSON object, has no format number, or a later one.
     """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=_once)
         if not isinstance(raw, dict):
             raise ValueError(f"a JSON {type(raw).__name__}, not an object")
         found = raw.pop("format", None)
@@ -40,12 +41,23 @@ def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]
         raise PlanError(f"this is no {what} ({error}); {mend}") from None
     if type(found) is not int:
         raise PlanError(f"this is no {what} (it has no format number); {mend}")
+    if found < 1:
+        raise PlanError(f"this is no {what} (its format is {found}); {mend}")
     if found > known:
         raise PlanError(
             f"this {what} is of format {found}, of a later version of dagscale than this one, which reads formats up "
             f"to {known}: upgrade dagscale"
         )
     return raw
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ. Raises: ValueError, if one stands there twice: nobody knows which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
 
 
 def is_number(value: Any) -> bool:
@@ -102,11 +114,7 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # to read a pipe or a device might never end
-            raise PlanError(f"cannot read {path}: it is no file")
-        if (size := path.stat().st_size) > LARGEST:
-            raise PlanError(f"cannot read {path}: it has over {LARGEST >> 20} MiB, and is none that dagscale wrote")
-        return path.read_text(encoding="utf-8") if size else ""  # the system's own have no size, and may never end
+        return read_plain(path, PlanError, LARGEST).decode("utf-8")
     except (OSError, ValueError) as error:
         raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
 

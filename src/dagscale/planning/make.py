@@ -15,7 +15,7 @@ from dagscale.graph.roles import offsets, roles
 from dagscale.inits import DEFAULT, INITS, WITHOUT_DATA, Init
 from dagscale.laws import LAWS, Law
 from dagscale.laws.accuracy import Accuracy, accuracy
-from dagscale.laws.base import Carried
+from dagscale.laws.base import Carried, number
 from dagscale.laws.combined import pictured
 from dagscale.network import Network
 from dagscale.planning.base import Base
@@ -405,7 +405,7 @@ def _carry(
         with about("target"):
             carried = chosen.law.alone(target)
         assert carried.absolute is not None
-        return carried, math.exp(carried.absolute.log_rate)
+        return carried, number(carried.absolute.log_rate)
     return chosen.law.carry(origins, target, about), math.prod(rates) ** (1 / len(rates))
 
 

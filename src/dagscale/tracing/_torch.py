@@ -20,6 +20,8 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from dagscale.shown import said
+
 __all__ = [
     "DEVICE_OF",
     "FakeTensor",
@@ -72,7 +74,7 @@ def device_of(tensor: Any) -> torch.device:
 
 def needs_values(error: BaseException) -> bool:
     """Whether a forward on fake or meta tensors failed because it looked at values."""
-    text = str(error)
+    text = said(error)
     return type(error).__name__ in _VALUE_ERRORS or "meta tensor" in text or "aten::_local_scalar_dense" in text
 
 

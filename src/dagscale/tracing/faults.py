@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import ForwardError
+from dagscale.shown import said
 from dagscale.tracing._torch import UnsupportedOperator, needs_values, tree_leaves
 from dagscale.tracing.recorder import Recorder
 
@@ -52,12 +53,12 @@ def looks_at_values(error: Exception) -> str:
 
 def one_line(error: BaseException) -> str:
     """An exception on one line: its type and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}" if said(error).strip() else type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
     """The first line of its message alone."""
-    lines = str(error).strip().splitlines()
+    lines = said(error).strip().splitlines()
     return lines[0].strip() if lines else "no message"
 
 

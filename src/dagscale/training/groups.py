@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dagscale.errors import RecipeError
 from dagscale.graph.roles import ParameterRole
+from dagscale.shown import said
 from dagscale.training.optimizers import Groups, Optimizer
 
 if TYPE_CHECKING:
@@ -97,7 +99,13 @@ def parameter_groups(
 
 
 def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: ParameterRole) -> bool:
-    return bool(rule(name, parameter)) if callable(rule) else role in rule
+    """Raises: RecipeError, whatever a rule of the user's raises."""
+    if not callable(rule):
+        return role in rule
+    try:
+        return bool(rule(name, parameter))
+    except Exception as error:
+        raise RecipeError(f"the function no_decay raised {type(error).__name__}: {said(error)}") from error
 
 
 def _own_decay(optimizer: Optimizer | None) -> float:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dagscale.errors import OptimizerError
 from dagscale.registry import Registry
+from dagscale.shown import said
 
 Groups = list[dict[str, Any]]
 """Parameter groups as ``torch.optim`` takes them, each with its own ``lr``."""
@@ -103,7 +104,7 @@ class Optimizer:
         except OptimizerError:
             raise
         except Exception as error:
-            text = next(iter(str(error).strip().splitlines()), "")
+            text = next(iter(said(error).strip().splitlines()), "")
             raise OptimizerError(
                 f"the optimizer {self.name} cannot be made ({type(error).__name__}: {text}): check its settings"
             ) from error

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from dagscale import plain
 from dagscale.errors import DagscaleError, DataError
-from dagscale.shown import line
+from dagscale.shown import line, said
 
 EXPANSION, FREE = 50, 1 << 26
 """Packed data may unpack to so many times their size on the disk and 64 MiB; real images come nowhere near."""
-
-LARGEST = 1 << 28
-"""Bytes of a single image file, or of a table, at most."""
 
 
 def home_expanded(source: str | Path) -> Path:
@@ -35,36 +32,13 @@ def home_expanded(source: str | Path) -> Path:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """The file, opened to read. Of anything but a plain file (a pipe, a device) reading might never end.
-
-    One that says it is empty is taken at its word: of the system's, as ``/proc/kmsg``, reading might never end either.
-
-    Raises:
-        DataError: if it is none.
-        OSError: if it cannot be opened.
-    """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    found = os.fstat(file)
-    if stat.S_ISREG(found.st_mode) and found.st_size > 0:
-        return os.fdopen(file, "rb")
-    os.close(file)
-    if stat.S_ISREG(found.st_mode):
-        return io.BytesIO()
-    raise DataError(f"{path} is no plain file but a folder, a pipe or a device: name one that holds data")
+    """`dagscale.plain.open_plain`, of data."""
+    return plain.open_plain(path, DataError)
 
 
-def read_all(path: Path, largest: int = LARGEST) -> bytes:
-    """All bytes of a plain file.
-
-    Raises:
-        DataError: if it is no plain one, or larger.
-        OSError: if it cannot be read.
-    """
-    with open_plain(path) as file:
-        content = file.read(largest + 1) if os.stat(path).st_size <= largest else None
-    if content is None or len(content) > largest:
-        raise DataError(f"{path} is too large: over {largest:,} bytes")
-    return content
+def read_all(path: Path, largest: int = plain.LARGEST) -> bytes:
+    """`dagscale.plain.read_plain`, of data."""
+    return plain.read_plain(path, DataError, largest)
 
 
 def room(path: Path) -> int:
@@ -105,7 +79,7 @@ def parsing(what: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type where it has none."""
-    text = str(error).strip()
+    text = said(error).strip()
     return line(text.splitlines()[0], 200) if text else type(error).__name__
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from dagscale.bench.data.dataset import digested, shuffled
 from dagscale.bench.data.files import first_line, home_expanded, open_plain
 from dagscale.errors import DataError, RecipeError
+from dagscale.plain import check_plain
 
 CONTEXT = 256
 """Tokens of an example, where nobody says it."""
@@ -261,9 +262,13 @@ def _tokenizer(name: str) -> tuple[Encode, int]:
     except ImportError as error:
         raise DataError(f"a tokenizer needs transformers ({error}): pip install dagscale[models]") from None
     try:
+        if os.path.exists(name):
+            check_plain(Path(name), DataError)
         file = name.endswith(".json")
         made = PreTrainedTokenizerFast(tokenizer_file=name) if file else AutoTokenizer.from_pretrained(name)
         vocabulary = len(made)
+    except DataError:
+        raise
     except Exception as error:  # the kinds of what goes wrong on a hub, a disk or in a file are many
         raise DataError(
             f"there is no tokenizer {name!r} ({first_line(error)}): name one of the Hugging Face hub, its folder, or a "

@@ -211,7 +211,7 @@ def read_picks(path: Path) -> tuple[tuple[str, str], ...]:
         DataError: if it is no such file.
     """
     with parsing(f"{path} cannot be read as CSV"):
-        text = read_all(path).decode("utf-8")
+        text = read_all(path).decode("utf-8-sig")
         found = [(row.get("method"), row.get("arch")) for row in csv.DictReader(io.StringIO(text, newline=""))]
     picks = tuple((method, arch) for method, arch in found if method and arch)
     if not picks or len(picks) < len(found):

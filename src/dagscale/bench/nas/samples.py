@@ -29,7 +29,7 @@ def read(text: str) -> tuple[Nb201, ...]:
     """
     with parsing(f"{text} cannot be read"):
         there = os.path.isfile(text)
-        parts = read_all(Path(text)).decode("utf-8").splitlines() if there else text.split(",")
+        parts = read_all(Path(text)).decode("utf-8-sig").splitlines() if there else text.split(",")
     found: dict[Nb201, int] = {}
     for number, part in enumerate(parts, 1):
         if not part.strip():

@@ -12,6 +12,7 @@ import importlib
 import io
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from dagscale.bench.data.files import open_plain, parsing, read_all
 from dagscale.bench.data.parquet import check_parquet
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import COUNT, Nb201, published_order
+from dagscale.plain import check_plain
 from dagscale.registry import Registry
 
 Floats = npt.NDArray[np.float64]
@@ -280,7 +282,11 @@ def _nats(path: str) -> Table:
     except ImportError as error:
         raise DataError("nats:PATH reads the official benchmark files: pip install nats_bench") from error
     try:
+        if os.path.exists(path):
+            check_plain(Path(path), DataError, sys.maxsize)
         api = create(path, "tss", fast_mode=True, verbose=False)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"nats:{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     return from_api(api, f"nats:{path}")
@@ -303,10 +309,12 @@ def _read_parquet(path: Path) -> dict[str, Sequence[Any]]:
 
 def _read_csv(path: Path) -> dict[str, Sequence[Any]]:
     with parsing(f"{path} is no CSV table"):
-        lines = list(csv.reader(io.StringIO(read_all(path).decode("utf-8"), newline="")))
+        lines = list(csv.reader(io.StringIO(read_all(path).decode("utf-8-sig"), newline="")))
     if not lines:
         raise DataError(f"{path} is empty")
     header, *rows = lines
+    if (twice := next((name for k, name in enumerate(header) if name in header[:k]), None)) is not None:
+        raise DataError(f"{path} has two columns {twice!r}: leave one out")
     for i, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise DataError(f"{path} line {i} has {len(row)} fields, the header has {len(header)}")

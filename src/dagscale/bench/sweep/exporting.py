@@ -47,6 +47,8 @@ def export(store: str | Path, out: str | Path, *, version: str | None = None, ti
     if out.suffix.lower() not in writers:
         raise SweepError(f"cannot export to {out}: its suffix must be .parquet or .csv")
     with Store(store) as book, book.snapshot():
+        if out.exists() and out.samefile(book.path):
+            raise SweepError(f"{out} is the store itself: give the table another name")
         version = _choose(book, version)
         kinds = _kinds(_rows(book, version, timing))
         try:

@@ -22,6 +22,9 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 """Schemas that are read: 1 has no checksums, and gets them when it is next written to."""
 
+BESIDE = ("-wal", "-shm", "-journal", ".lock", ".lock-journal")
+"""What the names of files that SQLite opens beside a store end in."""
+
 HEADER = 100
 """Bytes of SQLite's header."""
 
@@ -56,6 +59,7 @@ class Place:
     def __init__(self, path: Path, *, write: bool) -> None:
         self.path = path
         self._lock: sqlite3.Connection | None = None
+        _check_beside(path)
         self._file = _open(path, write)
         self._id = _id(self._file)
         self._writes = False
@@ -111,6 +115,18 @@ class Place:
         else:
             os.close(self._file)
         self._file = -1
+
+
+def _check_beside(path: Path) -> None:
+    """Refuse a store beside which links, pipes or devices have the names of SQLite's own files, which it would open."""
+    for suffix in BESIDE:
+        beside = Path(f"{path}{suffix}")
+        try:
+            plain = stat.S_ISREG(beside.lstat().st_mode)
+        except (OSError, ValueError):
+            continue  # none is there; or the store's own path is no better, which is said when it is opened
+        if not plain:
+            raise SweepError(f"{beside} is no plain file, and SQLite would open it: remove it, or give another path")
 
 
 def _open(path: Path, write: bool) -> int:

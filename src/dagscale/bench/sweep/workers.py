@@ -20,7 +20,7 @@ from dagscale.bench.bounds import short
 from dagscale.bench.sweep.run import Run, code_version, encode
 from dagscale.bench.sweep.store import Outcome
 from dagscale.errors import DataError, SweepError
-from dagscale.shown import line
+from dagscale.shown import line, said
 
 Execute = Callable[[Run], Mapping[str, Any]]
 """What a sweep does with a run: a function of a module's top level, its result plain data."""
@@ -42,6 +42,9 @@ FILES = 8
 
 CROWD = 4
 """Processes a core that may be asked for."""
+
+LARGEST = 1 << 27
+"""Characters of a run's result, as JSON, at most."""
 
 FRAMES = 5
 """Innermost frames kept of a traceback."""
@@ -71,6 +74,8 @@ def attempt(execute: Execute, key: str, run: str, code: str) -> Outcome:
             if not isinstance(result, Mapping):
                 raise TypeError(f"execute must return a mapping, not {type(result).__name__}")
             text = encode(result)
+            if len(text) > LARGEST:
+                raise ValueError(f"the result has over {LARGEST >> 20} MiB: write what is large to a file of its own")
         except (DataError, SweepError) as error:
             raise SweepError(
                 f"{line(str(error))} (found in a run of {line(_named(run), 100)}; every run would meet it, so none is "
@@ -438,11 +443,7 @@ def _error(error: BaseException) -> str:
     """An error as JSON: type, message, and the innermost frames."""
     name = type(error).__qualname__
     frames = traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:])
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be had)"
-    parts = {"type": name, "message": message[:1000], "traceback": "".join(frames)[-4000:]}
+    parts = {"type": name, "message": said(error)[:1000], "traceback": "".join(frames)[-4000:]}
     return encode({part: text.encode("utf-8", "replace").decode() for part, text in parts.items()})
 
 
