@@ -335,3 +335,18 @@ def test_an_interrupt_that_other_code_swallows_is_repeated(tmp_path: Path) -> No
 
     done = oracle.run(oracle.Call("a bare except", soon), tmp_path)
     assert (done.status, done.err) == (130, "dagscale: interrupted\n")
+
+
+def test_a_program_that_calls_the_command_line_goes_on_after_an_interrupt(tmp_path: Path) -> None:
+    """With its own handlers of signals, and none repeated."""
+    (tmp_path / "m.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
+    (tmp_path / "program.py").write_text(
+        "import signal, sys, time\nfrom dagscale import starting\nfrom dagscale.cli import main\n"
+        "starting.REMINDER = 0.2\nsys.argv = ['program', 'inspect', 'm.py:make']\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    print(ended.code)\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\ntime.sleep(0.6)\nprint('on')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "130\nTrue\non\n", "dagscale: interrupted\n")

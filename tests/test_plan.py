@@ -575,7 +575,7 @@ def test_every_value_of_a_document_is_checked(way: tuple[str, ...], value: objec
 
 
 def test_a_plan_is_read_from_plain_files_only() -> None:
-    with pytest.raises(PlanError, match="it is no file"):
+    with pytest.raises(PlanError, match="is no plain file"):
         Plan.load("/dev/zero")
 
 

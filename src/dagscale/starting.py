@@ -36,9 +36,14 @@ def leave(number: int, frame: Any) -> None:
 
 
 came: list[int] = []
-"""Interrupts of the command line so far: what goes wrong after one, such as a data loader's workers that ended too, is
+"""Interrupts of the command that runs: what goes wrong after one, such as a data loader's workers that ended too, is
 no fault of its own."""
 
+ended: list[object] = []
+"""A mark for each command that has ended in this process: what was to be repeated for it no longer is."""
+
+before: dict[int, Any] = {}
+"""The handlers of signals of the program that runs a command, where it is not the command line itself."""
 
 REMINDER = 10.0
 """Seconds after which an interrupt is repeated, in case other code has swallowed it, such as a bare ``except``."""
@@ -52,29 +57,46 @@ def interrupt(number: int, frame: Any) -> None:
 
 
 def repeat(number: int, seconds: float) -> None:
-    """Have the main thread meet a signal once more, after so many seconds."""
+    """Have the main thread meet a signal once more, after so many seconds, if the command still runs then."""
+    so_far = len(ended)
 
     def remind() -> None:
         time.sleep(seconds)
+        if len(ended) > so_far:
+            return
         if hasattr(signal, "pthread_kill"):
             signal.pthread_kill(main, number)  # which ends a wait of the system's too
         else:
             _thread.interrupt_main(signal.Signals(number))
 
     main = threading.main_thread().ident or 0
-
     _thread.start_new_thread(remind, ())
+
+
+ALONE = is_command(sys.argv[0] if sys.argv else "", sys.orig_argv)
+"""Whether this process is the command line itself, and no program that calls it. (Later ``sys.argv[0]`` is another.)"""
 
 
 def guard() -> None:
     """Until `interruptible`, interrupts of the command line end it with one line. Other programs stay as they are."""
-    if is_command(sys.argv[0] if sys.argv else "", sys.orig_argv):
+    if ALONE:
         _handle(leave)
 
 
 def interruptible() -> None:
     """From now on both signals are `KeyboardInterrupt`, so that everything is put back and closed on the way out."""
+    if not ALONE:
+        before.update({number: signal.getsignal(number) for number in SIGNALS})
     _handle(interrupt)
+
+
+def over() -> None:
+    """The command has ended: no interrupt of it is repeated, and a program that called it has its handlers back."""
+    ended.append(object())
+    came.clear()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    before.clear()
 
 
 def _handle(handler: Any) -> None:
@@ -86,4 +108,4 @@ def _handle(handler: Any) -> None:
 
 guard()
 
-__all__ = ["INTERRUPTED", "SIGNALS", "came", "interrupt", "interruptible", "repeat"]
+__all__ = ["ALONE", "INTERRUPTED", "SIGNALS", "came", "interrupt", "interruptible", "over", "repeat"]

@@ -16,7 +16,7 @@ import typer
 from dagscale.cli import app as application
 from dagscale.errors import DagscaleError
 from dagscale.shown import line, said
-from dagscale.starting import INTERRUPTED, SIGNALS, came, interrupt, interruptible, repeat
+from dagscale.starting import ALONE, INTERRUPTED, SIGNALS, came, interrupt, interruptible, over, repeat
 
 # Each puts its commands on the application, and the help lists them in this order.
 # isort: off
@@ -78,7 +78,10 @@ def _answer() -> Any:
 
 def _end_interrupted(message: str) -> NoReturn:
     """One line, and status 130 whatever comes now: Python's own end can turn it into death by SIGINT, and waits for the
-    threads of the user's model. A second interrupt ends it at once."""
+    threads of the user's model. A second interrupt ends it at once. A program that calls the command line goes on."""
+    if not ALONE:
+        say(message)
+        sys.exit(INTERRUPTED)
     for number in SIGNALS:
         if signal.getsignal(number) is interrupt:
             signal.signal(number, lambda *_: os._exit(INTERRUPTED))
@@ -143,3 +146,5 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left over must not fail again at the end
         say(f"the answer cannot be written to stdout ({error.strerror}): give it a place with room")
         sys.exit(2)
+    finally:
+        over()
