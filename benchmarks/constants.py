@@ -19,9 +19,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from intervals import answered, families, fitted, predicted, put, rms, slope_of
-from rates import FAMILIES
-from recorded import Group, Point, Sheet, groups, read_results, seeds_until
+from intervals import answered, families, fitted, predicted, rms, slope_of
+from rates import FAMILIES, means
+from recorded import Group, Point, Sheet, groups, put, read_results, seeds_until
 
 from dagscale.laws.accuracy import BASE, BASE_SIDE
 from dagscale.laws.base import FADING
@@ -42,20 +42,19 @@ def curves() -> dict[tuple[str, str], tuple[list[float], list[float]]]:
             for network in family.networks:
                 one = known.get(f"{name}/{init}/{network}")
                 if one is not None:
-                    means = [1e3 if None in row else fmean(row) for row in one["losses"]]
-                    made[f"{name}, {init}", network] = (one["exponents"], means)
+                    made[f"{name}, {init}", network] = (one["exponents"], means(one, 1e3))
     for key, one in read_results("schedules").items():
         name, network = key.split("/", 1)
-        means = [min(fmean(row), 1e3) for row in one["curve"].values()]
-        made[f"schedules, {name}", network] = ([math.log2(float(rate)) for rate in one["curve"]], means)
+        losses = [min(fmean(row), 1e3) for row in one["curve"].values()]
+        made[f"schedules, {name}", network] = ([math.log2(float(rate)) for rate in one["curve"]], losses)
     return made
 
 
 def lost(group: Group, target: Point, exponent: float) -> float:
     """Loss at a rate above the lowest point of the network's curve, in percent; beyond the rates tried, that of the
     last one."""
-    exponents, means = curves()[group.name, target.network]
-    return 100 * (min(float(np.interp(exponent, exponents, means)), 1e3) / min(means) - 1)
+    exponents, losses = curves()[group.name, target.network]
+    return 100 * (min(float(np.interp(exponent, exponents, losses)), 1e3) / min(losses) - 1)
 
 
 def interval(values: Sequence[float], statistic: Callable[[Any], float] = lambda v: float(np.mean(v))) -> str:

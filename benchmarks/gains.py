@@ -1,6 +1,6 @@
 """Whether the scale of an init, and of its readout and biases, decides how well a network trains.
 
-    python benchmarks/gains.py run FILE.json --data PATH/cifar10 [--families NAME …]     # resumable
+    python benchmarks/gains.py run [FILE.json] --data PATH/cifar10 [--families NAME …]     # resumable
     python benchmarks/gains.py report [FILE.json] [--write]
 
 Networks of ``benchmarks/rates.py`` under ``moments``, with the standard deviation of every hidden and input weight
@@ -15,7 +15,6 @@ lose or gain, against a gain of 1, says whether a search over gains would carry 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from intervals import put
-from rates import FAMILIES, Family, curve_of, images, keep, kept, middle, recipe_of
-from recorded import EVIDENCE, TABLES, Sheet, read_results, read_table
+from rates import FAMILIES, Family, curve_of, images, keep, kept, means, middle, recipe_of
+from recorded import TABLES, Sheet, read_results, read_table, study
 
 from dagscale.graph.paths import path_sums
 from dagscale.graph.roles import roles
@@ -108,7 +106,7 @@ def run(path: Path, names: Sequence[str], source: str) -> None:
                 if (key := f"{name}/{gain}/{network}") not in known:
                     known[key] = one(network, FAMILIES[name], gain, source, start)
                     keep(path, known)
-                    print(key, round(middle(known[key]), 2), round(best(known[key]), 4), flush=True)
+                    print(key, round(middle(known[key]), 2), round(min(means(known[key])), 4), flush=True)
                 start = round(middle(known[key]))
 
 
@@ -119,11 +117,6 @@ def one(name: str, family: Family, gain: Gain, source: str, start: float | None)
     return kept(curve)
 
 
-def best(one: Mapping[str, Any]) -> float:
-    """The lowest mean loss."""
-    return min(fmean(row) for row in one["losses"] if None not in row)
-
-
 def tables(known: Mapping[str, Any]) -> dict[str, Sheet]:
     rows, carried = [], []
     for name, (gains, _) in TRIED.items():
@@ -131,7 +124,7 @@ def tables(known: Mapping[str, Any]) -> dict[str, Sheet]:
         complete = [n for n in networks if all(f"{name}/{g}/{n}" in known for g in gains)]
         if len(complete) < 3:
             continue
-        lows = {g: [best(known[f"{name}/{g}/{n}"]) for n in complete] for g in gains}
+        lows = {g: [min(means(known[f"{name}/{g}/{n}"])) for n in complete] for g in gains}
         for gain in gains[1:]:
             change = [100 * (a / b - 1) for a, b in zip(lows[gain], lows[gains[0]], strict=True)]
             error = stdev(change) / math.sqrt(len(change))
@@ -160,10 +153,10 @@ def inits() -> Sheet:
         lows = {r["init"]: (1 + _share(r["excess_percent"])) / (1 + _share(r["regret_mean_percent"])) for r in middles}
         if {"moments", "keep"} <= lows.keys():
             found.append((path.stem, "–", 100 * (lows["moments"] / lows["keep"] - 1), ""))
-    known = read_results("rates")
+    lowest = {key: min(means(one)) for key, one in read_results("rates").items()}
     for name in (name for name, family in FAMILIES.items() if "keep" in family.inits):
         pairs = [(f"{name}/moments/{n}", f"{name}/keep/{n}") for n in FAMILIES[name].networks]
-        change = [100 * (best(known[a]) / best(known[b]) - 1) for a, b in pairs if a in known and b in known]
+        change = [100 * (lowest[a] / lowest[b] - 1) for a, b in pairs if a in lowest and b in lowest]
         if len(change) > 2:
             error = f" ± {stdev(change) / math.sqrt(len(change)):.1f}"
             found.append((f"rates.json, {name}", str(len(change)), fmean(change), error))
@@ -178,17 +171,4 @@ def _share(percent: str) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs, report = commands.add_parser("run"), commands.add_parser("report")
-    for command in (runs, report):
-        command.add_argument("file", type=Path, nargs="?", default=EVIDENCE / "results" / "gains.json")
-    runs.add_argument("--data", default="data/cifar10")
-    runs.add_argument("--families", nargs="*", default=list(TRIED), choices=list(TRIED))
-    report.add_argument("--write", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    if given.command == "run":
-        run(given.file, given.families, given.data)
-    else:
-        put(tables(json.loads(given.file.read_text())), given.write)
+    study(__doc__, "gains", TRIED, run, tables)

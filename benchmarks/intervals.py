@@ -21,7 +21,6 @@ of the same space, norms and optimiser, whatever file it is in.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -31,7 +30,6 @@ from typing import Any, get_args
 
 import numpy as np
 from recorded import (
-    EVIDENCE,
     ROOT,
     Family,
     Group,
@@ -40,6 +38,7 @@ from recorded import (
     alone,
     by_layer,
     groups,
+    put,
     read_table,
     replayed,
     rest,
@@ -349,19 +348,6 @@ def made() -> tuple[str, dict[str, Sheet]]:
         "intervals-half-octave": calibrated(all_of, usual),
     }
     return BLOCK.sub(lambda match: match[1] + block + match[2], PACKAGE.read_text("utf-8")), sheets
-
-
-def put(sheets: dict[str, Sheet], write: bool) -> None:
-    """Print tables, and write them into the folder of the evidence's."""
-    for name, rows in sheets.items():
-        print(f"\n{name}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
-        for one in rows:
-            print(f"| {' | '.join(one.values())} |")
-        if write:
-            with open(EVIDENCE / "tables" / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -206,13 +207,17 @@ def seeds_of(network: Network) -> tuple[list[float] | str, list[float]]:
     return logs, costs
 
 
-def band_of(one: dict[str, Any]) -> tuple[float, float]:
+def means(one: Mapping[str, Any], diverged: float = math.inf) -> list[float]:
+    """A network's mean loss at each rate, ``diverged`` where a run of it was."""
+    return [diverged if None in row else fmean(row) for row in one["losses"]]
+
+
+def band_of(one: Mapping[str, Any]) -> tuple[float, float]:
     """Ends of the band of a network's rates within 5 % of the best."""
-    means = [math.inf if None in row else fmean(row) for row in one["losses"]]
-    return find_band([2.0**k for k in one["exponents"]], means, 0.05)
+    return find_band([2.0**k for k in one["exponents"]], means(one), 0.05)
 
 
-def middle(one: dict[str, Any]) -> float:
+def middle(one: Mapping[str, Any]) -> float:
     """Log2 of the middle of that band."""
     low, high = band_of(one)
     return math.log2(low * high) / 2

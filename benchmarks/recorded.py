@@ -12,16 +12,18 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from rates import FAMILIES, band_of, middle
 from transfer import curves, optimum
 
@@ -49,6 +51,50 @@ def read_results(name: str) -> dict[str, Any]:
     """A file of ``results/``."""
     found: dict[str, Any] = json.loads((EVIDENCE / "results" / f"{name}.json").read_text("utf-8"))
     return found
+
+
+def put(sheets: dict[str, Sheet], write: bool) -> None:
+    """Print tables, and write them into the folder of the evidence's."""
+    for name, rows in sheets.items():
+        print(f"\n{name}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+        for one in rows:
+            print(f"| {' | '.join(one.values())} |")
+        if write:
+            with open(EVIDENCE / "tables" / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+def study(
+    about: str | None,
+    name: str,
+    families: Iterable[str],
+    run: Callable[[Path, list[str], str], None],
+    tables: Callable[[dict[str, Any]], dict[str, Sheet]],
+) -> None:
+    """The command line of a study of small networks: ``run`` goes on with it, ``report`` makes tables of what there is.
+
+    Args:
+        about: what ``--help`` says.
+        name: of its file in ``results/``.
+        run: (file, families, data) → adds to the file.
+        tables: what the file holds → tables by name.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs, report = commands.add_parser("run"), commands.add_parser("report")
+    for command in (runs, report):
+        command.add_argument("file", type=Path, nargs="?", default=EVIDENCE / "results" / f"{name}.json")
+    runs.add_argument("--data", default="data/cifar10")
+    runs.add_argument("--families", nargs="+", default=list(families), choices=list(families))
+    report.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.command == "run":
+        run(given.file, given.families, given.data)
+    else:
+        put(tables(json.loads(given.file.read_text("utf-8"))), given.write)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which init trains best, on networks that no init was chosen on, and whether the plan's rates hold under each.
 
-    python benchmarks/which_init.py run FILE.json --data PATH/cifar10 [--families NAME …]     # resumable
+    python benchmarks/which_init.py run [FILE.json] --data PATH/cifar10 [--families NAME …]     # resumable
     python benchmarks/which_init.py report [FILE.json] [--write]
 
 Every network (sample 57) is trained under ``moments``, ``damped`` and its author's own init, at rates an octave apart,
@@ -13,7 +13,6 @@ and ``damped`` and of all three.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from itertools import product
@@ -22,13 +21,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import torch
-from intervals import put
-from rates import COSINE, Family, keep, middle, one
-from recorded import Sheet, read_results
+from rates import COSINE, Family, keep, means, middle, one
+from recorded import Sheet, study
+
+from dagscale.laws.base import FADING
 
 INITS = ("moments", "damped", "keep")
-POWER = 0.75
+DIVERGED = 1e3
+"""Taken for the loss where training diverged, between whose rate and the next one losses are interpolated."""
 
 EPOCH: dict[str, Any] = {"limit": 20_000, "steps": 400, "batch_size": 50, "inits": INITS, "sample": 57}
 SHORT: dict[str, Any] = {"limit": 9600, "steps": 300, "batch_size": 32, "inits": INITS, "sample": 57}
@@ -68,14 +68,9 @@ def run(path: Path, names: list[str], folder: str) -> None:
                 print(key, round(middle(known[key]), 2), round(min(means(known[key])), 4), flush=True)
 
 
-def means(one: dict[str, Any]) -> list[float]:
-    """Mean losses over the seeds, by rate; 1000 where training diverged."""
-    return [1e3 if None in row else fmean(row) for row in one["losses"]]
-
-
 def at(one: dict[str, Any], exponent: float) -> float:
     """The loss at a rate, between those tried."""
-    return float(np.interp(exponent, one["exponents"], means(one)))
+    return float(np.interp(exponent, one["exponents"], means(one, DIVERGED)))
 
 
 def tables(known: dict[str, Any]) -> dict[str, Sheet]:
@@ -91,7 +86,7 @@ def tables(known: dict[str, Any]) -> dict[str, Sheet]:
         for init in INITS:
             at_best = above(lows[init], lowest)
             ways[init] = {
-                "best": at_best[1:], "plan": above(carried(found[init], POWER), lowest[1:]),
+                "best": at_best[1:], "plan": above(carried(found[init], FADING), lowest[1:]),
                 "alike": above(carried(found[init], 0.0), lowest[1:]),
             }  # fmt: skip
             rows.append({
@@ -126,25 +121,11 @@ def above(losses: list[float], lowest: list[float]) -> list[float]:
 def percent(values: list[float]) -> str:
     if not values:
         return "–"
-    if max(values) > 1e3:
+    if max(values) > DIVERGED:
         return "diverged"
     error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return f"{fmean(values):.1f} % ± {error:.1f}"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs, report = commands.add_parser("run"), commands.add_parser("report")
-    runs.add_argument("file", type=Path)
-    runs.add_argument("--data", default="data/cifar10")
-    runs.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    report.add_argument("file", type=Path, nargs="?")
-    report.add_argument("--write", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    if given.command == "run":
-        run(given.file, given.families, given.data)
-    else:
-        known = json.loads(given.file.read_text()) if given.file else read_results("which-init")
-        put(tables(known), given.write)
+    study(__doc__, "which-init", FAMILIES, run, tables)

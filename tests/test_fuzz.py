@@ -35,6 +35,15 @@ def sibling(name: str) -> ModuleType:
 
 
 oracle, surfaces, documents = sibling("oracle"), sibling("surfaces"), sibling("documents")
+
+
+def sound(call: Any, folder: Path) -> Any:
+    """What a call comes to, in which nothing is wrong that the oracle knows of."""
+    done = oracle.run(call, folder)
+    assert oracle.fault(done) is None, oracle.report(done)
+    return done
+
+
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 """For each surface; 0 for the fixed share."""
 
@@ -62,8 +71,7 @@ def test_surface(name: str) -> None:
         if 0 < SECONDS < time.monotonic() - begin:
             return
         with tempfile.TemporaryDirectory() as folder:
-            done = oracle.run(surfaces.SURFACES[name](data.draw, Path(folder)), Path(folder))
-        assert oracle.fault(done) is None, oracle.report(done)
+            sound(surfaces.SURFACES[name](data.draw, Path(folder)), Path(folder))
 
     holds()
 
@@ -86,8 +94,7 @@ def test_an_answer_reaches_stdout_whatever_the_model_does_to_it(tmp_path: Path, 
         f"        {UNKIND[what]}\n        return super().forward(x)\n"
         "def make():\n    return Net(4, 3), torch.ones(2, 4)\n"
     )
-    done = oracle.run(["inspect", "m.py:make", shown], tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(["inspect", "m.py:make", shown], tmp_path)
     assert done.status == 0
     assert '"parameters"' in done.out if shown == "--json" else "parameters" in done.out
 
@@ -97,8 +104,7 @@ def test_a_model_that_ends_the_program_is_refused(tmp_path: Path) -> None:
         "import sys, torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        sys.exit('a\\nb')\n"
         "def make():\n    return Net(4, 3), torch.ones(2, 4)\n"
     )
-    done = oracle.run(["inspect", "m.py:make", "--json"], tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(["inspect", "m.py:make", "--json"], tmp_path)
     assert (done.status, "SystemExit" in done.err) == (2, True)
 
 
@@ -175,8 +181,7 @@ def test_odd_files_are_refused_in_one_line(tmp_path: Path, what: str) -> None:
     command, name, make = ODD[what]
     make(tmp_path / name)
     kind = (tmp_path / name).lstat().st_mode
-    done = oracle.run(command, tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(command, tmp_path)
     assert done.status == 2
     assert done.seconds < 10
     assert done.memory < 100 << 20
@@ -190,8 +195,7 @@ def test_a_full_disk_at_the_end_of_stdout(tmp_path: Path, words: list[str]) -> N
         os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
         oracle._commanded(words)
 
-    done = oracle.run(oracle.Call("> /dev/full", full), tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(oracle.Call("> /dev/full", full), tmp_path)
     assert done.err == (
         "dagscale: the answer cannot be written to stdout (No space left on device): give it a place with room\n"
     )
@@ -241,8 +245,7 @@ HOSTILE_CODE = {
 @pytest.mark.parametrize("where", HOSTILE_CODE)
 def test_whatever_a_model_raises_is_told_in_one_line(tmp_path: Path, where: str) -> None:
     (tmp_path / "m.py").write_text(f"import torch\n{HOSTILE_CODE[where]}\n")
-    done = oracle.run(["inspect", "m.py:make", "--json"], tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(["inspect", "m.py:make", "--json"], tmp_path)
     assert done.status == 2
 
 
@@ -250,8 +253,7 @@ def test_a_name_that_is_no_text_is_a_file_like_any_other(tmp_path: Path) -> None
     (tmp_path / "\udcff.py").write_text(
         "import torch\ndef make(): return torch.nn.Linear(4, 3), torch.ones(2, 4)\n"
     )  # fmt: skip
-    done = oracle.run(["inspect", "\udcff.py:make", "--json"], tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(["inspect", "\udcff.py:make", "--json"], tmp_path)
     assert done.status == 0
 
 
@@ -260,8 +262,7 @@ def test_a_row_of_a_store_that_is_no_text_is_not_read(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "s.db")) as database:
         database.execute("UPDATE runs SET result = zeroblob(50000000) WHERE rowid = 1")
         database.commit()
-    done = oracle.run(["sweep", "export", "s.db", "o.csv"], tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(["sweep", "export", "s.db", "o.csv"], tmp_path)
     assert done.status == 2
     assert done.memory < 200 << 20
 
@@ -274,8 +275,7 @@ def test_nothing_is_written_over_what_it_is_made_from(tmp_path: Path) -> None:
         ("base.json", ["plan", "mlp:2", "--base", "base.json", "--law", "none", "--save", "./base.json"]),
     ):
         before = (tmp_path / name).read_bytes()
-        done = oracle.run(words, tmp_path)
-        assert oracle.fault(done) is None, oracle.report(done)
+        done = sound(words, tmp_path)
         assert (done.status, (tmp_path / name).read_bytes() == before) == (2, True)
         assert "another name" in done.err
 
@@ -292,8 +292,7 @@ def test_a_limit_on_open_files_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_store_at_the_root_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = oracle.run(["sweep", "status", "/"], tmp_path)
-    assert oracle.fault(done) is None, oracle.report(done)
+    done = sound(["sweep", "status", "/"], tmp_path)
     assert done.status == 2
 
 
