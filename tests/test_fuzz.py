@@ -5,6 +5,7 @@ inputs.
 """
 
 import importlib.util
+import json
 import os
 import resource
 import sqlite3
@@ -280,6 +281,28 @@ def test_nothing_is_written_over_what_it_is_made_from(tmp_path: Path) -> None:
         assert "another name" in done.err
 
 
+@pytest.mark.parametrize(("lacking", "status"), [("optimizer", 0), ("settings", 2)])
+def test_a_base_that_says_part_of_how_it_was_trained(tmp_path: Path, lacking: str, status: int) -> None:
+    base = json.loads(documents.documents()["base"])
+    training = base["recipe"] if lacking == "optimizer" else base["recipe"]["optimizer"]
+    del training[lacking]
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    words = ["plan", "mlp:2", "--base", "base.json", "--law", "none", "--optimizer", "sgd", "--json"]
+    done = sound(words, tmp_path)
+    assert (done.status, "is not that of the base" in done.err) == (status, status == 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--law", "none", "--save"], ["sweep", "export", "s.db"]],
+)
+def test_a_name_too_long_to_write_to_is_told_in_one_line(tmp_path: Path, words: list[str]) -> None:
+    surfaces.make_store(tmp_path / "s.db")
+    done = sound([*words, f"{'a' * 300}.{'csv' if words[0] == 'sweep' else 'json'}"], tmp_path)
+    assert done.status == 2
+    assert "too long" in done.err
+
+
 def test_a_limit_on_open_files_is_told_in_one_line(tmp_path: Path) -> None:
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
@@ -349,3 +372,19 @@ def test_a_program_that_calls_the_command_line_goes_on_after_an_interrupt(tmp_pa
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "130\nTrue\non\n", "dagscale: interrupted\n")
+
+
+def test_a_program_with_handlers_of_its_own_keeps_them(tmp_path: Path) -> None:
+    """The command line sets none where there are others, so that it can be called in a thread, and takes none away."""
+    (tmp_path / "program.py").write_text(
+        "import signal, sys, threading\nfrom dagscale.cli import main\n"
+        "own = lambda *_: None\nfor number in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(number, own)\n"
+        "hook = sys.unraisablehook\nsys.argv = ['program', 'list', 'laws']\n"
+        "def run():\n    try:\n        main()\n    except SystemExit as ended:\n        print('ended', ended.code)\n"
+        "thread = threading.Thread(target=run)\nthread.start()\nthread.join()\n"
+        "print(signal.getsignal(signal.SIGINT) is own, sys.unraisablehook is hook)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[-2:], done.stderr) == (0, ["ended 0", "True True"], "")

@@ -16,6 +16,7 @@ from tests.fixtures.tail import GROUPED, ROWS, TAIL, Net, Tail, process_group
 from torch import nn
 
 import dagscale
+from dagscale.checking.family import members
 from dagscale.planning.prepare import example_inputs
 from dagscale.tracing.forward import plain_parameters
 
@@ -154,6 +155,22 @@ def test_experts_that_two_examples_do_not_reach_are_drawn() -> None:
     assert not {"c.weight", "d.weight"} <= seen, "two examples are enough here: another seed"
     drawn = dagscale.plan(model, recipe=recipe, law="none", base_lr=0.1).parameters
     assert all(drawn[name].init_std for name in ("c.weight", "d.weight"))
+
+
+def test_a_family_is_traced_on_what_shows_it() -> None:
+    """A module of a family that is given alone is looked at as a plan looks at it."""
+    model, recipe = made(TAIL["experts_with_a_capacity"].build), dagscale.Recipe(**ROWS)
+    (first, _), _ = members([model, made(TAIL["experts_with_a_capacity"].build)], None, None, 0, recipe)
+    assert {p.name for p in first.graph.parameters if p.reached} >= {"c.weight", "d.weight"}
+
+
+def test_hooks_that_take_nothing_are_not_blamed_for_a_loss_without_gradient() -> None:
+    model = nn.Sequential(nn.Linear(4, 1), nn.Softmax(-1))
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: None)
+    x = torch.randn(8, 4)
+    with pytest.raises(dagscale.DagscaleError, match="does not depend on the weights"):
+        dagscale.search(model, (x, torch.zeros(8, 1)), loss=nn.functional.mse_loss, seeds=1)
 
 
 def test_a_global_variable_of_pytorchs_own_is_there_after_a_trace() -> None:

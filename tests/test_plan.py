@@ -581,3 +581,8 @@ def test_a_plan_is_read_from_plain_files_only() -> None:
 
 def test_errors_are_one_line_without_control_characters() -> None:
     assert str(PlanError("a\nb \x1b[31m")) == "a b \\x1b[31m"
+
+
+def test_an_init_that_is_no_name_is_one_line() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown init \['moments', 'damped'\] \(known: "):
+        dagscale.plan(nn.Linear(4, 2), torch.ones(2, 4), base_lr=0.1, law="none", init=["moments", "damped"])  # type: ignore[arg-type]

@@ -19,7 +19,10 @@ from torch.nn.functional import mse_loss
 
 import dagscale
 from dagscale.bench.data import Dataset
-from dagscale.errors import DagscaleError, SearchError, UnknownNameError
+from dagscale.errors import DagscaleError, PlanError, SearchError, UnknownNameError
+from dagscale.inits import INITS, Fill
+from dagscale.inits import init as register
+from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.rates import default_grid, find_band, limit_of
 from dagscale.searching import search
@@ -384,6 +387,21 @@ def test_an_init_under_which_nothing_trains_is_left_out_of_the_choice() -> None:
     assert "none under keep (every rate from 0.05 to 0.8 diverged" in found.notes[0]
     with pytest.raises(SearchError, match="every rate from"):
         search(model, blobs(), init=["keep"], **said)
+
+
+def test_an_init_that_refuses_is_left_out_of_the_choice() -> None:
+    said: dict[str, Any] = {"grid": [0.05, 0.2, 0.8], "seeds": 1, "method": "grid", "widen": 0, "batch_size": 16}
+    with INITS.temporarily():
+
+        @register("refuses")
+        def refuses(network: Network) -> dict[str, Fill]:
+            raise PlanError("not for this one")
+
+        found = search(mlp(), blobs(), init=["moments", "refuses"], **said)
+        assert found.init == "moments"
+        assert "none under refuses (not for this one)" in found.notes[0]
+        with pytest.raises(PlanError, match="not for this one"):
+            search(mlp(), blobs(), init=["refuses"], **said)
 
 
 def test_of_several_inits_none_may_be_unknown_and_there_is_one() -> None:

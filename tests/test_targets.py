@@ -377,6 +377,7 @@ def test_code_that_raises_at_import(write: Callable[..., str]) -> None:
             "calling build() raised RuntimeError: Trying to create tensor with negative dimension",
         ),
         ("def biuld(): pass\n", "mine.py has no 'build'; did you mean 'biuld'?"),
+        ("def biuld(): pass\nbuilds = 3\n", "mine.py has no 'build'; did you mean 'biuld'?"),
         ("build = 3\n", "'build' in mine.py is int, not a function or class that builds the module"),
         (
             "import torch\nbuild = torch.nn.ReLU()\n",

@@ -48,7 +48,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         try:
             return self._entries[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a list, for one, is no key at all
             near = difflib.get_close_matches(str(name).lower(), self._entries, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UnknownNameError(
@@ -84,4 +84,4 @@ def summary(entry: object) -> str:
 def first_sentence(text: str | None) -> str:
     """The first sentence of a docstring on one line, or what stands before its colon, without the marks of code."""
     paragraph = " ".join(inspect.cleandoc(text or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=[.:;]) (?=[^a-z])", paragraph, maxsplit=1)[0].replace("``", "").rstrip(":;")
+    return re.split(r"(?<=[.:;]) (?=[^a-z0-9])", paragraph, maxsplit=1)[0].replace("``", "").rstrip(":;")

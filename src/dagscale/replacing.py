@@ -15,6 +15,14 @@ from dagscale.errors import DagscaleError
 AFFECTS_RESULTS = False
 
 
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether both paths lead to one file, which is there."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file in the folder of ``path`` to write to, which takes its place when all went well.

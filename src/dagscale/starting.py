@@ -85,9 +85,9 @@ def guard() -> None:
 
 def interruptible() -> None:
     """From now on both signals are `KeyboardInterrupt`, so that everything is put back and closed on the way out."""
+    replaced = _handle(interrupt)
     if not ALONE:
-        before.update({number: signal.getsignal(number) for number in SIGNALS})
-    _handle(interrupt)
+        before.update(replaced)
 
 
 def over() -> None:
@@ -99,11 +99,17 @@ def over() -> None:
     before.clear()
 
 
-def _handle(handler: Any) -> None:
-    """Set the handlers of signals that somebody waits for: what is ignored, as under ``nohup``, stays ignored."""
-    for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, leave):
-            signal.signal(number, handler)
+def _handle(handler: Any) -> dict[int, Any]:
+    """Set the handlers of signals that somebody waits for: what is ignored, as under ``nohup``, stays ignored.
+
+    Returns:
+        The handlers that were there, of those that were set.
+    """
+    usual = (signal.SIG_DFL, signal.default_int_handler, leave)
+    replaced: dict[int, Any] = {number: own for number in SIGNALS if (own := signal.getsignal(number)) in usual}
+    for number in replaced:
+        signal.signal(number, handler)
+    return replaced
 
 
 guard()

@@ -18,7 +18,7 @@ from dagscale.errors import CheckError, DagscaleError
 from dagscale.graph import Graph
 from dagscale.graph.paths import path_sums
 from dagscale.inits import INITS
-from dagscale.planning.prepare import example_inputs
+from dagscale.planning.prepare import shown_by
 from dagscale.tracing import forward, trace
 from dagscale.training.recipe import Recipe
 
@@ -90,9 +90,7 @@ def members(
         makes: list[Callable[[int], nn.Module]] = list(makers)
         names = [str(size) for size in sizes]
     else:
-        pairs = [
-            (one, example_inputs(one, recipe)) if isinstance(one, nn.Module) else (one[0], one[1]) for one in family
-        ]
+        pairs = [(one, None) if isinstance(one, nn.Module) else (one[0], one[1]) for one in family]
         makes = [_Given(_full(model)) for model, _ in pairs]
         names = [f"{i} ({type(model).__name__})" for i, (model, _) in enumerate(pairs)]
     if len(pairs) < 2:
@@ -104,10 +102,12 @@ def members(
     notes: list[str] = []
     found = []
     for name, make, (model, inputs) in zip(names, makes, pairs, strict=True):
-        if any(p.dtype in HALVES for p in model.parameters()):
-            notes.append(f"{name} is in half precision: a copy in float32 was measured, rounding is not judged")
-            model, inputs = _full(model), tree_map(_full_tensor, inputs)
         try:
+            if inputs is None:
+                _, inputs = shown_by(model, recipe)
+            if any(p.dtype in HALVES for p in model.parameters()):
+                notes.append(f"{name} is in half precision: a copy in float32 was measured, rounding is not judged")
+                model, inputs = _full(model), tree_map(_full_tensor, inputs)
             graph = trace(model, inputs, select=recipe.select)
         except DagscaleError as error:
             error.args = (f"{name}: {error}",)

@@ -102,7 +102,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding has not
-    sys.unraisablehook = again
+    hook, sys.unraisablehook = sys.unraisablehook, again
     try:
         interruptible()
         with application.own_stdout(alone="--json" in sys.argv):
@@ -148,3 +148,5 @@ def main() -> None:
         sys.exit(2)
     finally:
         over()
+        if not ALONE:
+            sys.unraisablehook = hook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +42,7 @@ from dagscale.cli.training import (
     make_recipe,
 )
 from dagscale.errors import DagscaleError
+from dagscale.replacing import same_file
 from dagscale.shown import cell, line, load_rich, plain
 
 PLAN_PANEL = "What it is planned from"
@@ -185,7 +185,7 @@ def plan(
         steps=steps, epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup,
         setting=setting, base=next(iter(found.values()), None),
     )  # fmt: skip
-    if save is not None and any(save.exists() and os.path.exists(one) and save.samefile(one) for one in base or ()):
+    if save is not None and any(same_file(save, one) for one in base or ()):
         raise typer.BadParameter(f"--save {save} is the base's own file: give the plan another name")
     model, inputs = load_target(target, training.data, input_shape, seed)
     origins = [found.get(one) or load_target(one, training.data, input_shape, seed) for one in base or ()]

@@ -93,7 +93,7 @@ def make_recipe(
         if not equals:
             raise RecipeError(f"--setting {item!r} is no setting: write it as name=value")
         said[name] = _value(value)
-    return Recipe(data, **{**_as_for(base, data, said), **said})
+    return Recipe(**{**_as_for(base, data, said), **said, "data": data})
 
 
 def _as_for(base: Base | None, data: Any, said: dict[str, Any]) -> dict[str, Any]:
@@ -110,10 +110,11 @@ def _as_for(base: Base | None, data: Any, said: dict[str, Any]) -> dict[str, Any
     found = {name: own[name] for name in plain if name in own}
     if {"steps", "epochs"} & said.keys():
         found = {name: value for name, value in found.items() if name not in ("steps", "epochs")}
-    optimizer = own["optimizer"]
-    if optimizer["name"] in OPTIMIZERS and said.get("optimizer", optimizer["name"]) == optimizer["name"]:
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in optimizer["settings"].items()}
-        found |= {"optimizer": optimizer["name"], **settings}
+    optimizer = own.get("optimizer", {})
+    name = optimizer.get("name")
+    if name in OPTIMIZERS and said.get("optimizer", name) == name:
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in optimizer.get("settings", {}).items()}
+        found |= {"optimizer": name, **settings}
     if "batch_size" in own and getattr(data, "batch_size", None) is None:
         found["batch_size"] = own["batch_size"]
     if isinstance(own.get("no_decay"), list):

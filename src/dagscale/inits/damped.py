@@ -13,12 +13,13 @@ from dagscale.training.draws import Fill
 def damped(network: Network) -> dict[str, Fill]:
     """As ``moments``, but a signal keeps a quarter of its size over the longest path without norms.
 
-    Each of that path's ``n`` layers before the readout has a standard deviation of ``¼^(1/n)`` of what ``moments`` asks
-    for. Outputs start small, which training would else have to unlearn, and hidden layers move faster beside the
-    readout than they do under ``moments``. Networks whose every layer is followed by a norm are drawn as by
-    ``moments``. Measured in ``docs/evidence/which-init.md``.
+    Of the layers before a readout, those count from which some path leads to an output through no norm. With ``n`` the
+    most of them on one path, each has a standard deviation of ``¼^(1/n)`` of what ``moments`` asks for. So outputs
+    start small, and training need not first undo large ones; and these layers move faster beside the readout than they
+    do under ``moments``. Networks whose every layer is followed by a norm are drawn as by ``moments``. Measured in
+    ``docs/evidence/which-init.md``.
 
     Raises:
-        PlanError: if the model is on ``meta``, so that nothing can be measured.
+        PlanError: if the model is on ``meta``, or the example inputs are all 0, so that nothing can be measured.
     """
     return measured(network, damped_by_parameters(network.graph))

@@ -94,8 +94,8 @@ def _scales(
     first = next(inputs)
     if network.recipe.data is None and _all_zero(first):
         raise PlanError(
-            "the example inputs are all 0, and init 'moments' measures what they become: give data, or example inputs "
-            "as training has them"
+            "the example inputs are all 0, and this init measures what they become: give data, or example inputs as "
+            "training has them"
         )
     controls = _controls(model, network, parameters, wanted, first)
     held = held_by(model)  # with what the forwards so far have left there

@@ -94,7 +94,8 @@ class PlanCallback(Callback):
         plan: a plan that was made before, in place of all else here.
         loss: ``loss(output, target)``, of the module's forward on the first part of a batch, in place of its
             ``training_step``.
-        search: further arguments of `dagscale.search`, such as ``{"seeds": 1}``.
+        search: further arguments of `dagscale.search`, such as ``{"seeds": 1}``, or several inits to choose
+            from, ``{"init": ["moments", "damped"]}``.
         planning: further arguments of `dagscale.plan` (``law``, ``init``, ``width``, ``depth``, ``batch``, …)
             and of `dagscale.Recipe` (``optimizer`` and its settings, ``weight_decay``, ``schedule``, ``steps``, …).
 
@@ -236,6 +237,8 @@ class PlanCallback(Callback):
                 raise PlanError(f"base must make the small module, and made {type(small).__name__}")
             small = small.to(next((p.device for p in module.parameters()), torch.device("cpu")))
             own = {name: v for name, v in self._planning.items() if name in ("init", "seed") and v is not None}
+            if not isinstance(own.get("init", ""), str):
+                raise PlanError("several inits are for the base's search to choose from: give search={'init': […]}")
             self.base = dagscale.search(self._model(small), recipe, **{**own, **self.search})
         return dagscale.plan(self._model(module), recipe=recipe, base=self.base, **self._planning)
 

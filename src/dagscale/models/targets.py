@@ -457,14 +457,24 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _named(module: ModuleType, dotted: str, place: str) -> Any:
-    """What stands under a name with dots in a module; a property, or the module's ``__getattr__``, may raise."""
+def _named(module: ModuleType, dotted: str, place: str, good: Callable[[Any], bool] = lambda one: True) -> Any:
+    """What stands under a name with dots in a module; a property, or the module's ``__getattr__``, may raise.
+
+    Args:
+        good: what may be meant where the name is none.
+    """
     found: Any = module
+
+    def meant(name: str) -> bool:
+        with contextlib.suppress(Exception):
+            return name[:1] != "_" and good(getattr(found, name))
+        return False
+
     for name in dotted.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
-            names = [key for key in dir(found) if key[:1] != "_"]
+            names = [key for key in dir(found) if meant(key)]
             raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}") from None
         except Exception as error:
             raise TargetError(
@@ -474,7 +484,7 @@ def _named(module: ModuleType, dotted: str, place: str) -> Any:
 
 
 def _attribute(module: ModuleType, dotted: str, place: str) -> Callable[[], Any]:
-    found = _named(module, dotted, place)
+    found = _named(module, dotted, place, callable)
     if isinstance(found, nn.Module) or not callable(found):
         raise TargetError(
             f"{dotted!r} in {place} is {type(found).__name__}, not a function or class that builds the "

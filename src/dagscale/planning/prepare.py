@@ -35,8 +35,7 @@ def traced(model: nn.Module, inputs: Any, recipe: Recipe, seed: int, **more: Any
     """One network, traced; its initialisation is still open.
 
     Args:
-        inputs: example inputs; None for two examples of the recipe's first batch, or all of it where they do not lead
-            to every parameter, as when no example is routed to an expert.
+        inputs: example inputs; None for those of the recipe's first batch, see `shown_by`.
 
     Raises:
         PlanError: if there are neither inputs nor data.
@@ -44,16 +43,29 @@ def traced(model: nn.Module, inputs: Any, recipe: Recipe, seed: int, **more: Any
     """
     if not isinstance(model, nn.Module):
         raise PlanError(f"{type(model).__name__} is not a torch.nn.Module: give the model itself")
-    if inputs is not None:
-        return Network(trace(model, inputs, select=recipe.select), recipe, model, inputs, seed, **more)
+    if inputs is None:
+        graph, inputs = shown_by(model, recipe)
+    else:
+        graph = trace(model, inputs, select=recipe.select)
+    return Network(graph, recipe, model, inputs, seed, **more)
+
+
+def shown_by(model: nn.Module, recipe: Recipe) -> tuple[Graph, Any]:
+    """The graph, and the example inputs that show it: two examples of the recipe's first batch, or all of it where they
+    do not lead to every parameter, as when none is routed to an expert.
+
+    Raises:
+        PlanError: if the recipe has no data.
+        TraceError: if it cannot be traced.
+    """
     inputs = example_inputs(model, recipe)
     graph = trace(model, inputs, select=recipe.select)
     if unreached(graph) and recipe.example.size > FEW:
         whole = example_inputs(model, recipe, recipe.example.size)
         again = trace(model, whole, select=recipe.select)
         if len(unreached(again)) < len(unreached(graph)):
-            graph, inputs = again, whole
-    return Network(graph, recipe, model, inputs, seed, **more)
+            return again, whole
+    return graph, inputs
 
 
 def unreached(graph: Graph) -> list[str]:
@@ -113,4 +125,4 @@ def keeping(
     return replace(network, kept=frozenset(kept | zeros)), zeros
 
 
-__all__ = ["about", "example_inputs", "initialised", "keeping", "traced"]
+__all__ = ["about", "example_inputs", "initialised", "keeping", "shown_by", "traced"]

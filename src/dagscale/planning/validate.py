@@ -105,7 +105,8 @@ def check_gradient(network: Network) -> None:
             if any(p.grad is not None and bool((p.grad != 0).any()) for p in probe.parameters.values()):
                 return
             values.append(value.item())
-        hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in probe.parameters.values())
+        taken = (p for p in probe.parameters.values() if p.grad is None)
+        hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in taken)
     if hooked:
         raise RecipeError(
             "hooks on the parameters take the gradients away (register_post_accumulate_grad_hook), so that no rate "

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.errors import DagscaleError, SearchError
+from dagscale.errors import DagscaleError, PlanError, RecipeError, SearchError
 from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair, Point
@@ -196,21 +196,21 @@ def search(
             return under(*_start(network, plan), bar)
         network, zeros = keeping(network, only, keep, reset)
         found: list[Base] = []
-        refused: dict[str, SearchError] = {}
+        refused: dict[str, DagscaleError] = {}
         for name in names:
             bar.say(f"init {name}")
-            own = initialised(network, name)
             try:
+                own = initialised(network, name)
                 found.append(under(own, starting_plan(own, name, lr_scale=lr_scale, zeros=zeros), name, bar))
-            except SearchError as error:
+            except (PlanError, RecipeError, SearchError) as error:
                 refused[name] = error
     if not found:
         raise next(iter(refused.values()))
     return _lowest(found, refused) if len(names) > 1 else found[0]
 
 
-def _lowest(found: Sequence[Base], refused: Mapping[str, SearchError]) -> Base:
-    """The base under the init that trains best, with the steps of all and a note on the others."""
+def _lowest(found: Sequence[Base], refused: Mapping[str, DagscaleError]) -> Base:
+    """The base under the init that trains best, with the steps of all that train and a note on the others."""
     best = min(found, key=lambda base: math.inf if base.loss is None else base.loss)
     others = [f"{base.loss:.4g} under {base.init}" for base in found if base is not best]
     others += [f"none under {name} ({error})" for name, error in refused.items()]

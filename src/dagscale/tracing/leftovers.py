@@ -36,12 +36,13 @@ def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> It
     Args:
         notes: gets a line for each place where a tensor was and what was there before is not known.
     """
-    outermost = not _APART
+    depth = len(_APART)
+    outermost = depth == 0
     frozen = outermost and gc.get_freeze_count() > 0  # by the user: they would hide what holds a tensor
     if outermost:
         gc.freeze()
-    _APART.append(None)
     try:
+        _APART.append(None)
         yield
     except BaseException as error:
         clear_frames(error)
@@ -57,7 +58,7 @@ def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> It
                 fresh = frozenset(map(id, objects)) if outermost and left else fresh
                 del objects
         finally:
-            _APART.pop()
+            del _APART[depth:]
             if outermost:
                 gc.unfreeze()
         try:

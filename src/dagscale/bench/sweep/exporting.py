@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from dagscale.bench.sweep.run import Run, decode, encode
 from dagscale.bench.sweep.store import Store, error_line
 from dagscale.errors import SweepError
-from dagscale.replacing import replacing
+from dagscale.replacing import replacing, same_file
 from dagscale.shown import for_spreadsheet
 
 ROWS = 2_000
@@ -47,7 +47,7 @@ def export(store: str | Path, out: str | Path, *, version: str | None = None, ti
     if out.suffix.lower() not in writers:
         raise SweepError(f"cannot export to {out}: its suffix must be .parquet or .csv")
     with Store(store) as book, book.snapshot():
-        if out.exists() and out.samefile(book.path):
+        if same_file(out, book.path):
             raise SweepError(f"{out} is the store itself: give the table another name")
         version = _choose(book, version)
         kinds = _kinds(_rows(book, version, timing))

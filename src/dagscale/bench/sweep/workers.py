@@ -460,7 +460,7 @@ def _unusable(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (said(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 __all__ = [
