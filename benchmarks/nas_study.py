@@ -22,11 +22,12 @@ import nas_rates
 import numpy as np
 from matplotlib.figure import Figure
 
-from dagscale.bench.nas.agreement import Estimate, estimate, kendall, matched, mean_change, top
+from dagscale.bench.nas.agreement import Estimate, kendall, matched, mean_change, taus, top
 from dagscale.bench.nas.comparison import CLASSES, published_values
 from dagscale.bench.nas.components import Components, components
 from dagscale.bench.nas.recipes import REFERENCE
 from dagscale.bench.nas.results import Retraining, read_results
+from dagscale.bench.nas.settings import Shared
 from dagscale.bench.nas.tables import MEAN, Floats, read_table
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
@@ -103,11 +104,12 @@ def accuracies() -> Table:
     body = []
     for one in recipes():
         base = one.found.bases.get(one.name)
-        rate, decay = (base.lr, base.weight_decay) if base else (0.1, one.found.recipes[one.name].weight_decay)
+        chosen = base or one.found.recipes[one.name]
         best = top(one.known, 10)
         gains = [ranged(changed(one.gain[rows])) for rows in (slice(None), best)] if one.name != REFERENCE else ["", ""]
         star = "*" if base and base.at_edge else ""
-        body.append([f"`{one.name}`", f"{rate:.3g}{star}", f"{decay:.3g}", f"{one.own.mean():.2f}", *gains])
+        rate, decay = f"{chosen.lr:.3g}{star}", f"{chosen.weight_decay:.3g}"
+        body.append([f"`{one.name}`", rate, decay, f"{one.own.mean():.2f}", *gains])
     return head, body
 
 
@@ -202,7 +204,7 @@ def again() -> Table:
 def rates() -> Table:
     """Mean accuracy at every rate under two inits, of ``benchmarks/nas_rates.py``, and how many are best there."""
     found = read("nas-rates")
-    best = dict(nas_rates.compared(found).chosen)
+    best = dict(compared().chosen)
     settings = sorted(found.accuracies, key=lambda key: (found.recipes[key].init, found.recipes[key].lr))
     body = []
     for key in settings:
@@ -214,9 +216,15 @@ def rates() -> Table:
     return ["init", "rate", "accuracy, %", "gain over `benchmark`, points", "best for"], body
 
 
+@cache
+def compared() -> Shared:
+    """The settings of ``benchmarks/nas_rates.py``, shared ones against each architecture's own."""
+    return nas_rates.compared(read("nas-rates"))
+
+
 def own_rates() -> Table:
     """One shared setting of init and rate against each architecture's own best."""
-    shared = nas_rates.compared(read("nas-rates"))
+    shared = compared()
     head = ["architectures", "settings", "best shared one", "gain of each one's own best, points"]
     return head, [[str(shared.archs), str(shared.settings), shared.setting, ranged(shared.gains[0].gain)]]
 
@@ -256,13 +264,8 @@ def chance(parts: Components) -> str:
     return "< 0.001" if parts.p < 0.001 else f"{parts.p:.2g}"
 
 
-def resamples(count: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return (rng.integers(0, count, count) for _ in range(1000))
-
-
 def tau(x: Floats, y: Floats) -> Estimate:
-    return estimate(kendall(x, y), [kendall(x[rows], y[rows]) for rows in resamples(len(x))], len(x))
+    return taus(x, y, 1000, np.random.default_rng(0), (100,))[100]
 
 
 def ranged(one: Estimate, *, signed: bool = True) -> str:

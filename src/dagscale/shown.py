@@ -42,6 +42,17 @@ def said(error: BaseException) -> str:
         return "(its message cannot be had)"
 
 
+def one_line(error: BaseException) -> str:
+    """An exception on one line: its type and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}" if said(error).strip() else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message alone."""
+    lines = said(error).strip().splitlines()
+    return lines[0].strip() if lines else "no message"
+
+
 def for_picture(text: str) -> str:
     """The text as matplotlib must get it to draw just this: a pair of ``$`` would begin a formula."""
     return plain(text).replace("$", r"\$")

@@ -201,8 +201,9 @@ def layers_of(graph: Graph) -> tuple[LayerFacts, ...]:
 def wanted(member: Member, init: str) -> dict[str, float]:
     """Layer → second moment wanted of its output, up to the level that an init other than ``moments`` leaves open.
 
-    ``moments``, and models as they are: as the init's own rule, so that ``1/d_in`` arrives at the vertex. Others:
-    ``1/d_in``; mean-field readouts ``1/fan_in``.
+    Inits that say which moments they aim at (``moments``, ``damped``, and ``keep`` for models as they are): as these
+    say, so that, but for ``damped``, ``1/d_in`` arrives at the vertex. Others: ``1/d_in``; mean-field readouts
+    ``1/fan_in``.
     """
     rule = INITS.get(init)
     moments = rule.moments(member.graph) if rule is not None and rule.moments is not None else {}

@@ -18,13 +18,13 @@ from dagscale.laws.gauss_newton import leading_eigenpair
 from dagscale.network import Network
 from dagscale.planning.plans import Plan
 from dagscale.planning.validate import check_gradient
+from dagscale.shown import one_line
 from dagscale.tracing import forward
 from dagscale.tracing.calls import LayerCalls, Use
-from dagscale.tracing.faults import one_line
 from dagscale.tracing.recorder import tensors_in
 from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, Inputs, each, logits, shapes
+from dagscale.training.batches import Batch, Inputs, dense, each, logits, shapes
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
 from dagscale.training.seeds import seeded
@@ -237,7 +237,7 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
 
 
 def _use(use: Use, out: Any, rerun: bool) -> _Use:
-    z = _dense(next(tensors_in(out)).detach()).clone()
+    z = dense(next(tensors_in(out)).detach()).clone()
     data = [v for v in use.signals.values() if v.is_floating_point()]
     kernel = use.layer.kernel if use.layer is not None else ()
     units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
@@ -247,7 +247,7 @@ def _use(use: Use, out: Any, rerun: bool) -> _Use:
 
 def _by_itself(uses: list[_Use]) -> tuple[float, ...]:
     """Mean square of what the layer, run again on what entered it then, now puts out less what it did."""
-    squares = [_square(_dense(use.again()) - use.z) for use in uses if use.again is not None]
+    squares = [_square(dense(use.again()) - use.z) for use in uses if use.again is not None]
     return (_mean(squares),) if len(squares) == len(uses) else ()
 
 
@@ -304,15 +304,8 @@ def _own(inputs: Inputs) -> Inputs:
     return each(lambda t: t.detach().clone(), inputs)
 
 
-def _dense(t: Tensor) -> Tensor:
-    """All its numbers, in rows of one length; those of a nested tensor one after the other."""
-    if t.layout is torch.strided:
-        return t
-    return t.values() if t.layout is torch.jagged else t.to_dense()
-
-
 def _square(t: Tensor) -> float:
-    return float(_dense(t.detach()).double().square().mean()) if t.numel() else 0.0
+    return float(dense(t.detach()).double().square().mean()) if t.numel() else 0.0
 
 
 def _mean(values: list[float]) -> float:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from dagscale.training.recipe import Recipe
+
 
 TARGETS = {
     "file.py:callable": "what your function returns: a model, or (model, inputs)",
@@ -119,16 +121,22 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT_PANEL)]
 
 
-def load_target(text: str, data: Any, input_shape: str | None, seed: int) -> tuple[nn.Module, Any]:
-    """The module and its example inputs: where nothing else says them, those of the first batch of a user's data."""
+def load_target(
+    text: str, data: Any, input_shape: str | None, seed: int, recipe: Recipe | None = None
+) -> tuple[nn.Module, Any]:
+    """The module and its example inputs: where nothing else says them, those of the first batch of a user's data.
+
+    Args:
+        recipe: the one that the data are in, if there is one, so that its first batch is read once for all TARGETs.
+    """
     from dagscale.models.targets import load, read_shape
-    from dagscale.training.recipe import Recipe
+    from dagscale.training.recipe import Recipe as Own
 
     shape = None if input_shape is None else read_shape(input_shape)
     if input_shape is not None and shape is None:
         raise TargetError(f"--input-shape {input_shape!r} is no shape: write it as 3x32x32, without the batch")
     shaping = data if hasattr(data, "classes") and hasattr(data, "shape") else None
-    first = None if data is None or shaping is not None else lambda: Recipe(data).example.inputs
+    first = None if data is None or shaping is not None else lambda: (recipe or Own(data)).example.inputs
     return load(text, data=shaping, input_shape=shape, seed=seed, example=first)
 
 

@@ -76,7 +76,7 @@ def check(
     errors = Console(stderr=True)
     with errors.status("checking"):
         report = run(
-            [load_target(target, training.data, input_shape, seed) for target in targets], labels=targets,
+            [load_target(target, training.data, input_shape, seed, training) for target in targets], labels=targets,
             recipe=training, init=init, law=law, base_lr=base_lr, width=width, steps=steps, seeds=seeds, seed=seed,
         )  # fmt: skip
     if plot is not None:

@@ -187,8 +187,8 @@ def plan(
     )  # fmt: skip
     if save is not None and any(same_file(save, one) for one in base or ()):
         raise typer.BadParameter(f"--save {save} is the base's own file: give the plan another name")
-    model, inputs = load_target(target, training.data, input_shape, seed)
-    origins = [found.get(one) or load_target(one, training.data, input_shape, seed) for one in base or ()]
+    model, inputs = load_target(target, training.data, input_shape, seed, training)
+    origins = [found.get(one) or load_target(one, training.data, input_shape, seed, training) for one in base or ()]
     made = make_plan(
         model, inputs, base=origins or None, base_lr=base_lr or None, recipe=training, law=law, init=init, seed=seed,
         width=width, depth=depth, batch=batch, horizon=horizon,
@@ -249,7 +249,7 @@ def search(
         given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
         epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
     )  # fmt: skip
-    model, inputs = load_target(target, training.data, None, seed)
+    model, inputs = load_target(target, training.data, None, seed, training)
     found = find(
         model, training, inputs=inputs, init=init.split(",") if init else None, seeds=seeds, seed=seed,
         method=method, decay=decay,

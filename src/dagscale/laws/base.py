@@ -197,7 +197,7 @@ def number(logarithm: float) -> float:
     try:
         return exp(logarithm)
     except OverflowError:
-        raise GraphError(f"the rates of the two networks differ by e^{logarithm:.3g}, which no float holds") from None
+        raise GraphError(f"a rate, or a ratio of two, comes to e^{logarithm:.3g}, which no float holds") from None
 
 
 FADING = 3 / 4

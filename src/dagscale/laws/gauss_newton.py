@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dagscale.errors import PlanError
-from dagscale.tracing.faults import one_line
+from dagscale.shown import one_line
 from dagscale.training.batches import Batch, logits
 from dagscale.training.probe import Probe
 from dagscale.training.seeds import seeded

@@ -31,7 +31,8 @@ FORMAT = 1
 """Of the JSON document; a document of a later format is refused."""
 
 LARGEST_DRAW, LARGEST_LOGARITHM = 1e38, 1e6
-"""What a weight can be drawn with in single precision; and the logarithm of a rate of any network."""
+"""The largest mean or standard deviation of a draw that single precision holds, and the largest logarithm of a rate
+that a file may have."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ class Base(Saved):
         edge: the maximal learning rate: the upper end of the band.
         argmin: of the rates that were tried, the one with the lowest mean loss.
         loss: the mean loss at ``argmin``; None for a rate that was given.
-        band: lower and upper end of the rates whose loss is within ``tolerance`` of the best, see `find_band`.
+        band: lower and upper end of the rates whose loss is at most `dagscale.rates.limit_of` the best (`find_band`).
         curve: all rates tried, ascending; empty for a rate that was given.
         at_edge: whether an end of the band is the first or last rate tried, so that the true end may lie beyond it.
         widened: how often the grid was widened.
         steps: optimiser steps of all runs together.
         seeds: training runs at each rate; with method ``fast``, at the rates that decide.
-        tolerance: how far above the best loss the band reaches: 0.05 is 5 %.
+        tolerance: how far above the best loss the band reaches at most: 0.05 is 5 %.
         notes: what a reader should know, such as parameters that the init leaves as they were.
         method: how it was found, a name in ``METHODS``; ``given`` for a rate that was.
         pairs: the weight decays tried, ascending, each with its best rate; empty where the recipe's own was kept
@@ -324,7 +325,7 @@ class Base(Saved):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         finite = [point for point in self.curve if math.isfinite(point.loss)]
-        axes.axvspan(*self.band, alpha=0.15, label=f"within {self.tolerance:.0%} of the best")
+        axes.axvspan(*self.band, alpha=0.15, label="band of good rates")
         axes.axvline(self.lr, linestyle="--", label=f"middle of the band, {self.lr:.3g}")
         axes.plot([point.lr for point in finite], [point.loss for point in finite], marker="o")
         axes.fill_between(

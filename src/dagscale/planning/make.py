@@ -178,10 +178,10 @@ def starting_plan(
 def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True, init: str = DEFAULT) -> str:
     """The law that the evidence is for.
 
-    With data to measure on: ``combined`` for plain SGD under an init that keeps signals at one level; ``short-run`` for
-    ``damped``, which does not, for other optimisers and without a base. Without
-    data: ``covariance`` for SGD with and without momentum, of networks without norms and products; ``none`` for all
-    others, where one rate is nearest to what runs to completion want (docs/evidence-replay.md).
+    With data to measure on: ``combined`` for plain SGD with a base, under an init that keeps signals at one level (all
+    but ``damped``); else ``short-run``. Without data: ``covariance`` for SGD with and without momentum, of networks
+    without norms and products; ``none`` for all others, where one rate is nearest to what runs to completion want
+    (docs/evidence-replay.md).
     """
     record = resolve(optimizer)
     if has_data:

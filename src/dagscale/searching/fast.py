@@ -1,6 +1,6 @@
 """``method="fast"``: only the rates and seeds of the grid that its answer needs.
 
-The answer hangs on the best loss and on where the curve crosses the limit above it on either side. So: a
+The answer hangs on the best loss and on where the curve crosses `dagscale.rates.limit_of` it on either side. So: a
 glance along the whole grid, two octaves apart, says where to begin; runs with one seed then surround the best rate and
 close in on both ends of the band until they lie between neighbours of the grid; and the other seeds are run
 only where the mean over them could move the best or an end.

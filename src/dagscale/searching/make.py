@@ -147,7 +147,7 @@ def search(
     if plan is not None and (extra := [name for name, value in more.items() if value is not None]):
         raise SearchError(f"plan= brings its own init and rates: leave {', '.join(extra)} out")
     follow = METHODS[method]
-    start = check_decay(recipe, validation is not None) if decay else None
+    own_decay = check_decay(recipe, validation is not None) if decay else None
     held = None
     if validation is not None:
         held = Recipe(
@@ -168,12 +168,12 @@ def search(
         pairs: list[Pair] = []
         try:
             curve, widened = follow(trials, rates, widen)
-            if start is not None and any(math.isfinite(point.loss) for point in curve):
+            if own_decay is not None and any(math.isfinite(point.loss) for point in curve):
                 bar.say("training under other decays")
                 best = min(curve, key=lambda point: point.loss)
-                pairs = walk(runs.under, start, best.lr, best.losses[0])
+                pairs = walk(runs.under, own_decay, best.lr, best.losses[0])
                 chosen = min(pairs, key=lambda pair: pair.loss)
-                if chosen.weight_decay != start:
+                if chosen.weight_decay != own_decay:
                     runs.decay = chosen.weight_decay
                     curve, widened = follow(trials, [chosen.lr * 2 ** (k / 2) for k in range(-2, 3)], widen)
                     network = replace(network, recipe=recipe.changed(weight_decay=chosen.weight_decay))
@@ -300,10 +300,10 @@ class _Runs:
             return math.inf
         trial = network.copy.reset()
         self.starter.init_(trial, seed=network.seed)
-        trial.train(self.held is None)
+        if self.held is not None:
+            trial.eval()
         with seeded(network.seed):
             loss = final_loss(trial, recipe, EVALUATE)
-        trial.train()
         return loss if math.isfinite(loss) else math.inf
 
     def glance(self, rate: float) -> float:

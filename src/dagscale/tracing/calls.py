@@ -124,7 +124,6 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         model: whose forward runs under the mode.
-        before: called with the use before the operator runs; it may change the weight in place.
         after: called with the use and with what the operator returned.
         held: what the model holds, where it is followed through many forwards, and the walk through its state costs.
     """
@@ -132,14 +131,13 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         model: nn.Module,
-        before: Callable[[Use], None] | None = None,
         after: Callable[[Use, Any], None] | None = None,
         held: Held | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import Operator, describe
 
-        self._before, self._after = before, after
+        self._after = after
         self._held = held_by(model) if held is None else held
         self._made_of = dict(self._held.made_of)
         self._own = {key for key, names in self._made_of.items() if names}
@@ -149,10 +147,8 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operators: dict[Any, Operator] = {}
 
     def on_use(self, use: Use) -> None:
-        """What ``before`` does; a subclass that has something to do of its own overrides it. (As a bound method given
-        to ``before`` it would be a cycle, in which the model lives on until the garbage collector comes.)"""
-        if self._before is not None:
-            self._before(use)
+        """Called before the operator runs; a subclass may change the weight in place here. (A bound method given as a
+        callback would be a cycle, in which the model lives on until the garbage collector comes.)"""
 
     def now(self, weight: Tensor) -> Tensor:
         """A weight that the forward used, computed again from what the parameters hold now."""

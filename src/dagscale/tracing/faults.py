@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import ForwardError
-from dagscale.shown import said
+from dagscale.shown import first_line, one_line
 from dagscale.tracing._torch import UnsupportedOperator, needs_values, tree_leaves
 from dagscale.tracing.recorder import Recorder
 
@@ -49,17 +49,6 @@ def looks_at_values(error: Exception) -> str:
     if needs_values(error):
         return f"the forward looks at values ({first_line(error)}): run for real, only the branch taken was seen"
     return f"the forward does not run on fake tensors ({one_line(error)}): run for real, only the branch taken was seen"
-
-
-def one_line(error: BaseException) -> str:
-    """An exception on one line: its type and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(error)}" if said(error).strip() else type(error).__name__
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of its message alone."""
-    lines = said(error).strip().splitlines()
-    return lines[0].strip() if lines else "no message"
 
 
 def _place(recorder: Recorder | None, error: Exception) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import DagscaleError, TraceError
+from dagscale.shown import one_line
 from dagscale.tracing._torch import (
     deep_copy,
     eagerly,
@@ -26,7 +27,7 @@ from dagscale.tracing._torch import (
     storage_key,
     unseen,
 )
-from dagscale.tracing.faults import forward_error, looks_at_values, one_line
+from dagscale.tracing.faults import forward_error, looks_at_values
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.inputs import bind_inputs, check_devices, copied, named_leaves
 from dagscale.tracing.leftovers import nothing_left

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dagscale.errors import BatchError, DagscaleError, RecipeError
-from dagscale.tracing.faults import one_line
+from dagscale.shown import one_line
 from dagscale.tracing.forward import bind_inputs
 from dagscale.tracing.state import State
 from dagscale.training.seeds import seeded
@@ -451,6 +451,13 @@ def checked(data: Any) -> tuple[Inputs, Any]:
 def cuttable(tensor: Tensor) -> bool:
     """Whether rows can be taken from it: neither sparse nor nested."""
     return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """All its numbers, in rows of one length; those of a nested tensor one after the other."""
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor.values() if tensor.layout is torch.jagged else tensor.to_dense()
 
 
 def pairwise(tensor: Tensor) -> bool:

@@ -19,6 +19,7 @@ from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.tracing.outputs import output_tensors, tensors_within
 from dagscale.tracing.state import State
+from dagscale.training.batches import dense
 from dagscale.training.draws import Fill
 from dagscale.training.seeds import seeded
 
@@ -364,10 +365,7 @@ def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
         return False
     for a, b in zip(ours, theirs, strict=True):
         digits = 1e-2 if a.dtype in HALF else 1e-4
-        if a.layout is torch.jagged and b.layout is torch.jagged:
-            a, b = a.values(), b.values()
-        elif a.layout is not torch.strided or b.layout is not torch.strided:
-            a, b = a.to_dense(), b.to_dense()
+        a, b = dense(a), dense(b)
         if a.is_floating_point() or a.is_complex():
             sizes = b.detach().abs().float().nan_to_num(0, 0, 0)
             most = float(sizes.max()) if sizes.numel() else 0.0

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import BatchError, DagscaleError, RecipeError
+from dagscale.shown import one_line
 from dagscale.tracing import forward
-from dagscale.tracing.faults import one_line
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import Groups
-from dagscale.training.recipe import Loss, Recipe, default_loss, takes
+from dagscale.training.recipe import Loss, Recipe, default_loss
 from dagscale.training.seeds import seeded
 
 T = TypeVar("T")
@@ -145,13 +145,12 @@ def step(
     if recipe.step is not None:
         batch = next(batches).to(model)
         own = recipe.step
-        bare = not takes(own, 4)
-        if bare and batch.target is not None:
+        if recipe.bare and batch.target is not None:
             raise RecipeError(
                 "the training step has no room for the target that the batches have: write step(model, optimizer, "
                 "inputs, target)"
             )
-        given = (batch.inputs,) if bare else (batch.inputs, batch.target)
+        given = (batch.inputs,) if recipe.bare else (batch.inputs, batch.target)
         return of_user("training step", lambda: _number(own(model, optimizer, *given)))
     forward.without_gradients(model)
     total = 0.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.errors import RecipeError
 from dagscale.graph.roles import ParameterRole
-from dagscale.shown import said
+from dagscale.shown import one_line
 from dagscale.training.optimizers import Groups, Optimizer
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: Paramete
     try:
         return bool(rule(name, parameter))
     except Exception as error:
-        raise RecipeError(f"the function no_decay raised {type(error).__name__}: {said(error)}") from error
+        raise RecipeError(f"the function no_decay raised {one_line(error)}") from error
 
 
 def _own_decay(optimizer: Optimizer | None) -> float:

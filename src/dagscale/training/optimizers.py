@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dagscale.errors import OptimizerError
 from dagscale.registry import Registry
-from dagscale.shown import said
+from dagscale.shown import one_line
 
 Groups = list[dict[str, Any]]
 """Parameter groups as ``torch.optim`` takes them, each with its own ``lr``."""
@@ -76,12 +76,13 @@ class Optimizer:
     @property
     def summary(self) -> str:
         """One line for people: what is known of it."""
-        step = {"gradient": "the gradient", "sign": "the gradient's sign", "spectral": "an orthogonal matrix"}
-        kind = {None: "an unknown step", "relative": "a step in proportion to the weights"}.get(
-            self.step, f"steps like {step.get(self.step or '')}"
-        )
+        kinds: dict[Step | None, str] = {
+            None: "an unknown step", "relative": "a step in proportion to the weights",
+            "gradient": "steps like the gradient", "sign": "steps like the gradient's sign",
+            "spectral": "steps like an orthogonal matrix",
+        }  # fmt: skip
         decay = "" if self.decay is None else f"; {self.decay} weight decay"
-        return f"{kind}{decay}; searched from 2^{self.grid[0]:g} to 2^{self.grid[1]:g}"
+        return f"{kinds[self.step]}{decay}; searched from 2^{self.grid[0]:g} to 2^{self.grid[1]:g}"
 
     def configured(self, settings: Settings) -> Optimizer:
         """The record with these settings added to or replacing its own, and the traits that follow from them."""
@@ -104,9 +105,8 @@ class Optimizer:
         except OptimizerError:
             raise
         except Exception as error:
-            text = next(iter(said(error).strip().splitlines()), "")
             raise OptimizerError(
-                f"the optimizer {self.name} cannot be made ({type(error).__name__}: {text}): check its settings"
+                f"the optimizer {self.name} cannot be made ({one_line(error)}): check its settings"
             ) from error
         if not (callable(getattr(made, "step", None)) and hasattr(made, "param_groups")):
             raise OptimizerError(

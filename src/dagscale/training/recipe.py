@@ -168,6 +168,11 @@ class Recipe:
         return self._source
 
     @cached_property
+    def bare(self) -> bool:
+        """Whether the training step has no place for a target."""
+        return self.step is not None and not takes(self.step, 4)
+
+    @cached_property
     def total_steps(self) -> int:
         """Optimiser steps of a whole run.
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dagscale.shown import one_line
 from dagscale.tracing.calls import LayerCalls, Use
-from dagscale.tracing.faults import one_line
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.batches import cuttable
 from dagscale.training.muon import matrices, shape_factor

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from dagscale.training.muon import SHAPE_FACTORS, matrix_shape
+from dagscale.training.muon import SHAPE_FACTORS, shape_factor
 from dagscale.watching.measure import StepFacts, implementation
 from dagscale.watching.rates import listed
 from dagscale.watching.seen import Fault, Found, Seen
@@ -179,8 +179,8 @@ def _shape_fault(seen: Seen, name: str, ratio: float) -> str:
     for other in SHAPE_FACTORS:
         if other != planned:
             said = f"{other!r}, where the plan's rates are for {planned!r}"
-            factors[said] = SHAPE_FACTORS[other](*matrix_shape(shape))
-    found = ratio / ORTHOGONAL * SHAPE_FACTORS[planned](*matrix_shape(shape))
+            factors[said] = shape_factor(shape, other)
+    found = ratio / ORTHOGONAL * shape_factor(shape, planned)
     near = [said for said, factor in factors.items() if 1 / 1.25 < found / factor < 1.25]
     if near:
         return f"its shape factor is {'; or '.join(near)}"

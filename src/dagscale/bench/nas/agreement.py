@@ -113,13 +113,14 @@ def _curve(x: Floats, y: Floats, ks: Sequence[int]) -> dict[int, float]:
     return found
 
 
-def taus(x: Floats, y: Floats, bootstrap: int, rng: np.random.Generator) -> dict[int, Estimate]:
-    """τ at every K, with intervals at ``INTERVAL_KS``. The top K % is chosen anew in each resample."""
-    points = _curve(x, y, KS)
-    drawn: dict[int, list[float]] = {k: [] for k in INTERVAL_KS}
+def taus(x: Floats, y: Floats, bootstrap: int, rng: np.random.Generator, ks: Sequence[int] = KS) -> dict[int, Estimate]:
+    """τ at every K of ``ks``, with intervals at ``INTERVAL_KS``. The top K % is chosen anew in each resample."""
+    points = _curve(x, y, ks)
+    resampled = [k for k in INTERVAL_KS if k in ks]
+    drawn: dict[int, list[float]] = {k: [] for k in resampled}
     for _ in range(bootstrap):
         rows = rng.integers(0, len(x), len(x))
-        for k, value in _curve(x[rows], y[rows], INTERVAL_KS).items():
+        for k, value in _curve(x[rows], y[rows], resampled).items():
             drawn[k].append(value)
     return {k: estimate(v, drawn.get(k, ()), round(len(x) * k / 100)) for k, v in points.items()}
 
