@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from types import CodeType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -168,11 +168,37 @@ def _never_compiling(frames: Any) -> Iterator[None]:
         frames.set_eval_frame = asked
 
 
-_FUSED = (
+_FLEX = "torch.nn.attention.flex_attention"
+
+
+def _flex() -> dict[str, Any] | None:
+    """What stands between flex attention and its kernels; None where nothing has imported it."""
+    module = sys.modules.get(_FLEX)
+    return None if module is None else {name: vars(module)[name] for name in _plain_flex() if hasattr(module, name)}
+
+
+def _turn_flex(now: dict[str, Any] | Literal[False] | None) -> None:
+    if (module := sys.modules.get(_FLEX)) is not None:
+        vars(module).update(_plain_flex() if now is False else now or {})
+
+
+def _plain_flex() -> dict[str, Any]:
+    """Flex attention by matrix products, on any device, and with gradients where its kernels have none."""
+    from torch._higher_order_ops.flex_attention import math_attention
+
+    return {
+        "flex_attention_hop": math_attention,
+        "_validate_device": lambda *tensors: None,
+        "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,
+    }
+
+
+_FUSED: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
     (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
     # what NNPACK works in is several times a layer's weights, and stays allocated
     (torch._C._get_nnpack_enabled, torch._C._set_nnpack_enabled),
+    (_flex, _turn_flex),
 )
 """Of each switch of fused kernels, how it is read and how it is turned."""
 
