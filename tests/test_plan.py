@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -586,3 +587,27 @@ def test_errors_are_one_line_without_control_characters() -> None:
 def test_an_init_that_is_no_name_is_one_line() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown init \['moments', 'damped'\] \(known: "):
         dagscale.plan(nn.Linear(4, 2), torch.ones(2, 4), base_lr=0.1, law="none", init=["moments", "damped"])  # type: ignore[arg-type]
+
+
+def test_arguments_in_anothers_place_are_refused_in_one_line() -> None:
+    x, y = torch.randn(32, 4), torch.arange(32) % 3
+    small, model = (nn.Sequential(nn.Linear(4, w), nn.ReLU(), nn.Linear(w, 3)) for w in (4, 8))
+    recipe = dagscale.Recipe((x, y), loss=cross_entropy, batch_size=8, steps=2)
+    base = dagscale.search(small, recipe, grid=[0.1, 0.2, 0.4])
+    plan: Any = dagscale.plan(model, base=base, law="none")
+    optimizer = plan.optimizer(model)
+    wrong = {
+        "Sequential is not a plan": lambda: dagscale.check(plan, model),
+        "Base is not a plan": lambda: dagscale.watch(model, base, optimizer),
+        "Plan is not a torch.nn.Module": lambda: dagscale.watch(plan, model, optimizer),
+        "Base stands where example inputs do: .* base=": lambda: dagscale.plan(model, base),
+        "Recipe stands where example inputs do: .* recipe=": lambda: dagscale.plan(model, recipe),
+        "generator is not a torch.nn.Module": lambda: plan.optimizer(model.parameters()),
+        "SGD is not a torch.nn.Module": lambda: plan.init_(optimizer),
+        "Sequential is not a torch optimizer": lambda: plan.schedule(model),
+        "is not a plan: give what": lambda: plan.diff(base),
+        "pairs, or an optimizer": lambda: dagscale.clip_grad_norm_(model.parameters(), 1.0),
+    }
+    for said, call in wrong.items():
+        with pytest.raises(dagscale.DagscaleError, match=said):
+            call()

@@ -1,4 +1,4 @@
-"""Values that were read from outside hold what their annotations say."""
+"""Values that come from outside are of the kind that they should be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 AFFECTS_RESULTS = False
+
+MODEL = "a torch.nn.Module: give the model itself"
+PLAN = "a plan: give what dagscale.plan returned"
+OPTIMIZER = "a torch optimizer: give what plan.optimizer(model) returned"
+"""For `must_be`."""
 
 
 def check_types(value: Any) -> None:
@@ -23,6 +28,16 @@ def check_types(value: Any) -> None:
         own = getattr(value, field.name)
         if not _fits(own, hints[field.name]):
             raise ValueError(f"{field.name} of {type(value).__name__} cannot be {own!r}")
+
+
+def must_be(value: object, kind: type | tuple[type, ...], what: str, error: type[Exception]) -> None:
+    """See that an argument is of its kind, since one in another's place would fail somewhere deep.
+
+    Args:
+        what: ends the sentence that ``error`` is raised with, "X is not …", and says what to give.
+    """
+    if not isinstance(value, kind):
+        raise error(f"{type(value).__name__} is not {what}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -46,4 +61,4 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint if isinstance(hint, type) else object)
 
 
-__all__ = ["check_types"]
+__all__ = ["MODEL", "OPTIMIZER", "PLAN", "check_types", "must_be"]

@@ -27,6 +27,7 @@ from dagscale.progress import Progress, shown
 from dagscale.tracing.make import listed
 from dagscale.training.copies import all_put_back, kept_until_the_end
 from dagscale.training.recipe import Loss, Recipe
+from dagscale.typed import PLAN, must_be
 
 ADAPTIVE_LR = 2.0**-9
 """Base rate where none is given and curvature does not tell one."""
@@ -94,6 +95,8 @@ def check(
         CheckError: if the request cannot be served.
         DagscaleError: as tracing and planning raise.
     """
+    if plan is not None:
+        must_be(plan, Plan, PLAN, CheckError)
     for name, value in (("steps", steps), ("seeds", seeds)):
         if value < 1:
             raise CheckError(f"{name} must be at least 1, got {value}")

@@ -112,6 +112,9 @@ def plan(
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
+    for kind, name in ((Base, "base"), (Recipe, "recipe")):
+        if isinstance(example_inputs, kind):
+            raise PlanError(f"{kind.__name__} stands where example inputs do: give it by its name, {name}=")
     with all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None

@@ -21,6 +21,7 @@ from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.schedules import Schedule, constant
+from dagscale.typed import MODEL, OPTIMIZER, PLAN, must_be
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -312,6 +313,7 @@ class Plan(Saved):
         Raises:
             PlanError: if the length or the schedule is not known here.
         """
+        must_be(optimizer, torch.optim.Optimizer, OPTIMIZER, PlanError)
         make = None if self.live is None else self.live.schedule
         said = self.recipe.get("schedule")
         if make is None and isinstance(said, Mapping):
@@ -352,6 +354,7 @@ class Plan(Saved):
         from dagscale.tracing._torch import is_lazy
         from dagscale.tracing.forward import named_parameters, plain_name
 
+        must_be(model, torch.nn.Module, MODEL, PlanError)
         found: dict[str, nn.Parameter] = {}
         for name, parameter in named_parameters(model):
             plain = name
@@ -439,6 +442,7 @@ class Plan(Saved):
 
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""
+        must_be(other, Plan, PLAN, PlanError)
         lines = []
         for name in ("lr", "base_lr", "law", "init", "width", "depth", "batch", "horizon", "seed"):
             lines += _line(name, getattr(self, name), getattr(other, name))

@@ -19,6 +19,7 @@ from dagscale.planning.trained import zero_by_design
 from dagscale.tracing import forward, trace
 from dagscale.training.batches import LABELS, to_model
 from dagscale.training.recipe import Recipe
+from dagscale.typed import MODEL, must_be
 
 
 @contextmanager
@@ -41,8 +42,7 @@ def traced(model: nn.Module, inputs: Any, recipe: Recipe, seed: int, **more: Any
         PlanError: if there are neither inputs nor data.
         TraceError: if it cannot be traced; ForwardError if its forward raises.
     """
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"{type(model).__name__} is not a torch.nn.Module: give the model itself")
+    must_be(model, nn.Module, MODEL, PlanError)
     if inputs is None:
         graph, inputs = shown_by(model, recipe)
     else:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from dagscale.errors import TraceError
 from dagscale.tracing._torch import tree_leaves, tree_map
 from dagscale.tracing.outputs import is_object, tensors_within
+from dagscale.typed import MODEL, must_be
 
 
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -27,8 +28,7 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
     """
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = {}
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"{type(model).__name__} is not a torch.nn.Module: give the model itself")
+    must_be(model, nn.Module, MODEL, TraceError)
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dagscale.errors import OptimizerError
 from dagscale.tracing.wrappers import is_sharded
 
 
@@ -29,10 +30,16 @@ def clip_grad_norm_(
         max_norm: the largest norm, of the edited model's gradients.
         norm_type: which norm; ``inf`` for the largest entry.
 
+    Raises:
+        OptimizerError: if it is given parameters, which do not say what is folded.
+
     Returns:
         The edited model's norm before clipping, a scalar.
     """
-    pairs = _folded(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    given = _folded(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    pairs = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise OptimizerError("what is to be clipped is (parameter, c) pairs, or an optimizer, whose groups say c")
     held = [(p.grad.detach(), float(c)) for p, c in pairs if p.grad is not None]
     if not held:
         return torch.tensor(0.0)

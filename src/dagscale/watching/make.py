@@ -16,6 +16,7 @@ from dagscale.errors import WatchError
 from dagscale.planning.plans import Plan
 from dagscale.tracing import forward
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
+from dagscale.typed import MODEL, PLAN, must_be
 from dagscale.watching.against import of_base
 from dagscale.watching.causes import find
 from dagscale.watching.measure import StepFacts, Window
@@ -92,6 +93,8 @@ class Watch:
             raise WatchError(f"every must be a whole number from 1, not {every!r}")
         if log is not None and not callable(log):
             raise WatchError(f"log must be a function of step and scalars, not {type(log).__name__}")
+        must_be(model, nn.Module, MODEL, WatchError)
+        must_be(plan, Plan, PLAN, WatchError)
         self.optimizers = _optimizers(optimizer)
         if plan.live is not None:  # the model's hooks lead here, and what the model leads to is taken for its constants
             plan = replace(plan, live=plan.live.changed(data=None))
