@@ -150,7 +150,7 @@ def leaf_of(node: object) -> Tensor | None:
 @contextmanager
 def eagerly() -> Iterator[None]:
     """Compiled parts of a model run eagerly inside."""
-    frames = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled where it was never imported
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled where it was never imported
     if hasattr(torch.compiler, "set_stance"):  # from torch 2.6 on
         with torch.compiler.set_stance("force_eager"):  # which it is as soon as this is made
             yield
