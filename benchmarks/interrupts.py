@@ -17,7 +17,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ KINDS = {"interrupt": "SIGINT", "terminate": "SIGTERM", "raise": "exception in u
 FIELDS = ("call", "model", "stopped_by", "places", "stopped", "changed", "survivors")
 
 
-def rows(times: int, seed: int, every: int | None) -> Iterator[dict[str, Any]]:
+def rows(calls: Sequence[str], times: int, seed: int, every: int | None) -> Iterator[dict[str, Any]]:
     """A row a process; what it says of changes goes to stderr."""
-    for call in CALLS:
+    for call in calls:
         for model in ("copied", "borrowed"):
             for kind, words in KINDS.items() if every is None else [("", "SIGINT, SIGTERM in turn")]:
                 script, numbers = ("moments.py", [kind, times, seed]) if every is None else ("instants.py", [every])
@@ -52,13 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=34, help="calls that are stopped, a row")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calls", default=",".join(CALLS), help="some of them, with commas between")
     parser.add_argument("--every", type=int, help="stop at every so-many-th instant, one after the other")
     parser.add_argument("--out", type=Path, help="a CSV file for the rows")
     args = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}\n")
     print(f"| {' | '.join(FIELDS)} |\n|{'---|' * len(FIELDS)}")
     found = []
-    for row in rows(args.times, args.seed, args.every):
+    for row in rows(args.calls.split(","), args.times, args.seed, args.every):
         found.append(row)
         print(f"| {' | '.join(str(row.get(key, '')) for key in FIELDS)} |", flush=True)
     if args.out is not None:

@@ -15,7 +15,7 @@ from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
-from dagscale.planning.files import Saved, check_training, is_number, read_document
+from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.shown import cell, line, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
@@ -435,7 +435,9 @@ class Plan(Saved):
         except PlanError as error:
             raise PlanError(f"this is no plan ({where}{error})") from None
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            raise PlanError(f"this is no plan ({where}{error}); write one with `dagscale plan TARGET --json`") from None
+            raise PlanError(
+                f"this is no plan ({where}{told(error)}); write one with `dagscale plan TARGET --json`"
+            ) from None
 
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""
