@@ -84,7 +84,8 @@ def between_changes() -> Iterator[None]:
     def meet(number: int, frame: FrameType | None) -> None:
         if _changing(frame):
             came.append(number)
-            _thread.start_new_thread(again, ())
+            with contextlib.suppress(RuntimeError):  # no thread is to be had; then it waits until all is over
+                _thread.start_new_thread(again, ())
         else:
             handlers[number](number, frame)
 
