@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import random
 import signal
@@ -74,19 +75,8 @@ def optimiser(copied: WorkingCopy) -> None:
     torch.optim.SGD(model.parameters(), 0.1).step()
 
 
-@pytest.mark.parametrize("body", [modes, kernels, loan, optimiser])
-def test_every_instant(body: Callable[[WorkingCopy], None]) -> None:
-    """Nothing is left behind, seen while the exception lives; the next call finds the lock open."""
-    model = uncopyable()
-    copied = WorkingCopy(model)
-    assert copied.borrowed
-
-    def call() -> None:
-        with all_put_back():
-            body(copied)
-
-    call()
-    before = oracle.of_model(model), oracle.of_process(), signal.getsignal(signal.SIGINT)
+def at_every_instant(call: Callable[[], object], check: Callable[[], object]) -> int:
+    """Call anew, with a signal at one instant after the other, and check after each; how many there are."""
     number, stopped = 0, True
     while stopped:
         stopped = False
@@ -95,14 +85,53 @@ def test_every_instant(body: Callable[[WorkingCopy], None]) -> None:
             call()
         except KeyboardInterrupt:
             stopped = True
-            after = oracle.of_model(model), oracle.of_process(), signal.getsignal(signal.SIGINT)
-            changed = [key for b, a in zip(before[:2], after[:2], strict=True) for key in b if b[key] != a[key]]
-            assert (changed, after[2]) == ([], before[2]), number
-            assert not ONE_AT_A_TIME._is_owned(), number  # type: ignore[attr-defined]
+            check()  # while the exception lives, as in an interactive session
         finally:
             sys.settrace(None)
         number += 1
-    assert number > 100  # of places where Python looks for signals
+    return number
+
+
+@pytest.mark.parametrize("body", [modes, kernels, loan, optimiser])
+def test_every_instant(body: Callable[[WorkingCopy], None]) -> None:
+    """Nothing is left behind, and the next call finds the lock open."""
+    model = uncopyable()
+    copied = WorkingCopy(model)
+    assert copied.borrowed
+
+    def call() -> None:
+        with all_put_back():
+            body(copied)
+
+    def check() -> None:
+        assert {**oracle.of_model(model), **oracle.of_process()} == before
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not ONE_AT_A_TIME._is_owned()  # type: ignore[attr-defined]
+
+    call()
+    before = {**oracle.of_model(model), **oracle.of_process()}
+    assert at_every_instant(call, check) > 100  # places where Python looks for signals
+
+
+def test_every_instant_of_writing_a_plan() -> None:
+    """The model is as it was or as planned, and never in between."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    plan = dagscale.plan(model, torch.zeros(1, 2), base_lr=0.1, law="none")
+    start = copy.deepcopy(model.state_dict())
+    planned = copy.deepcopy(plan.init_(model).state_dict())
+    seen = set()
+
+    def check() -> None:
+        assert oracle.of_process() == before
+        found = [all(torch.equal(t, state[n]) for n, t in model.state_dict().items()) for state in (start, planned)]
+        assert any(found)
+        seen.add(found[0])
+        model.load_state_dict(start)
+
+    model.load_state_dict(start)
+    before = oracle.of_process()
+    at_every_instant(lambda: plan.init_(model), check)
+    assert seen == {True, False}
 
 
 def test_what_had_to_wait_is_delivered_at_once() -> None:

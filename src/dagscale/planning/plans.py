@@ -194,7 +194,7 @@ class Plan(Saved):
         Each parameter is drawn on the CPU in float32 from a generator seeded by ``seed`` and its name, so the
         numbers depend on neither device, order, dtype (but for rounding) nor sharding (FSDP2). Frozen
         parameters, and those the plan leaves alone, are not touched; an embedding's padding row is 0. Nothing is
-        changed unless the whole plan fits.
+        changed unless the whole plan fits, and signals such as Ctrl-C wait while it is written.
 
         Args:
             seed: another seed than the plan's.
@@ -203,6 +203,7 @@ class Plan(Saved):
             PlanError: if names or shapes differ from the plan's, or a parameter cannot be written to.
         """
         from dagscale.tracing.forward import placed_like
+        from dagscale.tracing.interrupts import uninterrupted
         from dagscale.training.copies import padding_rows
 
         found, padding = self._match(model), padding_rows(model)
@@ -238,7 +239,7 @@ class Plan(Saved):
             if id(parameter) in padding:
                 own[padding[id(parameter)]] = 0
             values[name] = placed_like(own, parameter)
-        _write(drawn, values)
+        uninterrupted(lambda waiting: _write(drawn, values))
         return model
 
     def param_groups(
@@ -513,7 +514,7 @@ class Plan(Saved):
 
 
 def _write(parameters: Mapping[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-    """Copy values into parameters: into all, or, where that raises or is interrupted, into none.
+    """Copy values into parameters: into all, or, where that raises, into none.
 
     ``values`` holds what stood in the parameters before, as far as it came.
 
