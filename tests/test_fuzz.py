@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import dagscale
+from dagscale import replacing
 from dagscale.graph.text import FORMATS
 from dagscale.shown import HIDDEN
 
@@ -254,6 +255,19 @@ def test_whatever_a_model_raises_is_told_in_one_line(tmp_path: Path, where: str)
     (tmp_path / "m.py").write_text(f"import torch\n{HOSTILE_CODE[where]}\n")
     done = sound(["inspect", "m.py:make", "--json"], tmp_path)
     assert done.status == 2
+
+
+def test_an_interrupt_right_after_a_file_was_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def interrupted(*arguments: Any) -> int:
+        os.close(opened(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replacing.write(tmp_path / "x.json", b"{}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_of_modules_are_shown_and_drawn_whatever_they_hold() -> None:
