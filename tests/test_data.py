@@ -434,6 +434,13 @@ def test_npz_that_is_not_right(tmp_path: Path, changed: dict[str, Any], words: s
     assert words in error_of(write_npz(tmp_path / "x.npz", **changed))
 
 
+def test_an_npz_with_two_arrays_of_one_name(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "x.npz")
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("y.npy", file.read("y.npy"))
+    assert "two arrays of one name" in error_of(path)
+
+
 def test_broken_npz_files(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, images=pictures(3), y=np.arange(3))
