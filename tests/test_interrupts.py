@@ -158,6 +158,25 @@ def test_what_had_to_wait_is_delivered_at_once() -> None:
     assert time.monotonic() - start < 10
 
 
+def test_one_that_comes_in_a_destructor_is_not_lost() -> None:
+    """As where a loader's workers are ended. Python drops what a destructor raises."""
+
+    class Ending:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def call() -> None:
+        ending = Ending()
+        with between_changes():
+            del ending
+            time.sleep(20)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert time.monotonic() - start < 10
+
+
 def test_managers_of_the_users_own_are_stopped_as_ever() -> None:
     @contextmanager
     def download() -> Any:

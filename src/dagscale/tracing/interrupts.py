@@ -67,7 +67,8 @@ def between_changes() -> Iterator[None]:
     """Inside, signals wait while a context manager of PyTorch's or of dagscale is entered or left.
 
     One that has turned a switch of the process, and is stopped before it has returned, is never told to turn it back.
-    The handlers are called as soon as it has returned; at the latest on leaving, where all signals wait.
+    In destructors they wait too, since Python drops what those raise. The handlers are called as soon as they have
+    returned; at the latest on leaving, where all signals wait.
     """
     came: list[int] = []
     handlers: dict[int, Any] = {}
@@ -98,8 +99,10 @@ def between_changes() -> Iterator[None]:
 
 
 def _changing(frame: FrameType | None) -> bool:
-    """Whether a context manager of `CHANGING` is being entered or left, anywhere on the way to this frame."""
+    """Whether a manager of `CHANGING` is being entered or left, or a destructor runs, on the way to this frame."""
     while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
         if frame.f_code.co_name in ("__enter__", "__exit__"):
             variables = frame.f_globals
             if variables is vars(contextlib):  # the code is that of the generator
