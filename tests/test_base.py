@@ -146,7 +146,8 @@ def test_what_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, whe
 @pytest.mark.parametrize(("name", "value"), [
     ("lr", 0), ("lr", "x"), ("band", [1]), ("band", 3), ("curve", 3), ("curve", [{"lr": 1}]), ("notes", 3),
     ("network", 3), ("network", {}), ("more", 1), ("recipe", 3), ("init", 3), ("edge", None), ("argmin", -1),
-    ("format", 0), ("format", -1),
+    ("format", 0), ("format", -1), ("seeds", -1), ("steps", -1), ("examples", -3), ("tolerance", -0.5),
+    ("band", [1.0, 0.1]),
 ])  # fmt: skip
 def test_a_base_that_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, name: str, value: Any) -> None:
     document = json.loads(base.to_json())
@@ -168,6 +169,14 @@ def test_no_number_of_a_base_s_network_is_beyond_those_of_networks(
     document["network"][part] = value
     with pytest.raises(DagscaleError, match="this is no base"):
         dagscale.Base.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(("what", "name"), [("plan", "notes"), ("base", "network")])
+def test_a_name_that_a_document_lacks_is_told_as_missing(base: dagscale.Base, what: str, name: str) -> None:
+    document = json.loads(KEPT[what](base).to_json())
+    del document[name]
+    with pytest.raises(PlanError, match=f"this is no {what} \\('{name}' is missing\\)"):
+        type(KEPT[what](base)).from_json(json.dumps(document))
 
 
 def test_a_name_that_stands_in_a_document_twice_is_refused(base: dagscale.Base) -> None:

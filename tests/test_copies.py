@@ -233,7 +233,7 @@ def test_given_back_after_any_exception(name: str, error: type[BaseException], c
 
 @pytest.mark.parametrize("call", [plan, search, None], ids=["plan", "search", "measure"])
 def test_an_interrupt_in_place_of_giving_back(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one moment that a single guard cannot see to; `Base.measure` has both guards too."""
+    """What the end of a loan does not come to, the guard around it does; `Base.measure` has one too."""
     model = BORROWED["with_lock"](plain())
     recipe = dagscale.Recipe((X, Y), F.cross_entropy, steps=4, batch_size=16)
     base = dagscale.Base.given(traced(model, X[:4], recipe, 0), 0.1)

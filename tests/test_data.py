@@ -365,7 +365,9 @@ def test_an_image_that_is_a_program_is_not_executed(tmp_path: Path) -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n0 0 moveto\nshowpage\n"
     )
     message = error_of(tmp_path)
-    assert "corrupt image bytes: cannot identify" in message, "Pillow would have given it to Ghostscript"
+    assert "corrupt image bytes: cannot identify any of PNG, JPEG" in message, (
+        "Pillow would have given it to Ghostscript"
+    )
 
 
 def test_image_folders_that_are_not_right(tmp_path: Path) -> None:
@@ -430,6 +432,13 @@ def test_npz_splits(tmp_path: Path) -> None:
 )
 def test_npz_that_is_not_right(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     assert words in error_of(write_npz(tmp_path / "x.npz", **changed))
+
+
+def test_an_npz_with_two_arrays_of_one_name(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "x.npz")
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("y.npy", file.read("y.npy"))
+    assert "two arrays of one name" in error_of(path)
 
 
 def test_broken_npz_files(tmp_path: Path) -> None:

@@ -259,6 +259,12 @@ def test_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.
     assert layout(diamond())
 
 
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_a_name_that_the_font_has_not_is_drawn_without_a_word(tmp_path: Path, suffix: str) -> None:
+    draw(Graph.from_edges([Edge(0, 1, (linear("größe→日本"),))]), tmp_path / f"a{suffix}")
+    assert suffix != ".svg" or any("日本" in text for text in texts(tmp_path / "a.svg"))
+
+
 def test_import_is_light_and_pyplot_stays_out(tmp_path: Path) -> None:
     code = (
         "import sys; from dagscale.pictures import draw; from dagscale.graph import Graph\n"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -20,8 +21,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+import dagscale
+from dagscale import replacing
+from dagscale.graph.text import FORMATS
+from dagscale.shown import HIDDEN
 
 
 def sibling(name: str) -> ModuleType:
@@ -248,6 +255,35 @@ def test_whatever_a_model_raises_is_told_in_one_line(tmp_path: Path, where: str)
     (tmp_path / "m.py").write_text(f"import torch\n{HOSTILE_CODE[where]}\n")
     done = sound(["inspect", "m.py:make", "--json"], tmp_path)
     assert done.status == 2
+
+
+def test_an_interrupt_right_after_a_file_was_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def interrupted(*arguments: Any) -> int:
+        os.close(opened(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replacing.write(tmp_path / "x.json", b"{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_modules_are_shown_and_drawn_whatever_they_hold() -> None:
+    """A name with half a surrogate pair has its own random numbers; in graphs for other programs nothing is hidden."""
+    name = "a\x1b[31m\n\ud800\u202e"
+    model = torch.nn.Sequential()
+    model.add_module(name, torch.nn.Linear(4, 2))
+    graph = dagscale.trace(model, torch.randn(3, 4))
+    for form in FORMATS:
+        text = FORMATS[form](graph)
+        assert text.encode()
+        assert not {unicodedata.category(c) for c in text.replace("\n", "")} & HIDDEN
+    plan = dagscale.plan(model, torch.randn(3, 4), base_lr=0.1, law="none")
+    before = model.get_parameter(f"{name}.weight").detach().clone()
+    plan.init_(model)
+    assert not torch.equal(model.get_parameter(f"{name}.weight"), before)
 
 
 def test_a_name_that_is_no_text_is_a_file_like_any_other(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -97,6 +98,24 @@ def test_a_wrong_setting_is_told_in_one_line() -> None:
         resolve("sgd", {"wieght_decay": 0.1})
     with pytest.raises(OptimizerError, match=r"adam cannot be made \(ValueError: Invalid beta"):
         resolve("adam", {"betas": (2.0, 0.99)}).make(groups())
+
+
+@pytest.mark.parametrize("setting", [
+    {"momentum": math.inf}, {"dampening": math.nan}, {"momentum": "0,9"}, {"nesterov": "maybe"}
+])  # fmt: skip
+def test_a_setting_that_cannot_be_meant_is_refused(setting: dict[str, Any]) -> None:
+    """PyTorch takes a text for True, and an infinite momentum without a word."""
+    with pytest.raises(OptimizerError, match=f"{next(iter(setting))} of the optimizer sgd cannot be"):
+        resolve("sgd", setting)
+    with pytest.raises(OptimizerError, match="betas of the optimizer adam cannot be"):
+        resolve("adam", {"betas": (math.nan, 0.99)})
+
+
+def test_a_setting_that_is_infinite_by_itself_may_be_so() -> None:
+    def endless(groups: Any, growth: float = math.inf) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, 0.1)
+
+    resolve(endless, {"growth": math.inf}).make(groups())
 
 
 def test_a_trait_that_nobody_knows_is_refused() -> None:

@@ -820,11 +820,12 @@ def test_a_shared_fault_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_cells_that_a_spreadsheet_would_calculate_are_text(file: Path) -> None:
-    sweep(several(1), lambda run: {"=name": "=cmd()", "plus": "+1", "low": -1.5}, file, jobs=1)
+    sweep(several(1), lambda run: {"=name": "=cmd()", "plus": "+1", "low": -1.5, "esc": "\x1b[31m→"}, file, jobs=1)
     (row,) = csv.DictReader(table(file).decode().splitlines())
     assert (row["result.=name"], row["result.plus"], row["result.low"]) == ("'=cmd()", "'+1", "-1.5")
     (exact,) = pyarrow.parquet.read_table(_parquet(file)).to_pylist()
-    assert exact["result.=name"] == "=cmd()"
+    assert row["result.esc"] == r"\x1b[31m→", "what would steer a terminal is shown escaped"
+    assert (exact["result.=name"], exact["result.esc"]) == ("=cmd()", "\x1b[31m→")
 
 
 def test_names_are_no_markup(file: Path) -> None:

@@ -136,8 +136,8 @@ class _Bar(_Counted):
 
     def show(self) -> None:
         if not self.started and time.monotonic() - self.begun >= PATIENCE:
-            self.bar.start()
             self.started = True
+            self.bar.start()
         self.bar.update(self.task, description=self.description, completed=self.done, total=self.total or None)
 
     def close(self) -> None:

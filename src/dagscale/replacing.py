@@ -37,9 +37,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise OSError(errno.EINVAL, "a pipe or a device has that name", str(path))
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(partial, flags, 0o666)
     try:
-        with os.fdopen(descriptor, "w+b") as file:
+        with os.fdopen(os.open(partial, flags, 0o666), "w+b") as file:
             yield file
         os.replace(partial, path)
     except BaseException:

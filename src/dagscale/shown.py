@@ -59,8 +59,9 @@ def for_picture(text: str) -> str:
 
 
 def for_spreadsheet(text: str) -> str:
-    """The text as a cell that no spreadsheet takes for a formula: one that begins like one gets a ``'`` in front."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    """The text as a cell that no spreadsheet takes for a formula, since one that begins like one gets a ``'`` in front,
+    and that steers no terminal on which the file is looked at."""
+    return f"'{plain(text)}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else plain(text)
 
 
 def cell(text: str) -> Text:

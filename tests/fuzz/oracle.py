@@ -101,9 +101,13 @@ def run(command: Command, folder: Path, started: Callable[[int], None] = lambda 
     begin = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as imported:
+        from dagscale.starting import SIGNALS
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a fork is a command, or it is not there to be stopped
         pid = os.fork()
         if pid == 0:
             _child(command, folder, out.fileno(), err.fileno(), imported.fileno())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         started(pid)
         status, peak, seconds = _wait(pid, begin)
         texts = []
@@ -129,6 +133,7 @@ def _child(command: Command, folder: Path, out: int, err: int, imported: int) ->
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
         for number in starting.SIGNALS:
             signal.signal(number, starting.leave)  # as at a command's first moment
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, starting.SIGNALS)
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         warnings.resetwarnings()
@@ -137,8 +142,7 @@ def _child(command: Command, folder: Path, out: int, err: int, imported: int) ->
             _called(command.function) if isinstance(command, Call) else _commanded(command)
             status = 0
         except SystemExit as error:
-            for number in starting.SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, starting.SIGNALS)
             status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     except BaseException:
         traceback.print_exc()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from dagscale.graph.model import Edge, Graph, Vertex
 from dagscale.registry import Registry
+from dagscale.shown import plain
 
 FORMATS: Registry[Callable[[Graph], str]] = Registry("format of a graph")
 
@@ -36,11 +37,11 @@ def to_mermaid(graph: Graph) -> str:
 def _vertex(graph: Graph, vertex: Vertex) -> str:
     degree = f" of {graph.in_degree[vertex.id]}" if vertex.kind == "sum" else ""
     label = f" {vertex.label}" if vertex.label and vertex.label != vertex.kind else ""
-    return f"{vertex.kind}{degree}{label}"
+    return plain(f"{vertex.kind}{degree}{label}")
 
 
 def _edge(edge: Edge) -> str:
-    return ", ".join(op.label for op in edge.ops) or "identity"
+    return plain(", ".join(op.label for op in edge.ops)) or "identity"
 
 
 def _escaped(text: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,7 +84,8 @@ def save(make: Callable[[], Figure], path: str | Path) -> Path:
         import matplotlib.figure
     except ImportError as error:
         raise DagscaleError(MISSING) from error
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")  # of a name that the font has not: a box stands there
         content = render(make(), path.suffix.lower())
     write(path, content)
     return path

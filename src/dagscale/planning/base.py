@@ -14,7 +14,7 @@ from dagscale.graph import Graph
 from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
-from dagscale.planning.files import Saved, check_training, is_number, read_document, rendered
+from dagscale.planning.files import Saved, check_training, is_number, read_document, rendered, told
 from dagscale.planning.validate import check_gradient, rehearse
 from dagscale.rates import find_band
 from dagscale.shown import load_rich
@@ -231,6 +231,9 @@ class Base(Saved):
             check_training(base.recipe)
             if not all(is_number(n) and n > 0 for n in (base.lr, base.edge, base.argmin, *base.band)):
                 raise ValueError("its rates are no positive numbers")
+            counts = (base.widened, base.steps, base.seeds, base.examples or 0, base.tolerance)
+            if min(counts) < 0 or base.band[0] > base.band[1]:
+                raise ValueError("a count or its tolerance is negative, or its band ends before it begins")
             if not all(point.lr > 0 and point.losses for point in curve):
                 raise ValueError("a point of its curve has no positive rate, or no loss")
             if more is None:
@@ -247,7 +250,7 @@ class Base(Saved):
             _check_numbers(network)
             return replace(base, network=network)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, DagscaleError) as error:
-            raise PlanError(f"this is no base ({error}); {mend}") from None
+            raise PlanError(f"this is no base ({told(error)}); {mend}") from None
 
     def measure(self, law: str) -> Base:
         """Measure what a law needs of this base, so that a copy read from a file knows it too. Returns itself.

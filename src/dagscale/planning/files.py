@@ -51,6 +51,11 @@ def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]
     return raw
 
 
+def told(error: Exception) -> str:
+    """What is wrong with a document: of a name that it lacks, an exception says no more than the name."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose names differ. Raises: ValueError, if one stands there twice: nobody knows which is meant."""
     found = dict(pairs)

@@ -15,7 +15,7 @@ from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
-from dagscale.planning.files import Saved, check_training, is_number, read_document
+from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.shown import cell, line, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
@@ -195,7 +195,7 @@ class Plan(Saved):
         Each parameter is drawn on the CPU in float32 from a generator seeded by ``seed`` and its name, so the
         numbers depend on neither device, order, dtype (but for rounding) nor sharding (FSDP2). Frozen
         parameters, and those the plan leaves alone, are not touched; an embedding's padding row is 0. Nothing is
-        changed unless the whole plan fits.
+        changed unless the whole plan fits, and signals such as Ctrl-C wait while it is written.
 
         Args:
             seed: another seed than the plan's.
@@ -204,6 +204,7 @@ class Plan(Saved):
             PlanError: if names or shapes differ from the plan's, or a parameter cannot be written to.
         """
         from dagscale.tracing.forward import placed_like
+        from dagscale.tracing.interrupts import uninterrupted
         from dagscale.training.copies import padding_rows
 
         found, padding = self._match(model), padding_rows(model)
@@ -239,7 +240,7 @@ class Plan(Saved):
             if id(parameter) in padding:
                 own[padding[id(parameter)]] = 0
             values[name] = placed_like(own, parameter)
-        _write(drawn, values)
+        uninterrupted(lambda waiting: _write(drawn, values))
         return model
 
     def param_groups(
@@ -438,7 +439,9 @@ class Plan(Saved):
         except PlanError as error:
             raise PlanError(f"this is no plan ({where}{error})") from None
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            raise PlanError(f"this is no plan ({where}{error}); write one with `dagscale plan TARGET --json`") from None
+            raise PlanError(
+                f"this is no plan ({where}{told(error)}); write one with `dagscale plan TARGET --json`"
+            ) from None
 
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""
@@ -515,7 +518,7 @@ class Plan(Saved):
 
 
 def _write(parameters: Mapping[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-    """Copy values into parameters: into all, or, where that raises or is interrupted, into none.
+    """Copy values into parameters: into all, or, where that raises, into none.
 
     ``values`` holds what stood in the parameters before, as far as it came.
 

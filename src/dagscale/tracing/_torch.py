@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from types import CodeType
 from typing import Any, Literal
@@ -42,7 +42,6 @@ __all__ = [
     "needs_values",
     "plain_arithmetic",
     "storage_key",
-    "switches",
     "tree_leaves",
     "tree_map",
     "unseen",
@@ -148,24 +147,22 @@ def leaf_of(node: object) -> Tensor | None:
 # --- process-wide state -----------------------------------------------------------------------------------
 
 
-def eagerly() -> AbstractContextManager[Any]:
-    """Compiled parts of a model run eagerly inside."""
-    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6 on
-        forced: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return forced
-    frames = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled where it was never imported
-    return nullcontext() if frames is None else _never_compiling(frames)
-
-
 @contextmanager
-def _never_compiling(frames: Any) -> Iterator[None]:
-    """Calls of compiled functions ask for no compiler, which leaves what they have compiled before in its place."""
-    asked = frames.set_eval_frame
-    frames.set_eval_frame = lambda compiler: asked(None)
-    try:
+def eagerly() -> Iterator[None]:
+    """Compiled parts of a model run eagerly inside."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled where it was never imported
+    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6 on
+        with torch.compiler.set_stance("force_eager"):  # which it is as soon as this is made
+            yield
+    elif frames is None:
         yield
-    finally:
-        frames.set_eval_frame = asked
+    else:  # calls of compiled functions ask for no compiler, which leaves what they have compiled before in its place
+        asked = frames.set_eval_frame
+        frames.set_eval_frame = lambda compiler: asked(None)
+        try:
+            yield
+        finally:
+            frames.set_eval_frame = asked
 
 
 _FLEX = "torch.nn.attention.flex_attention"
@@ -217,26 +214,6 @@ def plain_arithmetic() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
         yield
-
-
-def switches() -> Callable[[], None]:
-    """What puts the switches that `plain_arithmetic` turns back to where they are now."""
-    grad, fused = torch.is_grad_enabled(), [(turn, read()) for read, turn in _FUSED]
-    sdp = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")}
-    log, filters = logging.getLogger("torch._subclasses.fake_tensor"), warnings.filters
-    disabled, kept = log.disabled, list(filters)
-
-    def put_back() -> None:
-        torch.set_grad_enabled(grad)
-        for turn, on in fused:
-            turn(on)
-        for name, on in sdp.items():
-            getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
-        log.disabled = disabled
-        warnings.filters = filters
-        warnings.filters[:] = kept  # type: ignore[index]
-
-    return put_back
 
 
 @contextmanager

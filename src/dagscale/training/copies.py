@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, put_storage, storage_key, switches, unseen
+from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, put_storage, storage_key, unseen
 from dagscale.tracing.gradients import with_gradient
-from dagscale.tracing.interrupts import uninterrupted
+from dagscale.tracing.interrupts import between_changes
 from dagscale.tracing.outputs import output_tensors, tensors_within
 from dagscale.tracing.state import State
 from dagscale.training.batches import dense
@@ -37,21 +36,19 @@ def all_put_back() -> Iterator[None]:
 
     One thread at a time: models are borrowed, and PyTorch's switches hold for the whole process.
 
-    Each loan is given back where it ends. An interrupt that comes between its end and the first step of giving back is
-    the one moment that this cannot see to, and a second guard around it can: there is one interrupt, and two guards.
+    Each loan is given back where it ends. Where an interrupt comes in between, it is given back here, while signals
+    wait.
     """
-    with forward.ONE_AT_A_TIME:
-        put_back, before = switches(), list(_OPEN)
+    with forward.ONE_AT_A_TIME, between_changes():
+        gradients, before = torch.is_grad_enabled(), len(_OPEN)
         try:
             with forward.unchanged_random_state():
                 yield
-        except BaseException:
-            put_back()
-            raise
         finally:
-            for undo in reversed([undo for undo in _OPEN if undo not in before]):
-                _OPEN.remove(undo)
-                uninterrupted(partial(_undone, undo))
+            torch.set_grad_enabled(gradients)  # which PyTorch's optimisers turn in no context manager
+            with ExitStack() as stack:
+                while len(_OPEN) > before:
+                    stack.callback(_OPEN.pop(before))
 
 
 def kept_until_the_end(model: nn.Module, beside: Iterable[Any] = ()) -> None:
@@ -152,9 +149,8 @@ class WorkingCopy:
         return self.model
 
     def give_back(self) -> None:
-        """Put everything back: the user's model where that was borrowed, and what its code keeps in either case. A
-        signal such as Ctrl-C waits until it is done."""
-        uninterrupted(lambda waiting: self._restore())
+        """Put everything back: the user's model where that was borrowed, and what its code keeps in either case."""
+        self._restore()
         _closed(self._restore)
 
     def _restore(self) -> None:
@@ -197,10 +193,6 @@ class _Value:
             put_storage(self.tensor.untyped_storage(), self.kept)
         elif self.kept is not None:
             _write(self.tensor, self.kept)
-
-
-def _undone(undo: Callable[[], None], waiting: Sequence[int]) -> None:
-    undo()
 
 
 def _closed(undo: Callable[[], None]) -> None:
@@ -355,7 +347,7 @@ def _observed(model: nn.Module, run: Run, watch: _Watch, train: bool, state: Sta
     try:
         return observed()
     finally:
-        uninterrupted(lambda waiting: undo())
+        undo()
         _closed(undo)
 
 

@@ -34,6 +34,6 @@ def standard_normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """``N(0, 1)`` of ``shape``, float32 on the CPU: the same numbers on every device, in any order."""
     import torch
 
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.randn(shape, generator=generator)

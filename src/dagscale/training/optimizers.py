@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -201,7 +202,7 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
 
 
 def _check_settings(record: Optimizer, settings: Settings) -> None:
-    """Raise OptimizerError for a setting that the optimiser does not take."""
+    """Raise OptimizerError for a setting that the optimiser does not take, or for a value that cannot be meant."""
     try:
         takes = inspect.signature(record.build).parameters
     except (TypeError, ValueError):
@@ -209,11 +210,17 @@ def _check_settings(record: Optimizer, settings: Settings) -> None:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
         return
     names = [name for name, p in takes.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY and name != "lr"]
-    for name in settings:
+    for name, value in settings.items():
         if name not in names:
             near = difflib.get_close_matches(name, [*names, *_SAID], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptimizerError(f"{name!r} is no setting of the optimizer {record.name}, nor of a recipe{hint}")
+        usual = takes[name].default
+        text = isinstance(value, str) and isinstance(usual, (bool, int, float))
+        numbers = [n for n in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(n, float)]
+        if text or any(not math.isfinite(n) and n != usual for n in numbers):
+            what = "True or False" if isinstance(usual, bool) else "a finite number"
+            raise OptimizerError(f"{name} of the optimizer {record.name} cannot be {value!r}: give {what}")
 
 
 _SAID = ("data", "loss", "optimizer", "batch_size", "steps", "epochs", "schedule", "step", "clip", "accumulate",

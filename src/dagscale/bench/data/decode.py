@@ -61,7 +61,7 @@ def _decode(encoded: bytes | None, where: str, allowed: int) -> tuple[Bytes, boo
 
     Raises: DataError, naming ``where``, if it is missing, corrupt, larger, or not of 8 bits a channel.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not encoded:
         raise DataError(f"{where} holds no image bytes")
@@ -77,6 +77,8 @@ def _decode(encoded: bytes | None, where: str, allowed: int) -> tuple[Bytes, boo
             pixels = np.asarray(image if mode == "RGB" else image.convert("RGB"))
     except DataError:
         raise
+    except UnidentifiedImageError:  # which says the address of the bytes
+        raise DataError(f"{where}: corrupt image bytes: cannot identify any of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on corrupt bytes
         raise DataError(f"{where}: corrupt image bytes: {first_line(error)}") from error
     if mode not in GREY and mode not in COLOUR:

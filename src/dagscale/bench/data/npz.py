@@ -62,6 +62,8 @@ def _open(path: Path) -> Source:
             names = {name.removesuffix(".npy"): name for name in members.namelist()}
             if not {"x", "y"} <= names.keys():
                 raise DataError(f"{path} needs the arrays x (pixels) and y (labels), and has {', '.join(names)}")
+            if len(names) < len(members.namelist()):
+                raise DataError(f"{path} holds two arrays of one name: save it anew with np.savez")
             x, y = (_array(members, names[name], path) for name in ("x", "y"))
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise DataError(f"{path}: y must be (n,) integers, got {y.shape} {y.dtype}")
