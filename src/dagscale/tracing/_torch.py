@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from types import CodeType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,6 @@ __all__ = [
     "by_python",
     "deep_copy",
     "device_of",
-    "eagerly",
     "fake_mode",
     "is_fake",
     "is_lazy",
@@ -147,55 +145,11 @@ def leaf_of(node: object) -> Tensor | None:
 # --- process-wide state -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Compiled parts of a model run eagerly inside."""
-    frames: Any = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled where it was never imported
-    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6 on
-        with torch.compiler.set_stance("force_eager"):  # which it is as soon as this is made
-            yield
-    elif frames is None:
-        yield
-    else:  # calls of compiled functions ask for no compiler, which leaves what they have compiled before in its place
-        asked = frames.set_eval_frame
-        frames.set_eval_frame = lambda compiler: asked(None)
-        try:
-            yield
-        finally:
-            frames.set_eval_frame = asked
-
-
-_FLEX = "torch.nn.attention.flex_attention"
-
-
-def _flex() -> dict[str, Any] | None:
-    """What stands between flex attention and its kernels; None where nothing has imported it."""
-    module = sys.modules.get(_FLEX)
-    return None if module is None else {name: vars(module)[name] for name in _plain_flex() if hasattr(module, name)}
-
-
-def _turn_flex(now: dict[str, Any] | Literal[False] | None) -> None:
-    if (module := sys.modules.get(_FLEX)) is not None:
-        vars(module).update(_plain_flex() if now is False else now or {})
-
-
-def _plain_flex() -> dict[str, Any]:
-    """Flex attention by matrix products, on any device, and with gradients where its kernels have none."""
-    from torch._higher_order_ops.flex_attention import math_attention
-
-    return {
-        "flex_attention_hop": math_attention,
-        "_validate_device": lambda *tensors: None,
-        "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,
-    }
-
-
-_FUSED: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+_FUSED = (
     (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
     (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
     # what NNPACK works in is several times a layer's weights, and stays allocated
     (torch._C._get_nnpack_enabled, torch._C._set_nnpack_enabled),
-    (_flex, _turn_flex),
 )
 """Of each switch of fused kernels, how it is read and how it is turned."""
 

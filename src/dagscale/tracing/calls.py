@@ -146,6 +146,14 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._describe = describe
         self._operators: dict[Any, Operator] = {}
 
+    supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Compiled parts of a model stay compiled under this mode: under any other, PyTorch gives up on them for good
+        (from torch 2.5 on)."""
+        return True
+
     def on_use(self, use: Use) -> None:
         """Called before the operator runs; a subclass may change the weight in place here. (A bound method given as a
         callback would be a cycle, in which the model lives on until the garbage collector comes.)"""
@@ -165,6 +173,8 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import tensors_in
 
         kwargs = kwargs or {}
+        if not hasattr(func, "_schema"):  # control flow and the like, which is given functions
+            return func(*args, **kwargs)
         operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
         named = dict(zip(operator.arguments, args, strict=False)) | kwargs
         made_of = {a: [self._made_of.get(storage_key(t)) for t in tensors_in(v)] for a, v in named.items()}

@@ -17,7 +17,6 @@ from dagscale.errors import DagscaleError, TraceError
 from dagscale.shown import one_line
 from dagscale.tracing._torch import (
     deep_copy,
-    eagerly,
     fake_mode,
     is_fake,
     is_lazy,
@@ -27,6 +26,7 @@ from dagscale.tracing._torch import (
     storage_key,
     unseen,
 )
+from dagscale.tracing.eager import eagerly
 from dagscale.tracing.faults import forward_error, looks_at_values
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.inputs import bind_inputs, check_devices, copied, named_leaves

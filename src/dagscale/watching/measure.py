@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from dagscale.shown import one_line
 from dagscale.tracing.calls import LayerCalls, Use
+from dagscale.tracing.eager import biases_made_unseen
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.batches import cuttable
 from dagscale.training.muon import matrices, shape_factor
@@ -93,7 +95,7 @@ class Window:
     layers: dict[str, list[_Layer]] = field(default_factory=dict)
     broken: str = ""
     _calls: LayerCalls | None = None
-    _left: bool = False
+    _looking: ExitStack = field(default_factory=ExitStack)
     _handles: list[Any] = field(default_factory=list)
 
     # --- forward and backward ----------------------------------------------------------------------------------
@@ -119,13 +121,12 @@ class Window:
         """A forward begins: look at the first one."""
         if self._calls is None:
             self._calls = LayerCalls(self.model, after=self._used)
-            self._calls.__enter__()  # type: ignore[no-untyped-call]
+            self._looking.enter_context(biases_made_unseen())
+            self._looking.enter_context(self._calls)
 
     def leave(self) -> None:
         """It has ended, or raised."""
-        if self._calls is not None and not self._left:
-            self._left = True
-            self._calls.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._looking.close()
 
     def _used(self, use: Use, out: Any) -> None:
         """Keep a layer; whatever goes wrong in it must not reach the user's training."""
