@@ -20,7 +20,7 @@ from torch._higher_order_ops.map import map as mapped  # noqa: E402
 from torch._higher_order_ops.scan import scan  # noqa: E402
 
 # of the compiler, where it is imported and where it looks for gradients
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning", "ignore:The .grad attr:UserWarning")
 X, Y = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
 
 

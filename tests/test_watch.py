@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -797,3 +798,21 @@ def test_data_that_the_recipe_holds_are_no_constants_of_the_model() -> None:
             cross_entropy(model(x), y).backward()
             optimizer.step()
     assert {row.name for row in watch.report().rows if row.signal is not None} >= {"0.weight", "3.weight", "5.weight"}
+
+
+def test_a_watch_that_is_stopped_while_it_hangs_itself_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(2, 2)
+    plan = dagscale.plan(model, torch.ones(1, 2), base_lr=0.1, law="none")
+    optimizer = plan.optimizer(model)
+    hang = optimizer.register_step_pre_hook
+
+    def stopped(hook: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return hang(hook)
+
+    monkeypatch.setattr(optimizer, "register_step_pre_hook", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        dagscale.watch(model, plan, optimizer)
+    assert not model._forward_hooks and not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    assert all(not p._post_accumulate_grad_hooks for p in model.parameters())

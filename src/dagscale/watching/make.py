@@ -15,6 +15,7 @@ from torch import nn
 from dagscale.errors import WatchError
 from dagscale.planning.plans import Plan
 from dagscale.tracing import forward
+from dagscale.tracing.interrupts import uninterrupted
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.typed import MODEL, PLAN, must_be
 from dagscale.watching.against import of_base
@@ -113,13 +114,12 @@ class Watch:
         self._resumed = any(len(one.state) for one in self.optimizers)
         self._drawn = () if self._resumed else initial(self.parameters)
         self._window: Window | None = None
-        self._handles: list[Any] = [
-            self.model.register_forward_pre_hook(self._enter),
-            self.model.register_forward_hook(self._leave, always_call=True),
-        ]
-        for one in self.optimizers:
-            self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
-        self._open()
+        self._handles: list[Any] = []
+        try:
+            uninterrupted(lambda waiting: self._hang())
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Watch:
         return self
@@ -200,6 +200,17 @@ class Watch:
     def _due(self, step: int) -> bool:
         """Whether the step of this number, counted from 1, is observed."""
         return step % self.every == 0 or (step < self.every and step & (step - 1) == 0)
+
+    def _hang(self) -> None:
+        """On the model's forward and the optimisers' steps."""
+        self._handles += [
+            self.model.register_forward_pre_hook(self._enter),
+            self.model.register_forward_hook(self._leave, always_call=True),
+        ]
+        for one in self.optimizers:
+            self._handles.append(one.register_step_pre_hook(self._before))
+            self._handles.append(one.register_step_post_hook(self._after))
+        self._open()
 
     def _open(self) -> None:
         """What follows is the next step's."""
