@@ -813,6 +813,7 @@ def test_a_watch_that_is_stopped_while_it_hangs_itself_leaves_no_hook(monkeypatc
     monkeypatch.setattr(optimizer, "register_step_pre_hook", stopped)
     with pytest.raises(KeyboardInterrupt):
         dagscale.watch(model, plan, optimizer)
-    assert not model._forward_hooks and not model._forward_pre_hooks
-    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    hooks: Any = (model._forward_hooks, model._forward_pre_hooks, optimizer._optimizer_step_pre_hooks,
+                  optimizer._optimizer_step_post_hooks)  # fmt: skip
+    assert not any(hooks)
     assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
