@@ -54,22 +54,6 @@ def all_put_back() -> Iterator[None]:
                 uninterrupted(partial(_undone, undo))
 
 
-def kept_until_the_end(model: nn.Module, beside: Iterable[Any] = ()) -> None:
-    """Put back what a model's code, and that of functions beside it, keeps outside of the model, when the
-    `all_put_back` around this ends. A `WorkingCopy` does so itself; this is for copies that are made otherwise."""
-    state = State(*forward.roots(model), *beside)
-    own = {id(t) for t in (*model.parameters(), *model.buffers())}
-    values = [_Value(t, None) for t in _leaves(model, state) if id(t) not in own]
-
-    def undo() -> None:
-        state.restore()
-        with torch.no_grad():
-            for value in values:
-                value.restore()
-
-    _OPEN.append(undo)
-
-
 class WorkingCopy:
     """A model to train and measure on, that can be put back to the user's values at any time.
 
