@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -88,6 +89,23 @@ def test_what_is_no_optimizer_is_refused_in_one_line(given: Any, error: type[Dag
 def test_a_factory_that_returns_none_is_refused() -> None:
     with pytest.raises(OptimizerError, match="gave a NoneType"):
         resolve(lambda groups: None).make(groups())
+
+
+def test_a_factory_that_holds_another_models_parameters_is_refused() -> None:
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(OptimizerError, match=r"none of the parameters in the groups .* make it of its argument"):
+        resolve(lambda groups: torch.optim.SGD(other.parameters(), lr=1.0)).make(groups())
+
+
+def test_a_partial_class_is_that_class_with_these_settings() -> None:
+    record = resolve(partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95)), {"weight_decay": 0.1})
+    assert record.describe() == resolve("adamw", {"betas": (0.9, 0.95), "weight_decay": 0.1}).describe()
+    assert record.step == "sign"
+
+
+def test_a_loss_that_is_to_grow_is_refused() -> None:
+    with pytest.raises(OptimizerError, match="leave it out, and give the loss with the other sign"):
+        resolve("sgd", {"maximize": True})
 
 
 def test_a_wrong_setting_is_told_in_one_line() -> None:

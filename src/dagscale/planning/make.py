@@ -149,7 +149,7 @@ def plan(
             with about(name):
                 own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
             origins[name] = replace(own, by_layer=bool(parts), hint=rates[len(origins)])
-        _try(check_gradient, chosen, {"target": target, **origins})
+        beside = _try(check_gradient, chosen, {"target": target, **origins})
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
         known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
@@ -157,7 +157,7 @@ def plan(
         carried = carried.to_the(power)
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
         sure = certainty(known, carried.uncertain, errors, alone)
-        origin = _origin(alone, chosen.absolute, power)
+        origin = (*_origin(alone, chosen.absolute, power), *beside)
         return size(_built(chosen, target, carried, start, parts, zeros, sure, origin))
 
 
@@ -356,12 +356,16 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
     )  # fmt: skip
 
 
-def _try(check: Callable[[Network], None], chosen: _Chosen, networks: Mapping[str, Network]) -> None:
-    """Run a check on every network that the law will be measured on."""
+def _try(
+    check: Callable[[Network], tuple[str, ...] | None], chosen: _Chosen, networks: Mapping[str, Network]
+) -> tuple[str, ...]:
+    """Run a check on every network that the law will be measured on; its notes, each once."""
+    notes: dict[str, None] = {}
     for name, network in networks.items() if chosen.law.measured else ():
         if network.model is not None:
             with about(name):
-                check(network)
+                notes.update(dict.fromkeys(check(network) or ()))
+    return tuple(notes)
 
 
 def _rms(model: nn.Module | None) -> dict[str, float]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from operator import index
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dagscale.errors import ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.network import Network
+from dagscale.tracing.make import listed
+from dagscale.tracing.state import State
 from dagscale.training import engine
 from dagscale.training.batches import Batch, logits, shapes
 from dagscale.training.probe import Probe
@@ -85,8 +88,11 @@ def rehearse(network: Network) -> None:
             engine.step(probe.model, probe.optimizer(), recipe, iter([batch] * recipe.accumulate))
 
 
-def check_gradient(network: Network) -> None:
+def check_gradient(network: Network) -> tuple[str, ...]:
     """Forward, loss and backward at initialisation, on as many batches as it takes to see a gradient.
+
+    Returns:
+        A note, if the gradient reaches parameters that are the loss's own, such as the class vectors of ArcFace.
 
     Raises:
         RecipeError: if data or loss do not fit, or no weight has a gradient on any of ``LOOKS`` batches: a training run
@@ -94,8 +100,9 @@ def check_gradient(network: Network) -> None:
         ForwardError: if the forward raises.
     """
     if network.recipe.step is not None:  # its loss cannot be had without stepping
-        return
+        return ()
     with network.probe(network.seed) as probe:
+        beside = _beside(probe)
         values = []
         for _ in range(LOOKS):
             batch = probe.batch().to(probe.model)
@@ -103,7 +110,7 @@ def check_gradient(network: Network) -> None:
                 value = _checked_loss(probe, batch)
                 engine.backward(value)
             if any(p.grad is not None and bool((p.grad != 0).any()) for p in probe.parameters.values()):
-                return
+                return _noted(beside)
             values.append(value.item())
         taken = (p for p in probe.parameters.values() if p.grad is None)
         hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in taken)
@@ -120,6 +127,26 @@ def check_gradient(network: Network) -> None:
     raise RecipeError(
         f"the loss is {what} and has no gradient: it does not depend on the weights, as softmax over one column, "
         "rounding or a threshold does not; check loss, targets and the model's last layer"
+    )
+
+
+def _beside(probe: Probe) -> list[nn.Parameter]:
+    """Parameters that the loss leads to and the model has not, without gradients until its copy is given back."""
+    own = {id(p) for p in probe.model.parameters()}
+    met = State(probe.recipe.loss).tensors
+    found = [p for p in met if isinstance(p, nn.Parameter) and p.requires_grad and id(p) not in own]
+    for parameter in found:
+        parameter.grad = None
+    return found
+
+
+def _noted(beside: Sequence[nn.Parameter]) -> tuple[str, ...]:
+    shapes = [str(tuple(p.shape)) for p in beside if p.grad is not None]
+    if not shapes:
+        return ()
+    return (
+        f"the loss has parameters of its own, of shape {listed(shapes)}: no run here trains them, and the plan has "
+        "none of them; make loss and model one module, which returns the loss, to have them trained and planned",
     )
 
 

@@ -161,7 +161,7 @@ def search(
 
     def under(network: Network, starter: Starter, name: str | None, bar: Progress) -> Base:
         """What is found under one init."""
-        check_gradient(network)
+        beside = check_gradient(network)
         runs = _Runs(network, starter, bar, held)
         bar.say(f"training, init {name}" if len(names) > 1 else "training")
         trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance, lambda: runs.start)
@@ -181,7 +181,7 @@ def search(
         finally:
             network.give_back()
         _believable(curve, before, runs.raised)
-        notes = tuple(getattr(starter, "notes", ()))
+        notes = (*getattr(starter, "notes", ()), *beside)
         if held is not None:
             notes = (*notes, "losses are those of the validation data")
         return Base.found(

@@ -17,6 +17,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -88,6 +89,11 @@ class Optimizer:
         """The record with these settings added to or replacing its own, and the traits that follow from them."""
         merged = {**self.settings, **settings}
         _check_settings(self, settings)
+        if merged.get("maximize"):
+            raise OptimizerError(
+                "maximize=True makes the loss grow, and a run is judged by how low it is: leave it out, and give the "
+                "loss with the other sign"
+            )
         try:
             traits = self.depends(merged)
         except (ValueError, TypeError, ArithmeticError) as error:
@@ -112,6 +118,11 @@ class Optimizer:
             raise OptimizerError(
                 f"the optimizer {self.name} gave a {type(made).__name__}, which has no step() and param_groups: give "
                 "a name, a torch.optim class or a function of parameter groups that returns an optimizer"
+            )
+        if _parameters(groups) and not _parameters(groups) & _parameters(made.param_groups):
+            raise OptimizerError(
+                f"the optimizer {self.name} holds none of the parameters in the groups that it is given, and would "
+                "train another model: make it of its argument, as in lambda groups: torch.optim.AdamW(groups)"
             )
         return made
 
@@ -179,6 +190,9 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
     settings = dict(settings or {})
     if isinstance(given, Optimizer):
         return given.configured(settings)
+    if isinstance(given, partial) and not given.args:  # its rate is a default that no group falls back on
+        own = {name: value for name, value in given.keywords.items() if name != "lr"}
+        return resolve(given.func, {**own, **settings})
     if isinstance(given, str):
         return OPTIMIZERS[given].configured(settings)
     if isinstance(given, torch.optim.Optimizer):
@@ -198,6 +212,12 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
         return Optimizer(getattr(given, "__name__", type(given).__name__), given).configured(settings)
     named = next((entry for entry in alike if entry.settings == settings), None)
     return named or next((entry for entry in alike if not entry.settings), alike[0]).configured(settings)
+
+
+def _parameters(groups: Groups) -> set[int]:
+    """Which parameters stand in these groups."""
+    held = [group["params"] for group in groups]
+    return {id(p) for own in held for p in ([own] if isinstance(own, Tensor) else own)}
 
 
 def _check_settings(record: Optimizer, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from dagscale.errors import WatchError
 from dagscale.planning.plans import Plan
+from dagscale.shown import one_line
 from dagscale.tracing import forward
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.watching.against import of_base
@@ -110,10 +111,15 @@ class Watch:
         self._resumed = any(len(one.state) for one in self.optimizers)
         self._drawn = () if self._resumed else initial(self.parameters)
         self._window: Window | None = None
-        self._handles: list[Any] = [
-            self.model.register_forward_pre_hook(self._enter),
-            self.model.register_forward_hook(self._leave, always_call=True),
-        ]
+        try:
+            self._handles: list[Any] = [
+                self.model.register_forward_pre_hook(self._enter),
+                self.model.register_forward_hook(self._leave, always_call=True),
+            ]
+        except RuntimeError as error:
+            raise WatchError(
+                f"the model takes no hooks ({one_line(error)}): watch a training of it as it was before it was scripted"
+            ) from None
         for one in self.optimizers:
             self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
         self._open()
