@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import mse_loss
 
+import dagscale
 from dagscale.errors import DagscaleError, OptimizerError, UnknownNameError
 from dagscale.training.optimizers import OPTIMIZERS, resolve
+from dagscale.training.recipe import Recipe
 
 
 def groups() -> list[dict[str, Any]]:
@@ -115,6 +118,22 @@ def test_a_wrong_setting_is_told_in_one_line() -> None:
         resolve("sgd", {"wieght_decay": 0.1})
     with pytest.raises(OptimizerError, match=r"adam cannot be made \(ValueError: Invalid beta"):
         resolve("adam", {"betas": (2.0, 0.99)}).make(groups())
+
+
+def test_a_rate_is_no_setting() -> None:
+    with pytest.raises(OptimizerError, match="lr is what is searched and planned: leave it out"):
+        resolve("adamw", {"lr": 1e-3})
+
+
+def test_an_optimiser_that_averages_begins_in_train_mode() -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    net = torch.nn.Linear(4, 2)
+    recipe = Recipe((x, x[:, :2]), mse_loss, schedulefree.AdamWScheduleFree, batch_size=8, steps=8)
+    plan = dagscale.plan(net, recipe=recipe, law="short-run")
+    optimizer = plan.optimizer(net)
+    mse_loss(net(x), x[:, :2]).backward()
+    optimizer.step()
 
 
 def test_a_trait_that_nobody_knows_is_refused() -> None:

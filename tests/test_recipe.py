@@ -243,6 +243,23 @@ def test_batches_that_the_forward_does_not_take_say_how_to_unpack_them(data: Any
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_of_sparse_embeddings(clip: float | None) -> None:
+    class Bag(nn.Module):
+        def __init__(self, sparse: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.bag, self.out = nn.EmbeddingBag(5, 8, sparse=sparse), nn.Linear(8, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.out(self.bag(ids))
+            return out
+
+    recipe = Recipe((IDS, IDS[:, 0] % 2), F.cross_entropy, batch_size=16, steps=8, clip=clip)
+    found, right = (dagscale.search(Bag(sparse), recipe, seeds=1) for sparse in (True, False))
+    assert found.lr == pytest.approx(right.lr, rel=1e-3)
+
+
 class Arc(nn.Module):
     """A loss with a vector a class."""
 

@@ -16,7 +16,7 @@ from dagscale.network import Network
 from dagscale.tracing.make import listed
 from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, logits, shapes
+from dagscale.training.batches import Batch, dense, logits, shapes
 from dagscale.training.probe import Probe
 from dagscale.training.seeds import seeded
 from dagscale.training.spreading import Spreading
@@ -109,7 +109,7 @@ def check_gradient(network: Network) -> tuple[str, ...]:
             with seeded(network.seed):
                 value = _checked_loss(probe, batch)
                 engine.backward(value)
-            if any(p.grad is not None and bool((p.grad != 0).any()) for p in probe.parameters.values()):
+            if any(p.grad is not None and bool(dense(p.grad).any()) for p in probe.parameters.values()):
                 return _noted(beside)
             values.append(value.item())
         taken = (p for p in probe.parameters.values() if p.grad is None)

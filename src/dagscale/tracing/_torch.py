@@ -193,6 +193,21 @@ def plain_arithmetic() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """With gradients, on devices that have values, and in the model's own type, whatever the program around has set:
+    ``no_grad``, inference mode, autocast (whose cache would hide changes of weights), or ``meta`` by default."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
 def switches() -> Callable[[], None]:
     """What puts the switches that `plain_arithmetic` turns back to where they are now."""
     grad, fused = torch.is_grad_enabled(), [(turn, read()) for read, turn in _FUSED]

@@ -14,7 +14,16 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, put_storage, storage_key, switches, unseen
+from dagscale.tracing._torch import (
+    TorchDispatchMode,
+    as_in_training,
+    deep_copy,
+    is_lazy,
+    put_storage,
+    storage_key,
+    switches,
+    unseen,
+)
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.tracing.outputs import output_tensors, tensors_within
@@ -33,7 +42,8 @@ _OPEN: list[Callable[[], None]] = []
 
 @contextmanager
 def all_put_back() -> Iterator[None]:
-    """Whatever ends what runs inside, at whatever moment, models and random states are as they were.
+    """Whatever ends what runs inside, at whatever moment, models and random states are as they were. What runs is run
+    as in a training, whatever the program around it has switched off.
 
     One thread at a time: models are borrowed, and PyTorch's switches hold for the whole process.
 
@@ -43,7 +53,7 @@ def all_put_back() -> Iterator[None]:
     with forward.ONE_AT_A_TIME:
         put_back, before = switches(), list(_OPEN)
         try:
-            with forward.unchanged_random_state():
+            with forward.unchanged_random_state(), as_in_training():
                 yield
         except BaseException:
             put_back()

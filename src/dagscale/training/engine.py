@@ -17,7 +17,7 @@ from dagscale.shown import one_line
 from dagscale.tracing import forward
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
-from dagscale.training.optimizers import Groups
+from dagscale.training.optimizers import Groups, in_mode
 from dagscale.training.recipe import Loss, Recipe, Scheduler, default_loss
 from dagscale.training.seeds import seeded
 
@@ -260,7 +260,6 @@ def train(
     final, diverged, raised = math.inf, False, ""
     batches = recipe.source.batches(seed)
     model.train()
-    _mode(optimizer, "train")
     with seeded(seed):
         while len(losses) < total and not diverged:
             try:
@@ -281,7 +280,7 @@ def train(
             final = fmean(losses[-max(1, total // 10) :])
         elif not diverged:
             try:
-                _mode(optimizer, "eval")
+                in_mode(optimizer, "eval")
                 final = final_loss(model, recipe, evaluate)
                 diverged = exploded(final, losses[0])
             except BatchError:
@@ -350,13 +349,6 @@ def _autocast(model: nn.Module, recipe: Recipe) -> AbstractContextManager[Any]:
         return nullcontext()
     device = next((p.device.type for p in model.parameters()), "cpu")
     return torch.autocast(device, recipe.autocast)
-
-
-def _mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
-    """Tell optimisers that average the weights, such as schedule-free ones, what follows."""
-    switch = getattr(optimizer, mode, None)
-    if callable(switch):
-        switch()
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:

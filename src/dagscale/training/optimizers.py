@@ -124,6 +124,7 @@ class Optimizer:
                 f"the optimizer {self.name} holds none of the parameters in the groups that it is given, and would "
                 "train another model: make it of its argument, as in lambda groups: torch.optim.AdamW(groups)"
             )
+        in_mode(made, "train")
         return made
 
     def known(self, trait: str, what: str) -> Any:
@@ -214,6 +215,13 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
     return named or next((entry for entry in alike if not entry.settings), alike[0]).configured(settings)
 
 
+def in_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """Tell an optimiser that averages the weights, such as a schedule-free one, what follows: ``train`` or ``eval``."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()
+
+
 def _parameters(groups: Groups) -> set[int]:
     """Which parameters stand in these groups."""
     held = [group["params"] for group in groups]
@@ -230,6 +238,8 @@ def _check_settings(record: Optimizer, settings: Settings) -> None:
         return
     names = [name for name, p in takes.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY and name != "lr"]
     for name in settings:
+        if name == "lr":
+            raise OptimizerError("lr is what is searched and planned: leave it out; a rate that is known is base_lr=")
         if name not in names:
             near = difflib.get_close_matches(name, [*names, *_SAID], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
