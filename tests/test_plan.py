@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -577,6 +578,13 @@ def test_every_value_of_a_document_is_checked(way: tuple[str, ...], value: objec
 def test_a_plan_is_read_from_plain_files_only() -> None:
     with pytest.raises(PlanError, match="is no plain file"):
         Plan.load("/dev/zero")
+
+
+@pytest.mark.parametrize(("name", "given"), [("recipe", dagscale.Recipe()), ("base", None)])
+def test_what_is_given_in_place_of_inputs_is_told(name: str, given: Any) -> None:
+    given = given or dagscale.search(nn.Linear(8, 2), (torch.randn(32, 8), torch.arange(32) % 2), steps=4, seeds=1)
+    with pytest.raises(PlanError, match=f"second argument is example inputs, not a .*: say it by name, {name}="):
+        dagscale.plan(nn.Linear(8, 2), given)
 
 
 def test_errors_are_one_line_without_control_characters() -> None:

@@ -93,6 +93,8 @@ def members(
         CheckError: if there are fewer than two, or they share no layer.
         TraceError: if one cannot be traced.
     """
+    if isinstance(family, nn.Module):
+        raise CheckError("a check needs a family, two models at least, smallest first: give [small, model]")
     if callable(family):
         if sizes is None:
             raise CheckError("a family given as a function of the size needs sizes=[...], smallest first")

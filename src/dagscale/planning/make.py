@@ -112,6 +112,9 @@ def plan(
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
+    if isinstance(example_inputs, (Recipe, Base)):
+        what = type(example_inputs).__name__
+        raise PlanError(f"the second argument is example inputs, not a {what}: say it by name, {what.lower()}=…")
     with all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None

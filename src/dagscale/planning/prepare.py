@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from textwrap import shorten
 from typing import Any
 
 from torch import nn
@@ -63,9 +64,10 @@ def shown_by(model: nn.Module, recipe: Recipe) -> tuple[Graph, Any]:
         graph = trace(model, inputs, select=recipe.select)
     except DagscaleError as error:
         if recipe.unpack is None and isinstance(error.__cause__ or error.__context__, TypeError):
+            given = shorten(shapes(inputs), 120, placeholder=" …")
             error.args = (
-                f"{error}; of a batch of the data it is given {shapes(inputs)}: if that is not what it takes, give the "
-                "recipe unpack=lambda batch: (inputs, target)",
+                f"{error}; of a batch of the data it is given {given}: if that is not what it takes, give the recipe "
+                "unpack=lambda batch: (inputs, target), with a tuple or a dict of the forward's arguments as inputs",
             )
         raise
     if unreached(graph) and recipe.example.size > FEW:

@@ -21,6 +21,9 @@ from dagscale.training.probe import Probe
 from dagscale.training.seeds import seeded
 from dagscale.training.spreading import Spreading
 
+MOST = 1 << 62
+"""What generators of random numbers, and counters, do not take."""
+
 
 def check_whole(name: str, value: Any, least: int = 1) -> int:
     """``value`` as an int.
@@ -34,6 +37,8 @@ def check_whole(name: str, value: Any, least: int = 1) -> int:
         raise PlanError(f"{name} must be a whole number, got {value!r}") from None
     if number < least:
         raise PlanError(f"{name} must be at least {least}, got {value}")
+    if number >= MOST:
+        raise PlanError(f"{name} must be below 2^62, got {value}")
     return number
 
 
@@ -146,7 +151,7 @@ def _noted(beside: Sequence[nn.Parameter]) -> tuple[str, ...]:
         return ()
     return (
         f"the loss has parameters of its own, of shape {listed(shapes)}: no run here trains them, and the plan has "
-        "none of them; make loss and model one module, which returns the loss, to have them trained and planned",
+        "none of them; freeze them, or make loss and model one module, which returns the loss, to have them trained",
     )
 
 

@@ -88,7 +88,7 @@ def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         if isinstance(value, Tensor):
             raise RecipeError(f"the loss must be one number and is {tuple(value.shape)}: take its mean")
-        raise RecipeError(f"the loss must be one number, a tensor, and is {type(value).__name__}: return that alone")
+        raise RecipeError(f"the loss must be one number and is {type(value).__name__}: return a tensor, and it alone")
     return value
 
 

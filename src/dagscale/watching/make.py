@@ -93,6 +93,8 @@ class Watch:
             raise WatchError(f"every must be a whole number from 1, not {every!r}")
         if log is not None and not callable(log):
             raise WatchError(f"log must be a function of step and scalars, not {type(log).__name__}")
+        if not isinstance(plan, Plan):
+            raise WatchError(f"plan must be what dagscale.plan gave, not {type(plan).__name__}: watch(model, plan, …)")
         self.optimizers = _optimizers(optimizer)
         if plan.live is not None:  # the model's hooks lead here, and what the model leads to is taken for its constants
             plan = replace(plan, live=plan.live.changed(data=None))
