@@ -26,6 +26,7 @@ from dagscale.errors import CopyError
 from dagscale.network import Network
 from dagscale.planning.prepare import traced
 from dagscale.training.copies import WorkingCopy, all_put_back
+from dagscale.training.draws import Fill
 
 torch.manual_seed(0)
 X = torch.randn(96, 10)
@@ -173,6 +174,19 @@ def test_a_loss_that_uses_the_model_itself_trains_it_and_gives_it_back() -> None
         return F.cross_entropy(out, y) + 50 * sum(p.square().sum() for p in model.parameters())  # type: ignore
 
     assert search(model, loss=strong).lr < 0.02, "such a penalty diverges above 2/100"
+
+
+def test_a_loan_within_a_loan_is_not_given_back_too_late() -> None:
+    """As when an interrupt leaves a generator, whose end comes only with the garbage collector."""
+    model = BORROWED["with_lock"](plain())
+    before = fingerprint(model)
+    with all_put_back():  # neither is given back
+        WorkingCopy(model).reset({"a.weight": Fill(0.0, 1.0)})
+        inner = WorkingCopy(model)
+        inner.reset()
+    assert fingerprint(model) == before
+    inner.give_back()
+    assert fingerprint(model) == before
 
 
 def test_what_we_keep_ourselves_is_nothing_that_a_loss_uses() -> None:

@@ -188,7 +188,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda: Recipe((X, Y), nn.CrossEntropyLoss),
         "is the class CrossEntropyLoss: give one of it",
     ),
-    "loss of two numbers": (lambda: planned(loss=lambda out, y: (out.sum(), 1)), "and is tuple: return a tensor, and it alone"),
+    "loss of two numbers": (
+        lambda: planned(loss=lambda out, y: (out.sum(), 1)),
+        "is tuple: return a tensor, and it",
+    ),
     "loss of three": (lambda: planned(loss=lambda out, y, w: out.sum()), r"called as loss\(output, target\)"),
     "loss turned round": (lambda: planned(loss=lambda y, out: F.cross_entropy(out, y)), r"as loss\(output, target\)"),
     "whole labels of several": (

@@ -147,9 +147,11 @@ class WorkingCopy:
 
     def give_back(self) -> None:
         """Put everything back: the user's model where that was borrowed, and what its code keeps in either case. A
-        signal such as Ctrl-C waits until it is done."""
-        uninterrupted(lambda waiting: self._restore())
-        _closed(self._restore)
+        signal such as Ctrl-C waits until it is done. What an `all_put_back` has seen to already is left alone: a loan
+        within a loan would bring back what the model was between them."""
+        if self._restore in _OPEN:
+            uninterrupted(lambda waiting: self._restore())
+            _closed(self._restore)
 
     def _restore(self) -> None:
         self._state.restore()
