@@ -189,12 +189,14 @@ class _Start:
 
     def output(self, recipe: Recipe, batch: Batch) -> Any:
         """What the model made of a batch then. Nothing of this forward stays, and autograd does not see it."""
-        with forward.unchanged_state(State(*forward.roots(self.model))), torch.no_grad():
-            try:
-                self._exchange()
+        state = State(*forward.roots(self.model))
+        try:
+            self._exchange()
+            with torch.no_grad():
                 return logits(engine.batch_output(self.model, recipe, batch))
-            finally:
-                self._exchange()
+        finally:  # no context manager, whose end an interrupt may put off until the user's model is given back
+            self._exchange()
+            state.restore()
 
     def _exchange(self) -> None:
         for tensor, other in self.values:
@@ -245,14 +247,16 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
             found.setdefault(min(layers), []).append(_use(use, out, again))
 
     args, kwargs = forward.bind_inputs(network, _own(x))
+    state = State(*network.modules())
     try:
-        with forward.unchanged_state(State(*network.modules())), seeded(seed), forward.plain_eager():
-            with torch.no_grad(), LayerCalls(network, after=keep):
-                network(*args, **kwargs)
+        with seeded(seed), forward.plain_eager(), torch.no_grad(), LayerCalls(network, after=keep):
+            network(*args, **kwargs)
     except DagscaleError:
         raise
     except Exception as error:
         raise CheckError(f"the forward raised {one_line(error)}, on inputs {shapes(x)} in train mode") from error
+    finally:  # see `_Start.output`
+        state.restore()
     return found
 
 
