@@ -35,9 +35,10 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None):
         x = self.h(self.wte(idx) + self.wpe(torch.arange(idx.shape[1], device=idx.device)))
+        if targets is None:  # to generate, the last token's are enough
+            return self.lm_head(self.ln_f(x[:, -1:])), None
         logits = self.lm_head(self.ln_f(x))
-        loss = None if targets is None else cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return logits, loss
+        return logits, cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def get_batch():
@@ -46,10 +47,10 @@ def get_batch():
     return rows[:, :-1], rows[:, 1:]
 
 
-batches = [get_batch() for _ in range(max_iters)]  # +++ enough to search and to plan with
+batches = [(get_batch(),) for _ in range(max_iters)]  # +++ enough to search and to plan with
 recipe = dagscale.Recipe(  # +++
-    batches, lambda out, y: cross_entropy(out[0].flatten(0, 1), y.flatten()), torch.optim.AdamW, betas=(0.9, 0.95),
-    weight_decay=0.1, steps=max_iters, clip=grad_clip, schedule=dagscale.cosine(warmup=warmup_iters),
+    batches, lambda out: out[1], torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.1,
+    steps=max_iters, clip=grad_clip, schedule=dagscale.cosine(warmup=warmup_iters),
 )  # fmt: skip
 torch.manual_seed(1337)
 model = GPT(n_layer=4, n_embd=64)

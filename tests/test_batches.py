@@ -330,6 +330,40 @@ def test_data_that_carry_a_graph_of_their_own(kind: str) -> None:
 # --- batches that no rows can be taken from ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("whose", ["forward", "loss", "step", "first layer"])
+def test_what_is_written_to_a_batch_is_not_written_to_the_data(whose: str) -> None:
+    """Nor does it reach the next rate: rows of a table are another batch at each reading anyway."""
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        if whose == "loss":
+            y[y == 3] = 0
+        return cross_entropy(out, y)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, target: Tensor) -> Tensor:
+        inputs.mul_(2)
+        optimizer.zero_grad()
+        value = loss(model(inputs), target)
+        value.backward()
+        optimizer.step()
+        return value
+
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2) if whose == "forward" else torch.relu_(x) if whose == "first layer" else x
+
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    batches = [(own.clone(), own[:, :4].argmax(1)) for own in x.split(16)]
+    kept = [(own.clone(), y.clone()) for own, y in batches]
+    torch.manual_seed(0)
+    net = nn.Sequential(Doubling(), nn.Linear(6, 4))
+    recipe = dagscale.Recipe(batches, loss, steps=8, step=step if whose == "step" else None)
+    rates = [dagscale.search(net, recipe, seeds=1).lr, dagscale.plan(net, recipe=recipe, law="short-run").lr]
+    assert all(
+        torch.equal(a, b) for own, before in zip(batches, kept, strict=True) for a, b in zip(own, before, strict=True)
+    )
+    assert all(0.01 < rate < 100 for rate in rates)
+
+
 class Convolved(nn.Module):
     """Two graph convolutions; the adjacency is an input, of any layout."""
 

@@ -442,6 +442,11 @@ def pair_of(forward):
     return [(Written(), DATA.x[:2])] * 2
 
 
+def test_one_model_is_no_family():
+    with pytest.raises(CheckError, match=r"two models at least, smallest first: give \[small, model\]"):
+        check(torch.nn.Linear(2, 2), data=DATA)
+
+
 @pytest.mark.parametrize(
     ("loss", "text"),
     [

@@ -25,7 +25,8 @@ import dagscale
 from dagscale.errors import CopyError
 from dagscale.network import Network
 from dagscale.planning.prepare import traced
-from dagscale.training.copies import WorkingCopy
+from dagscale.training.copies import WorkingCopy, all_put_back
+from dagscale.training.draws import Fill
 
 torch.manual_seed(0)
 X = torch.randn(96, 10)
@@ -95,17 +96,11 @@ def check(model: nn.Module) -> dagscale.Report:
     return dagscale.check([pair, pair], data=(X, Y), loss=F.cross_entropy, base_lr=0.1, steps=2, seeds=2, **more)
 
 
-@pytest.mark.parametrize("name", sorted({*NETWORKS} - {"lazy"}))
-def test_check_agrees_with_that_of_a_plain_twin_or_refuses(name: str, right_check: str) -> None:
-    """It needs two copies side by side, and does not borrow."""
+@pytest.mark.parametrize("name", sorted({*NETWORKS} - {"lazy", "slowed"}))
+def test_check_agrees_with_that_of_a_plain_twin(name: str, right_check: str) -> None:
     model = NETWORKS[name](plain())
     before = fingerprint(model)
-    if name in COPYABLE:
-        assert str(check(model)) == right_check
-    else:
-        with pytest.raises(dagscale.DagscaleError, match="the model cannot be copied") as caught:
-            check(model)
-        assert "\n" not in str(caught.value)
+    assert str(check(model)) == right_check
     assert fingerprint(model) == before
 
 
@@ -179,6 +174,32 @@ def test_a_loss_that_uses_the_model_itself_trains_it_and_gives_it_back() -> None
         return F.cross_entropy(out, y) + 50 * sum(p.square().sum() for p in model.parameters())  # type: ignore
 
     assert search(model, loss=strong).lr < 0.02, "such a penalty diverges above 2/100"
+
+
+def test_a_loan_within_a_loan_is_not_given_back_too_late() -> None:
+    """As when an interrupt leaves a generator, whose end comes only with the garbage collector."""
+    model = BORROWED["with_lock"](plain())
+    before = fingerprint(model)
+    with all_put_back():  # neither is given back
+        WorkingCopy(model).reset({"a.weight": Fill(0.0, 1.0)})
+        inner = WorkingCopy(model)
+        inner.reset()
+    assert fingerprint(model) == before
+    inner.give_back()
+    assert fingerprint(model) == before
+
+
+def test_what_we_keep_ourselves_is_nothing_that_a_loss_uses() -> None:
+    """A program's functions may name ours, whose books lead to every model that is lent at present."""
+    model = plain()
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        assert all_put_back
+        return F.cross_entropy(out, y)
+
+    with all_put_back():
+        WorkingCopy(model).reset()
+        assert not WorkingCopy(model, beside=(loss,)).borrowed
 
 
 def test_a_training_step_that_uses_the_model_by_its_name() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import mse_loss
 
+import dagscale
 from dagscale.errors import DagscaleError, OptimizerError, UnknownNameError
 from dagscale.training.optimizers import OPTIMIZERS, resolve
+from dagscale.training.recipe import Recipe
 
 
 def groups() -> list[dict[str, Any]]:
@@ -91,6 +95,23 @@ def test_a_factory_that_returns_none_is_refused() -> None:
         resolve(lambda groups: None).make(groups())
 
 
+def test_a_factory_that_holds_another_models_parameters_is_refused() -> None:
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(OptimizerError, match=r"none of the parameters in the groups .* make it of its argument"):
+        resolve(lambda groups: torch.optim.SGD(other.parameters(), lr=1.0)).make(groups())
+
+
+def test_a_partial_class_is_that_class_with_these_settings() -> None:
+    record = resolve(partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95)), {"weight_decay": 0.1})
+    assert record.describe() == resolve("adamw", {"betas": (0.9, 0.95), "weight_decay": 0.1}).describe()
+    assert record.step == "sign"
+
+
+def test_a_loss_that_is_to_grow_is_refused() -> None:
+    with pytest.raises(OptimizerError, match="leave it out, and give the loss with the other sign"):
+        resolve("sgd", {"maximize": True})
+
+
 def test_a_wrong_setting_is_told_in_one_line() -> None:
     with pytest.raises(OptimizerError, match="'betas' is no setting of the optimizer sgd"):
         resolve("sgd", {"betas": (0.9, 0.99)})
@@ -116,6 +137,22 @@ def test_a_setting_that_is_infinite_by_itself_may_be_so() -> None:
         return torch.optim.SGD(groups, 0.1)
 
     resolve(endless, {"growth": math.inf}).make(groups())
+
+
+def test_a_rate_is_no_setting() -> None:
+    with pytest.raises(OptimizerError, match="lr is what is searched and planned: leave it out"):
+        resolve("adamw", {"lr": 1e-3})
+
+
+def test_an_optimiser_that_averages_begins_in_train_mode() -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    net = torch.nn.Linear(4, 2)
+    recipe = Recipe((x, x[:, :2]), mse_loss, schedulefree.AdamWScheduleFree, batch_size=8, steps=8)
+    plan = dagscale.plan(net, recipe=recipe, law="short-run")
+    optimizer = plan.optimizer(net)
+    mse_loss(net(x), x[:, :2]).backward()
+    optimizer.step()
 
 
 def test_a_trait_that_nobody_knows_is_refused() -> None:

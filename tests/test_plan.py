@@ -580,6 +580,13 @@ def test_a_plan_is_read_from_plain_files_only() -> None:
         Plan.load("/dev/zero")
 
 
+@pytest.mark.parametrize(("name", "given"), [("recipe", dagscale.Recipe()), ("base", None)])
+def test_what_is_given_in_place_of_inputs_is_told(name: str, given: Any) -> None:
+    given = given or dagscale.search(nn.Linear(8, 2), (torch.randn(32, 8), torch.arange(32) % 2), steps=4, seeds=1)
+    with pytest.raises(PlanError, match=f"second argument is example inputs, not a .*: say it by name, {name}="):
+        dagscale.plan(nn.Linear(8, 2), given)
+
+
 def test_errors_are_one_line_without_control_characters() -> None:
     assert str(PlanError("a\nb \x1b[31m")) == "a b \\x1b[31m"
 
@@ -600,8 +607,8 @@ def test_arguments_in_anothers_place_are_refused_in_one_line() -> None:
         "Sequential is not a plan": lambda: dagscale.check(plan, model),
         "Base is not a plan": lambda: dagscale.watch(model, base, optimizer),
         "Plan is not a torch.nn.Module": lambda: dagscale.watch(plan, model, optimizer),
-        "Base stands where example inputs do: .* base=": lambda: dagscale.plan(model, base),
-        "Recipe stands where example inputs do: .* recipe=": lambda: dagscale.plan(model, recipe),
+        "example inputs, not a Base: say it by name, base=": lambda: dagscale.plan(model, base),
+        "example inputs, not a Recipe: say it by name, recipe=": lambda: dagscale.plan(model, recipe),
         "generator is not a torch.nn.Module": lambda: plan.optimizer(model.parameters()),
         "SGD is not a torch.nn.Module": lambda: plan.init_(optimizer),
         "Sequential is not a torch optimizer": lambda: plan.schedule(model),

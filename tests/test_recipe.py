@@ -139,6 +139,14 @@ class Once(Again):
         return iter(batches)
 
 
+def planned(data: Any = (X, Y), **more: Any) -> Any:
+    return dagscale.plan(net(), recipe=Recipe(data, batch_size=16, steps=4, **more), law="short-run")
+
+
+def searched(**more: Any) -> Any:
+    return dagscale.search(net(), Recipe((X, Y), F.cross_entropy, batch_size=16, **{"steps": 16, **more}), seeds=1)
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "empty loader": (lambda: first(DataLoader(TensorDataset(X[:0], Y[:0]))), "the data hold no batch"),
     "iterator": (lambda: first(iter(LIST)), "iterated once only .*give what makes it anew, such as a list"),
@@ -176,6 +184,39 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda: dagscale.plan(net(), recipe=Recipe(Again(X[:16], X[16:]), torch.dist, steps=8), law="short-run"),
         "the batches have no target, so that the loss is given the output alone",
     ),
+    "loss as a class": (
+        lambda: Recipe((X, Y), nn.CrossEntropyLoss),
+        "is the class CrossEntropyLoss: give one of it",
+    ),
+    "loss of two numbers": (
+        lambda: planned(loss=lambda out, y: (out.sum(), 1)),
+        "is tuple: return a tensor, and it",
+    ),
+    "loss of three": (lambda: planned(loss=lambda out, y, w: out.sum()), r"called as loss\(output, target\)"),
+    "loss turned round": (lambda: planned(loss=lambda y, out: F.cross_entropy(out, y)), r"as loss\(output, target\)"),
+    "whole labels of several": (
+        lambda: planned((X, F.one_hot(Y, 2)), loss=F.binary_cross_entropy_with_logits),
+        r"no class labels must be floating, y.float\(\)",
+    ),
+    "whole labels of a kind": (lambda: planned((X, Y.int())), r"class labels must be int64, y.long\(\)"),
+    "classes last": (
+        lambda: dagscale.plan(tokens(), data=(IDS, IDS.roll(-1, 1)), loss=F.cross_entropy, steps=4, law="short-run"),
+        r"classes in the second dimension; .* cross_entropy\(out.flatten\(0, -2\), y.flatten\(\)\)",
+    ),
+    "no schedule": (lambda: searched(schedule=lambda o, n: None), "schedule gave a NoneType, which has no step"),
+    "several schedules": (
+        lambda: searched(schedule=lambda o, n: [torch.optim.lr_scheduler.StepLR(o, 3)]),
+        "schedule gave a list, which has no step",
+    ),
+    "schedule of another length": (
+        lambda: searched(schedule=lambda o, n: torch.optim.lr_scheduler.LambdaLR(o, lambda s: 1 / (n - 4))),
+        "raised ZeroDivisionError: .*, for a run of 4 steps: .* for runs of any length",
+    ),
+    "schedule that wants a loss": (
+        lambda: searched(schedule=lambda o, n: torch.optim.lr_scheduler.ReduceLROnPlateau(o)),
+        "step.. raised TypeError: .* called without arguments after every optimiser step",
+    ),
+    "step with a closure": (lambda: searched(optimizer=torch.optim.LBFGS), "training step that gives it one.* step="),
     "step of one": (
         lambda: Recipe((X, Y), step=lambda batch: 0.0),
         r"called as step\(model, optimizer, inputs, target\), .*<lambda> does not take these",
@@ -192,9 +233,66 @@ def test_each_mistake_is_one_line_with_its_mend(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param([{"image": x, "target": y} for x, y in LIST], id="named"),
+        pytest.param([((x, x), y) for x, y in LIST], id="two inputs"),
+    ],
+)
+def test_batches_that_the_forward_does_not_take_say_how_to_unpack_them(data: Any) -> None:
+    with pytest.raises(DagscaleError, match=r"of a batch of the data it is given .* recipe unpack=") as error:
+        dagscale.search(net(), data, steps=4)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_of_sparse_embeddings(clip: float | None) -> None:
+    class Bag(nn.Module):
+        def __init__(self, sparse: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.bag, self.out = nn.EmbeddingBag(5, 8, sparse=sparse), nn.Linear(8, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.out(self.bag(ids))
+            return out
+
+    recipe = Recipe((IDS, IDS[:, 0] % 2), F.cross_entropy, batch_size=16, steps=8, clip=clip)
+    found, right = (dagscale.search(Bag(sparse), recipe, seeds=1) for sparse in (True, False))
+    assert found.lr == pytest.approx(right.lr, rel=1e-3)
+
+
+class Arc(nn.Module):
+    """A loss with a vector a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.eye(2))
+
+    def forward(self, out: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(out @ self.centres, y)
+
+
+def test_parameters_of_the_loss_are_told_of() -> None:
+    arc, teacher = Arc(), Arc()
+    arc.centres.grad = torch.ones(2, 2)
+
+    def with_a_teacher(out: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher(out, y)
+        return F.cross_entropy(out, y)
+
+    for loss, noted in ((arc, True), (lambda out, y: arc(out, y), True), (with_a_teacher, False)):
+        recipe = Recipe((X, Y), loss, batch_size=16, steps=8)
+        for result in (dagscale.search(net(), recipe, seeds=1), dagscale.plan(net(), recipe=recipe, law="short-run")):
+            assert any("the loss has parameters of its own, of shape (2, 2)" in note for note in result.notes) == noted
+    assert torch.equal(arc.centres.grad, torch.ones(2, 2))
+
+
 @pytest.mark.parametrize("momentum", ["", "x", None, []])
 def test_settings_of_a_wrong_type_are_refused(momentum: object) -> None:
-    with pytest.raises(OptimizerError, match="do not hold together"):
+    with pytest.raises(OptimizerError, match="do not hold together|cannot be"):
         Recipe(None, optimizer="sgd", momentum=momentum)
 
 

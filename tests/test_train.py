@@ -263,7 +263,7 @@ def test_errors_are_one_line_and_name_the_fault() -> None:
         (RecipeError, "the schedule raised TypeError", lambda: fit(mlp(), x, y, schedule=lambda optimizer: None)),
         (
             RecipeError,
-            "the schedule raised TypeError: .*metrics",
+            r"the schedule's step\(\) raised TypeError: .*metrics",
             lambda: fit(mlp(), x, y, schedule=lambda o, n: torch.optim.lr_scheduler.ReduceLROnPlateau(o)),
         ),
         (RecipeError, "take its mean", lambda: fit(mlp(), x, y, loss=lambda out, y: out)),

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -745,12 +746,23 @@ def test_bad_requests() -> None:
         dagscale.watch(model, plan, model)  # type: ignore[arg-type]
     with pytest.raises(WatchError, match="no optimizer to watch"):
         dagscale.watch(model, plan, [])
+    with pytest.raises(WatchError, match=r"AdamW is not a plan: give what dagscale\.plan returned"):
+        dagscale.watch(model, optimizer, plan)  # type: ignore[arg-type]
     with pytest.raises(WatchError, match="log must be a function"):
         dagscale.watch(model, plan, optimizer, log=3)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="the plan is for another model"):
         dagscale.watch(mlp(2), plan, optimizer)
     assert not model._forward_hooks
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_scripted_model_takes_no_hooks() -> None:
+    model, plan, _ = watched()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(model)
+    with pytest.raises(WatchError, match=r"the model takes no hooks .* watch a training of it as it was before"):
+        dagscale.watch(scripted, plan, plan.optimizer(scripted))
 
 
 def test_a_layer_that_writes_into_a_buffer_of_the_users_is_left_alone() -> None:

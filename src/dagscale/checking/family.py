@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from dagscale.errors import CheckError, DagscaleError
 from dagscale.graph import Graph
 from dagscale.graph.paths import path_sums
 from dagscale.inits import INITS
+from dagscale.network import Network
 from dagscale.planning.prepare import shown_by
 from dagscale.tracing import forward, trace
 from dagscale.training.recipe import Recipe
@@ -58,6 +59,7 @@ class Member:
     Args:
         make: seed → the model; a family given as a function is built anew under each seed.
         layers: in topological order.
+        latest: the network that was asked for last, if any.
     """
 
     label: str
@@ -65,6 +67,15 @@ class Member:
     inputs: Any
     graph: Graph
     layers: tuple[LayerFacts, ...]
+    latest: list[Network] = field(default_factory=list, repr=False, compare=False)
+
+    def network(self, recipe: Recipe, seed: int) -> Network:
+        """The member under a seed, trained as ``recipe`` says; of a model that is given, always the same one, with the
+        one copy that it is measured on."""
+        model = self.make(seed)
+        if not self.latest or self.latest[0].model is not model:
+            self.latest[:] = [Network(self.graph, recipe, model, self.inputs, seed)]
+        return self.latest[0]
 
     @property
     def width(self) -> float:
@@ -82,6 +93,8 @@ def members(
         CheckError: if there are fewer than two, or they share no layer.
         TraceError: if one cannot be traced.
     """
+    if isinstance(family, nn.Module):
+        raise CheckError("a check needs a family, two models at least, smallest first: give [small, model]")
     if callable(family):
         if sizes is None:
             raise CheckError("a family given as a function of the size needs sizes=[...], smallest first")

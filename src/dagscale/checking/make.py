@@ -18,14 +18,13 @@ from dagscale.checking.report import Report
 from dagscale.checking.verdict import Evidence, fits, levels, surely_worse, too_sharp
 from dagscale.errors import CheckError, DagscaleError, PlanError
 from dagscale.inits import INITS, Fill
-from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.make import plan as make_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, traced
 from dagscale.progress import Progress, shown
 from dagscale.tracing.make import listed
-from dagscale.training.copies import all_put_back, kept_until_the_end
+from dagscale.training.copies import all_put_back
 from dagscale.training.recipe import Loss, Recipe
 from dagscale.typed import PLAN, must_be
 
@@ -108,9 +107,7 @@ def check(
         numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
         axis, found_sizes = growth(family_, numbers)
         for member in family_:
-            model = member.make(seed)
-            kept_until_the_end(model, (recipe.loss, recipe.step))
-            attempt(model, member.graph, member.inputs, task)
+            attempt(member.network(recipe, seed))
         bar.say("planning")
         planner = _Planner(family_, plans, given, task, base_lr, seed)
         notes += planner.notes
@@ -131,7 +128,7 @@ def check(
             ratio = too_sharp(evidence, i)
             if ratio is not None and all(o.finite for o in seen[i]):
                 ratios = [
-                    too_high(m.make(seed + k), planner.plan(i, k), task, seed + k, lower_share(ratio))
+                    too_high(m.network(recipe, seed + k), planner.plan(i, k), seed + k, lower_share(ratio))
                     for k in range(min(seeds, CONFIRMED))
                 ]
                 if surely_worse(ratios, len(family_)):
@@ -146,7 +143,8 @@ def check(
 
 
 def _observed(member: Member, planner: _Planner, i: int, k: int, task: Task, seed: int, bar: Progress) -> Observation:
-    seen = observe(member.make(seed + k), member.graph, planner.plan(i, k), task, seed + k, sharpness=k < SHARP)
+    network = member.network(task.recipe, seed + k)
+    seen = observe(network, planner.plan(i, k), task, seed + k, sharpness=k < SHARP)
     bar.advance()
     return seen
 
@@ -238,7 +236,7 @@ class _Planner:
         """What the init alone says under the k-th seed, worked out once."""
         if (member, k) not in self.known:
             m = self.family[member]
-            network = Network(m.graph, self.recipe, m.make(self.seed + k), m.inputs, self.seed + k)
+            network = replace(m.network(self.recipe, self.seed + k), seed=self.seed + k)
             self.known[member, k] = initialised(network, self.plans[member].init).fills
         return self.known[member, k]
 
@@ -259,7 +257,8 @@ class _Planner:
             return ADAPTIVE_LR
         unit = self._make(first, {**self.options, "law": "none"})
         try:
-            value = steepness(started(first.make(self.seed), unit, self.seed), first.graph, unit, task, self.seed)
+            with started(first.network(self.recipe, self.seed), unit, self.seed) as model:
+                value = steepness(model, first.graph, unit, task, self.seed)
         except PlanError as error:
             raise CheckError(
                 f"no base_lr is given, and the first member's curvature is not to be had: {error}"

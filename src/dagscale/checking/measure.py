@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -98,10 +98,8 @@ class Observation:
         return all(map(math.isfinite, (*self.losses, *seen)))
 
 
-def observe(
-    model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int, *, sharpness: bool = True
-) -> Observation:
-    """Initialise a copy of ``model``, take ``task.steps`` optimiser steps, and look at every layer in between.
+def observe(network: Network, plan: Plan, task: Task, seed: int, *, sharpness: bool = True) -> Observation:
+    """Initialise the network's working copy, take ``task.steps`` optimiser steps, and look at every layer in between.
 
     The steps are the recipe's, with its clipping, accumulation and autocast or its own training step; at a constant
     rate, since the first steps of a warm-up move nothing.
@@ -109,31 +107,35 @@ def observe(
     Raises:
         CheckError: if forward or loss fail.
     """
-    network = started(model, plan, seed)
+    with started(network, plan, seed) as model:
+        return _observed(model, network.graph, plan, task, seed, sharpness)
+
+
+def _observed(model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int, sharpness: bool) -> Observation:
     recipe = task.recipe
     size = min(LOOKED_AT, recipe.batch_size or LOOKED_AT)
-    looked = next(recipe.source.batches(seed, size)).to(network).inputs
+    looked = next(recipe.source.batches(seed, size)).to(model).inputs
     wanted = {use.name for use in graph.layers}
-    before = _watch(network, looked, seed, wanted)
+    before = _watch(model, looked, seed, wanted)
     curved = sharpness and recipe.optimizer.stable is not None
     try:
-        sharp = steepness(network, graph, plan, task, seed) if curved else None
+        sharp = steepness(model, graph, plan, task, seed) if curved else None
     except PlanError:  # a loss of several heads, or one that cannot be differentiated twice: a check goes on without
         sharp = None
-    start = copy.deepcopy(network) if task.centred and recipe.step is None else None
+    start = _Start(model) if task.centred and recipe.step is None else None
     loss_on = partial(_loss, start=start)
-    optimizer = recipe.optimizer.make(plan.param_groups(network))
+    optimizer = recipe.optimizer.make(plan.param_groups(model))
     batches = recipe.source.batches(seed)
     losses: list[float] = []
     changes: dict[str, list[float]] = {name: [] for name in before}
     own: dict[str, tuple[float, ...]] = dict.fromkeys(before, ())
     with seeded(seed):
         for _ in range(task.steps):
-            loss = engine.step(network, optimizer, recipe, batches, losses[0] if losses else None, loss_on)
+            loss = engine.step(model, optimizer, recipe, batches, losses[0] if losses else None, loss_on)
             losses.append(math.inf if losses and engine.exploded(loss, losses[0]) else loss)
             if len(losses) in (1, task.steps):
                 own = {name: (*own[name], *_by_itself(uses)) for name, uses in before.items()}
-            after = _watch(network, looked, seed, wanted, again=False)
+            after = _watch(model, looked, seed, wanted, again=False)
             for name, uses in before.items():
                 pairs = zip(uses, after.get(name, ()), strict=False)
                 changes[name].append(_mean([_square(new.z - old.z) for old, new in pairs]))
@@ -142,45 +144,65 @@ def observe(
     )
 
 
-def attempt(model: nn.Module, graph: Graph, inputs: Inputs, task: Task) -> None:
-    """Run forward and loss once on a copy in train mode, so that what cannot be trained on is said at once.
+def attempt(network: Network) -> None:
+    """Run forward and loss once in train mode, so that what cannot be trained on is said at once.
 
     Raises:
-        CheckError: if forward or loss fail, no parameter gets a gradient, the loss cannot be right, or copies of the
-            model are no models of their own: two are needed side by side, so that it cannot be borrowed.
+        CheckError: if forward or loss fail, no parameter gets a gradient, or the loss cannot be right.
+        CopyError: if the model can be neither copied nor borrowed.
         PlanError: if the model has no values.
     """
-    whole = Network(graph, task.recipe, model, inputs)
-    copied = whole.copy
-    copied.give_back()
-    if copied.borrowed:
-        raise CheckError(f"the model cannot be copied ({copied.why}): give one that copy.deepcopy can")
-    network = copied.model
-    network.train()
-    if not any(p.requires_grad for p in network.parameters()):
-        raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
-    with forward.unchanged_random_state():
-        value = _loss(network, task.recipe, task.recipe.example.to(network))
-    if not value.requires_grad:
-        raise CheckError("the loss does not depend on any parameter: check that nothing is detached on the way to it")
-    check_gradient(whole)
-
-
-def started(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
-    """A copy in train mode, initialised as ``plan`` says."""
-    network = _copied(model)
-    network.train()  # before drawing: some adapters write to weights here
-    plan.init_(network, seed=seed)
-    return network
-
-
-def _copied(model: nn.Module) -> nn.Module:
+    copied = network.copy
     try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise CheckError(
-            f"the model cannot be copied ({type(error).__name__}): give one that copy.deepcopy can"
-        ) from error
+        model = copied.reset()
+        if not any(p.requires_grad for p in model.parameters()):
+            raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
+        with forward.unchanged_random_state():
+            value = _loss(model, network.recipe, network.recipe.example.to(model))
+        if not value.requires_grad:
+            raise CheckError(
+                "the loss does not depend on any parameter: check that nothing is detached on the way to it"
+            )
+    finally:
+        copied.give_back()
+    check_gradient(network)
+
+
+@contextmanager
+def started(network: Network, plan: Plan, seed: int) -> Iterator[nn.Module]:
+    """The network's working copy in train mode, initialised as ``plan`` says; given back on leaving."""
+    copied = network.copy
+    try:
+        model = copied.reset()
+        plan.init_(model, seed=seed)
+        yield model
+    finally:
+        copied.give_back()
+
+
+class _Start:
+    """A model as it is now, to be run beside what it becomes: with the values from now, for one forward at a time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+
+    def output(self, recipe: Recipe, batch: Batch) -> Any:
+        """What the model made of a batch then. Nothing of this forward stays, and autograd does not see it."""
+        state = State(*forward.roots(self.model))
+        try:
+            self._exchange()
+            with torch.no_grad():
+                return logits(engine.batch_output(self.model, recipe, batch))
+        finally:  # no context manager, whose end an interrupt may put off until the user's model is given back
+            self._exchange()
+            state.restore()
+
+    def _exchange(self) -> None:
+        for tensor, other in self.values:
+            now = tensor.detach().clone()
+            tensor.data.copy_(other)
+            other.copy_(now)
 
 
 def lower_share(ratio: float) -> float:
@@ -192,13 +214,13 @@ def lower_share(ratio: float) -> float:
     return min(LOWER, 0.5 / ratio)
 
 
-def too_high(model: nn.Module, plan: Plan, task: Task, seed: int, lower: float = LOWER) -> float:
+def too_high(network: Network, plan: Plan, seed: int, lower: float = LOWER) -> float:
     """``ln`` of a short run's final loss at the plan's rate over that at a ``lower`` share; ``inf`` if it diverged."""
     final = []
     for share in (1.0, lower):
-        network = started(model, plan, seed)
-        groups = plan.param_groups(network, lr=share * plan.lr)
-        run = train(network, task.recipe, groups, seed=seed, steps=CONFIRM, evaluate=512)
+        with started(network, plan, seed) as model:
+            groups = plan.param_groups(model, lr=share * plan.lr)
+            run = train(model, network.recipe, groups, seed=seed, steps=CONFIRM, evaluate=512)
         final.append(run.loss)
     if not math.isfinite(final[0]):
         return math.inf
@@ -225,14 +247,16 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
             found.setdefault(min(layers), []).append(_use(use, out, again))
 
     args, kwargs = forward.bind_inputs(network, _own(x))
+    state = State(*network.modules())
     try:
-        with forward.unchanged_state(State(*network.modules())), seeded(seed), forward.plain_eager():
-            with torch.no_grad(), LayerCalls(network, after=keep):
-                network(*args, **kwargs)
+        with seeded(seed), forward.plain_eager(), torch.no_grad(), LayerCalls(network, after=keep):
+            network(*args, **kwargs)
     except DagscaleError:
         raise
     except Exception as error:
         raise CheckError(f"the forward raised {one_line(error)}, on inputs {shapes(x)} in train mode") from error
+    finally:  # see `_Start.output`
+        state.restore()
     return found
 
 
@@ -282,14 +306,12 @@ def steepness(network: nn.Module, graph: Graph, plan: Plan, task: Task, seed: in
         return leading_eigenpair(probe, scale, tolerance=0.1, most=20)[0]
 
 
-def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: nn.Module | None = None) -> Tensor:
+def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: _Start | None = None) -> Tensor:
     again = replace(batch, inputs=_own(batch.inputs)) if start is not None else batch
     try:
         out = engine.batch_output(network, recipe, batch)
         if start is not None and isinstance(logits(out), Tensor):
-            with torch.no_grad():
-                first = logits(engine.batch_output(start, recipe, again))
-            out = logits(out) - first
+            out = logits(out) - start.output(recipe, again)
         return engine.output_loss(recipe, out, batch)
     except RecipeError as error:
         if start is None:

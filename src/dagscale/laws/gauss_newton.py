@@ -98,7 +98,9 @@ def _power_iteration(
     roots = [d.sqrt() if isinstance(d, Tensor) else math.sqrt(d) for d in scale]
     product = gauss_newton(probe, batches[0]) if len(batches) == 1 else _mean_product(probe, batches)
     generator = torch.Generator().manual_seed(probe.seed)
-    v = list(start) or [torch.randn(p.shape, generator=generator).to(p) for p in probe.parameters.values()]
+    v = list(start) or [
+        torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p) for p in probe.parameters.values()
+    ]
     value, calm = 0.0, 0
     for _ in range(most):
         norm = math.sqrt(dot(v, v))

@@ -173,11 +173,9 @@ class Runs:
 
     def _scheduler(self, optimizer: torch.optim.Optimizer) -> Scheduler | None:
         recipe = self.probe.recipe
-        make = recipe.schedule
-        if make is None or SCHEDULE == "constant":
+        if SCHEDULE == "constant":
             return None
-        total = self.steps if SCHEDULE == "compressed" else recipe.total_steps
-        return engine.of_user("schedule", lambda: make(optimizer, total))
+        return recipe.scheduler(optimizer, self.steps if SCHEDULE == "compressed" else recipe.total_steps)
 
     def __call__(self, rate: float) -> float:
         losses = self._losses(rate)

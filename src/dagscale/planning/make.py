@@ -112,9 +112,9 @@ def plan(
         TraceError: if a network cannot be traced; ForwardError if its forward raises, on the data too.
         GraphError: if the law has no answer for a network.
     """
-    for kind, name in ((Base, "base"), (Recipe, "recipe")):
-        if isinstance(example_inputs, kind):
-            raise PlanError(f"{kind.__name__} stands where example inputs do: give it by its name, {name}=")
+    if isinstance(example_inputs, (Recipe, Base)):
+        what = type(example_inputs).__name__
+        raise PlanError(f"the second argument is example inputs, not a {what}: say it by name, {what.lower()}=…")
     with all_put_back(), shown("planning", progress) as bar:
         bases, given = _bases(base, base_lr)
         whole = recipe is not None
@@ -152,7 +152,7 @@ def plan(
             with about(name):
                 own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
             origins[name] = replace(own, by_layer=bool(parts), hint=rates[len(origins)])
-        _try(check_gradient, chosen, {"target": target, **origins})
+        beside = _try(check_gradient, chosen, {"target": target, **origins})
         target = replace(target, hint=_expected(target, origins, rates))
         carried, start = _carry(chosen, target, origins, rates, bar)
         known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
@@ -160,7 +160,7 @@ def plan(
         carried = carried.to_the(power)
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
         sure = certainty(known, carried.uncertain, errors, alone)
-        origin = _origin(alone, chosen.absolute, power)
+        origin = (*_origin(alone, chosen.absolute, power), *beside)
         return size(_built(chosen, target, carried, start, parts, zeros, sure, origin))
 
 
@@ -359,12 +359,16 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
     )  # fmt: skip
 
 
-def _try(check: Callable[[Network], None], chosen: _Chosen, networks: Mapping[str, Network]) -> None:
-    """Run a check on every network that the law will be measured on."""
+def _try(
+    check: Callable[[Network], tuple[str, ...] | None], chosen: _Chosen, networks: Mapping[str, Network]
+) -> tuple[str, ...]:
+    """Run a check on every network that the law will be measured on; its notes, each once."""
+    notes: dict[str, None] = {}
     for name, network in networks.items() if chosen.law.measured else ():
         if network.model is not None:
             with about(name):
-                check(network)
+                notes.update(dict.fromkeys(check(network) or ()))
+    return tuple(notes)
 
 
 def _rms(model: nn.Module | None) -> dict[str, float]:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from textwrap import shorten
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ from dagscale.network import Network
 from dagscale.planning.plans import named
 from dagscale.planning.trained import zero_by_design
 from dagscale.tracing import forward, trace
-from dagscale.training.batches import LABELS, to_model
+from dagscale.training.batches import LABELS, shapes, to_model
 from dagscale.training.recipe import Recipe
 from dagscale.typed import MODEL, must_be
 
@@ -59,7 +60,16 @@ def shown_by(model: nn.Module, recipe: Recipe) -> tuple[Graph, Any]:
         TraceError: if it cannot be traced.
     """
     inputs = example_inputs(model, recipe)
-    graph = trace(model, inputs, select=recipe.select)
+    try:
+        graph = trace(model, inputs, select=recipe.select)
+    except DagscaleError as error:
+        if recipe.unpack is None and isinstance(error.__cause__ or error.__context__, TypeError):
+            given = shorten(shapes(inputs), 120, placeholder=" …")
+            error.args = (
+                f"{error}; of a batch of the data it is given {given}: if that is not what it takes, give the recipe "
+                "unpack=lambda batch: (inputs, target), with a tuple or a dict of the forward's arguments as inputs",
+            )
+        raise
     if unreached(graph) and recipe.example.size > FEW:
         whole = example_inputs(model, recipe, recipe.example.size)
         again = trace(model, whole, select=recipe.select)

@@ -152,7 +152,7 @@ def _beyond(weight: Tensor) -> float:
     if not 0 < rms < math.inf:
         return 0.0
     matrix = matrix.clamp(-OUTLYING * rms, OUTLYING * rms)
-    vector = torch.ones(columns, device=matrix.device) + torch.arange(columns, device=matrix.device) / columns
+    vector = torch.ones_like(matrix[0]) + torch.arange(columns).to(matrix) / columns
     for _ in range(ROUNDS):
         vector = matrix.T @ (matrix @ (vector / vector.norm()))
     largest = math.sqrt(float(vector.norm()))

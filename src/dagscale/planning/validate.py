@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from operator import index
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dagscale.errors import ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.network import Network
+from dagscale.tracing.make import listed
+from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, logits, shapes
+from dagscale.training.batches import Batch, dense, logits, shapes
 from dagscale.training.probe import Probe
 from dagscale.training.seeds import seeded
 from dagscale.training.spreading import Spreading
+
+MOST = 1 << 62
+"""What generators of random numbers, and counters, do not take."""
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> int:
@@ -31,6 +37,8 @@ def check_whole(name: str, value: Any, least: int = 1) -> int:
         raise PlanError(f"{name} must be a whole number, got {value!r}") from None
     if number < least:
         raise PlanError(f"{name} must be at least {least}, got {value}")
+    if number >= MOST:
+        raise PlanError(f"{name} must be below 2^62, got {value}")
     return number
 
 
@@ -85,8 +93,11 @@ def rehearse(network: Network) -> None:
             engine.step(probe.model, probe.optimizer(), recipe, iter([batch] * recipe.accumulate))
 
 
-def check_gradient(network: Network) -> None:
+def check_gradient(network: Network) -> tuple[str, ...]:
     """Forward, loss and backward at initialisation, on as many batches as it takes to see a gradient.
+
+    Returns:
+        A note, if the gradient reaches parameters that are the loss's own, such as the class vectors of ArcFace.
 
     Raises:
         RecipeError: if data or loss do not fit, or no weight has a gradient on any of ``LOOKS`` batches: a training run
@@ -94,16 +105,17 @@ def check_gradient(network: Network) -> None:
         ForwardError: if the forward raises.
     """
     if network.recipe.step is not None:  # its loss cannot be had without stepping
-        return
+        return ()
     with network.probe(network.seed) as probe:
+        beside = _beside(probe)
         values = []
         for _ in range(LOOKS):
             batch = probe.batch().to(probe.model)
             with seeded(network.seed):
                 value = _checked_loss(probe, batch)
                 engine.backward(value)
-            if any(p.grad is not None and bool((p.grad != 0).any()) for p in probe.parameters.values()):
-                return
+            if any(p.grad is not None and bool(dense(p.grad).any()) for p in probe.parameters.values()):
+                return _noted(beside)
             values.append(value.item())
         taken = (p for p in probe.parameters.values() if p.grad is None)
         hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in taken)
@@ -120,6 +132,26 @@ def check_gradient(network: Network) -> None:
     raise RecipeError(
         f"the loss is {what} and has no gradient: it does not depend on the weights, as softmax over one column, "
         "rounding or a threshold does not; check loss, targets and the model's last layer"
+    )
+
+
+def _beside(probe: Probe) -> list[nn.Parameter]:
+    """Parameters that the loss leads to and the model has not, without gradients until its copy is given back."""
+    own = {id(p) for p in probe.model.parameters()}
+    met = State(probe.recipe.loss).tensors
+    found = [p for p in met if isinstance(p, nn.Parameter) and p.requires_grad and id(p) not in own]
+    for parameter in found:
+        parameter.grad = None
+    return found
+
+
+def _noted(beside: Sequence[nn.Parameter]) -> tuple[str, ...]:
+    shapes = [str(tuple(p.shape)) for p in beside if p.grad is not None]
+    if not shapes:
+        return ()
+    return (
+        f"the loss has parameters of its own, of shape {listed(shapes)}: no run here trains them, and the plan has "
+        "none of them; freeze them, or make loss and model one module, which returns the loss, to have them trained",
     )
 
 

@@ -18,7 +18,7 @@ from dagscale.planning.base import Base, Pair, Point
 from dagscale.planning.make import starting_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import Patterns, initialised, keeping, traced
-from dagscale.planning.validate import check_gradient
+from dagscale.planning.validate import check_gradient, check_whole
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
@@ -137,12 +137,12 @@ def search(
     if recipe.steps is None and recipe.epochs is None:
         recipe = recipe.changed(epochs=1)
     rates = check_grid(default_grid(recipe.optimizer) if grid is None else grid)
-    if seeds < 1:
-        raise SearchError(f"seeds must be at least 1, got {seeds}")
-    if widen < 0:
-        raise SearchError(f"widen must be 0 or more, got {widen}")
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise SearchError(f"tolerance must be 0 or more, got {tolerance}")
+    try:
+        seeds, widen, seed = check_whole("seeds", seeds), check_whole("widen", widen, 0), check_whole("seed", seed, 0)
+    except PlanError as error:
+        raise SearchError(str(error)) from None
+    if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance >= 0):
+        raise SearchError(f"tolerance must be 0 or more, got {tolerance!r}")
     more = {"init": init, "only": only, "keep": keep, "reset": reset, "lr_scale": lr_scale}
     if plan is not None and (extra := [name for name, value in more.items() if value is not None]):
         raise SearchError(f"plan= brings its own init and rates: leave {', '.join(extra)} out")
@@ -161,7 +161,7 @@ def search(
 
     def under(network: Network, starter: Starter, name: str | None, bar: Progress) -> Base:
         """What is found under one init."""
-        check_gradient(network)
+        beside = check_gradient(network)
         runs = _Runs(network, starter, bar, held)
         bar.say(f"training, init {name}" if len(names) > 1 else "training")
         trials = Trials(runs.run, runs.glance, bar.expect, seeds, tolerance, lambda: runs.start)
@@ -181,7 +181,7 @@ def search(
         finally:
             network.give_back()
         _believable(curve, before, runs.raised)
-        notes = tuple(getattr(starter, "notes", ()))
+        notes = (*getattr(starter, "notes", ()), *beside)
         if held is not None:
             notes = (*notes, "losses are those of the validation data")
         return Base.found(

@@ -171,6 +171,23 @@ def plain_arithmetic() -> Iterator[None]:
 
 
 @contextmanager
+def as_in_training() -> Iterator[None]:
+    """With gradients, on devices that have values, and in the model's own type, whatever the program around has set:
+    ``no_grad``, inference mode, autocast (whose cache would hide changes of weights), or ``meta`` by default."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
 def module_hooks(enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[None]:
     """``enter(module, inputs)`` and ``leave(module, inputs, output)`` around every module's forward."""
     with ExitStack() as stack:

@@ -40,6 +40,9 @@ _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _ABSENT = object()
 _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "functorch", "builtins"}) - {"__main__"}
 """Packages whose own functions and objects are taken to keep no model's state."""
+_MODELS = ("dagscale.models", "dagscale.bench")
+"""Of our own modules, those with models and data, which are looked into like a user's. What the others keep, such as
+the list of what is lent at present, is no model's state, and would lead from one model to every other."""
 _PLAIN = (collections.UserDict, collections.UserList, types.SimpleNamespace, argparse.Namespace,
           weakref.WeakKeyDictionary, weakref.WeakValueDictionary, threading.local)  # fmt: skip
 _LOOKED_INTO = (nn.Module, torch.optim.Optimizer, Dataset, Sampler, DataLoader, *_PLAIN)
@@ -247,7 +250,9 @@ class State:
 
 
 def _is_foreign(module: Any) -> bool:
-    return isinstance(module, str) and module.partition(".")[0] in _FOREIGN
+    if not isinstance(module, str):
+        return False
+    return module.partition(".")[0] in _FOREIGN or (module.startswith("dagscale.") and not module.startswith(_MODELS))
 
 
 def _is_dunder(name: str) -> bool:

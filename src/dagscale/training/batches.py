@@ -74,8 +74,9 @@ class Batch:
         return replace(self, inputs=take(self.inputs, slice(n)), target=take(self.target, slice(n)))
 
     def to(self, model: nn.Module) -> Batch:
-        """On the model's device and, what is floating, in its floating type."""
-        return replace(self, inputs=to_model(model, self.inputs), target=to_model(model, self.target))
+        """On the model's device and, what is floating, in its floating type; in tensors of its own, since some forwards
+        and losses write to theirs."""
+        return replace(self, inputs=_own(model, self.inputs), target=_own(model, self.target))
 
 
 Unpack = Callable[[Any], tuple[Inputs, Any]]
@@ -489,6 +490,12 @@ def to_model(model: nn.Module, values: Inputs) -> Inputs:
     if like is None:
         return values
     return each(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype), values)
+
+
+def _own(model: nn.Module, values: Inputs) -> Inputs:
+    """As `to_model`, in tensors that nobody else holds."""
+    given = {id(t) for t in tree_leaves(values)}
+    return each(lambda t: t.clone() if id(t) in given else t, to_model(model, values))
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

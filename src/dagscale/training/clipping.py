@@ -40,17 +40,20 @@ def clip_grad_norm_(
     pairs = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise OptimizerError("what is to be clipped is (parameter, c) pairs, or an optimizer, whose groups say c")
-    held = [(p.grad.detach(), float(c)) for p, c in pairs if p.grad is not None]
+    held = [(p, p.grad.detach(), float(c)) for p, c in pairs if p.grad is not None]
     if not held:
         return torch.tensor(0.0)
     alike: dict[Any, list[Tensor]] = {}
-    for g, c in held:
+    for _, g, c in held:
         alike.setdefault((c, g.device, *_placed(g)), []).append(g)
-    device = held[0][0].device
+    device = held[0][1].device
     norms = [c * _norm(gradients, norm_type).to(device) for (c, *_), gradients in alike.items()]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
-    for g, _ in held:
+    for p, g, _ in held:
+        if g.is_sparse:  # whose product in place is not the gradient's own
+            p.grad = g * scale.to(g.device)
+            continue
         own = g.to_local() if is_sharded(g) else g  # type: ignore[attr-defined]
         own.mul_(scale.to(own.device))
     return total
@@ -59,9 +62,14 @@ def clip_grad_norm_(
 def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
     """The norm of gradients that lie alike; of shards over all processes, in one exchange between them."""
     norm: Tensor = torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(g, norm_type) for g in gradients]), norm_type
+        torch.stack([torch.linalg.vector_norm(_values(g), norm_type) for g in gradients]), norm_type
     )
     return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Its entries; of a sparse one, as an embedding may have, those that are there."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _placed(gradient: Tensor) -> tuple[Any, ...]:

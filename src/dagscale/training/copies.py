@@ -13,7 +13,15 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, deep_copy, is_lazy, put_storage, storage_key, unseen
+from dagscale.tracing._torch import (
+    TorchDispatchMode,
+    as_in_training,
+    deep_copy,
+    is_lazy,
+    put_storage,
+    storage_key,
+    unseen,
+)
 from dagscale.tracing.gradients import with_gradient
 from dagscale.tracing.interrupts import between_changes
 from dagscale.tracing.outputs import output_tensors, tensors_within
@@ -32,7 +40,8 @@ _OPEN: list[Callable[[], None]] = []
 
 @contextmanager
 def all_put_back() -> Iterator[None]:
-    """Whatever ends what runs inside, at whatever moment, models and random states are as they were.
+    """Whatever ends what runs inside, at whatever moment, models and random states are as they were. What runs is run
+    as in a training, whatever the program around it has switched off.
 
     One thread at a time: models are borrowed, and PyTorch's switches hold for the whole process.
 
@@ -42,29 +51,13 @@ def all_put_back() -> Iterator[None]:
     with forward.ONE_AT_A_TIME, between_changes():
         gradients, before = torch.is_grad_enabled(), len(_OPEN)
         try:
-            with forward.unchanged_random_state():
+            with forward.unchanged_random_state(), as_in_training():
                 yield
         finally:
             torch.set_grad_enabled(gradients)  # which PyTorch's optimisers turn in no context manager
             with ExitStack() as stack:
                 while len(_OPEN) > before:
                     stack.callback(_OPEN.pop(before))
-
-
-def kept_until_the_end(model: nn.Module, beside: Iterable[Any] = ()) -> None:
-    """Put back what a model's code, and that of functions beside it, keeps outside of the model, when the
-    `all_put_back` around this ends. A `WorkingCopy` does so itself; this is for copies that are made otherwise."""
-    state = State(*forward.roots(model), *beside)
-    own = {id(t) for t in (*model.parameters(), *model.buffers())}
-    values = [_Value(t, None) for t in _leaves(model, state) if id(t) not in own]
-
-    def undo() -> None:
-        state.restore()
-        with torch.no_grad():
-            for value in values:
-                value.restore()
-
-    _OPEN.append(undo)
 
 
 class WorkingCopy:
@@ -149,9 +142,12 @@ class WorkingCopy:
         return self.model
 
     def give_back(self) -> None:
-        """Put everything back: the user's model where that was borrowed, and what its code keeps in either case."""
-        self._restore()
-        _closed(self._restore)
+        """Put everything back: the user's model where that was borrowed, and what its code keeps in either case. What
+        an `all_put_back` has seen to already is left alone: a loan within a loan would bring back what the model was
+        between them."""
+        if self._restore in _OPEN:
+            self._restore()
+            _closed(self._restore)
 
     def _restore(self) -> None:
         self._state.restore()

@@ -26,7 +26,7 @@ class Fill:
         import torch
 
         if self.std == 0:
-            return torch.full(shape, self.mean)
+            return torch.full(shape, self.mean, dtype=torch.float32)
         return standard_normal(name, shape, seed).mul_(self.std).add_(self.mean)
 
 
@@ -36,4 +36,4 @@ def standard_normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)  # whatever the default is

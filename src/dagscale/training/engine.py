@@ -17,8 +17,8 @@ from dagscale.shown import one_line
 from dagscale.tracing import forward
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
-from dagscale.training.optimizers import Groups
-from dagscale.training.recipe import Loss, Recipe, default_loss
+from dagscale.training.optimizers import Groups, in_mode
+from dagscale.training.recipe import Loss, Recipe, Scheduler, default_loss
 from dagscale.training.seeds import seeded
 
 T = TypeVar("T")
@@ -86,8 +86,9 @@ def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
     """
     value = _loss_value(recipe, output, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise RecipeError(f"the loss must be one number and is {shape}: take its mean")
+        if isinstance(value, Tensor):
+            raise RecipeError(f"the loss must be one number and is {tuple(value.shape)}: take its mean")
+        raise RecipeError(f"the loss must be one number and is {type(value).__name__}: return a tensor, and it alone")
     return value
 
 
@@ -113,12 +114,28 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
             with suppress(Exception):
                 return loss(output, *given)
         text = one_line(error)
-        mend = ": class labels must be int64, y.long()" if "Long" in text else ""
-        if not given and isinstance(error, TypeError):
-            mend = ": the batches have no target, so that the loss is given the output alone"
+        mend = _mend(text, target)
+        if isinstance(error, TypeError):
+            mend = ": it is called as loss(output, target)"
+            if not given:
+                mend = ": the batches have no target, so that the loss is given the output alone"
         if isinstance(error, AttributeError) and out is not output:
             mend = ": the loss is given the output's logits; leave loss out for the model's own"
         raise RecipeError(f"the loss raised {text}, on output {typed(out)} and y {typed(target)}{mend}") from error
+
+
+def _mend(text: str, target: Any) -> str:
+    """What helps against an exception of a loss, where its text tells."""
+    if "Expected target size" in text:
+        return (
+            ": cross-entropy has its classes in the second dimension; where they are in the last, give "
+            "loss=lambda out, y: cross_entropy(out.flatten(0, -2), y.flatten())"
+        )
+    if "Long" not in text:
+        return ""
+    if isinstance(target, Tensor) and target.dtype == torch.int64:
+        return ": it is called as loss(output, target); targets that are no class labels must be floating, y.float()"
+    return ": class labels must be int64, y.long()"
 
 
 def batch_loss(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
@@ -167,7 +184,12 @@ def step(
         backward(value if recipe.accumulate == 1 else value / recipe.accumulate)
     if recipe.clip is not None:
         clip_grad_norm_(optimizer, recipe.clip)
-    of_user(f"step of {recipe.optimizer.name}", optimizer.step)
+    try:
+        of_user(f"step of {recipe.optimizer.name}", optimizer.step)
+    except RecipeError as error:
+        if "closure" in str(error):
+            error.args = (f"{error}: write a training step that gives it one, and give the recipe that as step=",)
+        raise
     return total
 
 
@@ -233,13 +255,11 @@ def train(
     if not any(parameter.requires_grad for parameter in trained):
         raise RecipeError("nothing to train: the parameter groups hold no parameter that requires a gradient")
     optimizer = recipe.optimizer.make(groups)
-    make = recipe.schedule
-    scheduler = None if make is None else of_user("schedule", lambda: make(optimizer, scheduled or total))
+    scheduler = recipe.scheduler(optimizer, scheduled or total)
     losses: list[float] = []
     final, diverged, raised = math.inf, False, ""
     batches = recipe.source.batches(seed)
     model.train()
-    _mode(optimizer, "train")
     with seeded(seed):
         while len(losses) < total and not diverged:
             try:
@@ -254,13 +274,13 @@ def train(
                     raise
                 diverged, raised = True, f"{error}{where}"
             if scheduler is not None and not diverged:
-                of_user("schedule", scheduler.step)  # no rate is to blame if it raises
+                advance(scheduler)  # no rate is to blame if it raises
         taken = len(losses) - (recipe.step is None and exploded(losses[-1], losses[0]))
         if not diverged and recipe.step is not None and recipe.loss is None:
             final = fmean(losses[-max(1, total // 10) :])
         elif not diverged:
             try:
-                _mode(optimizer, "eval")
+                in_mode(optimizer, "eval")
                 final = final_loss(model, recipe, evaluate)
                 diverged = exploded(final, losses[0])
             except BatchError:
@@ -298,6 +318,21 @@ def of_user(name: str, action: Callable[[], T]) -> T:
         raise RecipeError(f"the {name} raised {one_line(error)}") from error
 
 
+def advance(scheduler: Scheduler) -> None:
+    """Set the rates of the next optimiser step.
+
+    Raises:
+        RecipeError: on one line, whatever the user's schedule raises.
+    """
+    try:
+        of_user("schedule's step()", scheduler.step)
+    except RecipeError as error:
+        error.args = (
+            f"{error}: it is called without arguments after every optimiser step, also in runs shorter than training",
+        )
+        raise
+
+
 def exploded(loss: float, first: float) -> bool:
     """The rule of divergence, see `train`."""
     return not math.isfinite(loss) or loss > EXPLODED * max(abs(first), 1.0)
@@ -314,13 +349,6 @@ def _autocast(model: nn.Module, recipe: Recipe) -> AbstractContextManager[Any]:
         return nullcontext()
     device = next((p.device.type for p in model.parameters()), "cpu")
     return torch.autocast(device, recipe.autocast)
-
-
-def _mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
-    """Tell optimisers that average the weights, such as schedule-free ones, what follows."""
-    switch = getattr(optimizer, mode, None)
-    if callable(switch):
-        switch()
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:

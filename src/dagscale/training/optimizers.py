@@ -18,6 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -89,6 +90,11 @@ class Optimizer:
         """The record with these settings added to or replacing its own, and the traits that follow from them."""
         merged = {**self.settings, **settings}
         _check_settings(self, settings)
+        if merged.get("maximize"):
+            raise OptimizerError(
+                "maximize=True makes the loss grow, and a run is judged by how low it is: leave it out, and give the "
+                "loss with the other sign"
+            )
         try:
             traits = self.depends(merged)
         except (ValueError, TypeError, ArithmeticError) as error:
@@ -114,6 +120,12 @@ class Optimizer:
                 f"the optimizer {self.name} gave a {type(made).__name__}, which has no step() and param_groups: give "
                 "a name, a torch.optim class or a function of parameter groups that returns an optimizer"
             )
+        if _parameters(groups) and not _parameters(groups) & _parameters(made.param_groups):
+            raise OptimizerError(
+                f"the optimizer {self.name} holds none of the parameters in the groups that it is given, and would "
+                "train another model: make it of its argument, as in lambda groups: torch.optim.AdamW(groups)"
+            )
+        in_mode(made, "train")
         return made
 
     def known(self, trait: str, what: str) -> Any:
@@ -180,6 +192,9 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
     settings = dict(settings or {})
     if isinstance(given, Optimizer):
         return given.configured(settings)
+    if isinstance(given, partial) and not given.args:  # its rate is a default that no group falls back on
+        own = {name: value for name, value in given.keywords.items() if name != "lr"}
+        return resolve(given.func, {**own, **settings})
     if isinstance(given, str):
         return OPTIMIZERS[given].configured(settings)
     if isinstance(given, torch.optim.Optimizer):
@@ -201,6 +216,19 @@ def resolve(given: Any, settings: Settings | None = None) -> Optimizer:
     return named or next((entry for entry in alike if not entry.settings), alike[0]).configured(settings)
 
 
+def in_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """Tell an optimiser that averages the weights, such as a schedule-free one, what follows: ``train`` or ``eval``."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()
+
+
+def _parameters(groups: Groups) -> set[int]:
+    """Which parameters stand in these groups."""
+    held = [group["params"] for group in groups]
+    return {id(p) for own in held for p in ([own] if isinstance(own, Tensor) else own)}
+
+
 def _check_settings(record: Optimizer, settings: Settings) -> None:
     """Raise OptimizerError for a setting that the optimiser does not take, or for a value that cannot be meant."""
     try:
@@ -211,6 +239,8 @@ def _check_settings(record: Optimizer, settings: Settings) -> None:
         return
     names = [name for name, p in takes.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY and name != "lr"]
     for name, value in settings.items():
+        if name == "lr":
+            raise OptimizerError("lr is what is searched and planned: leave it out; a rate that is known is base_lr=")
         if name not in names:
             near = difflib.get_close_matches(name, [*names, *_SAID], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

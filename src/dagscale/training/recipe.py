@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dagscale.errors import RecipeError
+from dagscale.shown import one_line
 from dagscale.training.batches import Batch, Source, Stream, Unpack, source
 from dagscale.training.optimizers import Optimizer, resolve
 
@@ -124,6 +125,8 @@ class Recipe:
         for name, given in functions.items():
             if given is not None and not callable(given):
                 raise RecipeError(f"{name} must be a function, not {type(given).__name__}")
+        if isinstance(loss, type):
+            raise RecipeError(f"loss is the class {loss.__name__}: give one of it, {loss.__name__}()")
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise RecipeError(f"autocast must be a type such as torch.bfloat16, not {autocast!r}")
         if step is not None and not (takes(step, 4) or takes(step, 3)):
@@ -166,6 +169,28 @@ class Recipe:
         if self._source is None:
             raise RecipeError("this needs data: give the recipe (x, y), a Dataset, a DataLoader or batches")
         return self._source
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler | None:
+        """The schedule of a run of so many steps, if there is one.
+
+        Raises:
+            RecipeError: if it cannot be made, or is none.
+        """
+        if self.schedule is None:
+            return None
+        try:
+            made = self.schedule(optimizer, steps)
+        except Exception as error:
+            raise RecipeError(
+                f"the schedule raised {one_line(error)}, for a run of {steps} steps: it must be a function of "
+                "(optimizer, total_steps) for runs of any length, since measurements are shorter than training"
+            ) from error
+        if not callable(getattr(made, "step", None)):
+            raise RecipeError(
+                f"the schedule gave a {type(made).__name__}, which has no step(): let the function return a scheduler "
+                "of torch.optim.lr_scheduler, or dagscale.constant()"
+            )
+        return made
 
     @cached_property
     def bare(self) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 
 from dagscale.errors import WatchError
 from dagscale.planning.plans import Plan
+from dagscale.shown import one_line
 from dagscale.tracing import forward
 from dagscale.tracing.interrupts import uninterrupted
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
@@ -203,10 +204,13 @@ class Watch:
 
     def _hang(self) -> None:
         """On the model's forward and the optimisers' steps."""
-        self._handles += [
-            self.model.register_forward_pre_hook(self._enter),
-            self.model.register_forward_hook(self._leave, always_call=True),
-        ]
+        try:
+            self._handles.append(self.model.register_forward_pre_hook(self._enter))
+            self._handles.append(self.model.register_forward_hook(self._leave, always_call=True))
+        except RuntimeError as error:
+            raise WatchError(
+                f"the model takes no hooks ({one_line(error)}): watch a training of it as it was before it was scripted"
+            ) from None
         for one in self.optimizers:
             self._handles.append(one.register_step_pre_hook(self._before))
             self._handles.append(one.register_step_post_hook(self._after))
