@@ -292,7 +292,7 @@ def test_parameters_of_the_loss_are_told_of() -> None:
 
 @pytest.mark.parametrize("momentum", ["", "x", None, []])
 def test_settings_of_a_wrong_type_are_refused(momentum: object) -> None:
-    with pytest.raises(OptimizerError, match="do not hold together|cannot be"):
+    with pytest.raises(OptimizerError, match=r"do not hold together|cannot be"):
         Recipe(None, optimizer="sgd", momentum=momentum)
 
 
