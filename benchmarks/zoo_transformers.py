@@ -38,6 +38,7 @@ def families() -> list[str]:
     from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
+    import transformers.models.bert.modeling_bert  # noqa: F401  what all models import, once, before the forks
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     return list(MODEL_MAPPING_NAMES)

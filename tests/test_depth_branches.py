@@ -305,3 +305,23 @@ def test_gains_that_are_stored_as_an_offset() -> None:
     branches = theirs(f"hf:gemma2?{SMALL}&kv_heads=1&mlp=48")
     ends = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
     assert [b.ends for b in branches] == [(f"model.model.layers.{i}.{end}",) for i in range(3) for end in ends]
+
+
+class Experts(nn.Module):
+    """Every expert answers, by matrices and biases of all in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.up_bias = (nn.Parameter(torch.randn(3, 8, 16)), nn.Parameter(torch.randn(3, 16)))
+        self.down, self.down_bias = (nn.Parameter(torch.randn(3, 4, 16)), nn.Parameter(torch.randn(3, 4)))
+        self.table = nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        each = [(x @ self.up[i] + self.up_bias[i] + self.table).relu() for i in range(3)]
+        return sum(h @ self.down[i].T + self.down_bias[i] for i, h in enumerate(each))
+
+
+def test_a_bias_for_each_of_several_stacked_weights_is_a_bias() -> None:
+    found = roles(dagscale.trace(Experts(), torch.randn(2, 5, 8)))
+    assert found["up_bias"] == found["down_bias"] == "bias"
+    assert found["table"] == "vector"

@@ -153,6 +153,43 @@ def test_nothing_is_left_after_an_error() -> None:
     assert oracle.survivors(alive) == []
 
 
+class RaisesBelow(nn.Linear):
+    """Calls itself through closures, which the frames of an exception hold on to."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(4, 4)
+        self.depth = depth
+
+    def forward(self, x: torch.Tensor, at: int = 0) -> Any:
+        if at == self.depth:
+            raise RuntimeError("stop")
+        made = super().forward(x)
+
+        def further(own: torch.Tensor = made) -> Any:
+            return self(made + own, at + 1)
+
+        return further()
+
+
+def test_to_find_what_holds_many_tensors_after_an_error_takes_as_many_looks_as_for_few() -> None:
+    def looks(depth: int) -> int:
+        count = 0
+
+        def seen(frame: Any, event: str, function: Any) -> None:
+            nonlocal count
+            count += event == "c_call" and function is gc.get_referrers
+
+        sys.setprofile(seen)
+        try:
+            with pytest.raises(ForwardError, match="stop"):
+                trace(RaisesBelow(depth), torch.randn(2, 4))
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert 0 < looks(12) <= looks(2) + 2
+
+
 def test_what_a_cache_holds_is_found_where_the_user_has_frozen_the_collectors_objects() -> None:
     """``gc.freeze`` hides from the collector what holds a tensor; it is as it was afterwards."""
     (make, layers), (twin, _) = (cases("keeping")["nested tables in an unbounded cache"] for _ in range(2))

@@ -139,9 +139,9 @@ def plan(
         _try(rehearse, chosen, {"target": target, **networks})
         bar.say(f"init {chosen.init.name}: target")
         with about("target"):
-            target, zeros = keeping(target, only, keep, reset)
+            target, meant = keeping(target, only, keep, reset)
             target = initialised(target, chosen.init.name)
-        target, parts = taken_up(target, parts, zeros)
+        target, parts = taken_up(target, parts, meant)
         target = scaled_by(target, parts, lr_scale)
         origins: dict[str, Network] = {}
         for name, network in networks.items():
@@ -158,7 +158,7 @@ def plan(
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
         sure = certainty(known, carried.uncertain, errors, alone)
         origin = _origin(alone, chosen.absolute, power)
-        return size(_built(chosen, target, carried, start, parts, zeros, sure, origin))
+        return size(_built(chosen, target, carried, start, parts, meant, sure, origin))
 
 
 def starting_plan(
@@ -167,12 +167,12 @@ def starting_plan(
     lr: float = 1.0,
     *,
     lr_scale: Mapping[str, float] | None = None,
-    zeros: Collection[str] = (),
+    meant: Collection[str] = (),
 ) -> Plan:
     """The plan of a network's own init at one rate, without a law."""
     network = scaled_by(network, {}, lr_scale)
     chosen = _Chosen(LAWS["none"], INITS[init], "none", "none", absolute=False)
-    return _built(chosen, network, Carried(({},)), lr, {}, zeros, Certainty())
+    return _built(chosen, network, Carried(({},)), lr, {}, meant, Certainty())
 
 
 def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True, init: str = DEFAULT) -> str:
@@ -432,7 +432,7 @@ def _built(
     carried: Carried,
     start: float,
     parts: Mapping[str, Scaling],
-    zeros: Collection[str],
+    meant: Collection[str],
     sure: Certainty,
     origin: Iterable[str] = (),
 ) -> Plan:
@@ -460,7 +460,7 @@ def _built(
         *origin,
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init, target.kept),
-        *(() if target.model is None else notes_on(target.model, graph, target.fills, zeros, chosen.init.name)),
+        *(() if target.model is None else notes_on(target.model, graph, target.fills, meant, chosen.init.name)),
         *summary(parts),
         *sure.notes,
     )

@@ -191,6 +191,24 @@ def _use(nodes: list[Node], name: str, role: Role, n: int) -> ParamUse:
     return ParamUse(name, role, not added, 0.0 if scaled else added)
 
 
+def _is_bias(nodes: list[Node], node: Node, source: int) -> bool:
+    """Whether what a sum adds is the bias of the layer before it: one vector, or of stacked weights, as those of
+    experts, a vector for each."""
+    layer = nodes[node.parents[0]]
+    if len(node.parents) > 1 or layer.kind != "weight":
+        return False
+    shape = _given(nodes, source).shape
+    stacks = (_given(nodes, n).shape for n, place in zip(layer.params, layer.places, strict=True) if place == "weight")
+    return len(nodes[source].shape) <= 1 or any(len(s) == 3 and shape in (s[:2], s[::2]) for s in stacks)
+
+
+def _given(nodes: list[Node], n: int) -> Node:
+    """The parameter that a node hands on, a part of it or itself; the node itself where it is computed from others."""
+    while (node := nodes[n]).op != "parameter" and node.kind == "pass" and len((*node.parents, *node.params)) == 1:
+        n = (*node.parents, *node.params)[0]
+    return nodes[n]
+
+
 def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op | None:
     """The op that ``node`` puts on an edge; None where nothing is worth naming."""
     uses: dict[str, ParamUse] = {}
@@ -202,8 +220,7 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
             elif place == "weight" or place == "bias":
                 role = place
             elif node.kind == "sum":
-                follows_layer = len(node.parents) == 1 and nodes[node.parents[0]].kind == "weight"
-                role = "bias" if follows_layer and len(nodes[source].shape) <= 1 else "shift"
+                role = "bias" if _is_bias(nodes, node, source) else "shift"
             elif node.kind == "product":
                 role = "gain"
             else:
