@@ -325,3 +325,30 @@ def test_a_bias_for_each_of_several_stacked_weights_is_a_bias() -> None:
     found = roles(dagscale.trace(Experts(), torch.randn(2, 5, 8)))
     assert found["up_bias"] == found["down_bias"] == "bias"
     assert found["table"] == "vector"
+
+
+class Halves(nn.Module):
+    """One layer makes two signals: a norm written out on the one, an activation written out on the other, and a gate
+    of the third by the fourth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.gain = nn.Linear(8, 32), nn.Parameter(torch.ones(8))
+        self.first, self.second, self.third = (nn.Linear(8, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, c, d = self.all(x).chunk(4, -1)
+        a = a * (a.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * self.gain
+        out: torch.Tensor = self.first(a) + self.second(b * b.sigmoid()) + self.third(c * d.sigmoid())
+        return out
+
+
+def test_a_function_of_one_part_of_a_signal_is_one_op() -> None:
+    graph = dagscale.trace(Halves(), torch.randn(2, 5, 8))
+    before = {
+        use.name: [op.kind for op in graph.edges[use.edge].ops if op.kind in ("norm", "activation")]
+        for use in graph.layers
+    }
+    assert before == {"all": [], "first": ["norm"], "second": ["activation"], "third": []}
+    assert [v.kind for v in graph.vertices] == ["input", "fork", "product", "sum", "output"]
+    assert roles(graph)["gain"] == "norm"

@@ -29,7 +29,7 @@ from dagscale.planning.trained import fresh, notes_on, taken_up
 from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
-from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
+from dagscale.scaling.together import WIDTHS, Scaling, noted, scaling
 from dagscale.tracing.forward import plain_parameters
 from dagscale.training.copies import all_put_back
 from dagscale.training.groups import Relative
@@ -461,7 +461,7 @@ def _built(
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init, target.kept),
         *(() if target.model is None else notes_on(target.model, graph, target.fills, meant, chosen.init.name)),
-        *summary(parts),
+        *(f"{_listed(names, most=3)}: {note}" for note, names in noted(parts).items()),
         *sure.notes,
     )
     live = target.recipe
@@ -527,10 +527,10 @@ def _notes(
     return tuple(notes)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], most: int = LISTED) -> str:
     """Names, repeats of a block in one, the first few of many."""
     rows = [row.name for row in fold_rows(names, [()] * len(names))]
-    return ", ".join(rows[:LISTED]) + (f", … ({len(names)} in all)" if len(rows) > LISTED else "")
+    return ", ".join(rows[:most]) + (f", … ({len(names)} in all)" if len(rows) > most else "")
 
 
 __all__ = ["default_law", "plan"]

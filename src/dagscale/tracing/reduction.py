@@ -6,6 +6,7 @@ import heapq
 from dataclasses import replace
 
 from dagscale.graph import Edge, Graph, Op, OpKind, Parameter, ParamUse, Role, Vertex, VertexKind
+from dagscale.tracing.memory import Region
 from dagscale.tracing.recorder import Node
 
 _MERGES = frozenset({"sum", "product", "concat", "select"})
@@ -53,10 +54,10 @@ def _fold_functions(nodes: list[Node], live: list[bool]) -> None:
     for node in reversed(nodes):
         if not live[node.id] or len(node.parents) < 2:
             continue
-        if node.kind in ("product", "select") and node.elementwise and all(node.whole):
-            found = _single_origin(nodes, node, _POINTWISE, whole=True)
+        if node.kind in ("product", "select") and node.elementwise:
+            found = _single_origin(nodes, node, _POINTWISE, same=True)
         elif node.kind in ("concat", "sum", "select"):
-            found = _single_origin(nodes, node, _MOVING, whole=False)
+            found = _single_origin(nodes, node, _MOVING, same=False)
         else:
             continue
         if found is None:
@@ -73,17 +74,18 @@ def _fold_functions(nodes: list[Node], live: list[bool]) -> None:
             node.kind = "norm" if averaged else "activation"
             named = next((n.op for n in inner if n.kind == "activation"), node.op)
             node.op = "normalise" if averaged else ("square" if not inner else f"{named}-gate")
-            node.whole = (True,)
-        node.parents = (origin,)
+            node.whole = (not _partial(node, inner),)
+        node.parents, node.parts = (origin,), ()
         params = [(p, r) for n in (node, *inner) for p, r in zip(n.params, n.places, strict=True)]
         node.params, node.places = tuple(p for p, _ in params), tuple(r for _, r in params)
 
 
-def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole: bool) -> tuple[int, list[Node]] | None:
+def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], same: bool) -> tuple[int, list[Node]] | None:
     """The one node of which ``exit_`` is a function through ``kinds`` of nodes alone, with those in between.
 
     Args:
-        whole: ask that every node in between reads all of its parents.
+        same: ask that every node in between reads all of its parents, but for the one node, of which all read one and
+            the same part, or all of it.
 
     Returns:
         None if there is no such node within ``_FOLD_LIMIT`` steps.
@@ -97,9 +99,8 @@ def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole:
         if (
             node.kind not in kinds
             or not node.parents
-            or (whole and not all(node.whole))
             or len(between) >= _FOLD_LIMIT
-            or (node.kind == "product" and not (node.elementwise and (whole or len(node.parents) == 1)))
+            or (node.kind == "product" and not (node.elementwise and (same or len(node.parents) == 1)))
         ):
             return None
         between.append(node)
@@ -107,7 +108,25 @@ def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole:
             if -parent not in inside:
                 inside.add(-parent)
                 heapq.heappush(heap, -parent)
-    return -heap[0], between
+    origin = -heap[0]
+    partial = _partial(exit_, between)
+    if same and partial:
+        whole = any(p == origin and w for n in (exit_, *between) for p, w in zip(n.parents, n.whole, strict=True))
+        if whole or len(partial) > 1 or partial - {(origin, part) for _, part in partial if part is not None}:
+            return None
+    return origin, between
+
+
+def _partial(exit_: Node, between: list[Node]) -> set[tuple[int, Region | None]]:
+    """The parents of which these nodes read a part, each with that part."""
+    return {
+        (parent, part)
+        for node in (exit_, *between)
+        for parent, all_read, part in zip(
+            node.parents, node.whole, node.parts or (None,) * len(node.parents), strict=True
+        )
+        if not all_read
+    }
 
 
 def _consumers(nodes: list[Node], outputs: list[int], live: list[bool]) -> list[int]:
