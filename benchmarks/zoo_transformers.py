@@ -64,6 +64,7 @@ def shrink(config: Any, sizes: list[tuple[str, int]] = SIZES) -> None:
                     break
     if getattr(config, "qk_rope_head_dim", None) and getattr(config, "head_dim", None):
         set_(config, "head_dim", config.qk_rope_head_dim)  # the part of a head that is rotated
+        set_(config, "num_key_value_heads", config.num_attention_heads)
     elif hasattr(config, "head_dim") and config.head_dim is None and getattr(config, "num_attention_heads", None):
         set_(config, "head_dim", config.hidden_size // config.num_attention_heads)
     vocabulary = getattr(config, "vocab_size", None)

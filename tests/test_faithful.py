@@ -362,6 +362,15 @@ def test_biases_away_from_0_stay(more: dict[str, Any]) -> None:
     assert plan(Biased(), reset="gate").parameters["gate.bias"].init_std == 0
 
 
+def test_a_few_entries_in_each_of_many_blocks_are_told_from_a_draw() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
+    with torch.no_grad():
+        for i, layer in enumerate(model):
+            layer.bias.copy_(torch.linspace(-6, -3, 4) + i / 12)
+    assert biased_by_design(model, trace(model, torch.randn(2, 4))) == {f"{i}.bias" for i in range(12)}
+
+
 def test_no_plain_draw_of_biases_is_taken_for_design() -> None:
     for seed in range(100):
         torch.manual_seed(seed)

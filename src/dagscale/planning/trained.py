@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dagscale.graph import Graph
 from dagscale.network import Network
 from dagscale.scaling.together import Scaling
+from dagscale.scaling.width import pattern
 from dagscale.tracing._torch import is_lazy
 from dagscale.tracing.forward import is_sharded, plain_parameters
 from dagscale.training.draws import Fill
@@ -62,8 +63,15 @@ def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
             if p.role == "bias" and op.kind in ("weight", "shift"))  # fmt: skip
     known = {name: parameters[name] for name in dict.fromkeys(use.name for use in uses) if name in parameters}
     biases = {n: b.detach().double() for n, b in known.items() if b.requires_grad and _has_values(b) and bool(b.any())}
-    least = math.sqrt(2 * (CHANCE + math.log(max(2 * len(biases), 1))))
-    found = {n for n, b in biases.items() if abs(float(b.sum())) > least * float(b.norm()) or _constant(b)}
+    places: dict[str, list[str]] = {}  # those of one place in their blocks are looked at together
+    for name in biases:
+        places.setdefault(pattern(name), []).append(name)
+    least = math.sqrt(2 * (CHANCE + math.log(max(2 * len(places), 1))))
+    found = {name for name, bias in biases.items() if _constant(bias)}
+    for names in places.values():
+        entries = torch.cat([biases[name].flatten().cpu() for name in names])
+        if abs(float(entries.sum())) > least * float(entries.norm()) or _constant(entries):
+            found.update(names)
     return found if found and not looking_trained(model, graph) else set()
 
 
