@@ -224,3 +224,36 @@ def test_hooks_that_the_forward_puts_on_its_weights_are_taken_off() -> None:
     trace(model, x)
     model.a(x).sum().backward()
     assert torch.equal(model.a.weight.grad, x.sum(0).expand(3, 4))
+
+
+class Lazy(dict[str, int]):
+    """A table that loads its entries when somebody asks it anything, as a library's table of models may."""
+
+    loaded = 0
+
+    def load(self, *_: Any) -> Any:
+        Lazy.loaded += 1
+        return iter(())
+
+    __len__ = __bool__ = __iter__ = __contains__ = __eq__ = __getitem__ = load  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+    keys = values = items = get = copy = load  # type: ignore[assignment]
+
+
+TABLE = Lazy()
+
+
+class Names(nn.Linear):
+    """Its code names the table, and keeps another; it asks neither."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.own = Lazy()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if TABLE is not self.own else x
+
+
+def test_nothing_of_the_users_is_asked_on_the_walk() -> None:
+    trace(Names(), torch.randn(2, 4))
+    assert Lazy.loaded == 0
