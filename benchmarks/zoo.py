@@ -400,10 +400,11 @@ FIELDS = ("library", "name", "parameters", "built", "runs", "traced", "only_grap
 
 def table(path: Path) -> None:
     """A line a model: lists as their lengths, and what is not ok in words."""
+    known = sorted(rows(), key=lambda row: (row["library"], row["name"]))  # first: they may stand in this very file
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
-        for row in sorted(rows(), key=lambda row: (row["library"], row["name"])):
+        for row in known:
             cells = {**row, "verdict": " ".join(verdict(row).split())}
             values = [cells.get(name, "") for name in FIELDS]
             writer.writerow([len(v) if isinstance(v, list) else v for v in values])

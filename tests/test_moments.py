@@ -235,7 +235,6 @@ def test_what_a_computed_weight_is_proportional_to_stays_where_it_is_used_elsewh
     assert plan.parameters["ask.weight"].init_std or 0 > 0
 
 
-
 class Frozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
