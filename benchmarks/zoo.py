@@ -302,15 +302,17 @@ def run(libraries: list[str], only: str, timeout: float, again: bool) -> None:
 
     import torch
 
-    import dagscale  # noqa: F401  once, before the forks
+    import dagscale
 
     OUT.parent.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
+    dagscale.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1))  # imports on first use are made once, before the forks
     for library in libraries:
         finished = {r["name"] for r in rows() if r["library"] == library} if not again else set()
         names = [n for n in cases(library) if n not in finished and re.search(only, n)]
+        random.Random(0).shuffle(names)  # a run that is cut short has seen models of all kinds
         for i, name in enumerate(names):
             try:
                 row = in_a_fork(lambda library=library, name=name: looked_at(library, name), timeout)
@@ -398,10 +400,11 @@ FIELDS = ("library", "name", "parameters", "built", "runs", "traced", "only_grap
 
 def table(path: Path) -> None:
     """A line a model: lists as their lengths, and what is not ok in words."""
+    known = sorted(rows(), key=lambda row: (row["library"], row["name"]))  # first: they may stand in this very file
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
-        for row in sorted(rows(), key=lambda row: (row["library"], row["name"])):
+        for row in known:
             cells = {**row, "verdict": " ".join(verdict(row).split())}
             values = [cells.get(name, "") for name in FIELDS]
             writer.writerow([len(v) if isinstance(v, list) else v for v in values])

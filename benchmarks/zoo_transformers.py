@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from functools import partial
 from typing import Any
@@ -38,6 +39,7 @@ def families() -> list[str]:
     from dagscale.models.timm import declare_torchvision_ops
 
     declare_torchvision_ops()
+    import transformers.models.bert.modeling_bert  # noqa: F401  what all models import, once, before the forks
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     return list(MODEL_MAPPING_NAMES)
@@ -60,6 +62,11 @@ def shrink(config: Any, sizes: list[tuple[str, int]] = SIZES) -> None:
                     if value > size:
                         set_(config, key, size)
                     break
+    if getattr(config, "qk_rope_head_dim", None) and getattr(config, "head_dim", None):
+        set_(config, "head_dim", config.qk_rope_head_dim)  # the part of a head that is rotated
+        set_(config, "num_key_value_heads", config.num_attention_heads)
+    elif hasattr(config, "head_dim") and config.head_dim is None and getattr(config, "num_attention_heads", None):
+        set_(config, "head_dim", config.hidden_size // config.num_attention_heads)
     vocabulary = getattr(config, "vocab_size", None)
     for key, value in list(vars(config).items()):
         if key.endswith(("token_id", "token_index")) and isinstance(value, int) and vocabulary and value >= vocabulary:
@@ -122,6 +129,25 @@ def inputs_for(model: Any, device: str, images: bool) -> dict[str, Any]:
         channels = channels if isinstance(channels, int) else 3
         frames = find(config, "num_frames")
         made["pixel_values"] = floats(2, *([frames] if frames else []), channels, high, wide)
+    grid = next((name for name in ("grid_thw", "image_grid_thw") if name in names and not text), None)
+    if grid is not None:  # an image is a list of patches, as its processor makes them
+        patch = find(config, "patch_size", default=14) ** 2 * find(config, "temporal_patch_size", default=1)
+        channels = find(config, "in_channels", "num_channels", default=3)
+        where = "hidden_states" if "hidden_states" in names else "pixel_values"
+        made[where] = floats(16, channels * patch)
+        if "kimi" in config.model_type:
+            made[where] = floats(16, channels, config.patch_size, config.patch_size)
+        made[grid] = torch.tensor([[1, 4, 4]], device=device)
+        if "merge_sizes" in names:
+            made["merge_sizes"] = torch.tensor([1], device=device)
+    if "spatial_shapes" in names:
+        patches = find(config, "num_patches", default=256)
+        made["pixel_values"] = floats(2, patches, 3 * find(config, "patch_size", default=16) ** 2)
+        made["pixel_attention_mask"] = torch.ones(2, patches, dtype=torch.int64, device=device)
+        made["spatial_shapes"] = torch.tensor([[math.isqrt(patches)] * 2] * 2, device=device)
+    if "pixel_position_ids" in names:
+        made["pixel_values"] = floats(2, 16, 3 * find(config, "patch_size", default=16) ** 2)
+        made["pixel_position_ids"] = torch.cartesian_prod(*[torch.arange(4)] * 2).expand(2, 16, 2).to(device)
     if "pixel_values_videos" in names and main == "pixel_values_videos":
         size = find(config, "image_size", "crop_size", default=64)
         made["pixel_values_videos"] = floats(2, find(config, "num_frames", "frames_per_clip", default=4), 3, size, size)
@@ -131,8 +157,13 @@ def inputs_for(model: Any, device: str, images: bool) -> dict[str, Any]:
         length = find(config, "max_source_positions", default=0)
         if "whisper" in config.model_type or "audio" in config.model_type:
             made["input_features"] = floats(2, bins, 2 * (length or 50))
+        elif config.model_type.startswith(("qwen3_asr", "qwen3_omni", "qwen2_audio", "voxtral", "fun_asr")):
+            made["input_features"] = floats(2, bins, 2 * length or 200)
         else:
             made["input_features"] = floats(2, 128, bins)
+    if "input_features_mask" in names and "input_features" in made:
+        frames = made["input_features"].shape[-1 if made["input_features"].shape[1] == bins else 1]
+        made["input_features_mask"] = torch.ones(2, frames, dtype=torch.int64, device=device)
     if "input_values" in names and (main == "input_values" or not text):
         bins = find(config, "num_mel_bins")
         spectrum = "ast" in config.model_type.split("-") or config.model_type == "audio-spectrogram-transformer"
@@ -176,14 +207,17 @@ def build(name: str, device: str) -> tuple[Any, dict[str, Any]]:
 
     first: Exception | None = None
     layers = [pair for pair in SIZES if "layers" in pair[0]]
-    ways = [("cpu", SIZES, True), ("cpu", SIZES, False), ("meta", layers, True), ("meta", layers, False)]
-    for where, sizes, images in ways:
+    places = [("cpu", SIZES), ("meta", layers)]
+    ways = [(*place, images, cached) for place in places for cached in (True, False) for images in (True, False)]
+    for where, sizes, images, cached in ways:
         if device == "meta" and where == "cpu":
             continue
         torch.manual_seed(0)
         config = CONFIG_MAPPING[name]()
         try:
             shrink(config, sizes)
+            for part in (config, *sub_configs(config)) if not cached else ():
+                part.use_cache = False
             with torch.device(where):
                 model = AutoModel.from_config(config, dtype=torch.float32).eval()
             if sum(p.numel() for p in model.parameters()) > 3e8 and where == "cpu":

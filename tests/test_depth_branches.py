@@ -305,3 +305,50 @@ def test_gains_that_are_stored_as_an_offset() -> None:
     branches = theirs(f"hf:gemma2?{SMALL}&kv_heads=1&mlp=48")
     ends = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
     assert [b.ends for b in branches] == [(f"model.model.layers.{i}.{end}",) for i in range(3) for end in ends]
+
+
+class Experts(nn.Module):
+    """Every expert answers, by matrices and biases of all in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.up_bias = (nn.Parameter(torch.randn(3, 8, 16)), nn.Parameter(torch.randn(3, 16)))
+        self.down, self.down_bias = (nn.Parameter(torch.randn(3, 4, 16)), nn.Parameter(torch.randn(3, 4)))
+        self.table = nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        each = [(x @ self.up[i] + self.up_bias[i] + self.table).relu() for i in range(3)]
+        return sum(h @ self.down[i].T + self.down_bias[i] for i, h in enumerate(each))
+
+
+def test_a_bias_for_each_of_several_stacked_weights_is_a_bias() -> None:
+    found = roles(dagscale.trace(Experts(), torch.randn(2, 5, 8)))
+    assert found["up_bias"] == found["down_bias"] == "bias"
+    assert found["table"] == "vector"
+
+
+class Halves(nn.Module):
+    """One layer makes two signals: a norm written out on the one, an activation written out on the other, and a gate
+    of the third by the fourth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.gain = nn.Linear(8, 32), nn.Parameter(torch.ones(8))
+        self.first, self.second, self.third = (nn.Linear(8, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, c, d = self.all(x).chunk(4, -1)
+        a = a * (a.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * self.gain
+        out: torch.Tensor = self.first(a) + self.second(b * b.sigmoid()) + self.third(c * d.sigmoid())
+        return out
+
+
+def test_a_function_of_one_part_of_a_signal_is_one_op() -> None:
+    graph = dagscale.trace(Halves(), torch.randn(2, 5, 8))
+    before = {
+        use.name: [op.kind for op in graph.edges[use.edge].ops if op.kind in ("norm", "activation")]
+        for use in graph.layers
+    }
+    assert before == {"all": [], "first": ["norm"], "second": ["activation"], "third": []}
+    assert [v.kind for v in graph.vertices] == ["input", "fork", "product", "sum", "output"]
+    assert roles(graph)["gain"] == "norm"

@@ -16,7 +16,7 @@ import dagscale
 from dagscale.errors import PlanError, SearchError
 from dagscale.models.targets import load
 from dagscale.models.timm import declare_torchvision_ops
-from dagscale.planning.trained import looking_trained, zero_by_design
+from dagscale.planning.trained import biased_by_design, looking_trained, zero_by_design
 from dagscale.tracing import trace
 
 torch.manual_seed(0)
@@ -324,6 +324,58 @@ def test_zeros_by_design_stay(model: nn.Module, zero: str) -> None:
 def test_gains_at_0_that_are_overwritten_are_told_of() -> None:
     assert any("second.1.weight" in note and "keep=" in note for note in plan(ZeroEnds()).notes)
     assert plan(ZeroEnds(), keep="second.1.weight").parameters["second.1.weight"].init_std is None
+
+
+class Biased(nn.Module):
+    """A gate that begins almost closed, time scales of many sizes, and a classifier with the log odds of its classes.
+
+    The other biases are PyTorch's own draws.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.gate, self.scale = nn.Linear(10, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+        self.out = nn.Linear(64, 4)
+        with torch.no_grad():
+            self.gate.bias.fill_(-3)
+            self.scale.bias.copy_(torch.linspace(-6, -1, 64))
+            self.out.bias.fill_(-4.6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x))
+        out: Tensor = self.out(x * torch.sigmoid(self.gate(x)) * torch.exp(self.scale(x)))
+        return out
+
+
+@pytest.mark.parametrize("more", [{}, {"init": "in-degree"}])
+def test_biases_away_from_0_stay(more: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Biased()
+    meant = {"gate.bias", "scale.bias", "out.bias"}
+    planned = plan(model, **more)
+    assert {n for n, p in planned.parameters.items() if n.endswith("bias") and p.init_std is None} == meant
+    (note,) = [note for note in planned.notes if "away from 0 by design" in note]
+    assert all(name in note for name in meant)
+    planned.init_(model)
+    assert bool((model.gate.bias == -3).all())
+    assert not model.enter.bias.any()
+    assert plan(Biased(), reset="gate").parameters["gate.bias"].init_std == 0
+
+
+def test_a_few_entries_in_each_of_many_blocks_are_told_from_a_draw() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
+    with torch.no_grad():
+        for i, layer in enumerate(model):
+            layer.bias.copy_(torch.linspace(-6, -3, 4) + i / 12)
+    assert biased_by_design(model, trace(model, torch.randn(2, 4))) == {f"{i}.bias" for i in range(12)}
+
+
+def test_no_plain_draw_of_biases_is_taken_for_design() -> None:
+    for seed in range(100):
+        torch.manual_seed(seed)
+        model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)), nn.Linear(8, 1))
+        assert biased_by_design(model, trace(model, torch.randn(2, 8))) == set()
 
 
 def test_a_model_of_zeros_alone_is_drawn() -> None:

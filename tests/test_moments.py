@@ -216,6 +216,25 @@ def test_a_computed_weight_is_set_by_the_parameter_it_is_proportional_to() -> No
     assert totals == pytest.approx([1, 1, 1], abs=0.3)
 
 
+class Queries(nn.Module):
+    """Learned queries that look at a sequence, and are added to what they find, as in a detector's decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(3, 32))
+        self.ask, self.key, self.out = (nn.Linear(32, 32, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.key(x) @ self.ask(self.queries).T
+        return self.out(scores.softmax(1).mT @ x + self.queries)
+
+
+def test_what_a_computed_weight_is_proportional_to_stays_where_it_is_used_elsewhere_too() -> None:
+    plan = dagscale.plan(Queries(), torch.randn(4, 8, 32), base_lr=1.0, law="none", init="moments")
+    assert plan.parameters["queries"].init_std is None
+    assert plan.parameters["ask.weight"].init_std or 0 > 0
+
+
 class Frozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()

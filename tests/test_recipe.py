@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dagscale
-from dagscale.errors import DagscaleError, OptimizerError, RecipeError
+from dagscale.errors import DagscaleError, ForwardError, OptimizerError, RecipeError
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe, differences
 
@@ -100,6 +100,22 @@ def test_whatever_the_data_come_as_it_trains_and_is_planned(name: str) -> None:
     plan = dagscale.plan(make(), recipe=recipe.changed(steps=8), law="short-run")
     assert (plan.law, plan.init) == ("short-run", "moments")
     assert 1e-4 < plan.lr < 1e3
+
+
+class FromLabels(Labelled):
+    """An encoder–decoder in little: without labels it has nothing to decode."""
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Any:
+        if labels is None:
+            raise ValueError("give labels")
+        return super().forward(features + F.one_hot(labels, 4), labels)
+
+
+def test_labels_are_among_the_example_inputs_where_the_model_cannot_do_without() -> None:
+    recipe = Recipe([{"features": x, "labels": y} for x, y in LIST], steps=8)
+    assert dagscale.plan(FromLabels(), recipe=recipe, law="short-run").init == "moments"
+    with pytest.raises(ForwardError, match="forward of FromLabels raised ValueError: give labels"):
+        dagscale.plan(FromLabels(), {"features": X[:2]}, recipe=recipe)
 
 
 @pytest.mark.parametrize(("given", "steps"), [({}, 3), ({"epochs": 4}, 12), ({"steps": 7}, 7), ({"accumulate": 3}, 1)])

@@ -153,6 +153,43 @@ def test_nothing_is_left_after_an_error() -> None:
     assert oracle.survivors(alive) == []
 
 
+class RaisesBelow(nn.Linear):
+    """Calls itself through closures, which the frames of an exception hold on to."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(4, 4)
+        self.depth = depth
+
+    def forward(self, x: torch.Tensor, at: int = 0) -> Any:
+        if at == self.depth:
+            raise RuntimeError("stop")
+        made = super().forward(x)
+
+        def further(own: torch.Tensor = made) -> Any:
+            return self(made + own, at + 1)
+
+        return further()
+
+
+def test_to_find_what_holds_many_tensors_after_an_error_takes_as_many_looks_as_for_few() -> None:
+    def looks(depth: int) -> int:
+        count = 0
+
+        def seen(frame: Any, event: str, function: Any) -> None:
+            nonlocal count
+            count += event == "c_call" and function is gc.get_referrers
+
+        sys.setprofile(seen)
+        try:
+            with pytest.raises(ForwardError, match="stop"):
+                trace(RaisesBelow(depth), torch.randn(2, 4))
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert 0 < looks(12) <= looks(2) + 2
+
+
 def test_what_a_cache_holds_is_found_where_the_user_has_frozen_the_collectors_objects() -> None:
     """``gc.freeze`` hides from the collector what holds a tensor; it is as it was afterwards."""
     (make, layers), (twin, _) = (cases("keeping")["nested tables in an unbounded cache"] for _ in range(2))
@@ -187,3 +224,36 @@ def test_hooks_that_the_forward_puts_on_its_weights_are_taken_off() -> None:
     trace(model, x)
     model.a(x).sum().backward()
     assert torch.equal(model.a.weight.grad, x.sum(0).expand(3, 4))
+
+
+class Lazy(dict[str, int]):
+    """A table that loads its entries when somebody asks it anything, as a library's table of models may."""
+
+    loaded = 0
+
+    def load(self, *_: Any) -> Any:
+        Lazy.loaded += 1
+        return iter(())
+
+    __len__ = __bool__ = __iter__ = __contains__ = __eq__ = __getitem__ = load  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+    keys = values = items = get = copy = load  # type: ignore[assignment]
+
+
+TABLE = Lazy()
+
+
+class Names(nn.Linear):
+    """Its code names the table, and keeps another; it asks neither."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.own = Lazy()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if TABLE is not self.own else x
+
+
+def test_nothing_of_the_users_is_asked_on_the_walk() -> None:
+    trace(Names(), torch.randn(2, 4))
+    assert Lazy.loaded == 0

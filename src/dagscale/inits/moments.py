@@ -56,9 +56,9 @@ def moments(network: Network) -> dict[str, Fill]:
     inputs; no batch is larger than those of training. Deterministic given the seed. A standard
     deviation is the geometric mean over at least 4 draws of the weights, up to 16 where they differ. A weight that is
     used several times takes the smallest of the values that its uses ask for. Where a weight is computed from
-    several parameters, the one that it is proportional to is set: ``weight_norm``'s magnitude, the gain of a
-    standardised weight, as a constant; the others stay, and so does a weight that is proportional to none. A layer
-    that sees only zeros is left as it is.
+    several parameters, one that it is proportional to, and that has no other use, is set: ``weight_norm``'s magnitude,
+    the gain of a standardised weight, as a constant; the others stay, and so does a weight that is proportional to
+    none. A layer that sees only zeros is left as it is.
 
     Raises:
         PlanError: if the model is on ``meta``, or the example inputs are all 0, so that nothing can be measured.
@@ -172,6 +172,8 @@ def _controls(
     before = _Sizes(model)
     _forward(model, network, before, inputs)
     used = {name for names in wanted if len(names) == 1 and names not in before.weights for name in names}
+    ops = (op for edge in network.graph.edges for op in edge.ops)
+    used |= {use.name for op in ops for use in op.params if use.role != "weight"}  # a table that is added elsewhere
     left = {
         names: sorted((n for n in names - used if n in parameters), key=lambda n: parameters[n].numel())
         for names in before.weights

@@ -29,7 +29,7 @@ from dagscale.planning.trained import fresh, notes_on, taken_up
 from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
-from dagscale.scaling.together import WIDTHS, Scaling, scaling, summary
+from dagscale.scaling.together import WIDTHS, Scaling, noted, scaling
 from dagscale.tracing.forward import plain_parameters
 from dagscale.training.copies import all_put_back
 from dagscale.training.groups import Relative
@@ -142,9 +142,9 @@ def plan(
         _try(rehearse, chosen, {"target": target, **networks})
         bar.say(f"init {chosen.init.name}: target")
         with about("target"):
-            target, zeros = keeping(target, only, keep, reset)
+            target, meant = keeping(target, only, keep, reset)
             target = initialised(target, chosen.init.name)
-        target, parts = taken_up(target, parts, zeros)
+        target, parts = taken_up(target, parts, meant)
         target = scaled_by(target, parts, lr_scale)
         origins: dict[str, Network] = {}
         for name, network in networks.items():
@@ -161,7 +161,7 @@ def plan(
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
         sure = certainty(known, carried.uncertain, errors, alone)
         origin = (*_origin(alone, chosen.absolute, power), *beside)
-        return size(_built(chosen, target, carried, start, parts, zeros, sure, origin))
+        return size(_built(chosen, target, carried, start, parts, meant, sure, origin))
 
 
 def starting_plan(
@@ -170,12 +170,12 @@ def starting_plan(
     lr: float = 1.0,
     *,
     lr_scale: Mapping[str, float] | None = None,
-    zeros: Collection[str] = (),
+    meant: Collection[str] = (),
 ) -> Plan:
     """The plan of a network's own init at one rate, without a law."""
     network = scaled_by(network, {}, lr_scale)
     chosen = _Chosen(LAWS["none"], INITS[init], "none", "none", absolute=False)
-    return _built(chosen, network, Carried(({},)), lr, {}, zeros, Certainty())
+    return _built(chosen, network, Carried(({},)), lr, {}, meant, Certainty())
 
 
 def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = True, init: str = DEFAULT) -> str:
@@ -439,7 +439,7 @@ def _built(
     carried: Carried,
     start: float,
     parts: Mapping[str, Scaling],
-    zeros: Collection[str],
+    meant: Collection[str],
     sure: Certainty,
     origin: Iterable[str] = (),
 ) -> Plan:
@@ -467,8 +467,8 @@ def _built(
         *origin,
         *([chosen.note] if chosen.note else []),
         *_notes(graph, parameters, chosen.init, target.kept),
-        *(() if target.model is None else notes_on(target.model, graph, target.fills, zeros, chosen.init.name)),
-        *summary(parts),
+        *(() if target.model is None else notes_on(target.model, graph, target.fills, meant, chosen.init.name)),
+        *(f"{_listed(names, most=3)}: {note}" for note, names in noted(parts).items()),
         *sure.notes,
     )
     live = target.recipe
@@ -534,10 +534,10 @@ def _notes(
     return tuple(notes)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], most: int = LISTED) -> str:
     """Names, repeats of a block in one, the first few of many."""
     rows = [row.name for row in fold_rows(names, [()] * len(names))]
-    return ", ".join(rows[:LISTED]) + (f", … ({len(names)} in all)" if len(rows) > LISTED else "")
+    return ", ".join(rows[:most]) + (f", … ({len(names)} in all)" if len(rows) > most else "")
 
 
 __all__ = ["default_law", "plan"]

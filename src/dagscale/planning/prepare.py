@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import DagscaleError, ForwardError, PlanError
 from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.network import Network
 from dagscale.planning.plans import named
-from dagscale.planning.trained import zero_by_design
+from dagscale.planning.trained import by_design
 from dagscale.tracing import forward, trace
 from dagscale.training.batches import LABELS, shapes, to_model
 from dagscale.training.recipe import Recipe
@@ -59,23 +59,32 @@ def shown_by(model: nn.Module, recipe: Recipe) -> tuple[Graph, Any]:
         PlanError: if the recipe has no data.
         TraceError: if it cannot be traced.
     """
-    inputs = example_inputs(model, recipe)
-    try:
-        graph = trace(model, inputs, select=recipe.select)
-    except DagscaleError as error:
-        if recipe.unpack is None and isinstance(error.__cause__ or error.__context__, TypeError):
-            given = shorten(shapes(inputs), 120, placeholder=" …")
-            error.args = (
-                f"{error}; of a batch of the data it is given {given}: if that is not what it takes, give the recipe "
-                "unpack=lambda batch: (inputs, target), with a tuple or a dict of the forward's arguments as inputs",
-            )
-        raise
+    graph, inputs = _shown(model, recipe, FEW)
     if unreached(graph) and recipe.example.size > FEW:
-        whole = example_inputs(model, recipe, recipe.example.size)
-        again = trace(model, whole, select=recipe.select)
+        again, whole = _shown(model, recipe, recipe.example.size)
         if len(unreached(again)) < len(unreached(graph)):
             return again, whole
     return graph, inputs
+
+
+def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
+    """The graph that ``most`` examples show, and these: with their labels where the model cannot do without, as an
+    encoder–decoder that makes its decoder's input of them."""
+    without, whole = example_inputs(model, recipe, most), example_inputs(model, recipe, most, labels=True)
+    try:
+        return trace(model, without, select=recipe.select), without
+    except DagscaleError as error:
+        wants_labels = isinstance(whole, Mapping) and whole.keys() != without.keys()
+        if not wants_labels or not isinstance(error, ForwardError):
+            if recipe.unpack is None and isinstance(error.__cause__ or error.__context__, TypeError):
+                given = shorten(shapes(without), 120, placeholder=" …")
+                error.args = (
+                    f"{error}; of a batch of the data it is given {given}: if that is not what it takes, give the "
+                    "recipe unpack=lambda batch: (inputs, target), with a tuple or a dict of the forward's arguments "
+                    "as inputs",
+                )
+            raise
+    return trace(model, whole, select=recipe.select), whole
 
 
 def unreached(graph: Graph) -> list[str]:
@@ -87,8 +96,11 @@ FEW = 2
 """Examples that are enough to trace most models."""
 
 
-def example_inputs(model: nn.Module, recipe: Recipe, most: int = FEW) -> Any:
-    """What the model is given in the recipe's first batch, a few examples of it, without labels that it can do without.
+def example_inputs(model: nn.Module, recipe: Recipe, most: int = FEW, *, labels: bool = False) -> Any:
+    """What the model is given in the recipe's first batch, a few examples of it.
+
+    Args:
+        labels: with labels that its forward says it can do without.
 
     Raises:
         PlanError: if the recipe has no data.
@@ -97,7 +109,7 @@ def example_inputs(model: nn.Module, recipe: Recipe, most: int = FEW) -> Any:
         raise PlanError("there are neither example inputs nor data: give plan(model, inputs, …) or data to the recipe")
     batch = recipe.example.first(most)
     inputs = batch.inputs
-    if batch.labelled and isinstance(inputs, Mapping):
+    if batch.labelled and not labels and isinstance(inputs, Mapping):
         accepted = inspect.signature(forward.unwrapped(model).forward).parameters
         optional = {key for key in LABELS if key in accepted and accepted[key].default is not inspect.Parameter.empty}
         inputs = {key: value for key, value in inputs.items() if key not in optional}
@@ -119,7 +131,7 @@ Patterns = str | Iterable[str] | None
 def keeping(
     network: Network, only: Patterns = None, keep: Patterns = None, reset: Patterns = None
 ) -> tuple[Network, set[str]]:
-    """With the names of what is not to be initialised, and which of these are left out only for being 0 by design.
+    """With the names of what is not to be initialised, and which of these are left out only for being so by design.
 
     Raises:
         PlanError: if both ``only`` and ``reset`` are given, or a name or pattern means no parameter.
@@ -131,8 +143,8 @@ def keeping(
     asked = set() if chosen is None else named(names, chosen, "only" if only is not None else "reset")
     kept = set() if chosen is None else set(names) - asked
     kept |= set() if keep is None else named(names, keep, "keep")
-    zeros = set() if network.model is None else zero_by_design(network.model, network.graph) - kept - asked
-    return replace(network, kept=frozenset(kept | zeros)), zeros
+    meant = set() if network.model is None else by_design(network.model, network.graph) - kept - asked
+    return replace(network, kept=frozenset(kept | meant)), meant
 
 
 __all__ = ["about", "example_inputs", "initialised", "keeping", "shown_by", "traced"]

@@ -1,4 +1,4 @@
-"""Recognises, from a model's values, weights that were trained already and zeros that are there on purpose."""
+"""Recognises, from a model's values, weights that were trained already and values that are there on purpose."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dagscale.graph import Graph
 from dagscale.network import Network
 from dagscale.scaling.together import Scaling
+from dagscale.scaling.width import pattern
 from dagscale.tracing._torch import is_lazy
 from dagscale.tracing.forward import is_sharded, plain_parameters
 from dagscale.training.draws import Fill
@@ -36,12 +37,42 @@ NAMED = 3
 """So many names stand in a note."""
 
 
+def by_design(model: nn.Module, graph: Graph) -> set[str]:
+    """Trainable parameters that no init should draw unless it is asked to: what is 0 by design, and biases that are
+    away from 0."""
+    return zero_by_design(model, graph) | biased_by_design(model, graph)
+
+
 def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
     """Trainable weights of layers that are 0 throughout in a model whose other weights are not: an adapter's second
     matrix, the end of a residual branch, a readout that begins at nothing."""
-    weights = _weights(model, graph)
+    weights = {name: weight for name, weight in _weights(model, graph).items() if weight.ndim > 1}
     zero = {name for name, weight in weights.items() if not bool(weight.any())}
     return {name for name in zero if weights[name].requires_grad} if len(zero) < len(weights) else set()
+
+
+def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
+    """Trainable biases of layers that no plain draw around 0 gives: a classifier's log odds of rare classes, a gate
+    that begins open, the time scales of a recurrence. Empty for a model that looks trained, whose biases are no design.
+
+    Of independent entries that are symmetric around 0, the sum is beyond ``t`` times their norm with a chance of at
+    most ``2 exp(-t²/2)``, whatever their sizes [Efron 1969, after Hoeffding 1963]. Several that are equal are no draw.
+    """
+    parameters = plain_parameters(model)
+    uses = (p for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops for p in op.params
+            if p.role == "bias" and op.kind in ("weight", "shift"))  # fmt: skip
+    known = {name: parameters[name] for name in dict.fromkeys(use.name for use in uses) if name in parameters}
+    biases = {n: b.detach().double() for n, b in known.items() if b.requires_grad and _has_values(b) and bool(b.any())}
+    places: dict[str, list[str]] = {}  # those of one place in their blocks are looked at together
+    for name in biases:
+        places.setdefault(pattern(name), []).append(name)
+    least = math.sqrt(2 * (CHANCE + math.log(max(2 * len(places), 1))))
+    found = {name for name, bias in biases.items() if _constant(bias)}
+    for names in places.values():
+        entries = torch.cat([biases[name].flatten().cpu() for name in names])
+        if abs(float(entries.sum())) > least * float(entries.norm()) or _constant(entries):
+            found.update(names)
+    return found if found and not looking_trained(model, graph) else set()
 
 
 def looking_trained(model: nn.Module, graph: Graph) -> list[str]:
@@ -63,11 +94,15 @@ def looking_trained(model: nn.Module, graph: Graph) -> list[str]:
 
 
 def notes_on(
-    model: nn.Module, graph: Graph, fills: Mapping[str, Fill], zeros: Collection[str], init: str
+    model: nn.Module, graph: Graph, fills: Mapping[str, Fill], meant: Collection[str], init: str
 ) -> Iterator[str]:
-    """What an init overwrites that its author may want to keep, and which zeros it leaves."""
+    """What an init overwrites that its author may want to keep, and what it leaves because its author meant it."""
+    parameters = plain_parameters(model)
+    zeros = [name for name in meant if _is_zero(parameters[name])]
     if zeros:
         yield f"all 0 and taken to be so by design, left at 0: {_some(zeros)}; draw them with reset="
+    if biases := set(meant) - set(zeros):
+        yield f"biases that are away from 0 by design, left as they are: {_some(biases)}; set them to 0 with reset="
     drawn = {p.name for p in graph.parameters if p.trainable and p.name in fills}
     trained = [name for name in looking_trained(model, graph) if name in drawn]
     if trained:
@@ -75,8 +110,7 @@ def notes_on(
             f"init {init!r} draws anew what looks trained, or drawn in a way of its author's: {_some(trained)}; to go "
             "on from the weights as they are, give init='keep', or reset= with what is new, as reset='head'"
         )
-    parameters = plain_parameters(model)
-    gains = [n for n in _gains(graph) if n in drawn and _has_values(parameters[n]) and not bool(parameters[n].any())]
+    gains = [n for n in _gains(graph) if n in drawn and _is_zero(parameters[n])]
     if gains:
         yield f"init {init!r} sets norm gains to 1 that are 0, maybe by design: {_some(gains)}; leave them with keep="
 
@@ -90,19 +124,21 @@ def fresh(network: Network) -> bool:
 
 
 def taken_up(
-    target: Network, parts: Mapping[str, Scaling], zeros: Collection[str]
+    target: Network, parts: Mapping[str, Scaling], meant: Collection[str]
 ) -> tuple[Network, Mapping[str, Scaling]]:
     """The target and its parts, with a draw for what a width or depth rule scales and the init leaves as it is: of the
     same mean and spread as its values, before the rule's factor. What was asked to be kept, is frozen, looks trained or
     has no values stays, and a note says so.
 
     Args:
-        zeros: what is left out for being 0 by design.
+        meant: what is left out for being as its author wants it; what is 0 stays so under any factor.
     """
+    own = {} if target.model is None else plain_parameters(target.model)
+    zeros = {name for name in meant if _is_zero(own[name])}
     scaled = [n for n, part in parts.items() if part.factors.init != 1 and n not in target.fills and n not in zeros]
     if not scaled:
         return target, parts
-    values = plain_parameters(target.model) if target.model is not None and fresh(target) else {}
+    values = own if fresh(target) else {}
     fills, changed = dict(target.fills), dict(parts)
     for name in scaled:
         value = values.get(name)
@@ -127,6 +163,10 @@ def _weights(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     return {n: parameters[n] for n in names if n in parameters and _has_values(parameters[n])}
 
 
+def _is_zero(tensor: Tensor) -> bool:
+    return _has_values(tensor) and not bool(tensor.any())
+
+
 def _has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or is_sharded(tensor) or is_lazy(tensor))
 
@@ -134,6 +174,10 @@ def _has_values(tensor: Tensor) -> bool:
 def _gains(graph: Graph) -> list[str]:
     ops = (op for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops)
     return list(dict.fromkeys(p.name for op in ops if op.kind == "norm" for p in op.params if p.role == "gain"))
+
+
+def _constant(bias: Tensor) -> bool:
+    return bias.numel() > 1 and bool((bias == bias.flatten()[0]).all())
 
 
 def _uneven(gain: Tensor) -> bool:

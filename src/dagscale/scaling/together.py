@@ -95,10 +95,10 @@ def _width(
     return found
 
 
-def summary(parts: Mapping[str, Scaling]) -> list[str]:
-    """The notes, each once: as they are where they are few, by kind and count where they are many."""
-    counted: dict[str, int] = {}
-    for part in parts.values():
+def noted(parts: Mapping[str, Scaling]) -> dict[str, list[str]]:
+    """Each note, once → the parameters that it is about."""
+    found: dict[str, list[str]] = {}
+    for name, part in parts.items():
         for note in part.notes:
-            counted[note] = counted.get(note, 0) + 1
-    return [note if count == 1 else f"{count} parameters: {note}" for note, count in counted.items()]
+            found.setdefault(note, []).append(name)
+    return found

@@ -194,14 +194,14 @@ def search(
         network = traced(model, inputs, recipe, seed, role="base")
         if plan is not None:
             return under(*_start(network, plan), bar)
-        network, zeros = keeping(network, only, keep, reset)
+        network, meant = keeping(network, only, keep, reset)
         found: list[Base] = []
         refused: dict[str, DagscaleError] = {}
         for name in names:
             bar.say(f"init {name}")
             try:
                 own = initialised(network, name)
-                found.append(under(own, starting_plan(own, name, lr_scale=lr_scale, zeros=zeros), name, bar))
+                found.append(under(own, starting_plan(own, name, lr_scale=lr_scale, meant=meant), name, bar))
             except (PlanError, RecipeError, SearchError) as error:
                 refused[name] = error
     if not found:

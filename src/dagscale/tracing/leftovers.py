@@ -10,9 +10,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import filterfalse
-from operator import is_
 from typing import Any
 
 Find = Callable[[], list[Any]]
@@ -92,10 +89,8 @@ def _take_out(find: Find, fresh: frozenset[int]) -> list[str]:
         found = find()
         if not found:
             break
-        ours = {id(found)}
-        for tensor in found:
-            _let_go(tensor, fresh, ours, places, bool(again))
-        del tensor, found  # they would keep alive what is looked for
+        _let_go(found, fresh, set(), places, bool(again))
+        del found  # it would keep alive what is looked for
     notes = [
         f"the forward left a tensor of the trace in {place} and what was there before is not known: set it anew"
         for place in dict.fromkeys(places)
@@ -105,18 +100,22 @@ def _take_out(find: Find, fresh: frozenset[int]) -> list[str]:
     return notes
 
 
-def _let_go(thing: Any, fresh: frozenset[int], ours: set[int], places: list[str], cut: bool) -> None:
-    """Take ``thing`` out of whatever holds it, or what it is held by out of what holds that.
+def _let_go(things: list[Any], fresh: frozenset[int], ours: set[int], places: list[str], cut: bool) -> None:
+    """Take ``things`` out of whatever holds them, or what they are held by out of what holds that.
 
-    Neither a generator nor a closure, here and below: the collector would count them among the holders.
+    All at once, for the collector goes through every object of the process to find who holds something. Neither a
+    generator nor a closure, here and below: the collector would count them among the holders.
 
     Args:
         ours: ids of objects that are to be passed over: our own lists, and those already seen.
-        places: gets the names of the variables that it was taken out of.
+        places: gets the names of the variables that they were taken out of.
         cut: whether to empty new closures too, which the frames of an exception keep when nothing else does.
     """
-    holders = gc.get_referrers(thing)
-    ours.add(id(holders))
+    holders = gc.get_referrers(*things)
+    ours.update((id(things), id(holders)))
+    wanted = frozenset(map(id, things))
+    variables = _variables([holder for holder in holders if type(holder) is dict and id(holder) not in ours], ours)
+    further: list[Any] = []
     for holder in holders:
         if id(holder) in ours or isinstance(holder, types.FrameType):
             continue
@@ -124,51 +123,59 @@ def _let_go(thing: Any, fresh: frozenset[int], ours: set[int], places: list[str]
             holder.cache_clear()
         elif isinstance(holder, types.CellType) and cut and id(holder) in fresh:
             del holder.cell_contents
-        elif type(holder) is dict and _is_variable(holder, ours):
-            _out_of_dict(holder, thing, ours, places)
+        elif id(holder) in variables:
+            _out_of_dict(holder, wanted, ours, places)
         elif id(holder) in fresh or isinstance(holder, (tuple, frozenset, types.FunctionType, types.MethodType)):
             ours.add(id(holder))
-            _let_go(holder, fresh, ours, places, cut)
+            further.append(holder)
         elif isinstance(holder, dict):
-            _out_of_dict(holder, thing, ours, places)
+            _out_of_dict(holder, wanted, ours, places)
         elif isinstance(holder, list):
-            holder[:] = _without(thing, holder)
+            holder[:] = _without(wanted, holder)
         elif isinstance(holder, set):
-            holder.discard(thing)
+            kept = _without(wanted, holder)
+            holder.clear()
+            holder.update(kept)
         elif isinstance(holder, deque):
-            kept = _without(thing, holder)
+            kept = _without(wanted, holder)
             holder.clear()
             holder.extend(kept)
         elif isinstance(holder, types.CellType):
             del holder.cell_contents
             places.append("a variable of a closure")
         else:
-            _out_of_attributes(holder, thing, places)
+            _out_of_attributes(holder, wanted, places)
+    if further:
+        _let_go(further, fresh, ours, places, cut)
 
 
-def _without(thing: Any, items: Iterable[Any]) -> list[Any]:
-    return list(filterfalse(partial(is_, thing), items))
+def _without(wanted: frozenset[int], items: Iterable[Any]) -> list[Any]:
+    return [item for item in items if id(item) not in wanted]
 
 
-def _is_variable(holder: dict[Any, Any], ours: set[int]) -> bool:
-    """Whether a dict is what a global variable or an attribute names.
+def _variables(dicts: list[dict[Any, Any]], ours: set[int]) -> frozenset[int]:
+    """The ids of those dicts that a global variable or an attribute names.
 
     The collector does not track a dict before it holds something it tracks, so that an empty one of before looks
     like one of meanwhile.
     """
-    owners = gc.get_referrers(holder)
-    ours.add(id(owners))
+    if not dicts:
+        return frozenset()
+    owners = gc.get_referrers(*dicts)
+    ours.update((id(dicts), id(owners)))
+    tables = [owner for owner in owners if isinstance(owner, dict) and id(owner) not in ours]
+    further = gc.get_referrers(*tables) if tables else []
+    ours.update((id(tables), id(further)))
+    namespaces = frozenset(id(getattr(owner, "__dict__", None)) for owner in further)
+    named: set[int] = set()
     for owner in owners:
-        if isinstance(owner, dict):
-            if any(map(_is_of_a_thread, owner)):
-                return True
-            further = gc.get_referrers(owner)
-            ours.add(id(further))
-            if any(map(partial(_is_namespace_of, owner), further)):
-                return True
-        elif not _is_namespace_of(holder, owner) and any(map(partial(is_, holder), _values_of(owner))):
-            return True
-    return False
+        if id(owner) in ours:
+            continue
+        if not isinstance(owner, dict):
+            named.update(map(id, _values_of(owner)))
+        elif id(owner) in namespaces or any(map(_is_of_a_thread, owner)):
+            named.update(map(id, owner.values()))
+    return frozenset(named.intersection(map(id, dicts)))
 
 
 def _is_of_a_thread(key: Any) -> bool:
@@ -176,15 +183,11 @@ def _is_of_a_thread(key: Any) -> bool:
     return isinstance(key, weakref.ref) and type(key()).__name__ == "_localdummy"
 
 
-def _is_namespace_of(mapping: dict[Any, Any], owner: Any) -> bool:
-    return getattr(owner, "__dict__", None) is mapping
-
-
 def _values_of(owner: Any) -> Iterable[Any]:
     return getattr(owner, "__dict__", {}).values()
 
 
-def _out_of_dict(holder: dict[Any, Any], thing: Any, ours: set[int], places: list[str]) -> None:
+def _out_of_dict(holder: dict[Any, Any], wanted: frozenset[int], ours: set[int], places: list[str]) -> None:
     owners = gc.get_referrers(holder)
     ours.add(id(owners))
     owner = None
@@ -192,7 +195,7 @@ def _out_of_dict(holder: dict[Any, Any], thing: Any, ours: set[int], places: lis
         if isinstance(candidate, type) or getattr(candidate, "__dict__", None) is holder:
             owner = candidate
     for key, value in list(holder.items()):
-        if value is not thing and key is not thing:
+        if id(value) not in wanted and id(key) not in wanted:
             continue
         if isinstance(owner, type):
             type.__delattr__(owner, key)
@@ -210,10 +213,10 @@ def _is_torch(owner: Any) -> bool:
     return isinstance(owner, types.ModuleType) and owner.__name__.partition(".")[0] == "torch"
 
 
-def _out_of_attributes(holder: Any, thing: Any, places: list[str]) -> None:
+def _out_of_attributes(holder: Any, wanted: frozenset[int], places: list[str]) -> None:
     """Attributes of an object that keeps them in slots, or in no dict yet."""
     names = [n for c in type(holder).__mro__ for n, v in vars(c).items() if type(v) is types.MemberDescriptorType]
     for name in (*names, *getattr(holder, "__dict__", ())):
-        if getattr(holder, name, None) is thing:
+        if id(getattr(holder, name, None)) in wanted:
             object.__delattr__(holder, name)
             places.append(f"{type(holder).__name__}.{name}")

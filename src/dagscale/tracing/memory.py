@@ -48,6 +48,14 @@ def region_of(tensor: Tensor, dim: int = 0, start: int = 0, length: int | None =
     return Region(offset, tuple(dims), 0 if 0 in sizes else prod(n for _, n in dims))
 
 
+def part_of(tensor: Tensor) -> Region | None:
+    """The part of its storage that ``tensor`` shows; None for a tensor of a kind that has no strides."""
+    try:
+        return region_of(tensor)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
 def relation(a: Region, b: Region) -> Relation:
     """Whether ``a`` lies ``inside`` ``b``, ``apart`` from it, or may ``overlap`` it.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dagscale.errors import TraceError
 from dagscale.graph import Layer
 from dagscale.tracing.meaning import Kind, Meaning
+from dagscale.tracing.memory import Region
 
 Place = Literal["weight", "bias", ""]
 
@@ -24,6 +25,7 @@ class Node:
         kind: its operator's meaning, or ``source`` for model inputs and parameters.
         parents: the nodes whose values carry signal into it, in argument order, repeats kept.
         whole: for each parent, whether all of its elements were read.
+        parts: for each parent, which part of it was read, where that is not all; ``()`` if nobody knows.
         params: node ids of parameter-derived values it uses; first the one in the weight's place.
         places: for each of ``params``, the argument's role: ``weight``, ``bias`` or ``""``.
         signal: whether it depends on a model input's values.
@@ -41,6 +43,7 @@ class Node:
     module: str = ""
     parents: tuple[int, ...] = ()
     whole: tuple[bool, ...] = ()
+    parts: tuple[Region | None, ...] = ()
     params: tuple[int, ...] = ()
     places: tuple[Place, ...] = ()
     layer: Layer | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from dagscale.tracing._torch import DEVICE_OF, TorchDispatchMode, apply_code, device_of, is_fake
 from dagscale.tracing.interrupts import Interrupted
 from dagscale.tracing.meaning import OPS, Meaning, Spelling
-from dagscale.tracing.memory import Memory, Region, region_of
+from dagscale.tracing.memory import Memory, Region, part_of, region_of
 from dagscale.tracing.reading import (
     Known,
     Node,
@@ -307,6 +307,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             module=self._module,
             parents=tuple(node.id for node, _ in reading.signals),
             whole=tuple(t.numel() >= node.numel for node, t in reading.signals),
+            parts=tuple(None if t.numel() >= node.numel else part_of(t) for node, t in reading.signals),
             params=tuple(node.id for node, _ in reading.roles),
             places=tuple(place for _, place in reading.roles),
             layer=reading.layer if reading.kind == "weight" else None,

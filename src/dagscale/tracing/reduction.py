@@ -6,6 +6,7 @@ import heapq
 from dataclasses import replace
 
 from dagscale.graph import Edge, Graph, Op, OpKind, Parameter, ParamUse, Role, Vertex, VertexKind
+from dagscale.tracing.memory import Region
 from dagscale.tracing.recorder import Node
 
 _MERGES = frozenset({"sum", "product", "concat", "select"})
@@ -53,10 +54,10 @@ def _fold_functions(nodes: list[Node], live: list[bool]) -> None:
     for node in reversed(nodes):
         if not live[node.id] or len(node.parents) < 2:
             continue
-        if node.kind in ("product", "select") and node.elementwise and all(node.whole):
-            found = _single_origin(nodes, node, _POINTWISE, whole=True)
+        if node.kind in ("product", "select") and node.elementwise:
+            found = _single_origin(nodes, node, _POINTWISE, same=True)
         elif node.kind in ("concat", "sum", "select"):
-            found = _single_origin(nodes, node, _MOVING, whole=False)
+            found = _single_origin(nodes, node, _MOVING, same=False)
         else:
             continue
         if found is None:
@@ -73,17 +74,18 @@ def _fold_functions(nodes: list[Node], live: list[bool]) -> None:
             node.kind = "norm" if averaged else "activation"
             named = next((n.op for n in inner if n.kind == "activation"), node.op)
             node.op = "normalise" if averaged else ("square" if not inner else f"{named}-gate")
-            node.whole = (True,)
-        node.parents = (origin,)
+            node.whole = (not _partial(node, inner),)
+        node.parents, node.parts = (origin,), ()
         params = [(p, r) for n in (node, *inner) for p, r in zip(n.params, n.places, strict=True)]
         node.params, node.places = tuple(p for p, _ in params), tuple(r for _, r in params)
 
 
-def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole: bool) -> tuple[int, list[Node]] | None:
+def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], same: bool) -> tuple[int, list[Node]] | None:
     """The one node of which ``exit_`` is a function through ``kinds`` of nodes alone, with those in between.
 
     Args:
-        whole: ask that every node in between reads all of its parents.
+        same: ask that every node in between reads all of its parents, but for the one node, of which all read one and
+            the same part, or all of it.
 
     Returns:
         None if there is no such node within ``_FOLD_LIMIT`` steps.
@@ -97,9 +99,8 @@ def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole:
         if (
             node.kind not in kinds
             or not node.parents
-            or (whole and not all(node.whole))
             or len(between) >= _FOLD_LIMIT
-            or (node.kind == "product" and not (node.elementwise and (whole or len(node.parents) == 1)))
+            or (node.kind == "product" and not (node.elementwise and (same or len(node.parents) == 1)))
         ):
             return None
         between.append(node)
@@ -107,7 +108,25 @@ def _single_origin(nodes: list[Node], exit_: Node, kinds: frozenset[str], whole:
             if -parent not in inside:
                 inside.add(-parent)
                 heapq.heappush(heap, -parent)
-    return -heap[0], between
+    origin = -heap[0]
+    partial = _partial(exit_, between)
+    if same and partial:
+        whole = any(p == origin and w for n in (exit_, *between) for p, w in zip(n.parents, n.whole, strict=True))
+        if whole or len(partial) > 1 or partial - {(origin, part) for _, part in partial if part is not None}:
+            return None
+    return origin, between
+
+
+def _partial(exit_: Node, between: list[Node]) -> set[tuple[int, Region | None]]:
+    """The parents of which these nodes read a part, each with that part."""
+    return {
+        (parent, part)
+        for node in (exit_, *between)
+        for parent, all_read, part in zip(
+            node.parents, node.whole, node.parts or (None,) * len(node.parents), strict=True
+        )
+        if not all_read
+    }
 
 
 def _consumers(nodes: list[Node], outputs: list[int], live: list[bool]) -> list[int]:
@@ -191,6 +210,24 @@ def _use(nodes: list[Node], name: str, role: Role, n: int) -> ParamUse:
     return ParamUse(name, role, not added, 0.0 if scaled else added)
 
 
+def _is_bias(nodes: list[Node], node: Node, source: int) -> bool:
+    """Whether what a sum adds is the bias of the layer before it: one vector, or of stacked weights, as those of
+    experts, a vector for each."""
+    layer = nodes[node.parents[0]]
+    if len(node.parents) > 1 or layer.kind != "weight":
+        return False
+    shape = _given(nodes, source).shape
+    stacks = (_given(nodes, n).shape for n, place in zip(layer.params, layer.places, strict=True) if place == "weight")
+    return len(nodes[source].shape) <= 1 or any(len(s) == 3 and shape in (s[:2], s[::2]) for s in stacks)
+
+
+def _given(nodes: list[Node], n: int) -> Node:
+    """The parameter that a node hands on, a part of it or itself; the node itself where it is computed from others."""
+    while (node := nodes[n]).op != "parameter" and node.kind == "pass" and len((*node.parents, *node.params)) == 1:
+        n = (*node.parents, *node.params)[0]
+    return nodes[n]
+
+
 def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op | None:
     """The op that ``node`` puts on an edge; None where nothing is worth naming."""
     uses: dict[str, ParamUse] = {}
@@ -202,8 +239,7 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
             elif place == "weight" or place == "bias":
                 role = place
             elif node.kind == "sum":
-                follows_layer = len(node.parents) == 1 and nodes[node.parents[0]].kind == "weight"
-                role = "bias" if follows_layer and len(nodes[source].shape) <= 1 else "shift"
+                role = "bias" if _is_bias(nodes, node, source) else "shift"
             elif node.kind == "product":
                 role = "gain"
             else:

@@ -140,7 +140,7 @@ class State:
         return self._instance if users else None
 
     def _container(self, container: Any) -> None:
-        if not container and type(container) in _CONTAINERS:
+        if type(container) in _CONTAINERS and not container:  # in this order: a user's own __len__ may do anything
             self._empty.append(container)
             return
         if isinstance(container, dict):
