@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dagscale
+from dagscale.bench.sweep.store import Store
+from dagscale.interrupts import between_changes
 from dagscale.tracing.forward import ONE_AT_A_TIME, eagerly, plain_eager
-from dagscale.tracing.interrupts import between_changes
 from dagscale.training.copies import WorkingCopy, all_put_back
 from dagscale.training.seeds import seeded
 
@@ -75,19 +76,23 @@ def optimiser(copied: WorkingCopy) -> None:
     torch.optim.SGD(model.parameters(), 0.1).step()
 
 
+def stopped_at(number: int, call: Callable[[], object], check: Callable[[], object] = bool) -> bool:
+    """Call with a signal at the so-many-th instant, and check while the exception lives. Whether one is so late."""
+    sys.settrace(pending.at_instant(number, signal.SIGINT))
+    try:
+        call()
+    except KeyboardInterrupt:
+        check()  # as in an interactive session
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
 def at_every_instant(call: Callable[[], object], check: Callable[[], object]) -> int:
     """Call anew, with a signal at one instant after the other, and check after each; how many there are."""
-    number, stopped = 0, True
-    while stopped:
-        stopped = False
-        sys.settrace(pending.at_instant(number, signal.SIGINT))
-        try:
-            call()
-        except KeyboardInterrupt:
-            stopped = True
-            check()  # while the exception lives, as in an interactive session
-        finally:
-            sys.settrace(None)
+    number = 0
+    while stopped_at(number, call, check):
         number += 1
     return number
 
@@ -218,3 +223,21 @@ def test_a_trace_inside_of_a_plan_is_stopped_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         dagscale.plan(model, torch.randn(2, 4), base_lr=0.1, law="none")
     assert ran == []
+
+
+def test_every_instant_of_a_store(tmp_path: Path) -> None:
+    """No lock is left, by which this process would take itself for another one that sweeps; nor a file held open."""
+    path, held = tmp_path / "s.db", Path("/proc/self/fd")
+
+    def store() -> None:
+        with Store(path, write=True):
+            pass
+
+    store()
+    before = len(list(held.iterdir())) if held.exists() else 0
+    number = 0
+    while stopped_at(number, store):
+        store()  # when the exception is gone: where ``__exit__`` begins, nothing else can help
+        number += 1
+    assert number > 100
+    assert not held.exists() or len(list(held.iterdir())) <= before

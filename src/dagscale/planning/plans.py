@@ -203,8 +203,8 @@ class Plan(Saved):
         Raises:
             PlanError: if names or shapes differ from the plan's, or a parameter cannot be written to.
         """
+        from dagscale.interrupts import uninterrupted
         from dagscale.tracing.forward import placed_like
-        from dagscale.tracing.interrupts import uninterrupted
         from dagscale.training.copies import padding_rows
 
         found, padding = self._match(model), padding_rows(model)

@@ -45,8 +45,8 @@ def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any]
             output depends on an input.
         ForwardError: if the forward itself raises; the user's exception is its ``__cause__``.
     """
+    from dagscale.interrupts import uninterrupted
     from dagscale.tracing import forward
-    from dagscale.tracing.interrupts import uninterrupted
 
     choose = select if select is not None else _everything
     with forward.ONE_AT_A_TIME:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dagscale.interrupts import Interrupted
 from dagscale.tracing._torch import DEVICE_OF, TorchDispatchMode, apply_code, device_of, is_fake
-from dagscale.tracing.interrupts import Interrupted
 from dagscale.tracing.meaning import OPS, Meaning, Spelling
 from dagscale.tracing.memory import Memory, Region, part_of, region_of
 from dagscale.tracing.reading import (

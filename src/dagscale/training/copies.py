@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import CopyError
+from dagscale.interrupts import between_changes
 from dagscale.tracing import forward
 from dagscale.tracing._torch import (
     TorchDispatchMode,
@@ -23,7 +24,6 @@ from dagscale.tracing._torch import (
     unseen,
 )
 from dagscale.tracing.gradients import with_gradient
-from dagscale.tracing.interrupts import between_changes
 from dagscale.tracing.outputs import output_tensors, tensors_within
 from dagscale.tracing.state import State
 from dagscale.training.batches import dense

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from dagscale.errors import WatchError
+from dagscale.interrupts import uninterrupted
 from dagscale.planning.plans import Plan
 from dagscale.shown import one_line
 from dagscale.tracing import forward
-from dagscale.tracing.interrupts import uninterrupted
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.typed import MODEL, PLAN, must_be
 from dagscale.watching.against import of_base

@@ -56,9 +56,11 @@ class Place:
         SweepError: if it is no store, cannot be opened, or (to write) another process has it, under whatever name.
     """
 
+    _lock: sqlite3.Connection | None = None
+    _file = -1
+
     def __init__(self, path: Path, *, write: bool) -> None:
         self.path = path
-        self._lock: sqlite3.Connection | None = None
         _check_beside(path)
         self._file = _open(path, write)
         self._id = _id(self._file)
@@ -70,10 +72,16 @@ class Place:
                 _check_names(self._file, path)
                 _hold(self._file, path)
                 self._lock = _lock(path)
-                _held[self._id], self._writes = [], True
+                self._writes = True
+                _held[self._id] = []
         except BaseException:
             self.close()
             raise
+
+    def __del__(self) -> None:
+        """An interrupt may come before anyone else has it; one that came in here would be dropped, so do little."""
+        if self._file >= 0:
+            self.close()
 
     def moved(self) -> str | None:
         """What has become of the file, where it is no longer the one that was opened."""
@@ -108,7 +116,7 @@ class Place:
         if self._file < 0:
             return
         if self._writes:
-            for file in _held.pop(self._id):
+            for file in _held.pop(self._id, ()):
                 os.close(file)
         if self._id in _held:
             _held[self._id].append(self._file)
@@ -216,9 +224,9 @@ def _lock(path: Path) -> sqlite3.Connection:
     lock = sqlite3.connect(f"{path}.lock", isolation_level=None, timeout=0)
     try:
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
+    except BaseException as error:
         lock.close()
-        if "locked" in str(error):
+        if isinstance(error, sqlite3.Error) and "locked" in str(error):
             raise SweepError(_taken(path)) from None
         raise
     return lock

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from dagscale.bench.sweep.place import APPLICATION, SCHEMA, Place, resolve
 from dagscale.bench.sweep.run import Run, decode
 from dagscale.errors import SweepError
+from dagscale.interrupts import uninterrupted
 from dagscale.shown import line
 
 RUNS = """CREATE TABLE runs (
@@ -134,41 +135,58 @@ class Store:
         checked: every row has a checksum; False for a file of schema 1 that no sweep has written to since.
     """
 
+    _db: sqlite3.Connection | None = None
+    _place: Place | None = None
+    _forsaken = False
+
     def __init__(self, path: str | Path, *, write: bool = False) -> None:
         self.path = resolve(path)
-        self._db: sqlite3.Connection | None = None
-        self._forsaken = False
-        with _plainly(self.path):
-            self._place = Place(self.path, write=write)
         try:
-            with _plainly(self.path):
-                self._db = _connect(self.path, write)
-                self._db.create_function("digest", -1, digest)
-                if write:
-                    _make_tables(self._db)
-                self.checked = self._db.execute("PRAGMA user_version").fetchone()[0] != 1
-                _check_pages(self._db, self.path, RUNS if self.checked else WITHOUT)
-                if write:
-                    self._db.execute("PRAGMA journal_mode = WAL")
-                if write and not self.checked:
-                    self._add_digests()
+            uninterrupted(lambda waiting: self._begin(write))
         except BaseException:
             self.close()
             raise
+
+    def _begin(self, write: bool) -> None:
+        with _plainly(self.path):
+            self._place = Place(self.path, write=write)
+            self._db = _connect(self.path, write)
+            self._db.create_function("digest", -1, digest)
+            if write:
+                _make_tables(self._db)
+            self.checked = self._db.execute("PRAGMA user_version").fetchone()[0] != 1
+            _check_pages(self._db, self.path, RUNS if self.checked else WITHOUT)
+            if write:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            if write and not self.checked:
+                self._add_digests()
+
+    def __del__(self) -> None:
+        """An interrupt may come before anyone else has it; one that came in here would be dropped, so do little."""
+        if self._place is not None:
+            self._end()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:  # where an interrupt came before signals were kept
+            self._end()
 
     def close(self) -> None:
         """Close the file."""
+        uninterrupted(lambda waiting: self._end())
+
+    def _end(self) -> None:
         if self._db is not None:
             with suppress(sqlite3.Error), _unfinished(self.path) if self._forsaken else nullcontext():
                 self._db.close()
         self._db = None
-        self._place.close()
+        if self._place is not None:
+            self._place.close()
+        self._place = None
 
     def check_place(self, *, fully: bool = False) -> None:
         """See that the file is still the one at its path, so that what is written there is found again.
@@ -180,6 +198,7 @@ class Store:
             SweepError: if it was removed, replaced or overwritten. All that was recorded is then in a new file, which
                 the message names.
         """
+        assert self._place is not None
         what = self._place.moved()
         if what is None and fully:
             try:
