@@ -57,7 +57,7 @@ def recipe_of(trainer: Trainer, **changes: Any) -> Recipe:
     distributed training count as accumulation, so that the recipe's step sees the global batch), bf16, and the length
     of the run. ``learning_rate`` is not read: it is what is planned. The loss is the model's own where that is the
     Trainer's; its label smoothing and ``compute_loss_func`` are taken over. Under ``fp16`` the model is measured in its
-    own type, since a recipe has no loss scaling.
+    own type, since a recipe has no loss scaling. The noise of ``neftune_noise_alpha`` is left out.
 
     Args:
         trainer: a ``transformers.Trainer``, or one built on it; it is not changed.
