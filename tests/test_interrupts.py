@@ -239,5 +239,5 @@ def test_every_instant_of_a_store(tmp_path: Path) -> None:
     while stopped_at(number, store):
         store()  # when the exception is gone: where ``__exit__`` begins, nothing else can help
         number += 1
-    assert number > 100
+    assert number > 50
     assert not held.exists() or len(list(held.iterdir())) <= before

@@ -111,7 +111,7 @@ def _let_go(things: list[Any], fresh: frozenset[int], ours: set[int], places: li
         places: gets the names of the variables that they were taken out of.
         cut: whether to empty new closures too, which the frames of an exception keep when nothing else does.
     """
-    holders = gc.get_referrers(*things)
+    holders = _holders(things)
     ours.update((id(things), id(holders)))
     wanted = frozenset(map(id, things))
     variables = _variables([holder for holder in holders if type(holder) is dict and id(holder) not in ours], ours)
@@ -149,6 +149,15 @@ def _let_go(things: list[Any], fresh: frozenset[int], ours: set[int], places: li
         _let_go(further, fresh, ours, places, cut)
 
 
+def _holders(things: list[Any]) -> list[Any]:
+    """What holds them, without the tuple of the call's own arguments, which Python 3.13 and newer count among these."""
+    last, kept = object(), []
+    for holder in gc.get_referrers(*things, last):
+        if not (type(holder) is tuple and holder and holder[-1] is last):
+            kept.append(holder)
+    return kept
+
+
 def _without(wanted: frozenset[int], items: Iterable[Any]) -> list[Any]:
     return [item for item in items if id(item) not in wanted]
 
@@ -161,10 +170,10 @@ def _variables(dicts: list[dict[Any, Any]], ours: set[int]) -> frozenset[int]:
     """
     if not dicts:
         return frozenset()
-    owners = gc.get_referrers(*dicts)
+    owners = _holders(dicts)
     ours.update((id(dicts), id(owners)))
     tables = [owner for owner in owners if isinstance(owner, dict) and id(owner) not in ours]
-    further = gc.get_referrers(*tables) if tables else []
+    further = _holders(tables) if tables else []
     ours.update((id(tables), id(further)))
     namespaces = frozenset(id(getattr(owner, "__dict__", None)) for owner in further)
     named: set[int] = set()
@@ -188,7 +197,7 @@ def _values_of(owner: Any) -> Iterable[Any]:
 
 
 def _out_of_dict(holder: dict[Any, Any], wanted: frozenset[int], ours: set[int], places: list[str]) -> None:
-    owners = gc.get_referrers(holder)
+    owners = _holders([holder])
     ours.add(id(owners))
     owner = None
     for candidate in owners:
