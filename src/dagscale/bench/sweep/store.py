@@ -424,16 +424,20 @@ def _connect(path: Path, write: bool) -> sqlite3.Connection:
     """Open the file; its transactions are the caller's."""
     if write:
         db = sqlite3.connect(path, isolation_level=None, timeout=60)
-        db.execute("PRAGMA synchronous = FULL")
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            db.close()
+            raise
         return db
     name = f"file:{quote(str(path.absolute()))}"
     db = sqlite3.connect(f"{name}?mode=rw", uri=True, isolation_level=None, timeout=60)
     try:
         db.execute("PRAGMA query_only = ON")
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
+    except BaseException as error:
         db.close()
-        if path.with_name(path.name + "-wal").exists():
+        if not isinstance(error, sqlite3.OperationalError) or path.with_name(path.name + "-wal").exists():
             raise
         # A folder that cannot be written has no room for SQLite's shared memory; nobody can change the file either.
         db = sqlite3.connect(f"{name}?immutable=1", uri=True, isolation_level=None)
