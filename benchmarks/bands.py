@@ -13,52 +13,43 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+from rates import means, middle, of_seed
 from recorded import Sheet, put, read_results
-
-from dagscale.rates import find_band
 
 TOLERANCES = (0.01, 0.02, 0.03, 0.05, 0.08)
 DIVERGED = 10.0
 """A loss for runs that have none, far above all others."""
 
 
-def middle(exponents: Sequence[float], losses: Sequence[float], tolerance: float) -> float:
-    """log2 of the middle of the band."""
-    low, high = find_band([2.0**x for x in exponents], losses, tolerance)
-    return (math.log2(low) + math.log2(high)) / 2
-
-
 def judged() -> Sheet:
     """The file ``bands.csv``: a row a family of loss above the other seed's best, and of how far two seeds' middles are
     apart, as the standard deviation of one of them in octaves."""
-    families: dict[str, list[tuple[list[float], np.ndarray]]] = defaultdict(list)
+    families: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for name, one in read_results("rates").items():
-        losses = np.array(one["losses"], dtype=float)
-        if losses.shape[1] == 2:
-            families[", ".join(name.split("/")[:2])].append((one["exponents"], losses))
-    rows, means = [], defaultdict(list)
+        if len(one["losses"][0]) == 2:
+            families[", ".join(name.split("/")[:2])].append(one)
+    rows, lost_by = [], defaultdict(list)
     for family, networks in families.items():
         cells = {}
         for tolerance in TOLERANCES:
             lost, apart = [], []
-            for exponents, losses in networks:
-                known = np.where(np.isfinite(losses), losses, math.inf)
-                found = [middle(exponents, list(known[:, seed]), tolerance) for seed in (0, 1)]
+            for one in networks:
+                found = [middle(of_seed(one, seed), tolerance) for seed in (0, 1)]
                 apart.append(found[0] - found[1])
                 for rate, other in zip(found, (1, 0), strict=True):
-                    curve = np.minimum(known[:, other], DIVERGED)
-                    lost.append(float(np.interp(rate, exponents, curve)) / float(curve.min()) - 1)
-            means[tolerance].append(fmean(lost))
+                    curve = means(of_seed(one, other), DIVERGED)
+                    lost.append(float(np.interp(rate, one["exponents"], curve)) / min(curve) - 1)
+            lost_by[tolerance].append(fmean(lost))
             spread = math.sqrt(fmean([a * a for a in apart]) / 2)
             cells[f"{100 * tolerance:.0f} %"] = f"{100 * fmean(lost):.2f} % ({spread:.2f})"
         rows.append({"family": family, "networks": str(len(networks)), **cells})
     rows.append({
         "family": "mean", "networks": str(sum(map(len, families.values()))),
-        **{f"{100 * t:.0f} %": f"{100 * fmean(values):.2f} %" for t, values in means.items()},
+        **{f"{100 * t:.0f} %": f"{100 * fmean(values):.2f} %" for t, values in lost_by.items()},
     })  # fmt: skip
     return rows
 

@@ -212,14 +212,19 @@ def means(one: Mapping[str, Any], diverged: float = math.inf) -> list[float]:
     return [diverged if None in row else fmean(row) for row in one["losses"]]
 
 
-def band_of(one: Mapping[str, Any]) -> tuple[float, float]:
-    """Ends of the band of a network's rates within 5 % of the best."""
-    return find_band([2.0**k for k in one["exponents"]], means(one), 0.05)
+def band_of(one: Mapping[str, Any], tolerance: float = 0.05) -> tuple[float, float]:
+    """Ends of the band of a network's rates within so much of the best."""
+    return find_band([2.0**k for k in one["exponents"]], means(one), tolerance)
 
 
-def middle(one: Mapping[str, Any]) -> float:
+def of_seed(one: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A network with one seed's losses alone."""
+    return {**one, "losses": [[row[seed]] for row in one["losses"]]}
+
+
+def middle(one: Mapping[str, Any], tolerance: float = 0.05) -> float:
     """Log2 of the middle of that band."""
-    low, high = band_of(one)
+    low, high = band_of(one, tolerance)
     return math.log2(low * high) / 2
 
 

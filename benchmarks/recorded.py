@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rates import FAMILIES, band_of, middle
+from rates import FAMILIES, band_of, middle, of_seed
 from transfer import curves, optimum
 
 from dagscale.laws.accuracy import Kind
@@ -213,7 +213,7 @@ def _traits(suite: str, optimizer: str) -> tuple[Kind, tuple[str, ...]]:
 def point(network: str, one: dict[str, Any]) -> Point:
     """A network of ``rates.json``: seeds are counted as the law does, until two agree."""
     found = middle(one)
-    halves = [middle({**one, "losses": [[row[k]] for row in one["losses"]]}) for k in range(len(one["losses"][0]))]
+    halves = [middle(of_seed(one, k)) for k in range(len(one["losses"][0]))]
     spread = abs(halves[0] - halves[1]) / 2
     low, high = band_of(one)
     half = math.log2(high / low) / 2

@@ -395,32 +395,36 @@ def test_an_interrupt_that_other_code_swallows_is_repeated(tmp_path: Path) -> No
     assert (done.status, done.err) == (130, "dagscale: interrupted\n")
 
 
+def program(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that calls the command line."""
+    (folder / "program.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def test_a_program_that_calls_the_command_line_goes_on_after_an_interrupt(tmp_path: Path) -> None:
     """With its own handlers of signals, and none repeated."""
     (tmp_path / "m.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
-    (tmp_path / "program.py").write_text(
+    done = program(
+        tmp_path,
         "import signal, sys, time\nfrom dagscale import starting\nfrom dagscale.cli import main\n"
         "starting.REMINDER = 0.2\nsys.argv = ['program', 'inspect', 'm.py:make']\n"
         "try:\n    main()\nexcept SystemExit as ended:\n    print(ended.code)\n"
-        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\ntime.sleep(0.6)\nprint('on')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\ntime.sleep(0.6)\nprint('on')\n",
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "130\nTrue\non\n", "dagscale: interrupted\n")
 
 
 def test_a_program_with_handlers_of_its_own_keeps_them(tmp_path: Path) -> None:
     """The command line sets none where there are others, so that it can be called in a thread, and takes none away."""
-    (tmp_path / "program.py").write_text(
+    done = program(
+        tmp_path,
         "import signal, sys, threading\nfrom dagscale.cli import main\n"
         "own = lambda *_: None\nfor number in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(number, own)\n"
         "hook = sys.unraisablehook\nsys.argv = ['program', 'list', 'laws']\n"
         "def run():\n    try:\n        main()\n    except SystemExit as ended:\n        print('ended', ended.code)\n"
         "thread = threading.Thread(target=run)\nthread.start()\nthread.join()\n"
-        "print(signal.getsignal(signal.SIGINT) is own, sys.unraisablehook is hook)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        "print(signal.getsignal(signal.SIGINT) is own, sys.unraisablehook is hook)\n",
     )
     assert (done.returncode, done.stdout.splitlines()[-2:], done.stderr) == (0, ["ended 0", "True True"], "")

@@ -618,3 +618,12 @@ def test_arguments_in_anothers_place_are_refused_in_one_line() -> None:
     for said, call in wrong.items():
         with pytest.raises(dagscale.DagscaleError, match=said):
             call()
+
+
+def test_a_schedule_that_gives_none_is_told_by_the_plan_too() -> None:
+    x, y = torch.randn(32, 4), torch.arange(32) % 3
+    model = nn.Linear(4, 3)
+    recipe = dagscale.Recipe((x, y), loss=cross_entropy, steps=4, schedule=lambda optimizer, steps: None)
+    plan = dagscale.plan(model, recipe=recipe, base_lr=0.1, law="none")
+    with pytest.raises(PlanError, match=r"gave a NoneType, which has no step\(\)"):
+        plan.schedule(plan.optimizer(model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.recorder import tensors_in
 from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, Inputs, dense, each, logits, shapes
+from dagscale.training.batches import Batch, dense, logits, shapes
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
 from dagscale.training.seeds import seeded
@@ -114,7 +114,7 @@ def observe(network: Network, plan: Plan, task: Task, seed: int, *, sharpness: b
 def _observed(model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int, sharpness: bool) -> Observation:
     recipe = task.recipe
     size = min(LOOKED_AT, recipe.batch_size or LOOKED_AT)
-    looked = next(recipe.source.batches(seed, size)).to(model).inputs
+    looked = next(recipe.source.batches(seed, size))
     wanted = {use.name for use in graph.layers}
     before = _watch(model, looked, seed, wanted)
     curved = sharpness and recipe.optimizer.stable is not None
@@ -237,7 +237,7 @@ class _Use:
     again: Callable[[], Tensor] | None
 
 
-def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bool = True) -> dict[str, list[_Use]]:
+def _watch(network: nn.Module, batch: Batch, seed: int, wanted: set[str], again: bool = True) -> dict[str, list[_Use]]:
     """One forward without gradients under fixed randomness: layer name → its uses."""
     found: dict[str, list[_Use]] = {}
 
@@ -246,7 +246,8 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
         if layers:
             found.setdefault(min(layers), []).append(_use(use, out, again))
 
-    args, kwargs = forward.bind_inputs(network, _own(x))
+    inputs = batch.to(network).inputs
+    args, kwargs = forward.bind_inputs(network, inputs)
     state = State(*network.modules())
     try:
         with seeded(seed), forward.plain_eager(), torch.no_grad(), LayerCalls(network, after=keep):
@@ -254,7 +255,7 @@ def _watch(network: nn.Module, x: Inputs, seed: int, wanted: set[str], again: bo
     except DagscaleError:
         raise
     except Exception as error:
-        raise CheckError(f"the forward raised {one_line(error)}, on inputs {shapes(x)} in train mode") from error
+        raise CheckError(f"the forward raised {one_line(error)}, on inputs {shapes(inputs)} in train mode") from error
     finally:  # see `_Start.output`
         state.restore()
     return found
@@ -307,7 +308,7 @@ def steepness(network: nn.Module, graph: Graph, plan: Plan, task: Task, seed: in
 
 
 def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: _Start | None = None) -> Tensor:
-    again = replace(batch, inputs=_own(batch.inputs)) if start is not None else batch
+    again = batch if start is None else batch.to(network)  # a forward may write to its inputs
     try:
         out = engine.batch_output(network, recipe, batch)
         if start is not None and isinstance(logits(out), Tensor):
@@ -319,11 +320,6 @@ def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: _Start | None
         raise CheckError(f"{error}; a loss that takes no outputs around 0 needs centred=False") from error
     except ForwardError as error:
         raise CheckError(f"{error} in train mode") from error
-
-
-def _own(inputs: Inputs) -> Inputs:
-    """The same in tensors of their own: some forwards write to theirs."""
-    return each(lambda t: t.detach().clone(), inputs)
 
 
 def _square(t: Tensor) -> float:

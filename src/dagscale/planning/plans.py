@@ -312,20 +312,20 @@ class Plan(Saved):
             total_steps: length of the run, in optimiser steps; by default the recipe's.
 
         Raises:
-            PlanError: if the length or the schedule is not known here.
+            PlanError: if the length or the schedule is not known here, or the schedule raises or is none.
         """
         must_be(optimizer, torch.optim.Optimizer, OPTIMIZER, PlanError)
-        make = None if self.live is None else self.live.schedule
         said = self.recipe.get("schedule")
-        if make is None and isinstance(said, Mapping):
-            make = Schedule(**said)
-        if make is None and said is not None:
+        if self.live is None and said is not None and not isinstance(said, Mapping):
             raise PlanError(f"the plan's schedule {said!r} is a function that its file does not hold: make it yourself")
         if total_steps is None:
             total_steps = self.recipe.get("steps") or (None if self.live is None else self.live.total_steps)
         if total_steps is None:
             raise PlanError("the plan does not know how long the run is: give total_steps=")
-        return (make or constant())(optimizer, total_steps)
+        made = None if self.live is None else self.live.scheduler(optimizer, total_steps)
+        if made is not None:
+            return made
+        return (Schedule(**said) if isinstance(said, Mapping) else constant())(optimizer, total_steps)
 
     def _record(self, optional: bool = False) -> Optimizer | None:
         """The record of the plan's optimiser, from the recipe or from the registry."""

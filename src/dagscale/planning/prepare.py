@@ -70,12 +70,13 @@ def shown_by(model: nn.Module, recipe: Recipe) -> tuple[Graph, Any]:
 def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
     """The graph that ``most`` examples show, and these: with their labels where the model cannot do without, as an
     encoder–decoder that makes its decoder's input of them."""
-    without, whole = example_inputs(model, recipe, most), example_inputs(model, recipe, most, labels=True)
+    without = example_inputs(model, recipe, most)
     try:
         return trace(model, without, select=recipe.select), without
     except DagscaleError as error:
-        wants_labels = isinstance(whole, Mapping) and whole.keys() != without.keys()
-        if not wants_labels or not isinstance(error, ForwardError):
+        whole = example_inputs(model, recipe, most, labels=True)
+        left_out = isinstance(whole, Mapping) and whole.keys() != without.keys()
+        if not left_out or not isinstance(error, ForwardError):
             if recipe.unpack is None and isinstance(error.__cause__ or error.__context__, TypeError):
                 given = shorten(shapes(without), 120, placeholder=" …")
                 error.args = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _FLEX, _BIAS = "torch.nn.attention.flex_attention", "torch.nn.attention.bias"  #
 def eagerly() -> Iterator[None]:
     """Compiled parts of a model run eagerly inside, control flow (``torch.cond``, ``scan``, …) as Python's own, and
     ``flex_attention`` by matrix products, on any device and with gradients."""
-    with _standing(_plain_forms()):
+    with _standing(_plain_forms(_FLEX in sys.modules, _has_bias())):
         frames: Any = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled where it was never imported
         if hasattr(torch.compiler, "set_stance"):  # from torch 2.6 on
             with torch.compiler.set_stance("force_eager"):  # which it is as soon as this is made
@@ -44,38 +44,38 @@ def eagerly() -> Iterator[None]:
 @contextmanager
 def biases_made_unseen() -> Iterator[None]:
     """Causal biases of attention, tensors of a class that dispatch modes cannot make, are made all the same."""
-    with _standing(_biases()):
+    with _standing(_biases(_has_bias())):
         yield
 
 
 @contextmanager
 def _standing(forms: Forms) -> Iterator[None]:
     """Inside, ``forms`` stand in the modules that are there and have such a name."""
-    old = {
-        (module, name): vars(sys.modules[module])[name]
-        for module, name in forms
-        if hasattr(sys.modules.get(module), name)
-    }
+    old = []
     try:
-        for module, name in old:
-            setattr(sys.modules[module], name, forms[module, name])
+        for (module, name), form in forms.items():
+            there = vars(sys.modules[module]) if module in sys.modules else {}
+            if name in there:
+                old.append((there, name, there[name]))
+                there[name] = form
         yield
     finally:
-        for (module, name), value in old.items():
-            setattr(sys.modules[module], name, value)
+        for there, name, value in old:
+            there[name] = value
 
 
 # --- the forms --------------------------------------------------------------------------------------------
 
 
-def _plain_forms() -> Forms:
-    forms = _biases() | {
+@cache  # asked for at every forward
+def _plain_forms(flex: bool, bias: bool) -> Forms:
+    forms = _biases(bias) | {
         ("torch._higher_order_ops.cond", "cond_op"): _cond,
         ("torch._higher_order_ops.while_loop", "while_loop_op"): _while_loop,
         ("torch._higher_order_ops.map", "map_impl"): _map,
         ("torch._higher_order_ops.scan", "scan_op"): _scan,
     }
-    if _FLEX in sys.modules:
+    if flex:
         from torch._higher_order_ops.flex_attention import math_attention
 
         forms |= {
@@ -86,9 +86,13 @@ def _plain_forms() -> Forms:
     return forms
 
 
-def _biases() -> Forms:
-    kind = getattr(sys.modules.get(_BIAS), "CausalBias", None)
-    return {} if kind is None else {(_BIAS, "CausalBias"): partial(_made_unseen, kind)}
+@cache
+def _biases(there: bool) -> Forms:
+    return {(_BIAS, "CausalBias"): partial(_made_unseen, sys.modules[_BIAS].CausalBias)} if there else {}
+
+
+def _has_bias() -> bool:
+    return hasattr(sys.modules.get(_BIAS), "CausalBias")
 
 
 def _made_unseen(kind: Callable[..., Any], *arguments: Any) -> Any:

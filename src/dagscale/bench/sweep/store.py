@@ -142,24 +142,24 @@ class Store:
     def __init__(self, path: str | Path, *, write: bool = False) -> None:
         self.path = resolve(path)
         try:
-            uninterrupted(lambda waiting: self._begin(write))
+            with _plainly(self.path):
+                self._db = uninterrupted(lambda waiting: self._opened(write))
+                self._db.create_function("digest", -1, digest)
+                if write:
+                    _make_tables(self._db)
+                self.checked = self._db.execute("PRAGMA user_version").fetchone()[0] != 1
+                _check_pages(self._db, self.path, RUNS if self.checked else WITHOUT)
+                if write:
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                if write and not self.checked:
+                    self._add_digests()
         except BaseException:
             self.close()
             raise
 
-    def _begin(self, write: bool) -> None:
-        with _plainly(self.path):
-            self._place = Place(self.path, write=write)
-            self._db = _connect(self.path, write)
-            self._db.create_function("digest", -1, digest)
-            if write:
-                _make_tables(self._db)
-            self.checked = self._db.execute("PRAGMA user_version").fetchone()[0] != 1
-            _check_pages(self._db, self.path, RUNS if self.checked else WITHOUT)
-            if write:
-                self._db.execute("PRAGMA journal_mode = WAL")
-            if write and not self.checked:
-                self._add_digests()
+    def _opened(self, write: bool) -> sqlite3.Connection:
+        self._place = Place(self.path, write=write)
+        return _connect(self.path, write)
 
     def __del__(self) -> None:
         """An interrupt may come before anyone else has it; one that came in here would be dropped, so do little."""
