@@ -4,11 +4,11 @@
 
 A fault is Ctrl-C at a random moment, a forward or loss that raises, a run that fails, or SIGKILL to a sweep's driver.
 After each, the model must be to the bit what it was, and a sweep that is called again must end in the table of an
-undisturbed one. Twice a minute a line is added to ``--out``: memory, Python's objects, file descriptors, threads,
-child processes (those whose parent has died too) and temporary files. At the end, or after SIGTERM, come rows of a
-table for docs/robustness.md, with memory's slope over what follows the first quarter. What is wrong goes to stderr, and
-the exit status is 1 then; so does the stack of whatever has not come to its end after half an hour, which ends the
-soak.
+undisturbed one. Twice a minute a line is added to ``--out``: resident memory, what of it malloc and Python have handed
+out, Python's objects, file descriptors, threads, child processes (those whose parent has died too) and temporary files.
+At the end, or after SIGTERM, come rows of a table for docs/robustness.md, with memory's slope over what follows the
+first quarter. What is wrong goes to stderr, and the exit status is 1 then; so does the stack of whatever has not come
+to its end after half an hour, which ends the soak.
 """
 
 from __future__ import annotations
@@ -190,15 +190,28 @@ def killed(chance: random.Random, home: Path) -> str:
 KINDS = (plan,) * 12 + (search,) * 4 + (check,) * 4 + (swept,) * 4 + (killed,)
 
 
+class Handed(ctypes.Structure):
+    """What glibc's malloc says of itself (``mallinfo2``); ``uordblks``: bytes handed out and not given back."""
+
+    _fields_ = [
+        *[(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")],
+        *[(name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")],
+    ]
+
+
 def standing() -> dict[str, float]:
-    """What must stay flat."""
+    """What must stay flat. Resident memory alone may rise: the holes between what is held are not given back."""
     gc.collect()
+    malloc = ctypes.CDLL(None).mallinfo2
+    malloc.restype = Handed
     status = Path("/proc/self/status").read_text()
     children = [
         int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
     ]
     return {
-        "MiB": int(status.split("VmRSS:")[1].split()[0]) / 1024,
+        "MiB resident": int(status.split("VmRSS:")[1].split()[0]) / 1024,
+        "MiB from malloc": malloc().uordblks / 2**20,
+        "Python's blocks": sys.getallocatedblocks(),
         "objects": len(gc.get_objects()),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
@@ -274,8 +287,9 @@ def report(found: Counter[str], seen: list[dict[str, float]], faults: int) -> No
         print(f"| {name} after {minutes:.0f} minutes |  | {now:,.0f} (after a quarter {then:,.0f}) |")
     hours = [line["minutes"] / 60 for line in settled]
     if len(settled) > 10:  # with fewer there is nothing to tell
-        slope, _, low, high = theilslopes([line["MiB"] for line in settled], hours)
-        print(f"| memory's slope after the first quarter, MiB an hour |  | {slope:.1f} ({low:.1f} to {high:.1f}) |")
+        for name in ("MiB resident", "MiB from malloc"):
+            slope, _, low, high = theilslopes([line[name] for line in settled], hours)
+            print(f"| {name}, slope after the first quarter, an hour |  | {slope:.1f} ({low:.1f} to {high:.1f}) |")
     print(f"| faults |  | {faults} |")
 
 

@@ -225,8 +225,9 @@ def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: 
 
 
 def octaves(own: dict[str, Any], way: str, size: str) -> Iterator[int]:
-    """The grid, and then on beyond an end of it for as long as that end is the best, up to ``FURTHEST`` octaves."""
+    """The grid, what was run beyond it, and on beyond an end for as long as it is the best, up to ``FURTHEST``."""
     yield from OCTAVES
+    yield from [octave for octave in curves(own, "train").get((way, size), ()) if octave not in OCTAVES]
     while curve := curves(own, "train").get((way, size)):
         best = min(curve, key=curve.__getitem__)
         following = best + (1 if best > 0 else -1)
