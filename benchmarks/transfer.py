@@ -288,11 +288,11 @@ def trained(
 Curve = dict[int, float]
 
 
-def curves(own: dict[str, Any], judged: str) -> dict[tuple[str, str], Curve]:
-    """(way, size) → octave → mean loss, for the complete ones; ``inf`` where a run diverged."""
+def curves(own: dict[str, Any], judged: str, seed: str | None = None) -> dict[tuple[str, str], Curve]:
+    """(way, size) → octave → mean loss of all seeds or of one, for the complete ones; ``inf`` where a run diverged."""
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for key, value in own.items():
-        if key != "base":
+        if key != "base" and seed in (None, key.rpartition("/")[2]):
             way, size, place, _ = key.split("/")
             loss = value[judged]
             listed = found.setdefault((way, size), {}).setdefault(int(place), [])
@@ -330,6 +330,8 @@ def table(name: str, family: Family, own: dict[str, Any]) -> None:
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     found, held = curves(own, "train"), curves(own, "valid")
+    seeds = sorted({key.rpartition("/")[2] for key in own if key != "base"})
+    single = [curves(own, "train", seed) for seed in seeds]
     for size in dict.fromkeys([*family.sizes, *(size for _, size in found)]):
         shown = set()
         for way in WAYS:
@@ -340,12 +342,15 @@ def table(name: str, family: Family, own: dict[str, Any]) -> None:
                 c, v = found[key], held[key]
                 best, where = min(c.values()), optimum(c)
                 edge = " (edge)" if where in (min(c), max(c)) else ""
+                each = [f"{optimum(alone[key]):+.1f}" for alone in single if key in alone]
+                apart = f" ({', '.join(each)})" if len(each) > 1 else ""
                 start = (
                     [" – "] * 3
                     if way == "own init"
                     else [f"{c[0]:.3f}", f"{100 * (c[0] / best - 1):.1f} %", f"{v[0]:.3f}"]
                 )
-                cells = [f"{where:+.1f}{edge}", start[0], f"{best:.3f}", start[1], start[2], f"{min(v.values()):.3f}"]
+                apart = f"{where:+.1f}{edge}{apart}"
+                cells = [apart, start[0], f"{best:.3f}", start[1], start[2], f"{min(v.values()):.3f}"]
                 print(f"| {size} | {names} | {' | '.join(cells)} |")
         if ("random", size) in found:
             c, v = found["random", size], held["random", size]
