@@ -103,7 +103,12 @@ def members(
         makes: list[Callable[[int], nn.Module]] = list(makers)
         names = [str(size) for size in sizes]
     else:
-        pairs = [(one, None) if isinstance(one, nn.Module) else (one[0], one[1]) for one in family]
+        pairs = []
+        for one in family:
+            model, inputs = one if isinstance(one, (tuple, list)) and len(one) == 2 else (one, None)
+            if not isinstance(model, nn.Module):
+                raise CheckError(f"a family has models, or (model, inputs), not {type(model).__name__}")
+            pairs.append((model, inputs))
         makes = [_Given(_full(model)) for model, _ in pairs]
         names = [f"{i} ({type(model).__name__})" for i, (model, _) in enumerate(pairs)]
     if len(pairs) < 2:

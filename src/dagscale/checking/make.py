@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from dagscale.arguments import checked
 from dagscale.checking.causes import find_faults
 from dagscale.checking.family import Family, Member, growth, members, wanted
 from dagscale.checking.measure import Observation, Task, attempt, lower_share, observe, started, steepness, too_high
@@ -40,6 +41,7 @@ CONFIRMED = 4
 Plans = Sequence[Plan] | Callable[[nn.Module, Any], Plan]
 
 
+@checked(CheckError)
 def check(
     family: Family,
     plan: Plan | None = None,

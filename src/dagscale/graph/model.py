@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from dagscale.arguments import checked
 from dagscale.errors import GraphError
 from dagscale.frozen import FrozenMapping
 from dagscale.typed import check_types
@@ -179,6 +180,7 @@ class LayerUse:
         return self.op.layer
 
 
+@checked(GraphError)
 @dataclass(frozen=True, repr=False)
 class Graph:
     """An immutable directed acyclic multigraph; parallel edges are distinct paths.
@@ -267,9 +269,18 @@ class Graph:
 
     @classmethod
     def from_edges(cls, edges: Iterable[tuple[int, int] | Edge], vertices: int | None = None) -> Graph:
-        """A bare graph from vertex pairs: vertex 0 is the input, the last the output, the rest sums."""
-        listed = tuple(e if isinstance(e, Edge) else Edge(*e) for e in edges)
+        """A bare graph from vertex pairs: vertex 0 is the input, the last the output, the rest sums.
+
+        Raises:
+            GraphError: if one is no pair, or no graph comes of them.
+        """
+        try:
+            listed = tuple(e if isinstance(e, Edge) else Edge(*e) for e in edges)
+        except TypeError:
+            raise GraphError("edges are pairs of vertices, (source, destination), or of class Edge") from None
         n = vertices if vertices is not None else 1 + max((e.dst for e in listed), default=0)
+        if not 1 <= n <= 10**7:
+            raise GraphError(f"a graph has one vertex at least and ten million at most, not {n}")
         kinds: list[VertexKind] = ["sum"] * n
         kinds[0] = "input"
         if n > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dagscale.arguments import checked
 from dagscale.errors import GraphError
 from dagscale.graph.model import Graph
 
@@ -40,6 +41,7 @@ class PathSums:
         return self.depth / self.paths if self.paths else 0.0
 
 
+@checked(GraphError)
 def path_sums(graph: Graph) -> PathSums:
     """All of :class:`PathSums` in one pass, linear in the number of edges.
 
@@ -82,6 +84,7 @@ def path_sums(graph: Graph) -> PathSums:
     )
 
 
+@checked(GraphError)
 def kernel_size(graph: Graph) -> float:
     """The network's one effective kernel size ``q`` for Eq. 9.
 

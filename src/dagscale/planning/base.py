@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dagscale.arguments import checked
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
 from dagscale.laws.estimate import Estimate
@@ -65,6 +66,7 @@ class Pair:
     loss: float
 
 
+@checked(PlanError)
 @dataclass(frozen=True, repr=False)
 class Base(Saved):
     """A network whose best learning rate is known: what a search returns, and what a plan carries a rate over from.

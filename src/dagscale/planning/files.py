@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dagscale.arguments import checked
 from dagscale.errors import PlanError
 from dagscale.plain import read_plain
 from dagscale.replacing import write
@@ -107,8 +108,8 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     try:
         write(path, (text + "\n").encode())
-    except OSError as error:
-        raise PlanError(f"cannot write {path} ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:
+        raise PlanError(f"cannot write {path} ({getattr(error, 'strerror', None) or error})") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -124,6 +125,7 @@ def read_text(path: str | Path) -> str:
         raise PlanError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
 
 
+@checked(PlanError)
 class Saved:
     """Gives results that have ``to_json`` and ``from_json`` the methods ``save`` and ``load``."""
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import nn
+
+from dagscale.arguments import checked
 from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.graph.matrices import WHOLE, hidden_matrices
@@ -36,12 +39,10 @@ from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
 from dagscale.training.recipe import Recipe, differences
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    Given = Base | tuple[nn.Module, Any]
+Given = Base | tuple[nn.Module, Any]
 
 
+@checked(PlanError)
 def plan(
     model: nn.Module,
     example_inputs: Any = None,

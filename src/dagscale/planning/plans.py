@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from torch import nn
 
+from dagscale.arguments import checked
 from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
@@ -20,14 +22,12 @@ from dagscale.shown import cell, line, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
+from dagscale.training.recipe import Recipe, Scheduler
 from dagscale.training.schedules import Schedule, constant
 from dagscale.typed import MODEL, OPTIMIZER, PLAN, must_be
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from torch import nn
-
-    from dagscale.training.recipe import Recipe, Scheduler
 
 FORMAT = 1
 """Of the JSON document; a document of a later format is refused."""
@@ -94,6 +94,7 @@ class ParameterPlan:
         return None if self.init_mean is None or self.init_std is None else Fill(self.init_mean, self.init_std)
 
 
+@checked(PlanError)
 @dataclass(frozen=True, eq=True, repr=False)
 class Plan(Saved):
     """An immutable plan, keyed by qualified parameter name; tied parameters stand under their first name.
@@ -556,6 +557,8 @@ def named(names: Iterable[str], patterns: str | Iterable[str], what: str) -> set
     names = list(names)
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not isinstance(pattern, str):
+            raise PlanError(f"{what}= holds {pattern!r}: give names of parameters or modules, or patterns")
         own = {n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
         if not own:
             shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

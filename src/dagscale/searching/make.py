@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from dagscale.arguments import checked
 from dagscale.errors import DagscaleError, PlanError, RecipeError, SearchError
 from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
@@ -48,6 +49,7 @@ class Starter(Protocol):
         """Parameter groups at this overall rate."""
 
 
+@checked(SearchError)
 def search(
     model: nn.Module,
     data: Any,

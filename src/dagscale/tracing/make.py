@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dagscale.arguments import checked
 from dagscale.errors import DagscaleError, TraceError
 from dagscale.graph import Graph, Parameter
 from dagscale.tracing import ops as _families  # noqa: F401  fills the op registry before a user adds to it
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Meaning", "rule", "spelling", "trace"]
 
 
+@checked(TraceError)
 def trace(model: nn.Module, example_inputs: Any, *, select: Callable[[Any], Any] | None = None) -> Graph:
     """Read the computational graph of ``model`` from one eager forward.
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dagscale.arguments import checked
 from dagscale.errors import OptimizerError
 from dagscale.tracing.wrappers import is_sharded
 
 
+@checked(OptimizerError)
 def clip_grad_norm_(
     optimizer: torch.optim.Optimizer | Iterable[tuple[Tensor, float]], max_norm: float, norm_type: float = 2.0
 ) -> Tensor:
@@ -36,6 +38,7 @@ def clip_grad_norm_(
     Returns:
         The edited model's norm before clipping, a scalar.
     """
+    max_norm, norm_type = float(max_norm), float(norm_type)
     given = _folded(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
     pairs = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dagscale.arguments import checked
 from dagscale.errors import RecipeError
 from dagscale.shown import one_line
 from dagscale.training.batches import Batch, Source, Stream, Unpack, source
@@ -43,6 +44,7 @@ NO_DECAY = ("norm", "bias")
 """Roles of parameters without weight decay, where a decay is given: what trainers leave out."""
 
 
+@checked(RecipeError)
 @dataclass(frozen=True, eq=False, init=False)
 class Recipe:
     """How a person trains: data, loss, optimiser, length, schedule, and all else that moves the best learning rate.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dagscale.arguments import checked
 from dagscale.errors import WatchError
 from dagscale.interrupts import uninterrupted
 from dagscale.planning.plans import Plan
@@ -38,6 +39,7 @@ HOOKED = inspect.getfile(torch.optim.Optimizer)
 Log = Callable[[int, dict[str, float]], Any]
 
 
+@checked(WatchError)
 def watch(
     model: nn.Module,
     plan: Plan,
@@ -78,6 +80,7 @@ def watch(
     return Watch(model, plan, optimizer, every=every, log=log, base=base)
 
 
+@checked(WatchError)
 class Watch:
     """A training under watch; see `watch`. Leaving it as a context manager, or ``close()``, takes all hooks away."""
 
