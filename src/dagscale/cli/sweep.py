@@ -73,6 +73,3 @@ def _table(title: str, groups: dict[str, Counts]) -> Table:
     for name, counts in list(groups.items())[:SHOWN]:
         table.add_row(cell(name), *(f"{count:,}" for count in counts.to_dict().values()))
     return table
-
-
-__all__ = ["sweep_app"]

@@ -34,6 +34,3 @@ def require(module: str, package: str, least: str = "") -> Any:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-
-
-__all__ = ["require"]

@@ -538,6 +538,3 @@ def _listed(names: Sequence[str], most: int = LISTED) -> str:
     """Names, repeats of a block in one, the first few of many."""
     rows = [row.name for row in fold_rows(names, [()] * len(names))]
     return ", ".join(rows[:most]) + (f", … ({len(names)} in all)" if len(rows) > most else "")
-
-
-__all__ = ["default_law", "plan"]

@@ -590,5 +590,3 @@ def _init_text(p: ParameterPlan) -> str:
 
 # A checkpoint that holds a plan, as Lightning's hyperparameters may, loads with torch.load's default.
 torch.serialization.add_safe_globals([Plan, ParameterPlan, FrozenMapping])
-
-__all__ = ["ParameterPlan", "Plan", "named"]

@@ -226,6 +226,3 @@ def _alike(recipe: Recipe, base: Base) -> Recipe:
         )
     sizes = {name: base.recipe.get(name) for name in LENGTH}
     return recipe.changed(**{**sizes, "accumulate": sizes["accumulate"] or 1})
-
-
-__all__ = ["Horizon", "Resized", "named_rules", "resized", "unnamed"]

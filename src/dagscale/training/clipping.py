@@ -82,6 +82,3 @@ def _folded(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, float]]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield parameter, group.get("fold", 1.0)
-
-
-__all__ = ["clip_grad_norm_"]

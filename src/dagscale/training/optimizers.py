@@ -368,6 +368,3 @@ def _packaged(module: str, name: str, package: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise OptimizerError(f"this optimizer is of another package: pip install {package}") from None
-
-
-__all__ = ["OPTIMIZERS", "Groups", "Optimizer", "optimizer", "resolve"]

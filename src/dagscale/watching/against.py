@@ -49,6 +49,3 @@ def signals(seen: Seen) -> Found:
             yield Fault("signal", listed(ratios), (
                 f"a step moves the outputs of {kind} layers {ratio:.3g} × as far as the base's (median): {mend}"
             ))  # fmt: skip
-
-
-__all__ = ["of_base", "signals"]

@@ -335,6 +335,3 @@ def _middle(
     steps: Sequence[Mapping[str, StepFacts]], name: str, of: Callable[[StepFacts], float | None]
 ) -> float | None:
     return middle([of(facts[name]) for facts in steps if name in facts])
-
-
-__all__ = ["Watch", "watch"]

@@ -313,6 +313,3 @@ def _top(matrix: Tensor) -> Tensor:
         v = matrix.T @ (u / u.norm().clamp(min=1e-30))
     size: Tensor = v.norm()
     return size
-
-
-__all__ = ["StepFacts", "Window", "implementation"]

@@ -202,6 +202,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-__all__ = ["Row", "WatchReport", "middle", "pattern"]

@@ -140,6 +140,3 @@ def _factors(what: What, label: str, pairs: Mapping[str, tuple[float | None, flo
             f"{label} is {now:.3g} where the plan says {planned:.3g}, and not so for other layers: take it from "
             "plan.param_groups(model)"
         ))  # fmt: skip
-
-
-__all__ = ["decay", "drawn", "eps", "frozen", "initial", "missing", "rates"]

@@ -111,6 +111,3 @@ class Bounded(io.RawIOBase):
         if self._left < 0:
             check_room(self._path, self._allowed + 1, self._allowed)
         return found
-
-
-__all__ = ["Bounded", "check_room", "first_line", "home_expanded", "open_plain", "parsing", "read_all", "room"]

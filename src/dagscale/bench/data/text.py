@@ -281,6 +281,3 @@ def _tokenizer(name: str) -> tuple[Encode, int]:
         return [torch.tensor(row, dtype=torch.int64) for row in ids]
 
     return encode, vocabulary
-
-
-__all__ = ["Text", "library_text", "named_text", "read_text"]

@@ -298,6 +298,3 @@ def _read(path: Path) -> tuple[Retraining, dict[str, Any], dict[str, Any], list[
         if what["format"] != FORMAT:
             raise DataError(f"{path} has format {what['format']} of results, and this is for {FORMAT}")
         return gathered(what, bases["bases"], rows), what, bases["bases"], rows
-
-
-__all__ = ["Base", "LeftOut", "Results", "Retraining", "Row", "open_results", "read_results"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from dagscale.bench.replay.optima import Optimum
 from dagscale.bench.replay.runs import Layout, Setting
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import PlanError
 from dagscale.graph.paths import effective_depth
 from dagscale.registry import Registry
 from dagscale.scaling.horizon import STEP_LAW_SIZE, STEP_LAW_TOKENS, horizon_scaling
@@ -282,6 +282,3 @@ def _length(build: Callable[[str], tuple[Any, Any]], network: str) -> int:
     import dagscale
 
     return effective_depth(dagscale.trace(*build(network)))
-
-
-__all__ = ["AXES", "RULES", "VARIABLES", "Context", "DagscaleError", "Rule", "fitted_exponents", "rule", "value"]

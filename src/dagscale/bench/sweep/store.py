@@ -503,6 +503,3 @@ def _damaged(path: Path, what: str) -> str:
     return (
         f"{path} is damaged ({what}): restore a copy, or save what is left with `sqlite3 {path} .recover | sqlite3 NEW`"
     )
-
-
-__all__ = ["Counts", "Outcome", "Status", "Store", "error_line", "explain"]

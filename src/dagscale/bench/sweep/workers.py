@@ -461,17 +461,3 @@ def _unusable(error: BaseException) -> str:
 
 def _line(error: BaseException) -> str:
     return (said(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-__all__ = [
-    "Cluster",
-    "Execute",
-    "Here",
-    "Outcome",
-    "Pool",
-    "Processes",
-    "attempt",
-    "attempts",
-    "count_jobs",
-    "open_pool",
-]

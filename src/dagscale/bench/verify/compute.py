@@ -189,6 +189,3 @@ def _none(value: Any) -> Any:
 def _trial(values: Sequence[Any]) -> Trial:
     lr, loss, valid, accuracy, steps = values
     return Trial(lr, math.inf if loss is None else loss, math.inf if valid is None else valid, accuracy, steps)
-
-
-__all__ = ["Contest", "Entry", "Score", "Trial", "affordable"]

@@ -212,6 +212,3 @@ def _finite(value: float) -> float | None:
 
 def _percent(value: float | None) -> str:
     return "diverged" if value is None else f"{100 * value:.1f} %".replace("-", "−")
-
-
-__all__ = ["check_folder", "figure", "markdown", "rows", "save_all", "table", "to_dict"]
