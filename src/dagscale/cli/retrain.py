@@ -118,7 +118,7 @@ def retrain(
     if not held.archs:
         raise DataError(f"{report}: {held.progress}: there is nothing to compare yet")
     compared = compare(
-        held.archs, held.accuracies, retraining.REFERENCE, held.data, published,
+        held.archs, held.accuracies, known.REFERENCE, held.data, published,
         picks=None if picks is None else study.read_picks(picks), bootstrap=bootstrap, seed=seed,
     )  # fmt: skip
     written = {} if out is None else retrain_page.write(held, compared, out)

@@ -150,7 +150,8 @@ def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
 def _loss(text: str) -> Any:
     from torch.nn import functional
 
-    from dagscale.models.targets import did_you_mean, find
+    from dagscale.models.targets import find
+    from dagscale.registry import did_you_mean
 
     if ":" in text:
         return find(text, "loss")

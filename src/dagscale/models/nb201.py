@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
+from dagscale.models.by_depth import image_shape
 from dagscale.models.cells import (
     CELL_OPS,
     NONE,
@@ -220,10 +221,8 @@ def _cell(arch: Nb201, width: int) -> Cell:
 
 def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], nn.Module]:
     arch = Nb201.parse(code)
-    if len(setting.shape) != 3:
-        shape = "x".join(map(str, setting.shape))
-        raise TargetError(f"nb201 takes images, not inputs of shape {shape}; write ?input=CxHxW, as 3x32x32")
-    return partial(NB201, arch, in_channels=setting.shape[0], classes=setting.classes, **options)
+    in_channels, _, _ = image_shape(setting, "nb201")
+    return partial(NB201, arch, in_channels=in_channels, classes=setting.classes, **options)
 
 
 def _sample(vertices: int, count: int, rng: random.Random) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -14,7 +13,7 @@ import random
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +29,7 @@ from torch.nn.modules.module import (
 
 from dagscale.errors import TargetError
 from dagscale.plain import open_plain, read_plain
-from dagscale.registry import Registry, first_sentence
+from dagscale.registry import Registry, did_you_mean, first_sentence
 from dagscale.shown import said
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
@@ -527,12 +526,6 @@ def _place(error: BaseException, home: Path) -> str:
 
 
 # --- surroundings ---------------------------------------------------------------------------------
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` with the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @contextlib.contextmanager

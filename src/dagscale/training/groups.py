@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -67,8 +66,9 @@ def parameter_groups(
         ``"transposed"``, written ``in × out``.
     """
     found: dict[Any, dict[str, Any]] = {}
-    decay = weight_decay if weight_decay is not None else _own_decay(optimizer)
-    eps = _own_eps(optimizer)
+    eps = optimizer.setting("eps") if optimizer is not None and optimizer.eps else None
+    own_decay = 0.0 if optimizer is None else optimizer.own_decay
+    decay = own_decay if weight_decay is None else weight_decay
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
@@ -106,17 +106,3 @@ def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: Paramete
         return bool(rule(name, parameter))
     except Exception as error:
         raise RecipeError(f"the function no_decay raised {one_line(error)}") from error
-
-
-def _own_decay(optimizer: Optimizer | None) -> float:
-    return 0.0 if optimizer is None else optimizer.own_decay
-
-
-def _own_eps(optimizer: Optimizer | None) -> float | None:
-    """Its ε, where it has one that counts in units of the gradient."""
-    if optimizer is None or not optimizer.eps:
-        return None
-    if "eps" in optimizer.settings:
-        return float(optimizer.settings["eps"])
-    parameter = inspect.signature(optimizer.build).parameters.get("eps")
-    return float(parameter.default) if parameter is not None else None
