@@ -244,6 +244,19 @@ def in_folder(path: Path, look: Callable[[Path], Splits]) -> Splits:
     return below[found[0]] if found else {}
 
 
+def beside(split: str | None, this: Callable[[], Source], look: Callable[[], Splits]) -> Splits:
+    """The splits of a path that is itself named: a train split has others beside it, a test split stands for both, and
+    any other path is a train split.
+
+    Args:
+        split: what the path's name says it is.
+        look: finds the splits in its folder.
+    """
+    if split == "train":
+        return {**look(), "train": this}
+    return {"train": this, "test": this} if split == "test" else {"train": this}
+
+
 def _take(name: str, source: Source, limit: int | None) -> tuple[Bytes, Ints]:
     """The first ``limit`` examples in the fixed order."""
     if len(source.labels) == 0:
