@@ -53,6 +53,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else "no message"
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an exception's message, cut short, or its type where it has none."""
+    text = said(error).strip()
+    return line(text.splitlines()[0], 200) if text else type(error).__name__
+
+
 def for_picture(text: str) -> str:
     """The text as matplotlib must get it to draw just this: a pair of ``$`` would begin a formula."""
     return plain(text).replace("$", r"\$")

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import (
@@ -30,7 +29,8 @@ from torch.nn.modules.module import (
 from dagscale.errors import TargetError
 from dagscale.plain import open_plain, read_plain
 from dagscale.registry import Registry, did_you_mean, first_sentence
-from dagscale.shown import said
+from dagscale.shown import reason, said
+from dagscale.training.seeds import repeatable
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
 CIFAR = (3, 32, 32)
@@ -270,7 +270,7 @@ class _Build:
 
     def __call__(self) -> tuple[nn.Module, Any]:
         with _naming(self.text):
-            with _seeded(self.seed), contextlib.nullcontext() if self.most is None else _building(self.most):
+            with repeatable(self.seed), contextlib.nullcontext() if self.most is None else _building(self.most):
                 made = self.make()
             if isinstance(made, nn.Module):
                 return made, self._inputs()
@@ -393,7 +393,7 @@ class _Source:
         folder = self.file.parent if self.file is not None else Path.cwd()
         with _on_path(folder):
             # An import happens once, so it has a seed of its own: builds do not depend on earlier builds.
-            with _blaming(self.home, f"importing {place}"), _seeded(0):
+            with _blaming(self.home, f"importing {place}"), repeatable(0):
                 module = self._import()
             function = _attribute(module, self.attribute, place)
             with _blaming(self.home, f"calling {self.attribute}()"):
@@ -558,8 +558,7 @@ def _building(most: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
-        reason = next(iter(said(error).splitlines()), "") or type(error).__name__
-        raise TargetError(f"the network cannot be built ({reason}); give smaller sizes") from error
+        raise TargetError(f"the network cannot be built ({reason(error)}); give smaller sizes") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -573,22 +572,6 @@ def _on_path(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random, and put their global states back afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def find(text: str, what: str, *, call: bool = False) -> Any:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dagscale.bench.data.files import first_line, home_expanded, open_plain
+from dagscale.bench.data.files import home_expanded, open_plain
 from dagscale.errors import DataError
 from dagscale.registry import Registry
+from dagscale.shown import reason
 
 MOST_CLASSES = 100_000
 """A readout over more would be most of any network here."""
@@ -181,7 +182,7 @@ def load(source: str | Path, *, split: str = "train", limit: int | None = None) 
             reference, _ = _take(name, train, limit)
             classes = max(classes, train.classes)
     except OSError as error:
-        raise DataError(f"{source} cannot be read: {first_line(error)}") from error
+        raise DataError(f"{source} cannot be read: {reason(error)}") from error
     except MemoryError as error:
         raise DataError(f"{source} does not fit in memory: use less of it, with limit") from error
     if reference.shape[1:] != pixels.shape[1:]:
