@@ -34,6 +34,7 @@ Targets = Annotated[
 
 @app.command(rich_help_panel=EVERYDAY)
 def check(
+    context: typer.Context,
     targets: Targets,
     data: Data = None,
     init: Annotated[str | None, typer.Option(help="Initialisation; 'keep' takes the models as they are.")] = None,
@@ -69,10 +70,8 @@ def check(
     if plot is not None:
         check_path(plot)
     given = load_data(data, limit)
-    training = make_recipe(
-        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, weight_decay=weight_decay, setting=setting,
-        batch_size=batch_size or (64 if recipe is None and hasattr(given, "x") else None),
-    )  # fmt: skip
+    size = batch_size or (64 if recipe is None and hasattr(given, "x") else None)
+    training = make_recipe(given, {**context.params, "batch_size": size, "steps": None})
     errors = Console(stderr=True)
     with errors.status("checking"):
         report = run(

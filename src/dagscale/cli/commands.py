@@ -120,6 +120,7 @@ def inspect(
 
 @app.command(rich_help_panel=EVERYDAY)
 def plan(
+    context: typer.Context,
     target: Target,
     base: Annotated[
         list[str] | None,
@@ -180,11 +181,7 @@ def plan(
     from dagscale.planning import plan as make_plan
 
     found = {one: Base.load(one) for one in base or () if one.endswith(".json")}
-    training = make_recipe(
-        load_data(data, limit), recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size,
-        steps=steps, epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup,
-        setting=setting, base=next(iter(found.values()), None),
-    )  # fmt: skip
+    training = make_recipe(load_data(data, limit), context.params, next(iter(found.values()), None))
     if save is not None and any(same_file(save, one) for one in base or ()):
         raise typer.BadParameter(f"--save {save} is the base's own file: give the plan another name")
     model, inputs = load_target(target, training.data, input_shape, seed, training)
@@ -203,6 +200,7 @@ def plan(
 
 @app.command(rich_help_panel=EVERYDAY)
 def search(
+    context: typer.Context,
     target: Target,
     data: Data = None,
     limit: Limit = None,
@@ -245,10 +243,7 @@ def search(
 
         check_path(plot)
     given = load_data(data or ("digits" if recipe is None else None), limit)
-    training = make_recipe(
-        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
-        epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
-    )  # fmt: skip
+    training = make_recipe(given, context.params)
     model, inputs = load_target(target, training.data, None, seed, training)
     found = find(
         model, training, inputs=inputs, init=init.split(",") if init else None, seeds=seeds, seed=seed,
