@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,8 +89,7 @@ def verify(
             how = f"trains under the recipe {recipe}" if recipe else "trains for whole epochs, see --epochs"
             raise typer.BadParameter(f"--{name.replace('_', '-')}: suite {suite} {how}")
     if out is not None:
-        make_folder(out)
-        faces.check_folder(out)
+        make_place(out, faces.FILES)
     with resumable(store):
         done = study(
             suite, methods=method or (), options=options, seed=seed, store=store, jobs=jobs, scheduler=scheduler,
@@ -111,6 +111,16 @@ def parts(recipe: str) -> tuple[Any, Any]:
     from dagscale.bench.verify import report, study
 
     return study.verify, report
+
+
+def make_place(folder: Path, files: Sequence[str]) -> None:
+    """Make the folder, and see that pictures can be written there, before the work."""
+    from dagscale.pictures.files import check_path
+
+    make_folder(folder)
+    for name in files:
+        if name.endswith(".png"):
+            check_path(folder / name)
 
 
 def show(done: Any, faces: Any, out: Path | None, json: bool) -> None:
@@ -147,8 +157,7 @@ def replay(context: typer.Context, path: Path, out: Path | None, json: bool) -> 
         name = "SUITE" if unused[0] == "suite" else f"--{unused[0].replace('_', '-')}"
         raise typer.BadParameter(f"{name} is about runs to train, and --runs trains nothing: leave one of them out")
     if out is not None:
-        make_folder(out)
-        sheets.check_folder(out)
+        make_place(out, sheets.FILES)
     document = study.replay(path).to_dict()
     told = Console(stderr=True, soft_wrap=True)
     for written in [] if out is None else sheets.save_all(document, out):

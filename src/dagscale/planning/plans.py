@@ -16,7 +16,7 @@ from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
-from dagscale.shown import cell, line, load_rich
+from dagscale.shown import Tabled, cell, line, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import Relative, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
@@ -95,7 +95,7 @@ class ParameterPlan:
 
 
 @dataclass(frozen=True, eq=True, repr=False)
-class Plan(Saved):
+class Plan(Saved, Tabled):
     """An immutable plan, keyed by qualified parameter name; tied parameters stand under their first name.
 
     It is plain data: it can be compared, hashed, pickled, copied, and written to a file and read back.
@@ -505,16 +505,6 @@ class Plan(Saved):
         if self.forwards:
             lines.append(f"measured in {self.forwards:,.0f} forward passes")
         return lines
-
-    def __str__(self) -> str:
-        from dagscale.planning.files import rendered
-
-        return rendered(self.table())
-
-    def _repr_html_(self) -> str:
-        from dagscale.planning.files import rendered
-
-        return rendered(self.table(), html=True)
 
 
 def _write(parameters: Mapping[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
