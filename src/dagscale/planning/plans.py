@@ -18,7 +18,7 @@ from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.shown import Tabled, cell, line, load_rich
 from dagscale.training.draws import Fill
-from dagscale.training.groups import Relative, parameter_groups
+from dagscale.training.groups import parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.schedules import Schedule, constant
 from dagscale.typed import MODEL, OPTIMIZER, PLAN, must_be
@@ -274,15 +274,9 @@ class Plan(Saved, Tabled):
         if only is not None:
             chosen = named(found, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
-        relative = {
-            name: Relative(
-                own.lr, own.eps, own.weight_decay, own.role, own.fold, own.split, own.stacked, own.transposed
-            )
-            for name, own in self.parameters.items()
-        }
         return parameter_groups(
-            found, relative, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr, weight_decay=decay,
-            no_decay=rule if callable(rule) else tuple(rule),
+            found, self.parameters, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr,
+            weight_decay=decay, no_decay=rule if callable(rule) else tuple(rule),
         )  # fmt: skip
 
     def optimizer(

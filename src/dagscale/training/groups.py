@@ -40,7 +40,7 @@ class Relative:
 
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter],
-    relative: Mapping[str, Relative],
+    relative: Mapping[str, Any],
     optimizer: Optimizer | None,
     *,
     lr: float,
@@ -52,7 +52,8 @@ def parameter_groups(
 
     Args:
         parameters: qualified name → parameter.
-        relative: qualified name → its factors; those not named have factors of 1.
+        relative: qualified name → its factors, a `Relative` or what has all of its attributes, as a plan's parameters
+            have; those not named have factors of 1.
         optimizer: whose defaults the factors on ε and decay start from.
         lr: the network's learning rate.
         weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.

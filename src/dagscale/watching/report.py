@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dagscale.judged import Judged
+from dagscale.scaling.width import pattern
 from dagscale.shown import Tabled, cell, finite
 from dagscale.watching.seen import Fault
 
@@ -159,11 +159,6 @@ class WatchReport(Tabled, Judged[Fault]):
 
     def __repr__(self) -> str:
         return f"WatchReport({self.verdict!r})"
-
-
-def pattern(name: str) -> str:
-    """A name with its numbers left open: that of the same layer in every block."""
-    return re.sub(r"\d+", "*", name)
 
 
 def _folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
