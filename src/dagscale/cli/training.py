@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from dagscale.cli.app import listed_in
 from dagscale.errors import RecipeError, TargetError
 
 if TYPE_CHECKING:
     from dagscale.planning import Base
     from dagscale.training.recipe import Recipe
 
-PANEL = "How it is trained"
-
-
-def _option(text: str, **bounds: float) -> Any:
-    return typer.Option(help=text, rich_help_panel=PANEL, **bounds)  # type: ignore[arg-type]
+_option = listed_in("How it is trained")
 
 
 RecipeFile = Annotated[
