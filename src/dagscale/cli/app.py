@@ -135,7 +135,8 @@ def load_target(
     Args:
         recipe: the one that the data are in, if there is one, so that its first batch is read once for all TARGETs.
     """
-    from dagscale.models.targets import load, read_shape
+    from dagscale.models.options import read_shape
+    from dagscale.models.targets import load
     from dagscale.training.recipe import Recipe as Own
 
     shape = None if input_shape is None else read_shape(input_shape)

@@ -114,7 +114,7 @@ def _losses() -> list[str]:
 
 def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
     from dagscale.cli.data import limited
-    from dagscale.models.targets import find
+    from dagscale.models.own_code import find
     from dagscale.training.recipe import Recipe
 
     found = find(text, "recipe", call=True)
@@ -130,7 +130,7 @@ def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
 def _loss(text: str) -> Any:
     from torch.nn import functional
 
-    from dagscale.models.targets import find
+    from dagscale.models.own_code import find
     from dagscale.registry import did_you_mean
 
     if ":" in text:

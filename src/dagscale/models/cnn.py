@@ -12,7 +12,8 @@ from dagscale.errors import TargetError
 from dagscale.models.by_depth import image_shape
 from dagscale.models.dag import Dag, DagNet, sample_codes
 from dagscale.models.mlp import DAG_OPTIONS
-from dagscale.models.targets import SPACES, Option, Setting, Space
+from dagscale.models.options import Option
+from dagscale.models.targets import SPACES, Setting, Space
 
 
 class CNN(DagNet):

@@ -26,7 +26,8 @@ from dagscale.models.cells import (
     parse_arch_string,
     relu_conv_norm,
 )
-from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import CIFAR, SPACES, Setting, Space
 from dagscale.registry import did_you_mean
 
 OPS = (

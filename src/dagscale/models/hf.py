@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from dagscale.errors import TargetError
-from dagscale.models.targets import EXAMPLES, SPACES, Option, Setting, Space
+from dagscale.models.options import Option
+from dagscale.models.targets import EXAMPLES, SPACES, Setting, Space
 from dagscale.models.timm import declare_torchvision_ops
 from dagscale.registry import did_you_mean
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dagscale.errors import TargetError
 from dagscale.models.by_depth import image_shape
 from dagscale.models.cells import Cell, CellGraph, named
-from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import CIFAR, SPACES, Setting, Space
 
 STACKS = 3
 _FORM = "write edges and operations as 1_01_001-3m (see dagscale.models.nb101)"

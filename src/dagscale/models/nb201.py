@@ -31,7 +31,8 @@ from dagscale.models.cells import (
     parse_arch_string,
     relu_conv_norm,
 )
-from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import CIFAR, SPACES, Setting, Space
 
 OPS = (NONE, "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))

@@ -146,7 +146,7 @@ def named_text(source: str, limit: int | None = None, context: int = CONTEXT) ->
     Args:
         context: tokens of an example, where the options do not say it.
     """
-    from dagscale.models.targets import Option, parse_options
+    from dagscale.models.options import Option, parse_options
 
     known = (
         Option("context", "int", "tokens of an example", low=1, high=65_536),
