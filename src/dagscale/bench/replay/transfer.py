@@ -178,11 +178,6 @@ def from_smallest(members: Sequence[Optimum]) -> Iterable[tuple[Optimum, Optimum
     return [(members[0], target) for target in members[1:]]
 
 
-def upward(members: Sequence[Optimum]) -> Iterable[tuple[Optimum, Optimum]]:
-    """Every one as the base of all larger ones."""
-    return [(base, target) for i, base in enumerate(members) for target in members[i + 1 :]]
-
-
 def any_base(members: Sequence[Optimum]) -> Iterable[tuple[Optimum, Optimum]]:
     """Every one as the base of all others."""
     return [(base, target) for base in members for target in members if base is not target]
