@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from intervals import answered, families, fitted, predicted, rms, slope_of
-from rates import FAMILIES, means
+from rates import FAMILIES, means, regular
 from recorded import Group, Point, Sheet, groups, put, read_results, seeds_until
 
 from dagscale.laws.accuracy import BASE, BASE_SIDE
@@ -45,8 +45,8 @@ def curves() -> dict[tuple[str, str], tuple[list[float], list[float]]]:
                     made[f"{name}, {init}", network] = (one["exponents"], means(one, 1e3))
     for key, one in read_results("schedules").items():
         name, network = key.split("/", 1)
-        losses = [min(fmean(row), 1e3) for row in one["curve"].values()]
-        made[f"schedules, {name}", network] = ([math.log2(float(rate)) for rate in one["curve"]], losses)
+        curve = regular(one["curve"])
+        made[f"schedules, {name}", network] = (curve["exponents"], means(curve, 1e3))
     return made
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import t
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
@@ -35,7 +36,6 @@ from dagscale.laws.curvature import measure
 from dagscale.laws.gauss_newton import leading_eigenpair
 from dagscale.network import Network
 from dagscale.planning.prepare import initialised, traced
-from dagscale.training.batches import some
 from dagscale.training.probe import BATCH, Cost
 
 OUT = Path("out/kernels.jsonl")
@@ -45,8 +45,6 @@ WIDTH, LAYERS = 12, 3
 STEPS, BATCH_SIZE, EXAMPLES = 150, 32, 2000
 UPDATES, SEEDS, SEARCHES = 24, 6, 3
 """Seeds of the updates, of the curvatures and of the searches."""
-T = {2: 4.303, 5: 2.571, 23: 2.069}
-"""Student's 97.5 % quantile by degrees of freedom."""
 ASKED = ("middle", "edge", "λ", "λ of convolutions", "λ after 32 steps", "Δz last convolution", "Δz output")
 
 
@@ -140,7 +138,7 @@ def update(network: Network, seed: int) -> tuple[float, float]:
     """
     with network.probe(seed) as probe:
         model = copy.deepcopy(probe.model).double()
-    (batch,) = some(network.recipe.source.batches(seed, BATCH), 1)
+    batch = next(network.recipe.source.batches(seed, BATCH))
     x, y = batch.inputs, batch.target
     seen: list[Tensor] = []
     model.convs[-1].register_forward_hook(lambda module, args, out: seen.append(out.detach()))  # type: ignore
@@ -211,7 +209,7 @@ def exponent(group: list[dict[str, Any]], name: str, size: Callable[[dict[str, A
     for seed in range(len(group[0][name])):
         ys = [sign * log(row[name][seed]) for row in group]
         slopes.append(sum((a - middle) * b for a, b in zip(xs, ys, strict=True)) / sum((a - middle) ** 2 for a in xs))
-    return statistics.fmean(slopes), T[len(slopes) - 1] * statistics.stdev(slopes) / sqrt(len(slopes))
+    return statistics.fmean(slopes), float(t.ppf(0.975, len(slopes) - 1)) * statistics.stdev(slopes) / sqrt(len(slopes))
 
 
 def report() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import dagscale
+from dagscale.bench.data import load
+from dagscale.bench.verify.suites import SUITES
+from dagscale.models import targets
 
 GRAPH_LAWS = ("paths", "walk", "covariance", "released", "none")
 GRAPH_INITS = ("in-degree", "in-degree-standard", "released", "keep", "moments")
@@ -29,21 +31,6 @@ MEASURED = ("short-run", "combined", "curvature", "function-change")
 FAMILIES = {"mlp-dag": 60, "cnn-dag": 12, "vit-depth": 4, "resnet-depth-bn": 3}
 MEASURED_ON = {"mlp-dag": 12, "cnn-dag": 3, "vit-depth": 2, "resnet-depth-bn": 1}
 """Members on which measured laws are run, under init ``moments``: they take seconds to minutes each."""
-
-
-def module(*names: str) -> Any:
-    """The first of these modules that this version has."""
-    for name in names:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    raise ModuleNotFoundError(names[0])
-
-
-SUITES = module("dagscale.bench.verify.suites", "dagscale.bench.verify.suites").SUITES
-TARGETS = module("dagscale.models.targets", "dagscale.models.targets")
-DATA = module("dagscale.bench.data", "dagscale.bench.data")
 
 
 def requests() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,8 +58,8 @@ def _request(
 def predict(request: dict[str, Any]) -> dict[str, Any]:
     """What the plan comes to, or the error that it ends in."""
     options = dict(request)
-    data = DATA.load("digits")
-    base, target = (TARGETS.load(options.pop(name), data=data) for name in ("base", "target"))
+    data = load("digits")
+    base, target = (targets.load(options.pop(name), data=data) for name in ("base", "target"))
     try:
         plan = dagscale.plan(
             *target, base=base, base_lr=0.1, data=(data.x, data.y), loss=cross_entropy, batch_size=32, **options

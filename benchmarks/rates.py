@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -210,6 +210,12 @@ def seeds_of(network: Network) -> tuple[list[float] | str, list[float]]:
 def means(one: Mapping[str, Any], diverged: float = math.inf) -> list[float]:
     """A network's mean loss at each rate, ``diverged`` where a run of it was."""
     return [diverged if None in row else fmean(row) for row in one["losses"]]
+
+
+def regular(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """A curve of ``schedules.json``, rate → losses (1e9 where training diverged), as this script's file holds it."""
+    losses = [[None if x > 1e8 else x for x in row] for row in curve.values()]
+    return {"exponents": [math.log2(float(rate)) for rate in curve], "losses": losses}
 
 
 def band_of(one: Mapping[str, Any], tolerance: float = 0.05) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rates import FAMILIES, band_of, middle, of_seed
+from rates import FAMILIES, band_of, middle, of_seed, regular
 from transfer import curves, optimum
 
 from dagscale.laws.accuracy import Kind
@@ -241,11 +241,10 @@ def scheduled() -> list[Group]:
     made: dict[str, dict[str, Point]] = {}
     for key, one in known.items():
         name, network = key.split("/", 1)
-        losses = [[None if x > 1e8 else x for x in row] for row in one["curve"].values()]
-        whole = {"exponents": [math.log2(float(rate)) for rate in one["curve"]], "losses": losses, "covariance": None}
+        curve = regular(one["curve"])
         short, wrong, _ = one["short"]["constant"]
-        own = replace(point(network, {**whole, "short": ""}), short=short, error=wrong)
-        made.setdefault(name, {}).setdefault(json.dumps(losses), own)
+        own = replace(point(network, {**curve, "covariance": None, "short": ""}), short=short, error=wrong)
+        made.setdefault(name, {}).setdefault(json.dumps(curve["losses"]), own)
     found = []
     for name, points in made.items():
         suite, optimizer = ("vit" if name.startswith("transformer") else "mlp"), name.split(", ")[-1]

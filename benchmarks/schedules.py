@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rates import means, middle, regular
 from torch.nn.functional import cross_entropy
 
 import dagscale
@@ -31,7 +32,6 @@ from dagscale.bench.verify.suites import SUITES
 from dagscale.models import targets
 from dagscale.planning.make import starting_plan
 from dagscale.planning.prepare import initialised, traced
-from dagscale.rates import find_band
 from dagscale.training.engine import train
 
 SHORT = importlib.import_module("dagscale.laws.short_run")
@@ -113,15 +113,14 @@ def report(path: Path) -> None:
         others = {k: v for k, v in known.items() if k.startswith(f"{name}/") and v is not base}
         if base is None or not others:
             continue
-        middle = {k: found(v["curve"])[0] for k, v in {"base": base, **others}.items()}
+        start, curves = middle(regular(base["curve"])), [regular(v["curve"]) for v in others.values()]
         for way in ("one rate", *WAYS):
-            wanted = np.array([middle[k] - middle["base"] for k in others])
+            wanted = np.array([middle(curve) - start for curve in curves])
             if way == "one rate":
                 ratio = np.zeros(len(others))
             else:
                 ratio = np.array([v["short"][way][0] - base["short"][way][0] for v in others.values()])
-            predicted = middle["base"] + SHORT.FADING * ratio
-            lost = [loss(v["curve"], p) for v, p in zip(others.values(), predicted, strict=True)]
+            lost = [above(curve, p) for curve, p in zip(curves, start + SHORT.FADING * ratio, strict=True)]
             r = float(np.corrcoef(ratio, wanted)[0, 1]) if ratio.any() else math.nan
             slope = float((ratio * wanted).sum() / (ratio**2).sum()) if ratio.any() else math.nan
             rms = math.sqrt(fmean((SHORT.FADING * ratio - wanted) ** 2))
@@ -132,17 +131,10 @@ def report(path: Path) -> None:
             )
 
 
-def found(curve: dict[str, list[float]]) -> tuple[float, float]:
-    """Middle of the band of rates within 5 % of the best, as exponent of 2; and the best mean loss."""
-    rates, losses = [float(rate) for rate in curve], [fmean(values) for values in curve.values()]
-    low, high = find_band(rates, [x if x < 1e8 else math.inf for x in losses], 0.05)
-    return math.log2(math.sqrt(low * high)), min(losses)
-
-
-def loss(curve: dict[str, list[float]], exponent: float) -> float:
+def above(one: dict[str, Any], exponent: float) -> float:
     """By how much the loss at a rate, between those of the grid, is above the best of the grid."""
-    rates, losses = np.log2([float(rate) for rate in curve]), [fmean(values) for values in curve.values()]
-    return float(np.interp(exponent, rates, np.minimum(losses, 1e3))) / min(losses) - 1
+    losses = means(one, 1e3)
+    return float(np.interp(exponent, one["exponents"], losses)) / min(losses) - 1
 
 
 if __name__ == "__main__":

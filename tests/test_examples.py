@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import dagscale
 from dagscale.errors import DagscaleError, SearchError
-from dagscale.training.batches import checked, output, shapes, take
+from dagscale.training.batches import call, checked, logits, shapes, take
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
 
@@ -52,7 +52,7 @@ def test_inputs_are_batched_together(given: str) -> None:
     x, y = checked((GIVEN[given](), Y))
     rows = torch.tensor([3, 1])
     model = Tagger()
-    assert torch.equal(output(model, take(x, rows)), model(IDS[rows], MASK[rows])["logits"])
+    assert torch.equal(logits(call(model, take(x, rows))), model(IDS[rows], MASK[rows])["logits"])
     assert y is Y
 
 

@@ -14,7 +14,6 @@ from dagscale.graph.paths import kernel_size
 from dagscale.models import load, resolve, sample
 from dagscale.models.cells import CELL_OPS, CellGraph, Moments, cell_moments
 from dagscale.models.darts import PUBLISHED
-from dagscale.models.nb101 import Nb101
 from dagscale.models.nb201 import COUNT, NB201, Nb201, path_facts, published_order
 
 ALL = tuple(Nb201.enumerate())
@@ -222,13 +221,6 @@ def test_other_spaces_run_at_any_size_and_trace() -> None:
         graph = trace(model, inputs)
         assert path_sums(graph).paths > 0
         assert all(p.reached for p in graph.parameters)
-
-
-def test_nb101_reads_the_benchmarks_own_form() -> None:
-    matrix = [[0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
-    cell = Nb101.of_matrix(matrix, ["input", "conv3x3-bn-relu", "maxpool3x3", "output"])
-    assert cell.code == "1_01_101-3m"
-    assert Nb101.parse(cell.code) == cell
 
 
 def test_sampling_gives_distinct_targets_that_have_a_path() -> None:

@@ -28,6 +28,3 @@ class Judged(Generic[F]):
         """The verdict in one line, where something is at fault."""
         more = len(self.faults) - 1
         return f"fail: {self.faults[0]}" + (f" (and {more} more, which may follow from it)" if more else "")
-
-
-__all__ = ["Judged"]

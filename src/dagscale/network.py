@@ -136,6 +136,3 @@ def remembered(measure: Callable[[Network], T]) -> Callable[[Network], T]:
         return value
 
     return once
-
-
-__all__ = ["Network", "Role", "remembered"]

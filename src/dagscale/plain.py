@@ -68,6 +68,3 @@ def check_plain(path: Path, error: type[DagscaleError], largest: int = LARGEST) 
         open_plain(file, error).close()
         if file.stat().st_size > largest:
             raise error(f"{file} is too large: over {largest:,} bytes")
-
-
-__all__ = ["LARGEST", "check_plain", "open_plain", "read_plain"]

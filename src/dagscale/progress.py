@@ -143,6 +143,3 @@ class _Bar(_Counted):
     def close(self) -> None:
         if self.started:
             self.bar.stop()
-
-
-__all__ = ["Progress", "current", "shown"]

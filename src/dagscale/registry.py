@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -49,11 +49,8 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except (KeyError, TypeError):  # a list, for one, is no key at all
-            near = difflib.get_close_matches(str(name).lower(), self._entries, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UnknownNameError(
-                f"unknown {self.what} {name!r}{hint} (known: {', '.join(sorted(self._entries))})"
-            ) from None
+            hint = did_you_mean(str(name).lower(), self._entries)
+            raise UnknownNameError(f"unknown {self.what} {name!r}{hint} (known: {', '.join(self)})") from None
 
     def get(self, name: str) -> T | None:
         """The entry, or None."""
@@ -70,6 +67,12 @@ class Registry(Generic[T]):
 
     def __repr__(self) -> str:
         return f"{self.what}s: {', '.join(self)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` with the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def summary(entry: object) -> str:

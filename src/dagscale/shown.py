@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import math
 import random
 import unicodedata
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.text import Text
 
 AFFECTS_RESULTS = False
@@ -53,6 +57,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else "no message"
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an exception's message, cut short, or its type where it has none."""
+    text = said(error).strip()
+    return line(text.splitlines()[0], 200) if text else type(error).__name__
+
+
 def for_picture(text: str) -> str:
     """The text as matplotlib must get it to draw just this: a pair of ``$`` would begin a formula."""
     return plain(text).replace("$", r"\$")
@@ -79,3 +89,41 @@ def load_rich() -> None:
     import rich.table  # noqa: F401
 
     random.setstate(state)
+
+
+def rendered(value: RenderableType, html: bool = False, width: int = 100) -> str:
+    """What rich prints, as text of so many columns, or as HTML."""
+    load_rich()
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, record=True, force_jupyter=False)
+    console.print(value)
+    if html:
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    return "\n".join(line.rstrip() for line in console.export_text().rstrip().splitlines())
+
+
+class Tabled:
+    """Gives results that have a ``table`` to print the text of it, and its HTML in a notebook."""
+
+    WIDTH = 100
+    """Columns of the text."""
+
+    def table(self) -> RenderableType:
+        """To print with rich."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return rendered(self.table(), width=self.WIDTH)
+
+    def _repr_html_(self) -> str:
+        return rendered(self.table(), html=True, width=self.WIDTH)
+
+
+def finite(value: Any) -> Any:
+    """Plain data for JSON: None in place of each infinity and of what is no number, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -113,5 +113,3 @@ def _handle(handler: Any) -> dict[int, Any]:
 
 
 guard()
-
-__all__ = ["ALONE", "INTERRUPTED", "SIGNALS", "came", "interrupt", "interruptible", "over", "repeat"]

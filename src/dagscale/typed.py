@@ -59,6 +59,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
         check_types(value)
     return isinstance(value, hint if isinstance(hint, type) else object)
-
-
-__all__ = ["MODEL", "OPTIMIZER", "PLAN", "check_types", "must_be"]

@@ -265,6 +265,3 @@ def recipe_options(draw: Draw, folder: Path) -> list[str]:
     steps = [] if "--steps" in chosen else ["--steps=2"]
     data = [] if "--data" in chosen else ["--data=digits"]
     return [*command, *given, *limit, *steps, *data, *draw(st.sampled_from(([], ["--json"])))]
-
-
-__all__ = ["base_json", "documents", "plan_json", "recipe_options", "recipes"]

@@ -435,6 +435,3 @@ def module_names(draw: Draw, folder: Path) -> list[str]:
         "--json"],
     )))  # fmt: skip
     return list(command)
-
-
-__all__ = ["SURFACES", "Draw", "damaged", "make_store", "surface"]

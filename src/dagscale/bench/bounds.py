@@ -46,6 +46,3 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
 def short(number: int) -> str:
     """An integer, or how large it is where that is shorter: Python itself refuses to write very long ones."""
     return str(number) if number.bit_length() <= 64 else f"one of {number.bit_length()} bits"
-
-
-__all__ = ["check_count", "check_number", "short"]

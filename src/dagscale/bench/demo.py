@@ -21,7 +21,7 @@ from dagscale.models import targets as spaces
 from dagscale.pictures.files import check_path, save
 from dagscale.planning.make import plan
 from dagscale.searching import search
-from dagscale.shown import load_rich
+from dagscale.shown import finite, load_rich
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
 from dagscale.training.schedules import cosine
@@ -204,7 +204,7 @@ def _outcome(space: str, target: str, rates: dict[str, float], seed: int) -> Out
             trial, _ = family.load(target, k)
             made.init_(trial, seed=k)
             runs.append(train(trial, recipe, made.param_groups(trial), seed=k).loss)
-        lr[way], loss[way] = made.lr, _finite(statistics.fmean(runs))
+        lr[way], loss[way] = made.lr, finite(statistics.fmean(runs))
     found = search(
         model, recipe, init="moments", grid=family.grid, seeds=family.seeds, seed=seed, method="grid", widen=2
     )
@@ -222,8 +222,8 @@ def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float | None]]:
         excess = [_excess(o, way) for o in own]
         octaves = [math.log2(o.lr[way] / o.lr["grid"]) for o in own]
         rows[way] = {
-            "mean_excess": _finite(_mean(excess) - 1),
-            "worst_excess": _finite(max(excess) - 1),
+            "mean_excess": finite(_mean(excess) - 1),
+            "worst_excess": finite(max(excess) - 1),
             "diverged": sum(o.loss[way] is None for o in own),
             "rms_octaves": math.sqrt(statistics.fmean(x * x for x in octaves)),
         }
@@ -278,8 +278,8 @@ def figure(outcomes: list[Outcome]) -> Figure:
 
     drawn = Figure(figsize=(9, 5.4), layout="constrained")
     axes = drawn.subplots(len(FAMILIES), 1, sharex=True)
-    finite = [x for o in outcomes for way in WAYS[:3] if way in o.loss and math.isfinite(x := _excess(o, way))]
-    low, high = min(0.9, *finite) / 1.03, max(2.0, *finite) * 1.1
+    ratios = [x for o in outcomes for way in WAYS[:3] if way in o.loss and math.isfinite(x := _excess(o, way))]
+    low, high = min(0.9, *ratios) / 1.03, max(2.0, *ratios) * 1.1
     for axis, (space, family) in zip(axes, FAMILIES.items(), strict=True):
         own = [o for o in outcomes if o.target.startswith(f"{space}:")]
         ways = [way for way in WAYS[:3] if own and way in own[0].loss]
@@ -292,7 +292,7 @@ def figure(outcomes: list[Outcome]) -> Figure:
             if math.isfinite(mean):
                 axis.plot([mean, mean], [row - 0.3, row + 0.3], color=COLOURS[way], lw=3)
             axis.annotate(
-                f"mean {_percent(_finite(mean - 1))}", (1.01, row), xycoords=("axes fraction", "data"), va="center",
+                f"mean {_percent(finite(mean - 1))}", (1.01, row), xycoords=("axes fraction", "data"), va="center",
                 color=COLOURS[way],
             )  # fmt: skip
         axis.axvline(1, color="black", lw=1.5)
@@ -331,10 +331,6 @@ def _excess(outcome: Outcome, way: str) -> float:
 def _mean(ratios: list[float]) -> float:
     """Geometric mean; infinite where one ratio is."""
     return math.exp(statistics.fmean(map(math.log, ratios))) if all(map(math.isfinite, ratios)) else math.inf
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _inf(value: float | None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,13 +19,14 @@ from dagscale.graph.paths import path_sums
 from dagscale.inits import INITS
 from dagscale.network import Network
 from dagscale.planning.prepare import shown_by
+from dagscale.scaling.width import pattern
 from dagscale.tracing import forward, trace
+from dagscale.training.copies import HALF
 from dagscale.training.recipe import Recipe
 
 Pair = tuple[nn.Module, Any]
 Family = Iterable[Pair | nn.Module] | Callable[[Any], Pair]
 Kind = Literal["input", "hidden", "sum", "output"]
-HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def members(
         try:
             if inputs is None:
                 _, inputs = shown_by(model, recipe)
-            if any(p.dtype in HALVES for p in model.parameters()):
+            if any(p.dtype in HALF for p in model.parameters()):
                 notes.append(f"{name} is in half precision: a copy in float32 was measured, rounding is not judged")
                 model, inputs = _full(model), tree_map(_full_tensor, inputs)
             graph = trace(model, inputs, select=recipe.select)
@@ -166,15 +166,15 @@ class _Built:
 
 def _full(model: nn.Module) -> nn.Module:
     """The model itself, or a float32 copy of one in half precision."""
-    return copy.deepcopy(model).float() if any(p.dtype in HALVES for p in model.parameters()) else model
+    return copy.deepcopy(model).float() if any(p.dtype in HALF for p in model.parameters()) else model
 
 
 def _full_tensor(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
 def _patterns(member: Member) -> set[str]:
-    return {re.sub(r"\d+", "*", layer.name) for layer in member.layers}
+    return {pattern(layer.name) for layer in member.layers}
 
 
 def layers_of(graph: Graph) -> tuple[LayerFacts, ...]:

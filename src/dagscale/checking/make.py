@@ -285,6 +285,3 @@ def _set_by(member: Member, plan: Plan) -> frozenset[str]:
 def _sharp(seen: Sequence[Observation]) -> float | None:
     values = [o.sharpness for o in seen if o.sharpness is not None]
     return fmean(values) if values else None
-
-
-__all__ = ["check"]

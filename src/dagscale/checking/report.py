@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagscale.checking.verdict import LEVEL, Fault, Fit, Level
+from dagscale.checking.verdict import CLASSES, LEVEL, Fault, Fit, Level
 from dagscale.errors import PlanError
 from dagscale.judged import Judged
 from dagscale.pictures.files import save
-from dagscale.planning.files import Saved, read_document, rendered
-from dagscale.shown import cell, for_picture, load_rich, plain
+from dagscale.planning.files import Saved, read_document
+from dagscale.shown import Tabled, cell, finite, for_picture, load_rich, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Of the JSON document; a document of a later format is refused."""
 
+CLASS_NAMES = (*CLASSES, "inner")
 NAMES = {"moment": "second moment / wanted", "change": "Δz rms", "own": "own Δz rms"}
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Saved, Judged[Fault]):
+class Report(Saved, Tabled, Judged[Fault]):
     """What `check` found.
 
     Args:
@@ -40,6 +41,8 @@ class Report(Saved, Judged[Fault]):
             initialisation; None for optimisers without a stable value of it.
         notes: what a reader should know.
     """
+
+    WIDTH = 130
 
     axis: str
     labels: tuple[str, ...]
@@ -75,7 +78,7 @@ class Report(Saved, Judged[Fault]):
         table.add_column("interval", justify="right")
         table.add_column("allowed", justify="right")
         table.add_column("")
-        classes = [f for f in self.fits if f.name in ("input", "hidden", "sum", "output", "inner")]
+        classes = [f for f in self.fits if f.name in CLASS_NAMES]
         for fit in [*classes, *(f for f in self.fits if f not in classes and f.off)]:
             low = "" if fit.growing else f"−{fit.tolerance:.2f} … "
             mark = {1: "grows", -1: "shrinks", 0: "open" if fit.open else "ok" if fit.judged else ""}[fit.off]
@@ -102,7 +105,7 @@ class Report(Saved, Judged[Fault]):
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
         levels = [asdict(level) | {"member": self.labels[level.member], "off": level.off} for level in self.levels]
-        document: dict[str, Any] = _plain(
+        document: dict[str, Any] = finite(
             {
                 "ok": self.ok,
                 "verdict": self.verdict,
@@ -147,10 +150,7 @@ class Report(Saved, Judged[Fault]):
 
     def __str__(self) -> str:
         lines = [f"fault: {fault}" for fault in self.faults] + [f"note: {note}" for note in self.notes]
-        return "\n".join([rendered(self.table(), width=130), *map(plain, lines)])
-
-    def _repr_html_(self) -> str:
-        return rendered(self.table(), html=True, width=130)
+        return "\n".join([super().__str__(), *map(plain, lines)])
 
     def plot(self, path: str | Path) -> None:
         """Draw moments and updates against size into a ``.png``, ``.svg`` or ``.pdf`` file.
@@ -177,18 +177,6 @@ class Report(Saved, Judged[Fault]):
             axes.legend(fontsize="small")
         figure.suptitle("pass" if self.ok else for_picture(f"fail: {self.faults[0]}"[:110]), fontsize="medium")
         return figure
-
-
-CLASS_NAMES = ("input", "hidden", "sum", "output", "inner")
-
-
-def _plain(value: Any) -> Any:
-    """Without numbers that JSON lacks."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _written(value: Any) -> Any:

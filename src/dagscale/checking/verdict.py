@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean, linear_regression, variance
 from typing import Literal
 
 from dagscale.checking.family import LayerFacts, Member
@@ -272,9 +272,7 @@ def decisive(steps: Sequence[float]) -> float:
 def _slopes(sizes: Sequence[float], table: Sequence[Sequence[float]]) -> list[float]:
     """Least-squares slope against log2 size, for each seed by itself: the members of a seed share its batches."""
     x = [_log2(s) for s in sizes]
-    centre = fmean(x)
-    total = sum((a - centre) ** 2 for a in x)
-    return [sum((a - centre) * row[k] for a, row in zip(x, table, strict=True)) / total for k in range(len(table[0]))]
+    return [linear_regression(x, column).slope for column in zip(*table, strict=True)]
 
 
 def _shared_slope(evidence: Evidence, name: str) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json as json_
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -95,7 +96,17 @@ def version_only(
         raise typer.Exit
 
 
-INPUT_PANEL, OUTPUT_PANEL = "Data", "Output"
+def option(text: str, panel: str | None = None, name: str | None = None, **bounds: float) -> Any:
+    """An option of a command: its help, where it stands in there, and its name if Python's would be another."""
+    return typer.Option(*([name] if name else []), help=text, rich_help_panel=panel, **bounds)  # type: ignore[arg-type]
+
+
+def listed_in(panel: str) -> Callable[..., Any]:
+    """`option` for those of one place in the help."""
+    return partial(option, panel=panel)
+
+
+data_option, output_option = listed_in("Data"), listed_in("Output")
 Target = Annotated[
     str,
     typer.Argument(
@@ -105,20 +116,15 @@ Target = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(
-        help="digits, images at a path, text:PATH or file.py:name; see `dagscale --help`. Shapes the network too.",
-        rich_help_panel=INPUT_PANEL,
-    ),
+    data_option("digits, images at a path, text:PATH or file.py:name; see `dagscale --help`. Shapes the network too."),
 ]
-Limit = Annotated[
-    int | None,
-    typer.Option(help="Use only so many examples, drawn from all.", min=1, max=10**9, rich_help_panel=INPUT_PANEL),
-]
-InputShape = Annotated[
-    str | None, typer.Option(help="Example input without batch, as 3x32x32.", rich_help_panel=INPUT_PANEL)
-]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT_PANEL)]
+Limit = Annotated[int | None, data_option("Use only so many examples, drawn from all.", min=1, max=10**9)]
+InputShape = Annotated[str | None, data_option("Example input without batch, as 3x32x32.")]
+Seed = Annotated[int, option("Seed of everything random.", min=0, max=2**32 - 1)]
+Json = Annotated[bool, output_option("One JSON document on stdout.", name="--json")]
+Jobs = Annotated[int, option("Processes; -1 for one a core.", min=-1)]
+Scheduler = Annotated[str | None, option("Address of a Dask scheduler.")]
+RetryFailed = Annotated[bool, option("Execute again what failed in an earlier call.", name="--retry-failed")]
 
 
 def load_target(
@@ -129,7 +135,8 @@ def load_target(
     Args:
         recipe: the one that the data are in, if there is one, so that its first batch is read once for all TARGETs.
     """
-    from dagscale.models.targets import load, read_shape
+    from dagscale.models.options import read_shape
+    from dagscale.models.targets import load
     from dagscale.training.recipe import Recipe as Own
 
     shape = None if input_shape is None else read_shape(input_shape)

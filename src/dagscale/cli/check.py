@@ -9,7 +9,6 @@ import typer
 
 from dagscale.cli.app import (
     EVERYDAY,
-    OUTPUT_PANEL,
     Data,
     InputShape,
     Json,
@@ -17,6 +16,8 @@ from dagscale.cli.app import (
     Seed,
     app,
     load_target,
+    option,
+    output_option,
     print_json,
     screen,
 )
@@ -34,28 +35,26 @@ Targets = Annotated[
 
 @app.command(rich_help_panel=EVERYDAY)
 def check(
+    context: typer.Context,
     targets: Targets,
     data: Data = None,
-    init: Annotated[str | None, typer.Option(help="Initialisation; 'keep' takes the models as they are.")] = None,
-    law: Annotated[str | None, typer.Option(help="Learning-rate law; 'none' is one rate for all.")] = None,
+    init: Annotated[str | None, option("Initialisation; 'keep' takes the models as they are.")] = None,
+    law: Annotated[str | None, option("Learning-rate law; 'none' is one rate for all.")] = None,
     recipe: RecipeFile = None,
     optimizer: Optimizer = None,
     loss: Loss = None,
     weight_decay: WeightDecay = None,
     setting: Setting = None,
     base_lr: Annotated[
-        float | None, typer.Option(help="Rate of the first TARGET, above 0; by default from curvature.", min=0)
+        float | None, option("Rate of the first TARGET, above 0; by default from curvature.", min=0)
     ] = None,
-    width: Annotated[str | None, typer.Option(help="none: one rate for all layers; mup: rates by layer.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1, max=10**6)] = 4,
-    seeds: Annotated[int, typer.Option(help="Runs a member.", min=1, max=1000)] = 8,
+    width: Annotated[str | None, option("none: one rate for all layers; mup: rates by layer.")] = None,
+    steps: Annotated[int, option("Optimiser steps.", min=1, max=10**6)] = 4,
+    seeds: Annotated[int, option("Runs a member.", min=1, max=1000)] = 8,
     batch_size: BatchSize = None,
     limit: Limit = None,
     input_shape: InputShape = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw moments and updates against size: .svg, .png or .pdf.", rich_help_panel=OUTPUT_PANEL),
-    ] = None,
+    plot: Annotated[Path | None, output_option("Draw moments and updates against size: .svg, .png or .pdf.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -69,10 +68,8 @@ def check(
     if plot is not None:
         check_path(plot)
     given = load_data(data, limit)
-    training = make_recipe(
-        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, weight_decay=weight_decay, setting=setting,
-        batch_size=batch_size or (64 if recipe is None and hasattr(given, "x") else None),
-    )  # fmt: skip
+    size = batch_size or (64 if recipe is None and hasattr(given, "x") else None)
+    training = make_recipe(given, {**context.params, "batch_size": size, "steps": None})
     errors = Console(stderr=True)
     with errors.status("checking"):
         report = run(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dagscale.cli.app import (
     EVERYDAY,
-    OUTPUT_PANEL,
     STUDIES,
     TARGETS,
     Data,
@@ -20,11 +19,16 @@ from dagscale.cli.app import (
     Seed,
     Target,
     app,
+    listed_in,
     load_target,
     make_folder,
+    option,
     print_json,
     print_text,
     screen,
+)
+from dagscale.cli.app import (
+    output_option as _output,
 )
 from dagscale.cli.data import load_data
 from dagscale.cli.training import (
@@ -45,24 +49,7 @@ from dagscale.errors import DagscaleError
 from dagscale.replacing import same_file
 from dagscale.shown import cell, line, load_rich, plain
 
-PLAN_PANEL = "What it is planned from"
-
-Law = Annotated[
-    str | None,
-    typer.Option(
-        help="Learning-rate law, `dagscale list laws`; by default by optimiser and data.", rich_help_panel=PLAN_PANEL
-    ),
-]
-Init = Annotated[
-    str | None,
-    typer.Option(
-        help="Initialisation, `dagscale list inits`; by default moments with data.", rich_help_panel=PLAN_PANEL
-    ),
-]
-
-
-def _output(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=OUTPUT_PANEL)
+_planned = listed_in("What it is planned from")
 
 
 @app.command(rich_help_panel=EVERYDAY)
@@ -72,14 +59,8 @@ def inspect(
     limit: Limit = None,
     input_shape: InputShape = None,
     picture: Annotated[Path | None, _output("Draw the graph: .svg, .png or .pdf.")] = None,
-    text: Annotated[
-        str | None,
-        typer.Option("--format", help="dot or mermaid: print the graph as that.", rich_help_panel=OUTPUT_PANEL),
-    ] = None,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="Show every repeat of a block, and the whole graph.", rich_help_panel=OUTPUT_PANEL),
-    ] = False,
+    text: Annotated[str | None, _output("dot or mermaid: print the graph as that.", name="--format")] = None,
+    full: Annotated[bool, _output("Show every repeat of a block, and the whole graph.", name="--full")] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -120,43 +101,31 @@ def inspect(
 
 @app.command(rich_help_panel=EVERYDAY)
 def plan(
+    context: typer.Context,
     target: Target,
     base: Annotated[
         list[str] | None,
-        typer.Option(
-            help="The small network whose rate is known: a file of `search --save`, or a TARGET; or several of them.",
-            rich_help_panel=PLAN_PANEL,
-        ),
+        _planned("The small network whose rate is known: a file of `search --save`, or a TARGET; or several of them."),
     ] = None,
     base_lr: Annotated[
         list[float] | None,
-        typer.Option(
-            help="Best rate of a base that is a TARGET, above 0, per optimiser step. Without a base: measured.",
-            min=0,
-            rich_help_panel=PLAN_PANEL,
-        ),
+        _planned("Best rate of a base that is a TARGET, above 0, per optimiser step. Without a base: measured.", min=0),
     ] = None,
-    law: Law = None,
-    init: Init = None,
+    law: Annotated[
+        str | None, _planned("Learning-rate law, `dagscale list laws`; by default by optimiser and data.")
+    ] = None,
+    init: Annotated[
+        str | None, _planned("Initialisation, `dagscale list inits`; by default moments with data.")
+    ] = None,
     width: Annotated[
         str,
-        typer.Option(
-            help="none: one rate for all; mup: scaled by each layer's growth; auto: by what is known of such networks.",
-            rich_help_panel=PLAN_PANEL,
+        _planned(
+            "none: one rate for all; mup: scaled by each layer's growth; auto: by what is known of such networks."
         ),
     ] = "auto",
-    depth: Annotated[
-        str,
-        typer.Option(help="auto, none, completep, completedp or depth-mup: by depth.", rich_help_panel=PLAN_PANEL),
-    ] = "auto",
-    batch: Annotated[
-        str | None,
-        typer.Option(help="A rule for another batch size than the base's, as sqrt.", rich_help_panel=PLAN_PANEL),
-    ] = None,
-    horizon: Annotated[
-        str | None,
-        typer.Option(help="A rule for a longer run than the base's, as power.", rich_help_panel=PLAN_PANEL),
-    ] = None,
+    depth: Annotated[str, _planned("auto, none, completep, completedp or depth-mup: by depth.")] = "auto",
+    batch: Annotated[str | None, _planned("A rule for another batch size than the base's, as sqrt.")] = None,
+    horizon: Annotated[str | None, _planned("A rule for a longer run than the base's, as power.")] = None,
     data: Data = None,
     limit: Limit = None,
     recipe: RecipeFile = None,
@@ -180,11 +149,7 @@ def plan(
     from dagscale.planning import plan as make_plan
 
     found = {one: Base.load(one) for one in base or () if one.endswith(".json")}
-    training = make_recipe(
-        load_data(data, limit), recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size,
-        steps=steps, epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup,
-        setting=setting, base=next(iter(found.values()), None),
-    )  # fmt: skip
+    training = make_recipe(load_data(data, limit), context.params, next(iter(found.values()), None))
     if save is not None and any(same_file(save, one) for one in base or ()):
         raise typer.BadParameter(f"--save {save} is the base's own file: give the plan another name")
     model, inputs = load_target(target, training.data, input_shape, seed, training)
@@ -203,12 +168,12 @@ def plan(
 
 @app.command(rich_help_panel=EVERYDAY)
 def search(
+    context: typer.Context,
     target: Target,
     data: Data = None,
     limit: Limit = None,
     init: Annotated[
-        str | None,
-        typer.Option(help="Initialisation, by default moments; of several, as moments,damped,keep, the best."),
+        str | None, option("Initialisation, by default moments; of several, as moments,damped,keep, the best.")
     ] = None,
     recipe: RecipeFile = None,
     optimizer: Optimizer = None,
@@ -221,10 +186,10 @@ def search(
     schedule: Schedule = None,
     warmup: Warmup = None,
     setting: Setting = None,
-    seeds: Annotated[int, typer.Option(help="Runs a rate.", min=1, max=1000)] = 3,
-    method: Annotated[str, typer.Option(help="fast: what the answer needs; grid: every rate, every seed.")] = "fast",
-    decay: Annotated[bool, typer.Option("--decay", help="Look for the weight decay too.")] = False,
-    validation: Annotated[str | None, typer.Option(help="Data that runs are judged by, as --data.")] = None,
+    seeds: Annotated[int, option("Runs a rate.", min=1, max=1000)] = 3,
+    method: Annotated[str, option("fast: what the answer needs; grid: every rate, every seed.")] = "fast",
+    decay: Annotated[bool, option("Look for the weight decay too.", name="--decay")] = False,
+    validation: Annotated[str | None, option("Data that runs are judged by, as --data.")] = None,
     plot: Annotated[Path | None, _output("Draw loss against rate: .svg, .png or .pdf.")] = None,
     save: Annotated[Path | None, _output("Write the base to a JSON file, for `plan --base`.")] = None,
     law: Annotated[
@@ -245,10 +210,7 @@ def search(
 
         check_path(plot)
     given = load_data(data or ("digits" if recipe is None else None), limit)
-    training = make_recipe(
-        given, recipe=recipe, limit=limit, optimizer=optimizer, loss=loss, batch_size=batch_size, steps=steps,
-        epochs=epochs, weight_decay=weight_decay, clip=clip, schedule=schedule, warmup=warmup, setting=setting,
-    )  # fmt: skip
+    training = make_recipe(given, context.params)
     model, inputs = load_target(target, training.data, None, seed, training)
     found = find(
         model, training, inputs=inputs, init=init.split(",") if init else None, seeds=seeds, seed=seed,
@@ -325,7 +287,7 @@ REGISTRIES = {
 
 @app.command(rich_help_panel=STUDIES)
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("out"),
+    out: Annotated[Path, option("Folder for the picture.")] = Path("out"),
     seed: Seed = 0,
     json: Json = False,
 ) -> None:

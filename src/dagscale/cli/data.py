@@ -28,7 +28,7 @@ def load_data(source: str | None, limit: int | None = None) -> Any:
 
         return named_text(source.removeprefix(TEXT), limit)
     if ":" in source and not os.path.exists(source):
-        from dagscale.models.targets import find
+        from dagscale.models.own_code import find
 
         found = find(source, "data", call=True)
         return found if limit is None else limited(found, limit)

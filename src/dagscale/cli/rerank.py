@@ -8,54 +8,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagscale.cli.app import OUTPUT_PANEL, STUDIES, Json, Seed, app, print_json, screen
+from dagscale.cli.app import STUDIES, Json, Seed, app, listed_in, option, output_option, print_json, screen
 from dagscale.shown import plain
 
 if TYPE_CHECKING:
     from dagscale.bench.nas.rerank_page import Rows
 
-PUBLISHED = "The published table"
+published = listed_in("The published table")
 
-
-def _published(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=PUBLISHED)
-
-
-Dataset = Annotated[str | None, _published("cifar10, cifar100, ImageNet16-120; the table's first.")]
-AccuracyColumn = Annotated[str | None, _published("test_acc, valid_acc or valtest_acc of the benchmark.")]
-BenchmarkSeed = Annotated[str | None, _published("Its seed, or 'mean'.")]
-Partial = Annotated[
-    bool, typer.Option("--partial", help="Compare what both have; tables may be samples.", rich_help_panel=PUBLISHED)
-]
-Unpublished = Annotated[
-    bool, typer.Option("--unpublished", help="The benchmark is one of your own.", rich_help_panel=PUBLISHED)
-]
-Picks = Annotated[Path | None, typer.Option(help="CSV with columns method and arch.")]
-Bootstrap = Annotated[int, typer.Option(help="Resamples for intervals.", min=20, max=100_000)]
-Out = Annotated[Path | None, typer.Option(help="Folder for JSON, page and pictures.", rich_help_panel=OUTPUT_PANEL)]
+Dataset = Annotated[str | None, published("cifar10, cifar100, ImageNet16-120; the table's first.")]
+AccuracyColumn = Annotated[str | None, published("test_acc, valid_acc or valtest_acc of the benchmark.")]
+BenchmarkSeed = Annotated[str | None, published("Its seed, or 'mean'.")]
+Partial = Annotated[bool, published("Compare what both have; tables may be samples.", name="--partial")]
+Unpublished = Annotated[bool, published("The benchmark is one of your own.", name="--unpublished")]
+Picks = Annotated[Path | None, option("CSV with columns method and arch.")]
+Bootstrap = Annotated[int, option("Resamples for intervals.", min=20, max=100_000)]
+Out = Annotated[Path | None, output_option("Folder for JSON, page and pictures.")]
 
 
 @app.command(rich_help_panel=STUDIES)
 def rerank(
     benchmark: Annotated[
         str,
-        typer.Option(
-            help="Table of accuracies: .parquet, .csv, nats:PATH; or one with several settings an architecture, "
-            "nas-hpo-bench-2:FOLDER or jahs-bench-201:FILE.",
-            rich_help_panel=PUBLISHED,
+        published(
+            "Table of accuracies: .parquet, .csv, nats:PATH; or one with several settings an architecture, "
+            "nas-hpo-bench-2:FOLDER or jahs-bench-201:FILE."
         ),
     ],
-    against: Annotated[
-        str | None, typer.Option(help="The accuracies to hold against it; may be the same table.")
-    ] = None,
+    against: Annotated[str | None, option("The accuracies to hold against it; may be the same table.")] = None,
     setting: Annotated[
-        str | None, typer.Option(help="The shared setting, where there are several; by default the best on average.")
+        str | None, option("The shared setting, where there are several; by default the best on average.")
     ] = None,
     dataset: Dataset = None,
     column: AccuracyColumn = None,
     benchmark_seed: BenchmarkSeed = None,
-    against_column: Annotated[str | None, typer.Option(help="Column of the other; the same by default.")] = None,
-    against_seed: Annotated[str | None, typer.Option(help="Seed of the other, or 'mean'.")] = None,
+    against_column: Annotated[str | None, option("Column of the other; the same by default.")] = None,
+    against_seed: Annotated[str | None, option("Seed of the other, or 'mean'.")] = None,
     picks: Picks = None,
     partial: Partial = False,
     unpublished: Unpublished = False,

@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagscale.cli.app import STUDIES, Json, Limit, Seed, app, print_json, resumable, screen
+from dagscale.cli.app import (
+    STUDIES,
+    Jobs,
+    Json,
+    Limit,
+    RetryFailed,
+    Scheduler,
+    Seed,
+    app,
+    option,
+    print_json,
+    resumable,
+    screen,
+)
 from dagscale.cli.rerank import (
-    PUBLISHED,
     AccuracyColumn,
     BenchmarkSeed,
     Bootstrap,
@@ -21,6 +33,9 @@ from dagscale.cli.rerank import (
     Picks,
     Unpublished,
     show,
+)
+from dagscale.cli.rerank import (
+    published as published_option,
 )
 from dagscale.errors import DataError
 from dagscale.shown import plain
@@ -32,42 +47,33 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=STUDIES)
 def retrain(
-    data: Annotated[str | None, typer.Option(help="'digits' or a path to images, with a test split.")] = None,
+    data: Annotated[str | None, option("'digits' or a path to images, with a test split.")] = None,
     limit: Limit = None,
     preset: Annotated[
-        str, typer.Option(help="How much is trained: full, short-12, small-6, mini-5, micro-4, tiny-1.")
+        str, option("How much is trained: full, short-12, small-6, mini-5, micro-4, tiny-1.")
     ] = "short-12",
     recipes: Annotated[
-        str, typer.Option(help="Of benchmark, one-rate, tuned, tuned-moments, mup, released, plan, plan-kept.")
+        str, option("Of benchmark, one-rate, tuned, tuned-moments, mup, released, plan, plan-kept.")
     ] = "benchmark,one-rate,released,plan",
-    architectures: Annotated[str | None, typer.Option(help="Codes with commas, or a file with one a line.")] = None,
+    architectures: Annotated[str | None, option("Codes with commas, or a file with one a line.")] = None,
     count: Annotated[
-        int | None,
-        typer.Option(help="Else so many random ones, by classes of rank in --benchmark; 24.", min=1, max=15_625),
+        int | None, option("Else so many random ones, by classes of rank in --benchmark; 24.", min=1, max=15_625)
     ] = None,
-    top: Annotated[int, typer.Option(help="Only from the best so many percent of --benchmark.", min=1, max=100)] = 100,
-    once: Annotated[bool, typer.Option("--once", help="One of each group that computes the same.")] = False,
-    seeds: Annotated[int, typer.Option(help="Runs of each.", min=2, max=1000)] = 2,
+    top: Annotated[int, option("Only from the best so many percent of --benchmark.", min=1, max=100)] = 100,
+    once: Annotated[bool, option("One of each group that computes the same.", name="--once")] = False,
+    seeds: Annotated[int, option("Runs of each.", min=2, max=1000)] = 2,
     budget: Annotated[
-        str | None,
-        typer.Option(help="Stop within 90s, 8m or 2h; each call takes the next pieces of one fixed list."),
+        str | None, option("Stop within 90s, 8m or 2h; each call takes the next pieces of one fixed list.")
     ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="File that the results grow in; with --budget out/retrain.jsonl.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="Train nothing: compare what a file of results holds.")] = None,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, or cuda, which has not been tried.")] = "cpu",
-    store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/retrain.sqlite"),
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1)] = -1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.")
-    ] = False,
+    results: Annotated[Path | None, option("File that the results grow in; with --budget out/retrain.jsonl.")] = None,
+    report: Annotated[Path | None, option("Train nothing: compare what a file of results holds.")] = None,
+    device: Annotated[str, option("Where to train: cpu, or cuda, which has not been tried.")] = "cpu",
+    store: Annotated[Path, option("Keeps every run; resumable.")] = Path("out/retrain.sqlite"),
+    jobs: Jobs = -1,
+    scheduler: Scheduler = None,
+    retry_failed: RetryFailed = False,
     benchmark: Annotated[
-        str | None,
-        typer.Option(
-            help="Published accuracies to compare with: .parquet, .csv, or nats:PATH.", rich_help_panel=PUBLISHED
-        ),
+        str | None, published_option("Published accuracies to compare with: .parquet, .csv, or nats:PATH.")
     ] = None,
     dataset: Dataset = None,
     column: AccuracyColumn = None,
@@ -118,7 +124,7 @@ def retrain(
     if not held.archs:
         raise DataError(f"{report}: {held.progress}: there is nothing to compare yet")
     compared = compare(
-        held.archs, held.accuracies, retraining.REFERENCE, held.data, published,
+        held.archs, held.accuracies, known.REFERENCE, held.data, published,
         picks=None if picks is None else study.read_picks(picks), bootstrap=bootstrap, seed=seed,
     )  # fmt: skip
     written = {} if out is None else retrain_page.write(held, compared, out)

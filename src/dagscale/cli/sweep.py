@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagscale.cli.app import STUDIES, Json, app, print_json, print_text, screen
+from dagscale.cli.app import STUDIES, Json, app, option, print_json, print_text, screen
 from dagscale.shown import cell, line, load_rich, plain
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def status(file: File, json: Json = False) -> None:
 def export(
     file: File,
     out: Annotated[Path, typer.Argument(help="A .parquet or .csv file.", metavar="OUT")],
-    version: Annotated[str | None, typer.Option(help="Code version of the runs, or 'all'.")] = None,
-    timing: Annotated[bool, typer.Option("--timing", help="Add the seconds each run took.")] = False,
+    version: Annotated[str | None, option("Code version of the runs, or 'all'.")] = None,
+    timing: Annotated[bool, option("Add the seconds each run took.", name="--timing")] = False,
     json: Json = False,
 ) -> None:
     """Write its finished and failed runs as one table, sorted by key."""
@@ -73,6 +73,3 @@ def _table(title: str, groups: dict[str, Counts]) -> Table:
     for name, counts in list(groups.items())[:SHOWN]:
         table.add_row(cell(name), *(f"{count:,}" for count in counts.to_dict().values()))
     return table
-
-
-__all__ = ["sweep_app"]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from dagscale.cli.app import listed_in
 from dagscale.errors import RecipeError, TargetError
 
 if TYPE_CHECKING:
     from dagscale.planning import Base
     from dagscale.training.recipe import Recipe
 
-PANEL = "How it is trained"
-
-
-def _option(text: str, **bounds: float) -> Any:
-    return typer.Option(help=text, rich_help_panel=PANEL, **bounds)  # type: ignore[arg-type]
+_option = listed_in("How it is trained")
 
 
 RecipeFile = Annotated[
@@ -40,28 +36,16 @@ Warmup = Annotated[float | None, _option("Share of the steps, or their number.",
 Setting = Annotated[list[str] | None, _option("Of the optimiser, as momentum=0.9 or betas=0.9,0.95; repeat it.")]
 
 
-def make_recipe(
-    data: Any,
-    *,
-    recipe: str | None = None,
-    limit: int | None = None,
-    optimizer: str | None = None,
-    loss: str | None = None,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    epochs: int | None = None,
-    weight_decay: float | None = None,
-    clip: float | None = None,
-    schedule: str | None = None,
-    warmup: float | None = None,
-    setting: list[str] | None = None,
-    base: Base | None = None,
-) -> Recipe:
+NAMES = ("optimizer", "batch_size", "steps", "epochs", "weight_decay", "clip", "loss", "schedule", "warmup", "setting")
+"""The options above, as a command calls them; beside them there may be ``recipe`` and ``limit``."""
+
+
+def make_recipe(data: Any, options: Mapping[str, Any], base: Base | None = None) -> Recipe:
     """The recipe that the options come to; of data that bring a loss of their own, as text does, with that one.
 
     Args:
+        options: all of the command's, by name (``context.params``).
         base: a base from a file: what the options leave out is as it was for that.
-        limit: examples to draw from the data of the recipe that is named, where no ``data`` are given.
 
     Raises:
         RecipeError, TargetError: if they do not hold together.
@@ -69,23 +53,19 @@ def make_recipe(
     from dagscale.training.recipe import Recipe
     from dagscale.training.schedules import Schedule as Shape
 
-    said: dict[str, Any] = {
-        "optimizer": optimizer, "batch_size": batch_size, "steps": steps, "epochs": epochs,
-        "weight_decay": weight_decay, "clip": clip, "loss": loss, "schedule": schedule, "warmup": warmup,
-        "setting": setting or None,
-    }  # fmt: skip
-    said = {name: value for name, value in said.items() if value is not None}
+    recipe, limit = options.get("recipe"), options["limit"]
+    said = {name: value for name in NAMES if (value := options.get(name)) not in (None, (), [])}
     if recipe is not None:
         if said:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
-            raise RecipeError(f"{options}: say it in the recipe, as --recipe is given")
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+            raise RecipeError(f"{given}: say it in the recipe, as --recipe is given")
         return _recipe(recipe, data, limit)
     if data is None and limit is not None:
         raise RecipeError("--limit is of data, and there are none: name them with --data")
-    if schedule is not None or warmup is not None:
-        said["schedule"] = Shape(schedule or "constant", said.pop("warmup", 0.0))  # type: ignore[arg-type]
+    if "schedule" in said or "warmup" in said:
+        said["schedule"] = Shape(said.get("schedule", "constant"), said.pop("warmup", 0.0))
     if "loss" in said:
-        said["loss"] = _loss(str(loss))
+        said["loss"] = _loss(said["loss"])
     elif callable(getattr(data, "loss", None)):
         said["loss"] = data.loss
     for item in said.pop("setting", []):
@@ -134,7 +114,7 @@ def _losses() -> list[str]:
 
 def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
     from dagscale.cli.data import limited
-    from dagscale.models.targets import find
+    from dagscale.models.own_code import find
     from dagscale.training.recipe import Recipe
 
     found = find(text, "recipe", call=True)
@@ -150,7 +130,8 @@ def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
 def _loss(text: str) -> Any:
     from torch.nn import functional
 
-    from dagscale.models.targets import did_you_mean, find
+    from dagscale.models.own_code import find
+    from dagscale.registry import did_you_mean
 
     if ":" in text:
         return find(text, "loss")

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dagscale.cli.app import STUDIES, Json, Limit, Seed, app, make_folder, print_json, resumable, screen
+from dagscale.cli.app import (
+    STUDIES,
+    Jobs,
+    Json,
+    Limit,
+    RetryFailed,
+    Scheduler,
+    Seed,
+    app,
+    make_folder,
+    option,
+    print_json,
+    resumable,
+    screen,
+)
 from dagscale.shown import line, load_rich, plain
 
 PLAIN = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width"
@@ -18,49 +33,36 @@ NAMES = f"Under a recipe that people use: lm, lm-no-norm, mixer, resnet, vit. At
 def verify(
     context: typer.Context,
     suite: Annotated[str | None, typer.Argument(help=NAMES, metavar="SUITE")] = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="CSV of finished runs: score laws and rules on them, train nothing.")
-    ] = None,
+    runs: Annotated[Path | None, option("CSV of finished runs: score laws and rules on them, train nothing.")] = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option(help="LAW/INIT, as curvature/moments, or a peer; repeat it. Default: all."),
+        list[str] | None, option("LAW/INIT, as curvature/moments, or a peer; repeat it. Default: all.")
     ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="sgd (default), momentum, adam or adamw; a recipe has its own.")
-    ] = None,
+    optimizer: Annotated[str | None, option("sgd (default), momentum, adam or adamw; a recipe has its own.")] = None,
     data: Annotated[
-        str | None,
-        typer.Option(help="'digits', a path to images; for lm 'text' or text:PATH. Default: digits, or text."),
+        str | None, option("'digits', a path to images; for lm 'text' or text:PATH. Default: digits, or text.")
     ] = None,
     architectures: Annotated[
-        int | None, typer.Option(help="Members of the suite; its own number by default.", min=1, max=1000)
+        int | None, option("Members of the suite; its own number by default.", min=1, max=1000)
     ] = None,
     bases: Annotated[
-        int | None,
-        typer.Option(help="Networks of known rate: the base (default), and the first members.", min=1, max=1000),
+        int | None, option("Networks of known rate: the base (default), and the first members.", min=1, max=1000)
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Runs a rate; 2, under a recipe 1.", min=1, max=1000)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs a run, at a constant rate; 1.", min=1, max=10**6)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps a run, under a recipe; its own.", min=1, max=10**8)] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples a step; 32, or the recipe's own.", min=1, max=10**6)
-    ] = None,
+    seeds: Annotated[int | None, option("Runs a rate; 2, under a recipe 1.", min=1, max=1000)] = None,
+    epochs: Annotated[int | None, option("Epochs a run, at a constant rate; 1.", min=1, max=10**6)] = None,
+    steps: Annotated[int | None, option("Steps a run, under a recipe; its own.", min=1, max=10**8)] = None,
+    batch_size: Annotated[int | None, option("Examples a step; 32, or the recipe's own.", min=1, max=10**6)] = None,
     limit: Limit = None,
     grid: Annotated[
         tuple[float, float] | None, typer.Option(help="Exponents of 2, lowest and highest rate.", metavar="LOW HIGH")
     ] = None,
-    spacing: Annotated[
-        float | None, typer.Option(help="Octaves between rates; ½, under a recipe 1.", min=0.01, max=100)
-    ] = None,
-    options: Annotated[str, typer.Option(help="For every architecture, as 'norm=batch&width=128'.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Few architectures, examples and rates.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for results as JSON and pictures.")] = None,
-    store: Annotated[Path, typer.Option(help="Keeps every run; resumable.")] = Path("out/verify.sqlite"),
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.", min=-1)] = -1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Execute again what failed in an earlier call.")
-    ] = False,
+    spacing: Annotated[float | None, option("Octaves between rates; ½, under a recipe 1.", min=0.01, max=100)] = None,
+    options: Annotated[str, option("For every architecture, as 'norm=batch&width=128'.")] = "",
+    quick: Annotated[bool, option("Few architectures, examples and rates.", name="--quick")] = False,
+    out: Annotated[Path | None, option("Folder for results as JSON and pictures.")] = None,
+    store: Annotated[Path, option("Keeps every run; resumable.")] = Path("out/verify.sqlite"),
+    jobs: Jobs = -1,
+    scheduler: Scheduler = None,
+    retry_failed: RetryFailed = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -78,18 +80,13 @@ def verify(
     study, faces = parts(recipe)
     apart = ("optimizer", "epochs", "bases") if recipe else ("steps",)
     defaults: dict[str, Any] = (QUICK_CONTEST if recipe else QUICK) if quick else {}
-    said = {
-        "optimizer": optimizer, "data": data, "architectures": architectures, "bases": bases, "seeds": seeds,
-        "epochs": epochs, "steps": steps, "batch_size": batch_size, "limit": limit, "grid": grid, "spacing": spacing,
-    }  # fmt: skip
-    given = {name: value for name, value in said.items() if value is not None}
+    given = {name: value for name in ASKED if (value := context.params[name]) is not None}
     for name in apart:
         if name in given:
             how = f"trains under the recipe {recipe}" if recipe else "trains for whole epochs, see --epochs"
             raise typer.BadParameter(f"--{name.replace('_', '-')}: suite {suite} {how}")
     if out is not None:
-        make_folder(out)
-        faces.check_folder(out)
+        make_place(out, faces.FILES)
     with resumable(store):
         done = study(
             suite, methods=method or (), options=options, seed=seed, store=store, jobs=jobs, scheduler=scheduler,
@@ -97,6 +94,11 @@ def verify(
         )  # fmt: skip
     show(done, faces, out, json)
 
+
+ASKED = (
+    "optimizer", "data", "architectures", "bases", "seeds", "epochs", "steps", "batch_size", "limit", "grid", "spacing",
+)  # fmt: skip
+"""Options that a study has defaults for."""
 
 QUICK = {"architectures": 3, "seeds": 2, "epochs": 3, "limit": 64, "spacing": 1.0}
 QUICK_CONTEST = {"architectures": 2, "seeds": 1, "steps": 10, "limit": 256, "spacing": 2.0}
@@ -111,6 +113,16 @@ def parts(recipe: str) -> tuple[Any, Any]:
     from dagscale.bench.verify import report, study
 
     return study.verify, report
+
+
+def make_place(folder: Path, files: Sequence[str]) -> None:
+    """Make the folder, and see that pictures can be written there, before the work."""
+    from dagscale.pictures.files import check_path
+
+    make_folder(folder)
+    for name in files:
+        if name.endswith(".png"):
+            check_path(folder / name)
 
 
 def show(done: Any, faces: Any, out: Path | None, json: bool) -> None:
@@ -147,8 +159,7 @@ def replay(context: typer.Context, path: Path, out: Path | None, json: bool) -> 
         name = "SUITE" if unused[0] == "suite" else f"--{unused[0].replace('_', '-')}"
         raise typer.BadParameter(f"{name} is about runs to train, and --runs trains nothing: leave one of them out")
     if out is not None:
-        make_folder(out)
-        sheets.check_folder(out)
+        make_place(out, sheets.FILES)
     document = study.replay(path).to_dict()
     told = Console(stderr=True, soft_wrap=True)
     for written in [] if out is None else sheets.save_all(document, out):

@@ -106,6 +106,3 @@ def _values(graph: Graph, product: int) -> int | None:
         if kind in ("sum", "select", "fork", "concat"):
             stack += [(i, soft) for i in graph.out_edges[edge.dst] if graph.live[i]]
     return None
-
-
-__all__ = ["Attention", "find_attention"]

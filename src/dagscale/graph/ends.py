@@ -220,6 +220,3 @@ def _refusal(op: Op) -> str:
 
 def _where(op: Op) -> str:
     return f"{op.name!r} of {op.module}" if op.module else repr(op.name)
-
-
-__all__ = ["POSITIVE", "Fold", "Place", "fold_before", "fold_through", "only_whole", "passes"]

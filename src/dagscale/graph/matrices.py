@@ -78,6 +78,3 @@ def _weight_behind(graph: Graph, e: int) -> str | None:
         if (weight := next(weights, None)) is not None or not entering:
             return weight
         e = entering[0]
-
-
-__all__ = ["WHOLE", "Matrices", "hidden_matrices"]

@@ -73,6 +73,3 @@ def _other(op: Op, role: str, after: Op | None) -> ParameterRole:
     if op.kind == "weight":
         return "hidden" if role == "weight" else "bias"
     return "bias" if role == "bias" else "vector"
-
-
-__all__ = ["ParameterRole", "Position", "offsets", "positions", "roles"]

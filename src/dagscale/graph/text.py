@@ -47,6 +47,3 @@ def _edge(edge: Edge) -> str:
 def _escaped(text: str) -> str:
     """As Mermaid wants it inside quotes: characters that mean something there by their numbers."""
     return "".join(c if c.isalnum() or c in " .,_-–×" else f"#{ord(c)};" for c in text)
-
-
-__all__ = ["FORMATS", "to_dot", "to_mermaid"]

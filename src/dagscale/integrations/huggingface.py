@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from dagscale.errors import OptimizerError, PlanError, RecipeError, WatchError
 from dagscale.integrations.requirement import require
 from dagscale.models.timm import declare_torchvision_ops
+from dagscale.shown import reason
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.recipe import Recipe
@@ -261,8 +262,7 @@ def _optimizer(trainer: Trainer) -> Optimizer:
     try:
         build, settings = Trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     except (ImportError, ValueError, NotImplementedError) as error:
-        text = next(iter(str(error).strip().splitlines()), "")
-        raise OptimizerError(f"the Trainer cannot make optim={name!r} ({text}): {mend}") from error
+        raise OptimizerError(f"the Trainer cannot make optim={name!r} ({reason(error)}): {mend}") from error
     settings = {key: value for key, value in settings.items() if key != "lr"}
     if {"params", "model", "optimizer_dict"} & settings.keys():
         raise OptimizerError(f"optim={name!r} makes parameter groups of its own, in place of the plan's: {mend}")

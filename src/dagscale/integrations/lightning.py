@@ -270,15 +270,13 @@ class PlanCallback(Callback):
         if not trainer.strategy.restore_checkpoint_after_setup:  # what is sharded later is too large to go there whole
             module.to(trainer.strategy.root_device)
         trainer.fit_loop.setup_data()
-        batches = _Batches(trainer, module)
         said = {
             "steps": _steps(trainer),
             "clip": trainer.gradient_clip_val or None,
             "accumulate": trainer.accumulate_grad_batches * trainer.world_size,
             "autocast": torch.bfloat16 if trainer.precision == "bf16-mixed" else None,
         }
-        data = batches if self.loss is None else _Plainly(batches)
-        return Recipe(data, self.loss, **{**said, **self._training})
+        return Recipe(_Batches(trainer, module, self.loss is not None), self.loss, **{**said, **self._training})
 
 
 def _planner(trainer: Any) -> PlanCallback | None:
@@ -309,10 +307,11 @@ def _clip_by_plan(trainer: Any, module: Any) -> None:
 
 
 class _Batches:
-    """The trainer's batches as its training step gets them, as keyword arguments of `by_training_step`'s forward."""
+    """The trainer's batches as its training step gets them: as keyword arguments of `by_training_step`'s forward, or
+    ``plain``, as the module's own forward and a loss take them."""
 
-    def __init__(self, trainer: Any, module: Any) -> None:
-        self.trainer, self.module = trainer, module
+    def __init__(self, trainer: Any, module: Any, plain: bool) -> None:
+        self.trainer, self.module, self.plain = trainer, module, plain
         loaders = trainer.train_dataloader
         self.lone = hasattr(loaders, "__iter__") and not isinstance(loaders, (dict, list, tuple))
         self.loader = loaders if self.lone else pytorch.utilities.CombinedLoader(loaders, "max_size_cycle")
@@ -323,28 +322,14 @@ class _Batches:
         own = getattr(self.loader, "batch_size", None)
         return own if isinstance(own, int) else None
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
             raw = batch if self.lone else batch[0]
             raw = self.trainer.precision_plugin.convert_input(raw)
             raw = self.module._on_before_batch_transfer(raw)
             device = next((p.device for p in self.module.parameters()), None)
-            yield {"batch": self.module._apply_batch_transfer_handler(raw, device), "label": 1}
-
-
-class _Plainly:
-    """The same batches, as the module's forward and a loss take them."""
-
-    def __init__(self, batches: _Batches) -> None:
-        self.batches = batches
-
-    @property
-    def batch_size(self) -> int | None:
-        """Examples in a batch."""
-        return self.batches.batch_size
-
-    def __iter__(self) -> Iterator[Any]:
-        return (own["batch"] for own in self.batches)
+            given = self.module._apply_batch_transfer_handler(raw, device)
+            yield given if self.plain else {"batch": given, "label": 1}
 
 
 class WatchCallback(Callback):

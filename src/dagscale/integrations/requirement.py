@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from dagscale.errors import DagscaleError
+from dagscale.shown import reason
 
 
 def require(module: str, package: str, least: str = "") -> Any:
@@ -25,8 +26,9 @@ def require(module: str, package: str, least: str = "") -> Any:
         found = importlib.import_module(module)
         version = str(getattr(importlib.import_module(module.partition(".")[0]), "__version__", least))
     except Exception as error:
-        text = next(iter(str(error).strip().splitlines()), "")
-        raise DagscaleError(f"this needs {package}, and {module} cannot be imported ({text}): {mend}") from None
+        raise DagscaleError(
+            f"this needs {package}, and {module} cannot be imported ({reason(error)}): {mend}"
+        ) from None
     if least and _numbers(version) < _numbers(least):
         raise DagscaleError(f"this needs {package} {least} or newer, and {version} is installed: {mend}")
     return found
@@ -34,6 +36,3 @@ def require(module: str, package: str, least: str = "") -> Any:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-
-
-__all__ = ["require"]

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
@@ -22,6 +21,7 @@ from dagscale.errors import OptimizerError, RecipeError
 from dagscale.integrations.requirement import require
 from dagscale.models.timm import declare_torchvision_ops
 from dagscale.planning.plans import Plan
+from dagscale.registry import did_you_mean
 from dagscale.tracing.wrappers import unwrapped
 from dagscale.training.optimizers import Groups, Optimizer, resolve
 from dagscale.training.recipe import Recipe
@@ -48,8 +48,7 @@ def named_optimizer(opt: str, **settings: Any) -> Optimizer:
     try:
         info = factory.get_optimizer_info(name)
     except ValueError:
-        near = difflib.get_close_matches(name, factory.list_optimizers(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, factory.list_optimizers())
         raise OptimizerError(f"timm has no optimizer {opt!r}{hint} (timm.optim.list_optimizers() lists them)") from None
     build = partial(_build, opt)
     known = info.opt_class if isinstance(info.opt_class, type) else None

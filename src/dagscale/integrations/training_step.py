@@ -133,6 +133,3 @@ class _Absent:
             f"the training step asks its trainer for {name!r}, which there is none of while a plan is made; guard it, "
             "or give loss="
         )
-
-
-__all__ = ["by_training_step"]

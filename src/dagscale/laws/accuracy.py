@@ -123,6 +123,3 @@ def accuracy(law: str, network: Network, *, alone: bool = False) -> Accuracy | N
         rows = [*(f"{law}, {use}" for use, so in uses.items() if so), law]
     found = next((ACCURACY[row] for row in rows if row in ACCURACY), {})
     return found.get(kind_of(network))
-
-
-__all__ = ["Accuracy", "Kind", "accuracy", "kind_of"]

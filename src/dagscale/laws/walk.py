@@ -10,6 +10,10 @@ from dagscale.laws.estimate import Estimate
 from dagscale.laws.mean_field import mean_field
 from dagscale.network import Network
 
+Moments = tuple[float, ...]
+"""``Σ w L^k`` over paths, k = 0 … 3."""
+_NONE: Moments = (0.0, 0.0, 0.0, 0.0)
+
 
 def weighted_cubes(graph: Graph) -> float:
     """``Σ_p w_p L_p³``, ``Σ_p w_p = 1``, in one pass over the edges.
@@ -28,7 +32,7 @@ def weighted_cubes(graph: Graph) -> float:
     for u, v, depth in dag.identities:
         incoming[v].append((u, -1.0, depth))
     moment = [0.0] * dag.size
-    sums = [(0.0, 0.0, 0.0, 0.0)] * dag.size
+    sums: list[Moments] = [_NONE] * dag.size
     for v in range(dag.size):
         stem = dag.stem_count[v] / dag.degree[v]
         shares = [(u, share if share >= 0 else moment[u], depth) for u, share, depth in incoming[v]]
@@ -36,8 +40,8 @@ def weighted_cubes(graph: Graph) -> float:
         total = _shift((stem, 0.0, 0.0, 0.0), dag.begins[v])
         for u, share, depth in shares:
             total = _add(total, _shift(sums[u], depth), share)
-        sums[v] = _scaled(total, 1 / moment[v]) if moment[v] else total
-    at_end = (0.0, 0.0, 0.0, 0.0)
+        sums[v] = _add(_NONE, total, 1 / moment[v]) if moment[v] else total
+    at_end = _NONE
     for end in dag.ends:
         at_end = _add(at_end, _shift(sums[end.vertex], end.depth), 1 / len(dag.ends))
     if not at_end[3] > 0:
@@ -45,31 +49,14 @@ def weighted_cubes(graph: Graph) -> float:
     return at_end[3]
 
 
-Moments = tuple[float, float, float, float]
-
-
 def _shift(m: Moments, step: int) -> Moments:
     """The moments of all depths after ``step`` activations were added to each."""
     a, b, c, d = m
-    return (
-        a,
-        b + step * a,
-        c + step * (2 * b + step * a),
-        d + step * (3 * c + step * (3 * b + step * a)),
-    )
+    return a, b + step * a, c + step * (2 * b + step * a), d + step * (3 * c + step * (3 * b + step * a))
 
 
 def _add(total: Moments, more: Moments, share: float) -> Moments:
-    return (
-        total[0] + share * more[0],
-        total[1] + share * more[1],
-        total[2] + share * more[2],
-        total[3] + share * more[3],
-    )
-
-
-def _scaled(m: Moments, by: float) -> Moments:
-    return _add((0.0, 0.0, 0.0, 0.0), m, by)
+    return tuple(have + share * new for have, new in zip(total, more, strict=True))
 
 
 @law("walk", steps=GRADIENT)

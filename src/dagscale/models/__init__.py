@@ -6,7 +6,8 @@ import pkgutil
 from dagscale.models.cnn import CNN
 from dagscale.models.dag import Dag
 from dagscale.models.mlp import MLP
-from dagscale.models.targets import SPACES, Option, Setting, Space, Target, load, resolve, sample
+from dagscale.models.options import Option
+from dagscale.models.targets import SPACES, Setting, Space, Target, load, resolve, sample
 
 for _found in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_found.name}")

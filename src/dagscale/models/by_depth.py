@@ -1,4 +1,4 @@
-"""What models have in common that are specified by a depth, such as ``resnet:20`` and ``vit:6``."""
+"""What spaces of image networks share, those of a depth above all, such as ``resnet:20`` and ``vit:6``."""
 
 from __future__ import annotations
 

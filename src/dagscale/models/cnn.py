@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from dagscale.errors import TargetError
+from dagscale.models.by_depth import image_shape
 from dagscale.models.dag import Dag, DagNet, sample_codes
 from dagscale.models.mlp import DAG_OPTIONS
-from dagscale.models.targets import SPACES, Option, Setting, Space
+from dagscale.models.options import Option
+from dagscale.models.targets import SPACES, Setting, Space
 
 
 class CNN(DagNet):
@@ -74,13 +76,11 @@ class CNN(DagNet):
 def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], nn.Module]:
     dag = Dag.parse(code)
     dag.require_path()
-    if len(setting.shape) != 3:
-        shape = "x".join(map(str, setting.shape))
-        raise TargetError(f"a CNN takes images, not inputs of shape {shape}; write ?input=CxHxW, as 3x32x32")
-    smallest, downsample = min(setting.shape[1:]), options.get("downsample", 1)
+    channels, *sides = image_shape(setting, "a CNN")
+    smallest, downsample = min(sides), options.get("downsample", 1)
     if downsample > smallest:
         raise TargetError(f"downsample={downsample}: images are {smallest} pixels at their smaller side; write less")
-    return partial(CNN, dag, in_channels=setting.shape[0], classes=setting.classes, **options)
+    return partial(CNN, dag, in_channels=channels, classes=setting.classes, **options)
 
 
 KERNEL = Option("kernel", "int", "side of the square kernels", low=1, high=999, odd=True)

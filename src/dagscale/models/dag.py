@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
-from dagscale.models.targets import did_you_mean
+from dagscale.registry import did_you_mean
 
 NONE, SKIP, WEIGHT = 0, 1, 2
 ORDERS = ("post", "pre")

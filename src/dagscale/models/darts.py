@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
+from dagscale.models.by_depth import image_shape
 from dagscale.models.cells import (
     CELL_OPS,
     NONE,
@@ -25,7 +26,9 @@ from dagscale.models.cells import (
     parse_arch_string,
     relu_conv_norm,
 )
-from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space, did_you_mean
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import CIFAR, SPACES, Setting, Space
+from dagscale.registry import did_you_mean
 
 OPS = (
     NONE, "skip_connect", "avg_pool_3x3", "max_pool_3x3",
@@ -146,9 +149,8 @@ class Darts(nn.Module):
 
 def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], nn.Module]:
     normal, reduction = parse(code)
-    if len(setting.shape) != 3:
-        raise TargetError("darts takes images; write ?input=CxHxW, as 3x32x32")
-    return partial(Darts, normal, reduction, in_channels=setting.shape[0], classes=setting.classes, **options)
+    in_channels, _, _ = image_shape(setting, "darts")
+    return partial(Darts, normal, reduction, in_channels=in_channels, classes=setting.classes, **options)
 
 
 SPACES.add("darts")(

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from dagscale.errors import TargetError
-from dagscale.models.targets import EXAMPLES, SPACES, Option, Setting, Space, did_you_mean
+from dagscale.models.options import Option
+from dagscale.models.targets import EXAMPLES, SPACES, Setting, Space
 from dagscale.models.timm import declare_torchvision_ops
+from dagscale.registry import did_you_mean
 
 LARGE = 10**9
 """Models of more parameters than this are left on ``meta``: a graph needs no weights."""

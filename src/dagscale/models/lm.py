@@ -13,7 +13,8 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from dagscale.errors import TargetError
 from dagscale.models.by_depth import read_depth
-from dagscale.models.targets import CLASSES, EXAMPLES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import EXAMPLES, SPACES, Setting, Space
 
 VOCABULARY, CONTEXT = 256, 64
 """Bytes, and how many of them an example has, where nobody says it."""

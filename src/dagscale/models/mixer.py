@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dagscale.models.by_depth import image_model, patches
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import SPACES, Space
 
 
 class Block(nn.Module):

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from dagscale.models.dag import ACTIVATIONS, NORMS, ORDERS, Dag, DagNet, sample_codes
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import SPACES, Setting, Space
 
 
 class MLP(DagNet):

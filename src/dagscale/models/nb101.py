@@ -16,8 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
+from dagscale.models.by_depth import image_shape
 from dagscale.models.cells import Cell, CellGraph, named
-from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import CIFAR, SPACES, Setting, Space
 
 STACKS = 3
 _FORM = "write edges and operations as 1_01_001-3m (see dagscale.models.nb101)"
@@ -56,19 +58,6 @@ class Nb101:
         if not cell.live:
             raise TargetError(f"no path from input to output in cell {code!r}; set some 0 on the way to 1")
         return cell
-
-    @classmethod
-    def of_matrix(cls, matrix: Any, ops: list[str]) -> Nb101:
-        """From the benchmark's own form: an upper-triangular adjacency matrix and its operations' names."""
-        short = {"conv3x3-bn-relu": "3", "conv1x1-bn-relu": "1", "maxpool3x3": "m"}
-        unknown = [op for op in ops[1:-1] if op not in short]
-        if unknown:
-            raise TargetError(f"unknown operation {unknown[0]!r} (known: {', '.join(short)})")
-        n = len(ops)
-        return cls(
-            tuple(tuple(bool(matrix[u][v]) for u in range(v)) for v in range(1, n)),
-            "".join(short[op] for op in ops[1:-1]),
-        )
 
     @property
     def code(self) -> str:
@@ -173,12 +162,11 @@ class NB101(nn.Module):
 
 def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], nn.Module]:
     arch = Nb101.parse(code)
-    if len(setting.shape) != 3:
-        raise TargetError("nb101 takes images; write ?input=CxHxW, as 3x32x32")
+    in_channels, _, _ = image_shape(setting, "nb101")
     feeding = sum(v == len(arch.matrix) and u > 0 for u, v in arch.live)
     if options.get("channels", 128) < feeding:
         raise TargetError(f"channels={options['channels']}: {feeding} vertices share them; give at least one each")
-    return partial(NB101, arch, in_channels=setting.shape[0], classes=setting.classes, **options)
+    return partial(NB101, arch, in_channels=in_channels, classes=setting.classes, **options)
 
 
 SPACES.add("nb101")(

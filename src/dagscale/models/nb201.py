@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
+from dagscale.models.by_depth import image_shape
 from dagscale.models.cells import (
     CELL_OPS,
     NONE,
@@ -30,7 +31,8 @@ from dagscale.models.cells import (
     parse_arch_string,
     relu_conv_norm,
 )
-from dagscale.models.targets import CIFAR, CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import CIFAR, SPACES, Setting, Space
 
 OPS = (NONE, "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -220,10 +222,8 @@ def _cell(arch: Nb201, width: int) -> Cell:
 
 def _read(code: str, options: Mapping[str, Any], setting: Setting) -> Callable[[], nn.Module]:
     arch = Nb201.parse(code)
-    if len(setting.shape) != 3:
-        shape = "x".join(map(str, setting.shape))
-        raise TargetError(f"nb201 takes images, not inputs of shape {shape}; write ?input=CxHxW, as 3x32x32")
-    return partial(NB201, arch, in_channels=setting.shape[0], classes=setting.classes, **options)
+    in_channels, _, _ = image_shape(setting, "nb201")
+    return partial(NB201, arch, in_channels=in_channels, classes=setting.classes, **options)
 
 
 def _sample(vertices: int, count: int, rng: random.Random) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dagscale.errors import TargetError
 from dagscale.models.by_depth import image_shape, read_depth
 from dagscale.models.dag import ACTIVATIONS
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Setting, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import SPACES, Setting, Space
 
 STAGES = 3
 NORMS = ("batch", "none")

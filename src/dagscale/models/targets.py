@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import hashlib
-import importlib
-import importlib.util
-import inspect
 import math
-import os
 import random
-import re
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import (
@@ -29,9 +18,11 @@ from torch.nn.modules.module import (
 )
 
 from dagscale.errors import TargetError
-from dagscale.plain import open_plain, read_plain
-from dagscale.registry import Registry, first_sentence
-from dagscale.shown import said
+from dagscale.models.options import INPUT, MOST_VALUES, Option, parse_options
+from dagscale.models.own_code import FORMS, find_source
+from dagscale.registry import Registry, did_you_mean, first_sentence
+from dagscale.shown import reason
+from dagscale.training.seeds import repeatable
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
 CIFAR = (3, 32, 32)
@@ -53,58 +44,6 @@ class DataLike(Protocol):
     @property
     def x(self) -> Any: ...
 
-
-@dataclass(frozen=True)
-class Option:
-    """One option after the ``?``.
-
-    Attributes:
-        kind: how the value is read; ``shape`` is ``3x32x32``.
-        help: one line for people.
-        low, high: inclusive bounds of a number.
-        odd: whether an integer must be odd.
-        choices: the strings allowed; all if empty.
-    """
-
-    name: str
-    kind: Literal["int", "float", "str", "bool", "shape"]
-    help: str
-    low: float | None = None
-    high: float | None = None
-    odd: bool = False
-    choices: tuple[str, ...] = ()
-
-    def parse(self, text: str) -> Any:
-        """The value that ``text`` spells: int, float, str, bool, or a tuple of int for a shape.
-
-        Raises:
-            TargetError: if it spells none, or one out of bounds.
-        """
-        if len(text) > MOST_DIGITS:
-            raise TargetError(f"{self.name}={text[:40]!r}… is too long: {len(text):,} characters")
-        value = _READERS[self.kind](text)
-        if value is None:
-            raise TargetError(f"{self.name}={text!r} is not {_KINDS[self.kind]}")
-        if self.choices and value not in self.choices:
-            hint = did_you_mean(text, self.choices)
-            raise TargetError(f"{self.name}={text!r} is unknown{hint} (known: {', '.join(self.choices)})")
-        if self.low is not None and value < self.low:
-            raise TargetError(f"{self.name}={text}: must be at least {self.low}")
-        if self.high is not None and value > self.high:
-            raise TargetError(f"{self.name}={text}: must be at most {self.high}")
-        if self.odd and value % 2 == 0:
-            raise TargetError(f"{self.name}={text}: must be odd")
-        return value
-
-
-INPUT = Option("input", "shape", "shape of one example")
-CLASSES = Option("classes", "int", "number of outputs", low=1, high=100_000)
-
-MOST_DIGITS = 100
-"""Characters of an option's value at most: Python refuses to read very long numbers, and no option means one."""
-
-MOST_VALUES = 1 << 26
-"""Values of one example at most."""
 
 LONGEST = 5_000
 """Characters of a TARGET at most."""
@@ -205,7 +144,7 @@ def resolve(
         if not -(2**63) <= seed < 2**64:
             raise TargetError("the seed is no number of 64 bits; give one from 0 to 2^64 - 1")
         if not colon:
-            raise TargetError(f"not a TARGET; {_FORMS}{did_you_mean(name, tuple(SPACES))}")
+            raise TargetError(f"not a TARGET; {FORMS}{did_you_mean(name, tuple(SPACES))}")
         if head in SPACES:
             space = SPACES[head]
             tokens = data is not None and data.x is not None and not torch.as_tensor(data.x[:1]).is_floating_point()
@@ -220,7 +159,7 @@ def resolve(
             return Target(text, _Build(text, make, shape, data, seed, example, space.parameters))
         where, _, attribute = name.rpartition(":")
         options = parse_options(query, (INPUT,), "a callable")
-        source = _find_source(where, attribute, tuple(SPACES))
+        source = find_source(where, attribute, tuple(SPACES))
         return Target(text, _Build(text, source, _shape(options.get("input"), input_shape, data), data, seed, example))
 
 
@@ -271,7 +210,7 @@ class _Build:
 
     def __call__(self) -> tuple[nn.Module, Any]:
         with _naming(self.text):
-            with _seeded(self.seed), contextlib.nullcontext() if self.most is None else _building(self.most):
+            with repeatable(self.seed), contextlib.nullcontext() if self.most is None else _building(self.most):
                 made = self.make()
             if isinstance(made, nn.Module):
                 return made, self._inputs()
@@ -293,68 +232,6 @@ class _Build:
         return torch.randn(EXAMPLES, *self.shape, generator=generator, device="cpu")
 
 
-# --- options --------------------------------------------------------------------------------------
-
-_KINDS = {
-    "int": "an integer",
-    "float": "a finite number",
-    "str": "a text",
-    "bool": "true or false",
-    "shape": "a shape such as 3x32x32",
-}
-
-
-def _read_int(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else None
-
-
-def _read_float(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def read_shape(text: str) -> tuple[int, ...] | None:
-    """A shape such as ``3x32x32``; None if it is none. Raises: TargetError, if it is too large."""
-    if len(text) > MOST_DIGITS:
-        return None
-    sizes = tuple(int(part) if re.fullmatch(r"[0-9]+", part) else 0 for part in text.split("x"))
-    if math.prod(sizes) > MOST_VALUES:
-        raise TargetError(f"{text}: over {MOST_VALUES:,} values in one example")
-    return sizes if min(sizes) > 0 else None
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "int": _read_int,
-    "float": _read_float,
-    "str": lambda text: text or None,
-    "bool": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get,
-    "shape": read_shape,
-}
-
-
-def parse_options(query: str, options: Sequence[Option], owner: str) -> dict[str, Any]:
-    """The values of the options that stand behind a ``?``, as ``width=64&norm=batch``.
-
-    Raises:
-        TargetError: if one is unknown, without a value, given twice or out of bounds; ``owner`` names who takes them.
-    """
-    known = {option.name: option for option in options}
-    values: dict[str, Any] = {}
-    for item in query.split("&") if query else ():
-        name, equals, value = item.partition("=")
-        if name not in known:
-            raise TargetError(f"unknown option {name!r}{did_you_mean(name, known)} ({owner} takes: {', '.join(known)})")
-        if not equals:
-            raise TargetError(f"option {name!r} has no value; write {name}=VALUE")
-        if name in values:
-            raise TargetError(f"option {name!r} is given twice; keep one")
-        values[name] = known[name].parse(value)
-    return values
-
-
 def _spelt(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -373,166 +250,6 @@ def _shape(
             raise TargetError(f"input_shape={tuple(argument)}: over {MOST_VALUES:,} values in one example")
         return tuple(argument)
     return tuple(data.shape) if data is not None else None
-
-
-# --- the user's own code --------------------------------------------------------------------------
-
-_FORMS = "write SPACE:CODE, package.module:callable or file.py:callable"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A callable in user code, in ``file`` or else ``module``; errors name lines under the folder ``home``."""
-
-    attribute: str
-    home: Path
-    module: str = ""
-    file: Path | None = None
-
-    def __call__(self) -> Any:
-        place = self.file.name if self.file is not None else self.module
-        folder = self.file.parent if self.file is not None else Path.cwd()
-        with _on_path(folder):
-            # An import happens once, so it has a seed of its own: builds do not depend on earlier builds.
-            with _blaming(self.home, f"importing {place}"), _seeded(0):
-                module = self._import()
-            function = _attribute(module, self.attribute, place)
-            with _blaming(self.home, f"calling {self.attribute}()"):
-                return function()
-
-    def _import(self) -> ModuleType:
-        return importlib.import_module(self.module) if self.file is None else _import_file(self.file)
-
-
-def _find_source(where: str, attribute: str, spaces: Sequence[str] = ()) -> _Source:
-    """Where user code lies; ``spaces`` are the names that could stand in front of the colon too, for messages."""
-    forms = _FORMS if spaces else "write file.py:name or package.module:name"
-    if not attribute:
-        raise TargetError(f"nothing is named after the colon; {forms}")
-    if where.endswith(".py"):
-        try:
-            file = Path(where).expanduser().resolve()
-            if not file.exists():
-                raise TargetError(f"there is no file {file}")
-            open_plain(file, TargetError).close()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise TargetError(f"{where!r} cannot be read ({error})") from None
-        return _Source(attribute, home=file.parent, file=file)
-    if not all(part.isidentifier() for part in where.split(".")):
-        wrong = "not a TARGET" if spaces else f"{where!r} is no file.py and no module"
-        raise TargetError(f"{wrong}; {forms}{did_you_mean(where, spaces)}")
-    with _on_path(Path.cwd()):
-        try:
-            spec = importlib.util.find_spec(where.split(".")[0])
-        except (ImportError, ValueError):
-            spec = None
-    if spec is None:
-        space = f"space ({', '.join(spaces)}) and no " if spaces else ""
-        raise TargetError(f"{where!r} is no {space}module that can be imported{did_you_mean(where, spaces)}")
-    folders = spec.submodule_search_locations
-    return _Source(
-        attribute,
-        home=Path(next(iter(folders), "")) if folders else Path(spec.origin or "").parent,
-        module=where,
-    )
-
-
-def _import_file(file: Path) -> ModuleType:
-    """The file as a module, named by its path and content: loaded once, and again when it has changed."""
-    source = read_plain(file, TargetError)
-    digest = hashlib.sha256(os.fsencode(file) + b"\0" + source).hexdigest()[:16]
-    name = f"_dagscale_target_{file.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None  # a .py file always has a loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
-    try:
-        # Not through the loader: its bytecode cache misses an edit within one second that keeps the size.
-        exec(compile(source, str(file), "exec"), module.__dict__)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _named(module: ModuleType, dotted: str, place: str, good: Callable[[Any], bool] = lambda one: True) -> Any:
-    """What stands under a name with dots in a module; a property, or the module's ``__getattr__``, may raise.
-
-    Args:
-        good: what may be meant where the name is none.
-    """
-    found: Any = module
-
-    def meant(name: str) -> bool:
-        with contextlib.suppress(Exception):
-            return name[:1] != "_" and good(getattr(found, name))
-        return False
-
-    for name in dotted.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            names = [key for key in dir(found) if meant(key)]
-            raise TargetError(f"{place} has no {dotted!r}{did_you_mean(name, names)}") from None
-        except Exception as error:
-            raise TargetError(
-                f"looking for {dotted!r} in {place} raised {type(error).__name__}: {said(error)}"
-            ) from None
-    return found
-
-
-def _attribute(module: ModuleType, dotted: str, place: str) -> Callable[[], Any]:
-    found = _named(module, dotted, place, callable)
-    if isinstance(found, nn.Module) or not callable(found):
-        raise TargetError(
-            f"{dotted!r} in {place} is {type(found).__name__}, not a function or class that builds the "
-            f"module; wrap it: def build(): return {dotted}"
-        )
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except ValueError:  # some built-in callables have no signature
-        parameters = ()  # type: ignore[assignment]
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if needed:
-        raise TargetError(
-            f"{dotted!r} in {place} needs the argument {needed[0]!r}; give it a default, or name a function "
-            "without required arguments"
-        )
-    return found  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def _blaming(home: Path, doing: str) -> Iterator[None]:
-    """Turn what the user's code raises into a TargetError that names its type, message and place."""
-    try:
-        yield
-    except (Exception, SystemExit, GeneratorExit) as error:
-        message = " ".join(said(error).split())
-        raise TargetError(
-            f"{doing} raised {type(error).__name__}{': ' if message else ''}{message}{_place(error, home)}"
-        ) from error
-
-
-def _place(error: BaseException, home: Path) -> str:
-    """`` (file:line)`` of the innermost line in ``home``, leaving out an environment that lies inside it."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({error.filename}:{error.lineno})"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_relative_to(home) and "site-packages" not in path.relative_to(home).parts:
-            return f" ({path}:{frame.lineno})"
-    return ""
-
-
-# --- surroundings ---------------------------------------------------------------------------------
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` with the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @contextlib.contextmanager
@@ -565,59 +282,7 @@ def _building(most: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
-        reason = next(iter(said(error).splitlines()), "") or type(error).__name__
-        raise TargetError(f"the network cannot be built ({reason}); give smaller sizes") from error
+        raise TargetError(f"the network cannot be built ({reason(error)}); give smaller sizes") from error
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random, and put their global states back afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def find(text: str, what: str, *, call: bool = False) -> Any:
-    """The object that ``file.py:name`` or ``package.module:name`` names, such as a recipe, a loss or data.
-
-    Args:
-        what: what it should be, for messages.
-        call: if it is a function or class, take what it returns without arguments.
-
-    Raises:
-        TargetError: if there is none, or importing or calling it raises.
-    """
-    where, colon, dotted = text.rpartition(":")
-    if not colon:
-        raise TargetError(f"{text!r} names no {what}: write it as file.py:name or package.module:name")
-    source = _find_source(where, dotted)
-    place = str(source.file or source.module)
-    with _on_path(source.home if source.file else Path.cwd()):
-        with _blaming(source.home, f"importing {place}"):
-            found: Any = source._import()
-        found = _named(found, dotted, place)
-        if call and callable(found):
-            with _blaming(source.home, f"calling {dotted}()"):
-                found = found()
-    return found

@@ -9,16 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import TargetError
-from dagscale.models.targets import (
-    CLASSES,
-    EXAMPLES,
-    INPUT,
-    SPACES,
-    Option,
-    Setting,
-    Space,
-    did_you_mean,
-)
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import EXAMPLES, SPACES, Setting, Space
+from dagscale.registry import did_you_mean
 
 _declared: list[torch.library.Library] = []
 

@@ -9,7 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from dagscale.errors import TargetError
 from dagscale.models.by_depth import image_model, patches
 from dagscale.models.dag import ACTIVATIONS
-from dagscale.models.targets import CLASSES, INPUT, SPACES, Option, Space
+from dagscale.models.options import CLASSES, INPUT, Option
+from dagscale.models.targets import SPACES, Space
 
 POOLS = ("mean", "token")
 

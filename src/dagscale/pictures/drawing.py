@@ -18,8 +18,6 @@ from dagscale.pictures.order import set_order
 from dagscale.pictures.places import Placed, neighbours, place_graph
 from dagscale.pictures.style import Point
 
-__all__ = ["draw", "layout"]
-
 
 def draw(graph: Graph, path: str | Path, *, title: str = "") -> Path:
     """Write a picture of ``graph`` and return its path.

@@ -15,10 +15,10 @@ from dagscale.graph import Graph
 from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
-from dagscale.planning.files import Saved, check_training, is_number, read_document, rendered, told
+from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.planning.validate import check_gradient, rehearse
 from dagscale.rates import find_band
-from dagscale.shown import load_rich
+from dagscale.shown import Tabled, finite, load_rich
 from dagscale.training.copies import all_put_back
 from dagscale.training.draws import Fill
 from dagscale.training.recipe import Recipe
@@ -68,7 +68,7 @@ class Pair:
 
 @checked(PlanError)
 @dataclass(frozen=True, repr=False)
-class Base(Saved):
+class Base(Saved, Tabled):
     """A network whose best learning rate is known: what a search returns, and what a plan carries a rate over from.
 
     It serves any number of targets: what a law measures on it is measured once. Rates are per optimiser step, losses
@@ -190,14 +190,11 @@ class Base(Saved):
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("network", "curve", "pairs")}
         return {
             **own,
-            "loss": None if self.loss is None else _or_none(self.loss),
+            "loss": finite(self.loss),
             "band": list(self.band),
             "notes": list(self.notes),
-            "curve": [
-                {"lr": p.lr, "loss": _or_none(p.loss), "losses": [_or_none(loss) for loss in p.losses]}
-                for p in self.curve
-            ],
-            "pairs": [{**asdict(pair), "loss": _or_none(pair.loss)} for pair in self.pairs],
+            "curve": [{"lr": p.lr, "loss": finite(p.loss), "losses": finite(p.losses)} for p in self.curve],
+            "pairs": [finite(asdict(pair)) for pair in self.pairs],
         }
 
     def to_json(self) -> str:
@@ -274,9 +271,6 @@ class Base(Saved):
                 check_gradient(network)
             rule(network)
         return self
-
-    def _repr_html_(self) -> str:
-        return rendered(self.table(), html=True)
 
     def __str__(self) -> str:
         low, high = self.band
@@ -389,10 +383,6 @@ def sides(curve: Sequence[Point], tolerance: float, start: float = math.inf) -> 
 def _loss(value: Any) -> float:
     """A loss as it stands in JSON, where null is that of a diverged run."""
     return math.inf if value is None else float(value)
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _loss_text(value: float) -> str:

@@ -72,6 +72,3 @@ def _places(graph: Graph) -> dict[str, tuple[tuple[int, str, bool], tuple[int, .
             shape = tuple(map(max, found[place][1], shape))
         found[place] = kind, shape
     return found
-
-
-__all__ = ["CARRIED", "DEPTH", "LAW", "WIDTH", "carries_over"]

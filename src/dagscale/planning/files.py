@@ -6,15 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from dagscale.arguments import checked
 from dagscale.errors import PlanError
 from dagscale.plain import read_plain
 from dagscale.replacing import write
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 LARGEST = 1 << 30
 """Bytes of a file that is read."""
@@ -154,19 +151,3 @@ class Saved:
             PlanError: if the file cannot be read, or holds no such result.
         """
         return cls.from_json(read_text(path))
-
-
-def rendered(value: RenderableType, html: bool = False, width: int = 100) -> str:
-    """What rich prints, as text of so many columns, or as HTML."""
-    import io
-
-    from dagscale.shown import load_rich
-
-    load_rich()
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=width, color_system=None, record=True, force_jupyter=False)
-    console.print(value)
-    if html:
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-    return "\n".join(line.rstrip() for line in console.export_text().rstrip().splitlines())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -246,17 +246,12 @@ def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any
         recipe = Recipe(**training)
     for one in found:
         apart = [text for text in differences(one.recipe, recipe.describe()) if text.partition(" ")[0] not in free]
-        if apart and not _unsaid(one):
+        if apart and one.recipe:  # else nothing is known of how the base was trained
             raise RecipeError(
                 f"the recipe is not that of the base, whose rate is for its own training: {'; '.join(apart)}; search "
                 f"the base under the target's recipe, or plan under the base's{unnamed(apart)}"
             )
     return recipe
-
-
-def _unsaid(base: Base) -> bool:
-    """Whether nothing is known of how the base was trained."""
-    return not base.recipe
 
 
 def _chosen(
@@ -388,20 +383,14 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
         fills={n: f.times(own[n].factors.init, offset.get(n, 0.0)) for n, f in target.fills.items()},
         relative={
             name: Relative(
-                s.factors.lr * scale.get(name, 1.0),
-                s.factors.eps,
-                s.factors.weight_decay,
-                role[name],
-                s.fold,
-                made_of.get(name, WHOLE).split,
-                made_of.get(name, WHOLE).stacked,
-                made_of.get(name, WHOLE).transposed,
+                s.factors.lr * scale.get(name, 1.0), s.factors.eps, s.factors.weight_decay, role[name], s.fold,
+                m.split, m.stacked, m.transposed,
             )
-            for name, s in own.items()
+            for name, s in own.items() for m in [made_of.get(name, WHOLE)]
         },
         by_layer=bool(parts),
         memo={},
-    )
+    )  # fmt: skip
 
 
 def _carry(
@@ -460,10 +449,7 @@ def _built(
     for p in graph.parameters:
         fill, own = target.fills.get(p.name) if p.trainable else None, target.relative.get(p.name, Relative())
         mean, std = (None, None) if fill is None else (fill.mean, fill.std)
-        parameters[p.name] = ParameterPlan(
-            p.shape, mean, std, lr * own.lr, own.weight_decay, own.eps, own.role, own.fold, own.split, own.stacked,
-            own.transposed,
-        )  # fmt: skip
+        parameters[p.name] = ParameterPlan(p.shape, mean, std, **{**asdict(own), "lr": lr * own.lr})
     notes = (
         *origin,
         *([chosen.note] if chosen.note else []),
@@ -539,6 +525,3 @@ def _listed(names: Sequence[str], most: int = LISTED) -> str:
     """Names, repeats of a block in one, the first few of many."""
     rows = [row.name for row in fold_rows(names, [()] * len(names))]
     return ", ".join(rows[:most]) + (f", … ({len(names)} in all)" if len(rows) > most else "")
-
-
-__all__ = ["default_law", "plan"]

@@ -18,9 +18,9 @@ from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
-from dagscale.shown import cell, line, load_rich
+from dagscale.shown import Tabled, cell, line, load_rich
 from dagscale.training.draws import Fill
-from dagscale.training.groups import Relative, parameter_groups
+from dagscale.training.groups import parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.recipe import Recipe, Scheduler
 from dagscale.training.schedules import Schedule, constant
@@ -96,7 +96,7 @@ class ParameterPlan:
 
 @checked(PlanError)
 @dataclass(frozen=True, eq=True, repr=False)
-class Plan(Saved):
+class Plan(Saved, Tabled):
     """An immutable plan, keyed by qualified parameter name; tied parameters stand under their first name.
 
     It is plain data: it can be compared, hashed, pickled, copied, and written to a file and read back.
@@ -275,15 +275,9 @@ class Plan(Saved):
         if only is not None:
             chosen = named(found, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
-        relative = {
-            name: Relative(
-                own.lr, own.eps, own.weight_decay, own.role, own.fold, own.split, own.stacked, own.transposed
-            )
-            for name, own in self.parameters.items()
-        }
         return parameter_groups(
-            found, relative, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr, weight_decay=decay,
-            no_decay=rule if callable(rule) else tuple(rule),
+            found, self.parameters, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr,
+            weight_decay=decay, no_decay=rule if callable(rule) else tuple(rule),
         )  # fmt: skip
 
     def optimizer(
@@ -507,16 +501,6 @@ class Plan(Saved):
             lines.append(f"measured in {self.forwards:,.0f} forward passes")
         return lines
 
-    def __str__(self) -> str:
-        from dagscale.planning.files import rendered
-
-        return rendered(self.table())
-
-    def _repr_html_(self) -> str:
-        from dagscale.planning.files import rendered
-
-        return rendered(self.table(), html=True)
-
 
 def _write(parameters: Mapping[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
     """Copy values into parameters: into all, or, where that raises, into none.
@@ -593,5 +577,3 @@ def _init_text(p: ParameterPlan) -> str:
 
 # A checkpoint that holds a plan, as Lightning's hyperparameters may, loads with torch.load's default.
 torch.serialization.add_safe_globals([Plan, ParameterPlan, FrozenMapping])
-
-__all__ = ["ParameterPlan", "Plan", "named"]

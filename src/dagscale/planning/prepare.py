@@ -146,6 +146,3 @@ def keeping(
     kept |= set() if keep is None else named(names, keep, "keep")
     meant = set() if network.model is None else by_design(network.model, network.graph) - kept - asked
     return replace(network, kept=frozenset(kept | meant)), meant
-
-
-__all__ = ["about", "example_inputs", "initialised", "keeping", "shown_by", "traced"]

@@ -6,7 +6,6 @@ Width, depth and laws are applied as if the target were trained as long as its b
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from dagscale.planning.base import Base
 from dagscale.planning.plans import Plan
 from dagscale.scaling.horizon import HORIZON_RULES, HorizonFit, HorizonScaling, horizon_scaling
 from dagscale.training.batches import Stream
-from dagscale.training.optimizers import Optimizer
 from dagscale.training.recipe import Recipe
 
 BATCH, LENGTH = frozenset({"batch_size", "accumulate"}), frozenset({"steps", "epochs", "batch_size", "accumulate"})
@@ -175,7 +173,7 @@ def _applied(label: str, part: HorizonScaling, recipe: Recipe) -> Recipe:
         if recipe.weight_decay is None:
             changes["weight_decay"] = record.own_decay * part.weight_decay
     if part.forgetting != 1:
-        betas = _setting(record, "betas")
+        betas = record.setting("betas")
         if betas is None:
             raise PlanError(
                 f"{label!r} changes Adam's betas, and {record.name} has none that are known: say betas= in the recipe, "
@@ -183,7 +181,7 @@ def _applied(label: str, part: HorizonScaling, recipe: Recipe) -> Recipe:
             )
         changes["betas"] = part.betas(tuple(betas))
     if part.eps != 1 and record.eps:
-        eps = _setting(record, "eps")
+        eps = record.setting("eps")
         if eps is None:
             raise PlanError(f"{label!r} changes eps, and that of {record.name} is not known: say eps= in the recipe")
         changes["eps"] = eps * part.eps
@@ -197,18 +195,10 @@ def _undecayed(recipe: Recipe) -> bool:
     return known and not _settings(recipe)["weight decay"]
 
 
-def _setting(record: Optimizer, name: str) -> Any:
-    """A setting of the optimiser, or its default."""
-    if name in record.settings:
-        return record.settings[name]
-    parameter = inspect.signature(record.build).parameters.get(name)
-    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
-
-
 def _settings(recipe: Recipe) -> dict[str, Any]:
     record = recipe.optimizer
     decay = record.own_decay if recipe.weight_decay is None else recipe.weight_decay
-    return {"weight decay": decay, "betas": _setting(record, "betas"), "eps": _setting(record, "eps")}
+    return {"weight decay": decay, "betas": record.setting("betas"), "eps": record.setting("eps")}
 
 
 def _shown(value: Any) -> str:
@@ -226,6 +216,3 @@ def _alike(recipe: Recipe, base: Base) -> Recipe:
         )
     sizes = {name: base.recipe.get(name) for name in LENGTH}
     return recipe.changed(**{**sizes, "accumulate": sizes["accumulate"] or 1})
-
-
-__all__ = ["Horizon", "Resized", "named_rules", "resized", "unnamed"]

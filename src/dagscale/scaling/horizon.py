@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from statistics import linear_regression, pvariance
 from typing import Any, Protocol
 
 from dagscale.errors import PlanError
@@ -234,12 +235,11 @@ def fit(runs: Iterable[tuple[float, float] | Searched], *, octaves: float | None
             "three, each with its own search"
         )
     x, y = [math.log2(d) for d, _ in pairs], [math.log2(rate) for _, rate in pairs]
-    middle, level = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((a - middle) ** 2 for a in x)
-    exponent = sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True)) / spread
+    exponent, start = linear_regression(x, y)
+    missed = sum((b - start - exponent * a) ** 2 for a, b in zip(x, y, strict=True))
+    half, reason = _half_width(missed, len(x) * pvariance(x), len(x) - 2, octaves)
     longest = max(x)
-    lr = 2 ** (level + exponent * (longest - middle))
-    half, reason = _half_width(x, y, exponent, spread, octaves)
+    lr = 2 ** (start + exponent * longest)
     interval = None if half is None else (exponent - half, exponent + half)
     return HorizonFit(exponent, interval, 2**longest, lr, reason)
 
@@ -258,19 +258,18 @@ def _pairs(runs: list[Any]) -> list[tuple[float, float]]:
     return [(float(one.examples), float(one.lr)) if one in found else (float(one[0]), float(one[1])) for one in runs]
 
 
-def _half_width(
-    x: list[float], y: list[float], exponent: float, spread: float, octaves: float | None
-) -> tuple[float | None, str]:
+def _half_width(missed: float, spread: float, free: int, octaves: float | None) -> tuple[float | None, str]:
     """Half of the 95 % interval, or None and why.
 
     A known error is used as it is, unless the rates scatter more than it allows; then their scatter stands in for it.
     An unknown one is estimated from the scatter, with Student's t for the few searches there are.
+
+    Args:
+        missed, spread: sums of squares, of the distances from the line and of those from the mean horizon.
+        free: how many searches there are beyond two.
     """
     from scipy.special import stdtrit
 
-    free = len(x) - 2
-    middle, level = sum(x) / len(x), sum(y) / len(y)
-    missed = sum((b - level - exponent * (a - middle)) ** 2 for a, b in zip(x, y, strict=True))
     scatter = math.sqrt(missed / free) if free else 0.0
     if octaves is not None:
         return 1.96 * max(octaves, scatter) / math.sqrt(spread), ""

@@ -65,6 +65,3 @@ def check_decay(recipe: Recipe, held: bool) -> float:
             "validation=, data that are not trained on"
         )
     return recipe.weight_decay
-
-
-__all__ = ["check_decay", "walk"]

@@ -333,6 +333,3 @@ class _Runs:
         self.raised = done.raised or self.raised
         self.bar.advance()
         return loss if math.isfinite(loss) else math.inf
-
-
-__all__ = ["Starter", "search"]

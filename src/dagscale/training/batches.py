@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -506,11 +505,6 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(*args, **kwargs)
 
 
-def output(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model makes of them: a tensor where that is its output, its ``.logits`` or its ``["logits"]``."""
-    return logits(call(model, inputs))
-
-
 def logits(output: Any) -> Any:
     """The tensor in a model's output: itself, ``output.logits``, ``output["logits"]``; else the output as it is."""
     if isinstance(output, Tensor):
@@ -535,8 +529,3 @@ def each(function: Callable[[Tensor], Any], values: Any) -> Any:
     if isinstance(values, Tensor):
         return function(values)
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, values)
-
-
-def some(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """The next ``count`` items of an iterator, as a list."""
-    return list(islice(batches, count))

@@ -57,7 +57,7 @@ def clip_grad_norm_(
         if g.is_sparse:  # whose product in place is not the gradient's own
             p.grad = g * scale.to(g.device)
             continue
-        own = g.to_local() if is_sharded(g) else g  # type: ignore[attr-defined]
+        own = local(g)
         own.mul_(scale.to(own.device))
     return total
 
@@ -65,12 +65,18 @@ def clip_grad_norm_(
 def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
     """The norm of gradients that lie alike; of shards over all processes, in one exchange between them."""
     norm: Tensor = torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(_values(g), norm_type) for g in gradients]), norm_type
+        torch.stack([torch.linalg.vector_norm(entries(g), norm_type) for g in gradients]), norm_type
     )
     return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
 
 
-def _values(gradient: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """What of it lies here, of a sharded one."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return found
+
+
+def entries(gradient: Tensor) -> Tensor:
     """Its entries; of a sparse one, as an embedding may have, those that are there."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
@@ -85,6 +91,3 @@ def _folded(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, float]]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield parameter, group.get("fold", 1.0)
-
-
-__all__ = ["clip_grad_norm_"]

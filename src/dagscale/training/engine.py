@@ -363,6 +363,3 @@ def _number(value: float | Tensor) -> float:
     if not isinstance(value, (int, float)):
         raise TypeError(f"it must return the batch's loss, one number, not {type(value).__name__}")
     return float(value)
-
-
-__all__ = ["Run", "batch_loss", "batch_output", "final_loss", "output_loss", "step", "train"]

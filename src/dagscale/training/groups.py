@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ class Relative:
 
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter],
-    relative: Mapping[str, Relative],
+    relative: Mapping[str, Any],
     optimizer: Optimizer | None,
     *,
     lr: float,
@@ -53,7 +52,8 @@ def parameter_groups(
 
     Args:
         parameters: qualified name → parameter.
-        relative: qualified name → its factors; those not named have factors of 1.
+        relative: qualified name → its factors, a `Relative` or what has all of its attributes, as a plan's parameters
+            have; those not named have factors of 1.
         optimizer: whose defaults the factors on ε and decay start from.
         lr: the network's learning rate.
         weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.
@@ -67,8 +67,9 @@ def parameter_groups(
         ``"transposed"``, written ``in × out``.
     """
     found: dict[Any, dict[str, Any]] = {}
-    decay = weight_decay if weight_decay is not None else _own_decay(optimizer)
-    eps = _own_eps(optimizer)
+    eps = optimizer.setting("eps") if optimizer is not None and optimizer.eps else None
+    own_decay = 0.0 if optimizer is None else optimizer.own_decay
+    decay = own_decay if weight_decay is None else weight_decay
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
@@ -106,17 +107,3 @@ def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: Paramete
         return bool(rule(name, parameter))
     except Exception as error:
         raise RecipeError(f"the function no_decay raised {one_line(error)}") from error
-
-
-def _own_decay(optimizer: Optimizer | None) -> float:
-    return 0.0 if optimizer is None else optimizer.own_decay
-
-
-def _own_eps(optimizer: Optimizer | None) -> float | None:
-    """Its ε, where it has one that counts in units of the gradient."""
-    if optimizer is None or not optimizer.eps:
-        return None
-    if "eps" in optimizer.settings:
-        return float(optimizer.settings["eps"])
-    parameter = inspect.signature(optimizer.build).parameters.get("eps")
-    return float(parameter.default) if parameter is not None else None

@@ -205,6 +205,3 @@ def _check(p: Tensor, group: dict[str, Any]) -> None:
         raise OptimizerError(
             f"split={tuple(split)} does not add up to the {rows} rows of a weight of shape {tuple(shape)}"
         )
-
-
-__all__ = ["SHAPE_FACTORS", "MuonWithAdamW", "matrices", "matrix_shape", "shape_correction", "shape_factor"]

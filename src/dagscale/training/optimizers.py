@@ -12,7 +12,6 @@ Adding one is one decorated class or function, here or in a file of your own::
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dagscale.errors import OptimizerError
-from dagscale.registry import Registry
+from dagscale.registry import Registry, did_you_mean
 from dagscale.shown import one_line
 
 Groups = list[dict[str, Any]]
@@ -147,6 +146,13 @@ class Optimizer:
         """The weight decay where no group says one: that of the settings, or what ``build`` takes by itself."""
         return float(self.settings.get("weight_decay", self.weight_decay))
 
+    def setting(self, name: str) -> Any:
+        """A setting, or what ``build`` takes by itself; None where it has none that is known."""
+        if name in self.settings:
+            return self.settings[name]
+        parameter = inspect.signature(self.build).parameters.get(name)
+        return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain data for JSON; what JSON cannot hold as text."""
         return {"name": self.name, "settings": {k: _plain(v) for k, v in sorted(self.settings.items())}}
@@ -242,8 +248,7 @@ def _check_settings(record: Optimizer, settings: Settings) -> None:
         if name == "lr":
             raise OptimizerError("lr is what is searched and planned: leave it out; a rate that is known is base_lr=")
         if name not in names:
-            near = difflib.get_close_matches(name, [*names, *_SAID], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, [*names, *_SAID])
             raise OptimizerError(f"{name!r} is no setting of the optimizer {record.name}, nor of a recipe{hint}")
         usual = takes[name].default
         text = isinstance(value, str) and isinstance(usual, (bool, int, float))
@@ -368,6 +373,3 @@ def _packaged(module: str, name: str, package: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise OptimizerError(f"this optimizer is of another package: pip install {package}") from None
-
-
-__all__ = ["OPTIMIZERS", "Groups", "Optimizer", "optimizer", "resolve"]

@@ -316,6 +316,3 @@ def _positive(name: str, value: Any, zero: bool = False) -> float:
     if not good:
         raise RecipeError(f"{name} must be a positive number, got {value!r}")
     return float(value)
-
-
-__all__ = ["Loss", "MakeSchedule", "Recipe", "Scheduler", "TrainStep", "default_loss", "differences"]

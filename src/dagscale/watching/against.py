@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from statistics import median
 
+from dagscale.scaling.width import pattern
 from dagscale.watching.planned import Planned
 from dagscale.watching.rates import listed
-from dagscale.watching.report import Row, middle, pattern
+from dagscale.watching.report import Row, middle
 from dagscale.watching.seen import Fault, Found, Seen
 from dagscale.watching.sizes import FEW
 
@@ -49,6 +50,3 @@ def signals(seen: Seen) -> Found:
             yield Fault("signal", listed(ratios), (
                 f"a step moves the outputs of {kind} layers {ratio:.3g} × as far as the base's (median): {mend}"
             ))  # fmt: skip
-
-
-__all__ = ["of_base", "signals"]

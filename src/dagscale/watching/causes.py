@@ -20,6 +20,3 @@ def find(seen: Seen) -> tuple[list[Fault], list[str]]:
         for found in part(seen):
             (faults if isinstance(found, Fault) else notes).append(found)  # type: ignore[arg-type]
     return faults, notes
-
-
-__all__ = ["find"]

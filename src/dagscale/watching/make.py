@@ -18,7 +18,7 @@ from dagscale.interrupts import uninterrupted
 from dagscale.planning.plans import Plan
 from dagscale.shown import one_line
 from dagscale.tracing import forward
-from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
+from dagscale.training.optimizers import resolve
 from dagscale.typed import MODEL, PLAN, must_be
 from dagscale.watching.against import of_base
 from dagscale.watching.causes import find
@@ -108,7 +108,7 @@ class Watch:
         if base is not None and not isinstance(base, WatchReport):
             raise WatchError(f"base must be the report of a watch on the base's training, not {type(base).__name__}")
         self._signals = {} if base is None else of_base(base.rows, self.parameters)
-        self.known = _known(plan)
+        self.known = plan._record(optional=True)
         self.rates = Rates()
         self.step = self.observed = 0
         self._steps: deque[Mapping[str, StepFacts]] = deque(maxlen=REMEMBERED)
@@ -325,19 +325,7 @@ def _nested(optimizer: torch.optim.Optimizer) -> bool:
     return calls > 1
 
 
-def _known(plan: Plan) -> Optimizer | None:
-    """What is known of the plan's optimiser."""
-    if plan.live is not None:
-        return plan.live.optimizer
-    said = plan.recipe.get("optimizer", {})
-    name = said.get("name")
-    return resolve(name, said.get("settings")) if name in OPTIMIZERS else None
-
-
 def _middle(
     steps: Sequence[Mapping[str, StepFacts]], name: str, of: Callable[[StepFacts], float | None]
 ) -> float | None:
     return middle([of(facts[name]) for facts in steps if name in facts])
-
-
-__all__ = ["Watch", "watch"]

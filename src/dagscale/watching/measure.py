@@ -16,6 +16,7 @@ from dagscale.tracing.calls import LayerCalls, Use
 from dagscale.tracing.eager import biases_made_unseen
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.batches import cuttable
+from dagscale.training.clipping import entries, local
 from dagscale.training.muon import matrices, shape_factor
 from dagscale.training.optimizers import Optimizer
 from dagscale.watching.planned import Planned, rms_of_spectral
@@ -115,7 +116,7 @@ class Window:
 
     def _keep(self, name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self.raw[name] = torch.linalg.vector_norm(_entries(parameter.grad).float())
+            self.raw[name] = torch.linalg.vector_norm(entries(local(parameter.grad.detach())).float())
 
     def enter(self) -> None:
         """A forward begins: look at the first one."""
@@ -154,12 +155,12 @@ class Window:
                 group = held.get(id(own.parameter))
                 if group is None:
                     continue
-                p, lr, grad = _local(own.parameter.detach()), float(group["lr"]), own.parameter.grad
+                p, lr, grad = local(own.parameter.detach()), float(group["lr"]), own.parameter.grad
                 decay = float(group.get("weight_decay") or 0.0)
                 whole = own.matrix
-                local = None if grad is None else _entries(grad)
-                norm = None if local is None else torch.linalg.vector_norm(local.float())
-                part = None if local is None else _sampled(local, whole)
+                here = None if grad is None else entries(local(grad.detach()))
+                norm = None if here is None else torch.linalg.vector_norm(here.float())
+                part = None if here is None else _sampled(here, whole)
                 self.before[name] = _Before(group, lr, decay, _sampled(p, whole), part, norm)
 
     def end(self) -> None:
@@ -170,7 +171,7 @@ class Window:
                     self.after[name] = self._changes(self.parameters[name], old)
 
     def _changes(self, own: Planned, old: _Before) -> dict[str, Tensor]:
-        new = _sampled(_local(own.parameter.detach()), own.matrix)
+        new = _sampled(local(own.parameter.detach()), own.matrix)
         change = (new - old.weight).float()
         found = {"weight": _rms(old.weight), "change": _rms(change)}
         known = self.optimizer
@@ -279,18 +280,6 @@ def _by_rows(use: Use, rows: Tensor, out: Any) -> bool:
     return plain and rows.dim() >= 1 and z.dim() >= 1 and rows.shape[0] == z.shape[0] > EXAMPLES
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """What of it lies here, of a sharded one."""
-    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found
-
-
-def _entries(gradient: Tensor) -> Tensor:
-    """What of a gradient lies here; of a sparse one, the entries that it has."""
-    local = _local(gradient.detach())
-    return local.coalesce().values() if local.is_sparse else local
-
-
 def _sampled(tensor: Tensor, whole: bool) -> Tensor:
     """A copy of it, or of evenly spaced entries of a large one."""
     if whole or tensor.numel() <= WHOLE:
@@ -313,6 +302,3 @@ def _top(matrix: Tensor) -> Tensor:
         v = matrix.T @ (u / u.norm().clamp(min=1e-30))
     size: Tensor = v.norm()
     return size
-
-
-__all__ = ["StepFacts", "Window", "implementation"]

@@ -63,6 +63,3 @@ def planned_parameters(model: nn.Module, plan: Plan) -> dict[str, Planned]:
 def rms_of_spectral(matrix: Tensor, norm: float) -> float:
     """The root mean square of the entries of a matrix whose singular values all are ``norm``."""
     return norm / sqrt(max(matrix.shape))
-
-
-__all__ = ["Planned", "planned_parameters", "rms_of_spectral"]

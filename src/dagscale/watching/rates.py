@@ -230,6 +230,3 @@ def _power(rates: Sequence[Rate]) -> float | None:
     fits = all(r.lr > 0 and _same(r.lr / low.lr, (r.planned / low.planned) ** s) for r in rates)
     whole = abs(s - round(s)) < 0.02 and round(s) > 1
     return float(round(s)) if fits and whole else None
-
-
-__all__ = ["Rate", "Rates", "common", "explained", "listed", "off"]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dagscale.judged import Judged
-from dagscale.shown import cell
+from dagscale.scaling.width import pattern
+from dagscale.shown import Tabled, cell, finite
 from dagscale.watching.seen import Fault
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Row:
 
 
 @dataclass(frozen=True, repr=False)
-class WatchReport(Judged[Fault]):
+class WatchReport(Tabled, Judged[Fault]):
     """What a watch saw of a training so far.
 
     Attributes:
@@ -108,7 +107,7 @@ class WatchReport(Judged[Fault]):
             "optimizer": self.optimizer, "faults": [asdict(fault) for fault in self.faults],
             "rows": [asdict(row) for row in self.rows], "notes": list(self.notes),
         }  # fmt: skip
-        plain: dict[str, Any] = _plain(raw)
+        plain: dict[str, Any] = finite(raw)
         return plain
 
     def to_json(self) -> str:
@@ -161,21 +160,6 @@ class WatchReport(Judged[Fault]):
     def __repr__(self) -> str:
         return f"WatchReport({self.verdict!r})"
 
-    def __str__(self) -> str:
-        from dagscale.planning.files import rendered
-
-        return rendered(self.table())
-
-    def _repr_html_(self) -> str:
-        from dagscale.planning.files import rendered
-
-        return rendered(self.table(), html=True)
-
-
-def pattern(name: str) -> str:
-    """A name with its numbers left open: that of the same layer in every block."""
-    return re.sub(r"\d+", "*", name)
-
 
 def _folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Rows whose names differ in numbers alone together, those at fault apart from the others."""
@@ -193,15 +177,3 @@ def middle(values: Sequence[float | None]) -> float | None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _plain(value: Any) -> Any:
-    """Without numbers that JSON lacks."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-__all__ = ["Row", "WatchReport", "middle", "pattern"]

@@ -69,5 +69,3 @@ class Seen:
 
 Found = Iterator["Fault | str"]
 """Faults, and notes on what is none."""
-
-__all__ = ["Fault", "Found", "Seen"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from dagscale.training.clipping import local
 from dagscale.watching.planned import Planned
 from dagscale.watching.rates import explained, listed
 from dagscale.watching.seen import Fault, Found, Seen, What
@@ -38,8 +39,7 @@ def initial(parameters: Mapping[str, Planned]) -> tuple[Fault, ...]:
 def _size(own: Planned) -> float | None:
     """rms over the plan's, where chance does not explain it."""
     assert own.fill is not None
-    values = own.parameter.detach()
-    values = (values.to_local() if hasattr(values, "to_local") else values).double()
+    values = local(own.parameter.detach()).double()
     if values.numel() == 0:
         return None
     if own.fill.std == 0:
@@ -140,6 +140,3 @@ def _factors(what: What, label: str, pairs: Mapping[str, tuple[float | None, flo
             f"{label} is {now:.3g} where the plan says {planned:.3g}, and not so for other layers: take it from "
             "plan.param_groups(model)"
         ))  # fmt: skip
-
-
-__all__ = ["decay", "drawn", "eps", "frozen", "initial", "missing", "rates"]

@@ -185,6 +185,3 @@ def _shape_fault(seen: Seen, name: str, ratio: float) -> str:
     if near:
         return f"its shape factor is {'; or '.join(near)}"
     return "its shape factor is missing, or there twice, or clipping cuts the step itself"
-
-
-__all__ = ["clipped", "clipping", "gradients", "not_finite", "steps"]

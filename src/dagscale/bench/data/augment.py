@@ -38,6 +38,3 @@ class Augment(nn.Module):
             channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
             x = padded[images, channels, rows, columns]
         return x
-
-
-__all__ = ["Augment", "padding"]

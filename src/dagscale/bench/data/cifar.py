@@ -15,10 +15,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dagscale.bench.data.dataset import READERS, Arrays, Source, Splits, head, in_folder
-from dagscale.bench.data.files import Bounded, first_line, open_plain, parsing, read_all, room
+from dagscale.bench.data.dataset import READERS, Arrays, Source, Splits, beside, head, in_folder
+from dagscale.bench.data.files import Bounded, open_plain, parsing, read_all, room
 from dagscale.bench.data.pickles import PICKLED, refusal
 from dagscale.errors import DagscaleError, DataError
+from dagscale.shown import reason
 
 SIDE, CHANNELS = 32, 3
 GZIP = b"\x1f\x8b"
@@ -54,10 +55,8 @@ def cifar(path: Path) -> Splits | None:
     version = VERSION_OF.get(path.name)
     if version is None:
         return None
-    this = partial(_open, path.parent, version, [path.name])
-    if path.name in version.files["test"]:
-        return {"train": this, "test": this}
-    return {**_folder(path.parent, [version]), "train": this}
+    split = "test" if path.name in version.files["test"] else "train"
+    return beside(split, partial(_open, path.parent, version, [path.name]), partial(_folder, path.parent, [version]))
 
 
 def _folder(folder: Path, versions: Sequence[_Version] = VERSIONS) -> Splits:
@@ -108,7 +107,7 @@ def _members(path: Path, contents: dict[str, bytes] | None = None) -> Iterator[s
     except (DagscaleError, tarfile.TarError):
         raise
     except Exception as error:  # damaged headers raise a dozen kinds
-        raise tarfile.ReadError(first_line(error)) from error
+        raise tarfile.ReadError(reason(error)) from error
 
 
 def _tar(unpacked: gzip.GzipFile, path: Path) -> tarfile.TarFile:

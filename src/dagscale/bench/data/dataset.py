@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dagscale.bench.data.files import first_line, home_expanded, open_plain
+from dagscale.bench.data.files import home_expanded, open_plain
 from dagscale.errors import DataError
 from dagscale.registry import Registry
+from dagscale.shown import reason
 
 MOST_CLASSES = 100_000
 """A readout over more would be most of any network here."""
@@ -181,7 +182,7 @@ def load(source: str | Path, *, split: str = "train", limit: int | None = None) 
             reference, _ = _take(name, train, limit)
             classes = max(classes, train.classes)
     except OSError as error:
-        raise DataError(f"{source} cannot be read: {first_line(error)}") from error
+        raise DataError(f"{source} cannot be read: {reason(error)}") from error
     except MemoryError as error:
         raise DataError(f"{source} does not fit in memory: use less of it, with limit") from error
     if reference.shape[1:] != pixels.shape[1:]:
@@ -242,6 +243,19 @@ def in_folder(path: Path, look: Callable[[Path], Splits]) -> Splits:
     if len(found) > 1:
         raise DataError(f"{path} holds several data sets ({', '.join(found)}): name one of its folders")
     return below[found[0]] if found else {}
+
+
+def beside(split: str | None, this: Callable[[], Source], look: Callable[[], Splits]) -> Splits:
+    """The splits of a path that is itself named: a train split has others beside it, a test split stands for both, and
+    any other path is a train split.
+
+    Args:
+        split: what the path's name says it is.
+        look: finds the splits in its folder.
+    """
+    if split == "train":
+        return {**look(), "train": this}
+    return {"train": this, "test": this} if split == "test" else {"train": this}
 
 
 def _take(name: str, source: Source, limit: int | None) -> tuple[Bytes, Ints]:

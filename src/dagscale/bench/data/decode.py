@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from dagscale.bench.data.dataset import Bytes
-from dagscale.bench.data.files import EXPANSION, FREE, first_line
+from dagscale.bench.data.files import EXPANSION, FREE
 from dagscale.errors import DataError
+from dagscale.shown import reason
 
 GREY = ("1", "L", "LA")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -80,7 +81,7 @@ def _decode(encoded: bytes | None, where: str, allowed: int) -> tuple[Bytes, boo
     except UnidentifiedImageError:  # which says the address of the bytes
         raise DataError(f"{where}: corrupt image bytes: cannot identify any of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on corrupt bytes
-        raise DataError(f"{where}: corrupt image bytes: {first_line(error)}") from error
+        raise DataError(f"{where}: corrupt image bytes: {reason(error)}") from error
     if mode not in GREY and mode not in COLOUR:
         raise DataError(f"{where}: image mode {mode} is not 8 bits a channel: convert it to RGB or L")
     return pixels, mode in COLOUR

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 from dagscale import plain
 from dagscale.errors import DagscaleError, DataError
-from dagscale.shown import line, said
+from dagscale.shown import reason
 
 EXPANSION, FREE = 50, 1 << 26
 """Packed data may unpack to so many times their size on the disk and 64 MiB; real images come nowhere near."""
@@ -27,7 +27,7 @@ def home_expanded(source: str | Path) -> Path:
         path = Path(source).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"no data at {str(source)!r}: {first_line(error)}") from None
+        raise DataError(f"no data at {str(source)!r}: {reason(error)}") from None
     return path
 
 
@@ -74,13 +74,7 @@ def parsing(what: str) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"{what}: it asks for more memory than there is") from error
     except Exception as error:
-        raise DataError(f"{what}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or the error's type where it has none."""
-    text = said(error).strip()
-    return line(text.splitlines()[0], 200) if text else type(error).__name__
+        raise DataError(f"{what}: {reason(error)}") from error
 
 
 class Readable(Protocol):
@@ -111,6 +105,3 @@ class Bounded(io.RawIOBase):
         if self._left < 0:
             check_room(self._path, self._allowed + 1, self._allowed)
         return found
-
-
-__all__ = ["Bounded", "check_room", "first_line", "home_expanded", "open_plain", "parsing", "read_all", "room"]

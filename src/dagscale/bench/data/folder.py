@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, in_folder
+from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, beside, in_folder
 from dagscale.bench.data.decode import need_pillow, stack
 from dagscale.bench.data.files import read_all
 from dagscale.errors import DataError
@@ -28,10 +28,7 @@ def images(path: Path) -> Splits | None:
         return None
     split = next((split for split, names in SPLIT_NAMES.items() if path.resolve().name in names), None)
     if split is not None and _is_split(path):
-        this = partial(_open, path, path)
-        if split == "test":
-            return {"train": this, "test": this}
-        return {**_folder(path.resolve().parent), "train": this}
+        return beside(split, partial(_open, path, path), partial(_folder, path.resolve().parent))
     return in_folder(path, _folder)
 
 

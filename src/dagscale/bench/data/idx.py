@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dagscale.bench.data.dataset import READERS, Arrays, Bytes, Source, Splits, head, in_folder
+from dagscale.bench.data.dataset import READERS, Arrays, Bytes, Source, Splits, beside, head, in_folder
 from dagscale.bench.data.files import check_room, open_plain, parsing
 from dagscale.errors import DataError
 
@@ -37,12 +37,8 @@ def idx(path: Path) -> Splits | None:
             raise DataError(f"{path} is not an idx images file: wrong magic {magic!r}, not {MAGIC[3]!r}")
         return None
     named = IMAGES.fullmatch(path.name)
-    this = partial(_open, path)
-    if named is None:
-        return {"train": this}
-    if named["split"] == "train":
-        return {**_folder(path.parent, path), "train": this}
-    return {"train": this, "test": this}
+    split = None if named is None else "train" if named["split"] == "train" else "test"
+    return beside(split, partial(_open, path), partial(_folder, path.parent, path))
 
 
 def _folder(folder: Path, near: Path | None = None) -> Splits:

@@ -20,6 +20,7 @@ from dagscale.bench.data.dataset import (
     Bytes,
     Source,
     Splits,
+    beside,
     head,
     in_folder,
 )
@@ -39,11 +40,8 @@ def npz(path: Path) -> Splits | None:
         return None
     if head(path, 2) != MAGIC:
         raise DataError(f"{path} is not an npz file: it begins with {head(path, 2)!r}, not {MAGIC!r}")
-    this = partial(_open, path)
     split = next((split for split, names in SPLIT_NAMES.items() if path.stem in names), None)
-    if split == "train":
-        return {**_folder(path.parent), "train": this}
-    return {"train": this, "test": this} if split == "test" else {"train": this}
+    return beside(split, partial(_open, path), partial(_folder, path.parent))
 
 
 def _folder(folder: Path) -> Splits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, head, in_folder
+from dagscale.bench.data.dataset import READERS, SPLIT_NAMES, Bytes, Ints, Source, Splits, beside, head, in_folder
 from dagscale.bench.data.decode import need_pillow, stack
 from dagscale.bench.data.files import check_room, open_plain, parsing
 from dagscale.errors import DataError
@@ -32,11 +33,8 @@ def parquet(path: Path) -> Splits | None:
         if path.suffix == ".parquet":
             raise DataError(f"{path} is not a parquet file: it begins with {head(path, 4)!r}, not {MAGIC!r}")
         return None
-    this = partial(_open, [path])
     split = next((split for split in SPLIT_NAMES if _split_pattern(split).fullmatch(path.name)), None)
-    if split == "train":
-        return {**_folder(path.parent), "train": this}
-    return {"train": this, "test": this} if split == "test" else {"train": this}
+    return beside(split, partial(_open, [path]), partial(_folder, path.parent))
 
 
 def _split_pattern(split: str) -> re.Pattern[str]:
@@ -68,11 +66,10 @@ def _open(files: Sequence[Path], shards: int | None = None) -> Source:
     """Read the labels of all files and find out where the images are."""
     if shards is not None and shards != len(files):
         raise DataError(f"{files[0].parent} holds {len(files)} of {shards} shards of {files[0].name}")
-    arrow = _arrow()
+    need_pillow()
     labels, classes, columns = [], 0, []
     for file in files:
-        with parsing(f"{file} is a broken parquet file"), open_plain(file) as raw:
-            opened = check_parquet(arrow.parquet.ParquetFile(raw), file)
+        with opened_parquet(file) as opened:
             image, label = _columns(opened.schema_arrow, file)
             column = opened.read(columns=[label]).column(label)
             if column.null_count:
@@ -85,8 +82,7 @@ def _open(files: Sequence[Path], shards: int | None = None) -> Source:
 
 
 def _arrow() -> ModuleType:
-    """Pyarrow, with Pillow known to be there too."""
-    need_pillow()
+    """Pyarrow. Raises: DataError, naming the extra to install, if it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -96,16 +92,20 @@ def _arrow() -> ModuleType:
     return module
 
 
-def check_parquet(opened: Any, file: Path) -> Any:
-    """The opened file, if what its metadata say fits its size on the disk.
+@contextmanager
+def opened_parquet(file: Path) -> Iterator[Any]:
+    """A parquet file, opened to read.
 
     Raises:
-        DataError: if not.
+        DataError: if it is broken, or what its metadata say does not fit its size on the disk.
     """
-    groups = [opened.metadata.row_group(k) for k in range(opened.num_row_groups)]
-    check_room(file, sum(max(0, group.total_byte_size) for group in groups))
-    check_room(file, 8 * max(0, opened.metadata.num_rows, sum(group.num_rows for group in groups)))
-    return opened
+    arrow = _arrow()
+    with parsing(f"{file} is a broken parquet file"), open_plain(file) as raw:
+        opened = arrow.parquet.ParquetFile(raw)
+        groups = [opened.metadata.row_group(k) for k in range(opened.num_row_groups)]
+        check_room(file, sum(max(0, group.total_byte_size) for group in groups))
+        check_room(file, 8 * max(0, opened.metadata.num_rows, sum(group.num_rows for group in groups)))
+        yield opened
 
 
 def _columns(schema: Any, file: Path) -> tuple[str, str]:
@@ -151,11 +151,9 @@ class _Parquet:
 
     def _encoded(self, wanted: dict[int, int]) -> Iterator[tuple[int, str, bytes | None]]:
         """Each wanted row: number, name for messages, encoded image. One row group is in memory at a time."""
-        arrow = _arrow()
         start = 0
         for file, column in zip(self.files, self.columns, strict=True):
-            with parsing(f"{file} is a broken parquet file"), open_plain(file) as raw:
-                opened = check_parquet(arrow.parquet.ParquetFile(raw), file)
+            with opened_parquet(file) as opened:
                 first = start
                 for group in range(opened.num_row_groups):
                     count = opened.metadata.row_group(group).num_rows

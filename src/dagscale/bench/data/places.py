@@ -58,6 +58,3 @@ def check(data: D, name: str) -> D:
 def load_named(name: str, **options: Any) -> Dataset:
     """`load` of what a run names: a digest with a known place, or a name or path."""
     return check(load(place(name), **options), name)
-
-
-__all__ = ["check", "load_named", "place", "placed"]

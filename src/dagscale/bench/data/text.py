@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dagscale.bench.data.dataset import digested, shuffled
-from dagscale.bench.data.files import first_line, home_expanded, open_plain
+from dagscale.bench.data.files import home_expanded, open_plain
 from dagscale.errors import DataError, RecipeError
 from dagscale.plain import check_plain
+from dagscale.shown import reason
 
 CONTEXT = 256
 """Tokens of an example, where nobody says it."""
@@ -127,7 +128,7 @@ def read_text(
         starts = [k * (corpus.size - length) // max(1, count - 1) for k in range(count)]
         pieces = encode([corpus.read(start, length) for start in starts])
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
     cut = [_windows(piece, window) for piece in pieces]
     rows = torch.cat(cut) if cut else torch.empty(0, window)
     if len(rows) < 2:
@@ -145,7 +146,7 @@ def named_text(source: str, limit: int | None = None, context: int = CONTEXT) ->
     Args:
         context: tokens of an example, where the options do not say it.
     """
-    from dagscale.models.targets import Option, parse_options
+    from dagscale.models.options import Option, parse_options
 
     known = (
         Option("context", "int", "tokens of an example", low=1, high=65_536),
@@ -271,7 +272,7 @@ def _tokenizer(name: str) -> tuple[Encode, int]:
         raise
     except Exception as error:  # the kinds of what goes wrong on a hub, a disk or in a file are many
         raise DataError(
-            f"there is no tokenizer {name!r} ({first_line(error)}): name one of the Hugging Face hub, its folder, or a "
+            f"there is no tokenizer {name!r} ({reason(error)}): name one of the Hugging Face hub, its folder, or a "
             "tokenizer.json"
         ) from None
 
@@ -281,6 +282,3 @@ def _tokenizer(name: str) -> tuple[Encode, int]:
         return [torch.tensor(row, dtype=torch.int64) for row in ids]
 
     return encode, vocabulary
-
-
-__all__ = ["Text", "library_text", "named_text", "read_text"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from dagscale.bench.nas.isomorphism import groups
 from dagscale.bench.nas.tables import MEAN, Column, Floats
 from dagscale.models.nb201 import Nb201
 
+V = TypeVar("V")
 Ints = npt.NDArray[np.int64]
 SeedPair = tuple[str, Column, Column]
 """A label, and two single-seed columns of the benchmark over the same architectures."""
@@ -115,14 +116,23 @@ def _curve(x: Floats, y: Floats, ks: Sequence[int]) -> dict[int, float]:
 
 def taus(x: Floats, y: Floats, bootstrap: int, rng: np.random.Generator, ks: Sequence[int] = KS) -> dict[int, Estimate]:
     """τ at every K of ``ks``, with intervals at ``INTERVAL_KS``. The top K % is chosen anew in each resample."""
+    some = [k for k in INTERVAL_KS if k in ks]
+    _, drawn = _resampled(lambda rows: _curve(x[rows], y[rows], some), len(x), bootstrap, rng)
     points = _curve(x, y, ks)
-    resampled = [k for k in INTERVAL_KS if k in ks]
-    drawn: dict[int, list[float]] = {k: [] for k in resampled}
-    for _ in range(bootstrap):
-        rows = rng.integers(0, len(x), len(x))
-        for k, value in _curve(x[rows], y[rows], resampled).items():
-            drawn[k].append(value)
     return {k: estimate(v, drawn.get(k, ()), round(len(x) * k / 100)) for k, v in points.items()}
+
+
+def _resampled(
+    values: Callable[[Any], dict[int, V]], count: int, bootstrap: int, rng: np.random.Generator
+) -> tuple[dict[int, V], dict[int, list[V]]]:
+    """K → what ``values`` gives of all ``count`` rows, and of resamples of them."""
+    points = values(slice(None))
+    drawn: dict[int, list[V]] = {k: [] for k in points}
+    for _ in range(bootstrap):
+        for k, value in values(rng.integers(0, count, count)).items():
+            if k in drawn:
+                drawn[k].append(value)
+    return points, drawn
 
 
 Three = tuple[dict[int, Estimate], dict[int, Estimate], dict[int, Estimate]]
@@ -146,12 +156,7 @@ def matched(a: Floats, b: Floats, bootstrap: int, rng: np.random.Generator, ks: 
                     found.setdefault(k, []).append(value)
         return {k: (float(np.mean(v)), float(np.mean(within[k]))) for k, v in between.items() if k in within}
 
-    points = values(slice(None))
-    drawn: dict[int, list[tuple[float, float]]] = {k: [] for k in points}
-    for _ in range(bootstrap):
-        for k, pair in values(rng.integers(0, len(a), len(a))).items():
-            if k in drawn:
-                drawn[k].append(pair)
+    points, drawn = _resampled(values, len(a), bootstrap, rng)
     n = {k: round(len(a) * k / 100) for k in points}
     return (
         {k: estimate(v[0], [p[0] for p in drawn[k]], n[k]) for k, v in points.items()},
@@ -172,12 +177,7 @@ def excess(
         floor, own = _curve(a[s], b[s], INTERVAL_KS), _curve(x[s], y[s], INTERVAL_KS)
         return {k: floor[k] - own[k] for k in floor if k in own}
 
-    points = difference(slice(None))
-    drawn: dict[int, list[float]] = {k: [] for k in points}
-    for _ in range(bootstrap):
-        for k, value in difference(rng.integers(0, len(x), len(x))).items():
-            if k in drawn:
-                drawn[k].append(value)
+    points, drawn = _resampled(difference, len(x), bootstrap, rng)
     return {k: estimate(v, drawn[k], round(len(x) * k / 100)) for k, v in points.items()}
 
 

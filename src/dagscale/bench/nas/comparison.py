@@ -173,6 +173,3 @@ def published_values(column: Column, archs: Sequence[Nb201]) -> Floats:
             f"{lacking[0]}); choose others with --architectures, or another table"
         )
     return column.values[[place[arch] for arch in archs]]
-
-
-__all__ = ["Comparison", "Pair", "compare", "published_values", "table"]

@@ -110,6 +110,3 @@ def _power(interaction: float, error: float, shape: tuple[int, ...]) -> tuple[fl
     # Two means over all architectures differ by chance as the interaction's mean square says.
     chance = float(np.sqrt(2 * interaction / (seeds * archs)))
     return p, seen, float(norm.isf(LEVEL / 2) + norm.isf(1 - POWER)) * chance
-
-
-__all__ = ["LEVEL", "POWER", "Components", "components"]

@@ -170,6 +170,3 @@ def differences(preset: Preset, side: int) -> list[str]:
 
 SCHEDULES: Registry[MakeSchedule] = Registry("schedule")
 SCHEDULES.add("cosine")(lambda made, steps: torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=steps))
-
-
-__all__ = ["PRESETS", "RECIPES", "REFERENCE", "SCHEDULES", "Preset", "Recipe", "differences"]

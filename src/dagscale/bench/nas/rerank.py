@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,6 @@ from dagscale.bench.nas.agreement import (
     taus,
     twins,
 )
-from dagscale.bench.nas.recipes import RECIPES as RECIPES
 from dagscale.bench.nas.tables import COLUMNS, MEAN, Column, Table
 from dagscale.errors import DataError, TargetError
 from dagscale.models.nb201 import Nb201
@@ -198,7 +198,7 @@ def rerank(
         gaps(x, y, pair, rng),
         placed,
         _swapped(placed),
-        _kinds(first.archs),
+        dict(Counter(arch.kind for arch in first.archs)),
         noise_std,
         tuple(notes),
     )
@@ -238,11 +238,6 @@ def _aligned(first: Column, second: Column, partial: bool) -> tuple[Column, Colu
                     f"{other.source} lacks {len(missing):,} of the {len(one.archs):,} architectures of {one.source} "
                     f"(the first is {missing[0]}); pass --partial to compare the {len(common):,} that both have"
                 )
-    cut = []
-    for one in (first, second):
-        keep = np.array([arch in common for arch in one.archs], dtype=bool)
-        archs = tuple(arch for arch in one.archs if arch in common)
-        cut.append(Column(one.source, one.dataset, one.column, one.seed, archs, one.values[keep]))
     notes = []
     if len(common) < max(len(first.archs), len(second.archs)):
         notes.append(
@@ -253,7 +248,7 @@ def _aligned(first: Column, second: Column, partial: bool) -> tuple[Column, Colu
         notes.append(
             f"The columns {first.column} and {second.column} are of different images: their difference is no gain"
         )
-    return cut[0], cut[1], notes
+    return first.over(common), second.over(common), notes
 
 
 def _named(column: Column) -> tuple[str, str, str]:
@@ -275,11 +270,6 @@ def _seed_pair(table: Table, like: Column, notes: list[str]) -> SeedPair | None:
         if -count < SMALLEST:
             continue
         common = wanted & set(one.archs) & set(other.archs)
-        pair = []
-        for c in (one, other):
-            keep = np.array([arch in common for arch in c.archs], dtype=bool)
-            archs = tuple(arch for arch in c.archs if arch in common)
-            pair.append(Column(c.source, c.dataset, c.column, c.seed, archs, c.values[keep]))
         if column != like.column:
             notes.append(
                 f"The benchmark has no seeds for {like.column}: noise floor 1 is {column}'s, and where one column's "
@@ -287,16 +277,9 @@ def _seed_pair(table: Table, like: Column, notes: list[str]) -> SeedPair | None:
             )
         elif like.seed == MEAN:
             notes.append("The noise floor is between single seeds; between means of several it would be higher")
-        return f"seed {a} against seed {b}, {column}", pair[0], pair[1]
+        return f"seed {a} against seed {b}, {column}", one.over(common), other.over(common)
     notes.append("The benchmark has no two seeds: no noise floor from seeds")
     return None
-
-
-def _kinds(archs: Iterable[Nb201]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for arch in archs:
-        counts[arch.kind] = counts.get(arch.kind, 0) + 1
-    return counts
 
 
 # --- picks ----------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def rows(report: Report) -> list[Rows]:
                 "–" if g.top == 100 else g.chosen_by,
                 f"{g.gain.n:,}",
                 interval(g.gain, "+.3f"),
-                "–" if g.noise is None else f"{g.noise:+.3f}",
+                _told(g.noise, "+.3f"),
             )
             for g in report.gains
         ],
@@ -234,7 +234,7 @@ def rows(report: Report) -> list[Rows]:
             (
                 p.method,
                 p.arch,
-                *(text for v, r in zip(p.values, p.ranks, strict=True) for text in (_number(v), _rank(r))),
+                *(text for v, r in zip(p.values, p.ranks, strict=True) for text in (_told(v, ".2f"), _told(r, ","))),
                 "–" if p.ranks[0] is None or p.ranks[1] is None else f"{p.ranks[0] - p.ranks[1]:+,}",
             )
             for p in report.picks
@@ -353,13 +353,9 @@ def interval(e: Estimate | None, form: str = ".3f") -> str:
     return f"{e.value:{form}}" + ("" if e.low is None else f" ({e.low:{form}}…{e.high:{form}})")
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def _told(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _rank(value: Any) -> str:
-    return "–" if value is None else f"{value:,}"
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

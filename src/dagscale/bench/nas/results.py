@@ -8,7 +8,6 @@ with the same bytes. A file is enough to go on from, on another machine too.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from dagscale.bench.sweep.run import decode, encode
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import Nb201
 from dagscale.replacing import make_folder, write
+from dagscale.shown import finite
 
 AFFECTS_RESULTS = False
 FORMAT = 1
@@ -149,7 +149,7 @@ class Retraining:
                         name: {
                             "lr": self.rates[name][i],
                             "test_acc": accuracies[i].tolist(),
-                            "loss": [v if math.isfinite(v) else None for v in self.losses[name][i].tolist()],
+                            "loss": finite(self.losses[name][i].tolist()),
                         }
                         for name, accuracies in self.accuracies.items()
                     },
@@ -298,6 +298,3 @@ def _read(path: Path) -> tuple[Retraining, dict[str, Any], dict[str, Any], list[
         if what["format"] != FORMAT:
             raise DataError(f"{path} has format {what['format']} of results, and this is for {FORMAT}")
         return gathered(what, bases["bases"], rows), what, bases["bases"], rows
-
-
-__all__ = ["Base", "LeftOut", "Results", "Retraining", "Row", "open_results", "read_results"]

@@ -144,6 +144,3 @@ def _fill(kept: Results, study: Study, chosen: Mapping[str, Recipe]) -> None:
         kept.save()
         if len(rows) < len(asked):
             return
-
-
-__all__ = ["REFERENCE", "Retraining", "retrain"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -139,9 +140,7 @@ def rows(trained: Retraining, compared: Comparison) -> list[Rows]:
 
 def legend(trained: Retraining, compared: Comparison) -> list[str]:
     """What the tables' readers must know, one sentence or two each."""
-    kinds: dict[str, int] = {}
-    for arch in trained.archs:
-        kinds[arch.kind] = kinds.get(arch.kind, 0) + 1
+    kinds = Counter(arch.kind for arch in trained.archs)
     lines = [
         f"Retraining: {trained.header} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}).",
         f"All recipes: {trained.recipes[compared.reference].trained()}.",

@@ -235,6 +235,3 @@ def _network(
 
 def _named(recipe: Recipe) -> str:
     return "momentum" if recipe.momentum else recipe.optimizer
-
-
-__all__ = ["averaged", "execute", "read", "seconds", "split", "together"]

@@ -211,6 +211,3 @@ def base_of(name: str, target: str, grid: list[float], curves: Mapping[float, An
         for lr, loss in zip(grid, losses, strict=True)
     )
     return Base(target, math.sqrt(ends[0] * ends[1]), decay, at_edge, curve)
-
-
-__all__ = ["Study"]

@@ -133,6 +133,3 @@ def _judged(values: Floats, seed: int) -> Floats:
     others = np.delete(values, seed, axis=2).mean(2)
     found: Floats = values[np.arange(len(values)), others.argmax(1), seed]
     return found
-
-
-__all__ = ["Settings", "Shared", "compare_settings"]

@@ -96,6 +96,3 @@ def power_line(found: Components, training: str) -> str:
 def gain_text(gain: Gain) -> str:
     """A gain with its interval, where there are enough architectures."""
     return f"n too small ({gain.gain.n})" if gain.gain.n < SMALLEST else interval(gain.gain, "+.2f")
-
-
-__all__ = ["component_rows", "gain_text", "legend", "power_line", "rows", "write"]

@@ -186,6 +186,3 @@ def _settings(source: str, column: str, rows: Sequence[tuple[str, str, str, floa
 
 def _few(names: Mapping[str, Any]) -> str:
     return ", ".join(list(names)[:6]) + (", …" if len(names) > 6 else "")
-
-
-__all__ = ["SETTINGS", "read_settings"]

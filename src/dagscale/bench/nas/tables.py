@@ -13,8 +13,8 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dagscale.bench.data.files import open_plain, parsing, read_all
-from dagscale.bench.data.parquet import check_parquet
+from dagscale.bench.data.files import parsing, read_all
+from dagscale.bench.data.parquet import opened_parquet
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import COUNT, Nb201, published_order
 from dagscale.plain import check_plain
@@ -56,6 +56,12 @@ class Column:
     seed: str
     archs: tuple[Nb201, ...]
     values: Floats = field(compare=False)
+
+    def over(self, some: Container[Nb201]) -> Column:
+        """The same, of these architectures alone."""
+        keep = np.array([arch in some for arch in self.archs], dtype=bool)
+        archs = tuple(arch for arch in self.archs if arch in some)
+        return replace(self, archs=archs, values=self.values[keep])
 
     @property
     def label(self) -> str:
@@ -296,13 +302,7 @@ def _nats(path: str) -> Table:
 
 
 def _read_parquet(path: Path) -> dict[str, Sequence[Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError("reading parquet needs pyarrow: pip install dagscale[images]") from error
-    with parsing(f"{path} is a broken parquet file"), open_plain(path) as raw:
-        opened = check_parquet(pyarrow.parquet.ParquetFile(raw), path)
+    with opened_parquet(path) as opened:
         columns: dict[str, Sequence[Any]] = opened.read().to_pydict()
         return columns
 

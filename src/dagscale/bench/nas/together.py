@@ -232,6 +232,3 @@ def outputs(models: Sequence[nn.Module], x: Tensor, batch: int = 512) -> Tensor:
         found = [stack(part.to(stack.device), shared=True).cpu() for part in torch.split(x, batch)]
     stack.train(True)
     return torch.cat(found, 1)
-
-
-__all__ = ["Member", "outputs", "train_together"]

@@ -8,7 +8,7 @@ of a rule that gives each parameter its own, the mean counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from dagscale.bench.replay.optima import Optimum
 from dagscale.bench.replay.runs import Layout, Setting
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import PlanError
 from dagscale.graph.paths import effective_depth
 from dagscale.registry import Registry
 from dagscale.scaling.horizon import STEP_LAW_SIZE, STEP_LAW_TOKENS, horizon_scaling
@@ -186,9 +186,9 @@ def fitted_exponents(others: tuple[Optimum, ...], names: tuple[str, ...]) -> dic
     Raises:
         PlanError: if these do not determine them.
     """
-    groups: dict[Any, list[Optimum]] = {}
+    groups: dict[Hashable, list[Optimum]] = {}
     for optimum in others:
-        groups.setdefault(_rest(optimum.setting, names), []).append(optimum)
+        groups.setdefault(without(optimum.setting, *names), []).append(optimum)
     xs, ys = [], []
     for members in groups.values():
         table = np.array([[math.log2(value(m.setting, name)) for name in names] for m in members])
@@ -224,11 +224,11 @@ def _moves(base: Setting, target: Setting, name: str) -> bool:
         return False
 
 
-def _rest(setting: Setting, names: tuple[str, ...]) -> Any:
-    """All of a setting but these numbers."""
-    architecture = setting.architecture
-    own = None if {"depth", "width"} & set(names) else architecture
-    sizes = tuple(getattr(architecture, n) for n in ("depth", "width") if n not in names)
+def without(setting: Setting, *names: str) -> Hashable:
+    """All of a setting but these numbers; a network's name and parameters follow from its sizes."""
+    a = setting.architecture
+    sizes = () if "parameters" in names else tuple(getattr(a, n) for n in ("depth", "width") if n not in names)
+    own = None if {"depth", "width", "parameters"} & set(names) else a
     return own, sizes, setting.recipe, *(getattr(setting, n) for n in ("decay", "batch", "examples") if n not in names)
 
 
@@ -282,6 +282,3 @@ def _length(build: Callable[[str], tuple[Any, Any]], network: str) -> int:
     import dagscale
 
     return effective_depth(dagscale.trace(*build(network)))
-
-
-__all__ = ["AXES", "RULES", "VARIABLES", "Context", "DagscaleError", "Rule", "fitted_exponents", "rule", "value"]

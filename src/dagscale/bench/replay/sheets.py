@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.replay.pictures import draw_lost, draw_rates
-from dagscale.pictures.files import check_path, save, write
+from dagscale.pictures.files import save, write
 from dagscale.shown import load_rich
 
 if TYPE_CHECKING:
@@ -226,12 +226,6 @@ def page(document: Document) -> str:
     """All tables as Markdown, with titles and texts."""
     parts = [(f"### {sheet.title}", sheet.text, markdown(sheet)) for sheet in sheets(document)]
     return "\n\n".join(part for parts_ in parts for part in parts_ if part) + "\n"
-
-
-def check_folder(folder: Path) -> None:
-    """Raises: DagscaleError if pictures cannot be written there: asked before the work."""
-    for name in FILES[2:]:
-        check_path(folder / name)
 
 
 def save_all(document: Document, folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dagscale.bench.replay.optima import Optimum
-from dagscale.bench.replay.rules import RULES, Context, value
+from dagscale.bench.replay.rules import RULES, Context, value, without
 from dagscale.bench.replay.runs import Architecture, Layout, Setting
 from dagscale.errors import DagscaleError, PlanError
 
@@ -85,16 +85,14 @@ AXIS_KEYS: dict[str, tuple[str, ...]] = {
 """Axis → the fields of a setting in which base and target may differ."""
 
 
-def groups(found: Iterable[Optimum], axis: str) -> dict[Hashable, list[Optimum]]:
+def groups(found: Iterable[Optimum], axis: str) -> dict[Setting, list[Optimum]]:
     """Inner optima that agree in everything but the axis, two at least, smallest first.
 
     Where batch and horizon may both differ, each network and horizon is there once, with its best batch size.
     """
-    free = AXIS_KEYS[axis]
-    together: dict[Hashable, list[Optimum]] = defaultdict(list)
-    for optimum in at_best_batch(found) if "horizon, batch" in axis else found:
-        if optimum.kind == "inner":
-            together[replace(optimum.setting, **{name: _BLANK[name] for name in free})].append(optimum)
+    together: dict[Setting, list[Optimum]] = defaultdict(list)
+    for optimum in _inner(found, axis):
+        together[_blank(optimum.setting, axis)].append(optimum)
     return {
         key: sorted(members, key=lambda o: size_of(o.setting, axis))
         for key, members in together.items()
@@ -159,24 +157,25 @@ def judge(name: str, group: Hashable, base: Optimum, target: Optimum, rate: floa
     return Carried(name, group, base.setting, target.setting, lost, octaves, target.curve.covers(rate))
 
 
-def _others(found: Sequence[Optimum], key: Hashable, axis: str) -> tuple[Optimum, ...]:
+def _others(found: Sequence[Optimum], key: Setting, axis: str) -> tuple[Optimum, ...]:
     """Inner optima that a yardstick may be fitted to: of other recipes if there are any, else of other groups."""
-    assert isinstance(key, Setting)
-    inner = [o for o in (at_best_batch(found) if "horizon, batch" in axis else found) if o.kind == "inner"]
+    inner = _inner(found, axis)
     other = tuple(o for o in inner if o.setting.recipe != key.recipe)
-    free = AXIS_KEYS[axis]
-    blank = {name: _BLANK[name] for name in free}
-    return other or tuple(o for o in inner if replace(o.setting, **blank) != key)
+    return other or tuple(o for o in inner if _blank(o.setting, axis) != key)
+
+
+def _inner(found: Iterable[Optimum], axis: str) -> list[Optimum]:
+    return [o for o in (at_best_batch(found) if "horizon, batch" in axis else found) if o.kind == "inner"]
+
+
+def _blank(setting: Setting, axis: str) -> Setting:
+    """A setting without what may differ along the axis."""
+    return replace(setting, **{name: _BLANK[name] for name in AXIS_KEYS[axis]})
 
 
 def from_smallest(members: Sequence[Optimum]) -> Iterable[tuple[Optimum, Optimum]]:
     """The smallest as the base of all others."""
     return [(members[0], target) for target in members[1:]]
-
-
-def upward(members: Sequence[Optimum]) -> Iterable[tuple[Optimum, Optimum]]:
-    """Every one as the base of all larger ones."""
-    return [(base, target) for i, base in enumerate(members) for target in members[i + 1 :]]
 
 
 def any_base(members: Sequence[Optimum]) -> Iterable[tuple[Optimum, Optimum]]:
@@ -277,7 +276,7 @@ def exponent(
                 x = math.log2(value(optimum.setting, variable))
             except PlanError:
                 continue
-            together[_without(optimum.setting, variable)].append((x, math.log2(rate(optimum))))
+            together[without(optimum.setting, variable)].append((x, math.log2(rate(optimum))))
     wide = [
         np.array(points)
         for points in together.values()
@@ -296,14 +295,3 @@ def exponent(
         len(wide),
         sum(map(len, wide)),
     )
-
-
-def _without(setting: Setting, variable: str) -> Hashable:
-    """Everything but one number; names and parameters follow from the sizes."""
-    a = setting.architecture
-    if variable == "parameters":
-        return replace(setting, architecture=_BLANK["architecture"])
-    if variable in ("depth", "width"):
-        kept = a.width if variable == "depth" else a.depth
-        return kept, replace(setting, architecture=_BLANK["architecture"])
-    return replace(setting, **{variable: None})  # type: ignore[arg-type]

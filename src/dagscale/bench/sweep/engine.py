@@ -168,6 +168,3 @@ def _progress(shown: bool, total: int) -> Iterator[Callable[[list[Outcome]], Non
             bar.update(task, advance=len(outcomes), failed=failed)
 
         yield report
-
-
-__all__ = ["Summary", "sweep"]

@@ -163,6 +163,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return for_spreadsheet(value) if isinstance(value, str) else value
-
-
-__all__ = ["export"]

@@ -234,6 +234,3 @@ def _lock(path: Path) -> sqlite3.Connection:
 
 def _taken(path: Path) -> str:
     return f"another process is sweeping into {path}: wait until it ends, or give this sweep a file of its own"
-
-
-__all__ = ["APPLICATION", "READABLE", "SCHEMA", "Place", "resolve"]

@@ -153,6 +153,3 @@ def _plain(value: Any) -> Any:
 
 def _floats(mapping: dict[str, Any]) -> Any:
     return float(mapping[NONFINITE]) if NONFINITE in mapping else mapping
-
-
-__all__ = ["Run", "code_version", "decode", "encode"]

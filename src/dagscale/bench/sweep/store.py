@@ -280,16 +280,9 @@ class Store:
         states = "('pending', 'failed')" if failed else "('pending')"
         query = f"""SELECT place, {self._columns} FROM asked JOIN runs USING (key)
                     WHERE place > ? AND state IN {states} ORDER BY place LIMIT {PAGE}"""
-        last = 0
-        while True:
-            with self._open() as db:
-                page = db.execute(query, (last,)).fetchall()
-            if not page:
-                return
-            last = page[-1][0]
-            for _, *row in page:
-                key, run, *_ = self._sound(row)
-                yield key, run
+        for _, *row in self._pages(query, 0):
+            key, run, *_ = self._sound(row)
+            yield key, run
 
     def record(self, outcomes: Iterable[Outcome]) -> None:
         """Write what came of runs, in one transaction.
@@ -331,16 +324,19 @@ class Store:
         """Key, run, state, result, error and seconds of all finished and failed runs, sorted by key."""
         query = f"""SELECT {self._columns} FROM runs
                     WHERE key > ?1 AND state != 'pending' AND (?2 IS NULL OR version = ?2) ORDER BY key LIMIT {PAGE}"""
-        last = ""
+        for row in self._pages(query, "", version):
+            key, run, _, _, state, result, error, seconds = self._sound(row)
+            yield key, run, state, result, error, seconds
+
+    def _pages(self, query: str, last: Any, *more: Any) -> Iterator[Sequence[Any]]:
+        """The rows of a query for those whose first column comes after ``last``, read ``PAGE`` at once."""
         while True:
             with self._open() as db:
-                page = db.execute(query, (last, version)).fetchall()
+                page = db.execute(query, (last, *more)).fetchall()
             if not page:
                 return
             last = page[-1][0]
-            for row in page:
-                key, run, _, _, state, result, error, seconds = self._sound(row)
-                yield key, run, state, result, error, seconds
+            yield from page
 
     def status(self) -> Status:
         """Counts of everything in the store."""
@@ -503,6 +499,3 @@ def _damaged(path: Path, what: str) -> str:
     return (
         f"{path} is damaged ({what}): restore a copy, or save what is left with `sqlite3 {path} .recover | sqlite3 NEW`"
     )
-
-
-__all__ = ["Counts", "Outcome", "Status", "Store", "error_line", "explain"]

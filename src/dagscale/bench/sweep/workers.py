@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import sys
 import threading
@@ -14,13 +13,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager, suppress
 from operator import index
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from dagscale.bench.bounds import short
 from dagscale.bench.sweep.run import Run, code_version, encode
 from dagscale.bench.sweep.store import Outcome
 from dagscale.errors import DataError, SweepError
-from dagscale.shown import line, said
+from dagscale.shown import line, reason, said
 
 Execute = Callable[[Run], Mapping[str, Any]]
 """What a sweep does with a run: a function of a module's top level, its result plain data."""
@@ -86,7 +85,7 @@ def attempt(execute: Execute, key: str, run: str, code: str) -> Outcome:
         return Outcome(key, "finished", text, None, time.perf_counter() - start)
 
 
-def attempts(pool: Pool, runs: Iterator[tuple[str, str]], execute: Execute) -> Generator[list[Outcome], None, None]:
+def attempts(pool: Here, runs: Iterator[tuple[str, str]], execute: Execute) -> Generator[list[Outcome], None, None]:
     """The outcomes of runs, given by key and JSON, in the order they come; together those that came together.
 
     A run whose worker dies is executed again, and fails after ``pool.patience`` such deaths. That outcome is held back
@@ -141,25 +140,29 @@ def _named(run: str) -> str:
     return Run.from_json(run).architecture
 
 
-class Pool(Protocol):
-    """Workers.
+class Here:
+    """This process itself, and what other workers have in its place.
 
     Attributes:
         lost: errors of a run whose worker died. Each worker has one run at a time, so that a death is that run's own.
         patience: deaths of its worker that a run may see before it fails.
     """
 
-    lost: tuple[type[BaseException], ...]
-    patience: int
+    lost: tuple[type[BaseException], ...] = ()
+    patience = 1
 
     def width(self) -> int:
         """How many runs to have under way: one a worker."""
+        return 1
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        """Have a worker call ``function(*arguments)``."""
+        """Have a worker call ``function(*arguments)``; here, now."""
+        future: Future[Outcome] = Future()
+        future.set_result(function(*arguments))
+        return future
 
     def check(self) -> None:
-        """See that there is still someone at work.
+        """See that there is still someone at work. A dead process shows in its run.
 
         Raises:
             SweepError: if not.
@@ -169,30 +172,7 @@ class Pool(Protocol):
         """Let all workers go, at once."""
 
 
-class Here:
-    """This process itself."""
-
-    lost: tuple[type[BaseException], ...] = ()
-    patience = 1
-
-    def width(self) -> int:
-        """One run at a time."""
-        return 1
-
-    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        """Call it now."""
-        future: Future[Outcome] = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def check(self) -> None:
-        """Always well."""
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class Processes:
+class Processes(Here):
     """Processes of this machine, each in an executor of its own of joblib's loky: in a common one, a process that dies
     takes the runs of all others along.
 
@@ -205,7 +185,7 @@ class Processes:
     def __init__(self, jobs: int) -> None:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        self.lost: tuple[type[BaseException], ...] = (TerminatedWorkerError,)
+        self.lost = (TerminatedWorkerError,)
         _allow_files(FILES * jobs)
         self._pools = [self._start() for _ in range(jobs)]
         self._last: list[Future[Outcome] | None] = [None] * jobs
@@ -233,16 +213,13 @@ class Processes:
         self._last[free] = future
         return cast("Future[Outcome]", future)
 
-    def check(self) -> None:
-        """A dead process shows in its run."""
-
     def close(self) -> None:
         """Kill the processes."""
         for pool in self._pools:
             pool.shutdown(wait=True, kill_workers=True)
 
 
-class Cluster:
+class Cluster(Here):
     """The workers of a Dask scheduler.
 
     Neither joblib's backend for Dask nor Dask's own executor is used: both never return once a run has killed its
@@ -262,13 +239,13 @@ class Cluster:
             from distributed import Client, KilledWorker
         except ImportError as error:
             raise SweepError("a scheduler needs Dask: pip install dagscale[dist]") from error
-        self.lost: tuple[type[BaseException], ...] = (KilledWorker,)
+        self.lost = (KilledWorker,)
         self._address = address
         try:
             self._client = Client(address, timeout=CONNECT, set_as_default=False)
         except Exception as error:  # a wrong address raises whatever its parser does
             raise SweepError(
-                f"no Dask scheduler at {address} ({_line(error)}): start one with `dask scheduler`, and give the "
+                f"no Dask scheduler at {address} ({reason(error)}): start one with `dask scheduler`, and give the "
                 "address it prints, as tcp://host:8786"
             ) from None
         self._under_way: dict[Future[Outcome], Any] = {}
@@ -338,7 +315,7 @@ class Cluster:
             self._client.close(timeout=CONNECT)
 
 
-def open_pool(jobs: int, scheduler: str | None) -> Pool:
+def open_pool(jobs: int, scheduler: str | None) -> Here:
     """Workers for a sweep; see `dagscale.bench.sweep.sweep`.
 
     Raises:
@@ -421,22 +398,17 @@ def _begin(driver: int) -> None:
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
     """One torch thread and seeded global random states within; as they were after."""
-    import numpy
     import torch
 
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    threads, states = torch.get_num_threads(), (random.getstate(), numpy.random.get_state())
-    with torch.random.fork_rng(devices=devices):
+    from dagscale.training.seeds import repeatable
+
+    threads = torch.get_num_threads()
+    with repeatable(seed):
         torch.set_num_threads(1)
-        random.seed(seed)
-        numpy.random.seed(seed)
-        torch.manual_seed(seed)
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])
 
 
 def _error(error: BaseException) -> str:
@@ -454,24 +426,6 @@ def _lost(key: str) -> Outcome:
 
 def _unusable(error: BaseException) -> str:
     return (
-        f"a run could not be sent to a worker ({type(error).__name__}: {_line(error)}): execute must be a function of "
+        f"a run could not be sent to a worker ({type(error).__name__}: {reason(error)}): execute must be a function of "
         "a module that the workers can import too"
     )
-
-
-def _line(error: BaseException) -> str:
-    return (said(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-__all__ = [
-    "Cluster",
-    "Execute",
-    "Here",
-    "Outcome",
-    "Pool",
-    "Processes",
-    "attempt",
-    "attempts",
-    "count_jobs",
-    "open_pool",
-]

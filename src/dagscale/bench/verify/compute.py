@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from dagscale.shown import finite
+
 AFFECTS_RESULTS = False
 
 
@@ -159,8 +161,7 @@ class Contest:
         own = asdict(self)
         for entry in own["entries"]:
             entry["trials"] = {
-                a: [[[_none(value) for value in trial.values()] for trial in row] for row in rows]
-                for a, rows in entry["trials"].items()
+                a: [[finite([*trial.values()]) for trial in row] for row in rows] for a, rows in entry["trials"].items()
             }
         return own
 
@@ -182,13 +183,6 @@ def affordable(steps: float, length: int) -> int:
     return max(1, math.floor(steps / length))
 
 
-def _none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _trial(values: Sequence[Any]) -> Trial:
     lr, loss, valid, accuracy, steps = values
     return Trial(lr, math.inf if loss is None else loss, math.inf if valid is None else valid, accuracy, steps)
-
-
-__all__ = ["Contest", "Entry", "Score", "Trial", "affordable"]

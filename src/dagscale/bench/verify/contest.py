@@ -165,6 +165,3 @@ def _trials(run: Run, result: Mapping[str, Any]) -> list[Trial]:
         Trial(trial.get("lr", lr), trial["loss"], trial["valid"], trial["accuracy"], trial["steps"])
         for trial in result.get("trials", [result])
     ]
-
-
-__all__ = ["METHODS", "contest"]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.verify.compute import Contest, Entry
-from dagscale.pictures.files import check_path, save, write
+from dagscale.pictures.files import save, write
+from dagscale.shown import finite
 
 AFFECTS_RESULTS = False
 
@@ -76,8 +77,8 @@ def row(contest: Contest, entry: Entry, count: int) -> Row:
     """What the first so many trainings of each target came to."""
     score = contest.score(entry, count)
     return Row(
-        entry.method, NAMES.get(entry.method, entry.method), count, _finite(score.loss), _finite(score.loss_worst),
-        _finite(score.valid), _finite(score.valid_worst), score.accuracy, entry.spent(len(contest.targets), count),
+        entry.method, NAMES.get(entry.method, entry.method), count, finite(score.loss), finite(score.loss_worst),
+        finite(score.valid), finite(score.valid_worst), score.accuracy, entry.spent(len(contest.targets), count),
         entry.spent(1, count),
     )  # fmt: skip
 
@@ -122,11 +123,6 @@ def table(contest: Contest) -> Table:
 
 
 FILES = ("contest.json", "curves.png")
-
-
-def check_folder(folder: Path) -> None:
-    """Raises: DagscaleError if the picture cannot be written there: asked before the work."""
-    check_path(folder / FILES[1])
 
 
 def save_all(contest: Contest, folder: Path) -> list[Path]:
@@ -206,12 +202,5 @@ def _panel(axes: Axes, contest: Contest, metric: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _percent(value: float | None) -> str:
     return "diverged" if value is None else f"{100 * value:.1f} %".replace("-", "−")
-
-
-__all__ = ["check_folder", "figure", "markdown", "rows", "save_all", "table", "to_dict"]

@@ -154,6 +154,3 @@ RECIPES.add("vit")(
         {"weight_decay": 0.05, "schedule": cosine(warmup=0.05), "clip": 1.0}, augment=("flip", "crop"),
     )
 )  # fmt: skip
-
-
-__all__ = ["RECIPES", "Examples", "Practice", "examples", "named_examples"]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dagscale.bench.verify.study import Study
 from dagscale.bench.verify.verdict import Verdict
-from dagscale.pictures.files import check_path, save, write
+from dagscale.pictures.files import save, write
+from dagscale.shown import finite
 
 AFFECTS_RESULTS = False
 
@@ -136,8 +137,8 @@ def _varies(values: Numbers) -> bool:
 
 
 def _mean(values: tuple[float, ...]) -> float | None:
-    mean = float(np.mean(values))
-    return mean if math.isfinite(mean) else None
+    mean: float | None = finite(float(np.mean(values)))
+    return mean
 
 
 def _interval(statistic: Callable[..., float | None], *columns: Numbers) -> Interval | None:
@@ -195,12 +196,6 @@ def _percent(value: float | None) -> str:
 
 
 FILES = ("results.json", "points.json", "scatter.png", "regret.png")
-
-
-def check_folder(folder: Path) -> None:
-    """Raises: DagscaleError if pictures cannot be written there: asked before the work."""
-    for name in FILES[2:]:
-        check_path(folder / name)
 
 
 def save_all(study: Study, folder: Path) -> list[Path]:

@@ -98,6 +98,3 @@ RIVALS.add("schedule-free")(
         "schedule-free", "keep", {"kind": "schedule-free"}, per_seed=True, package=("schedulefree", "schedulefree")
     )
 )  # fmt: skip
-
-
-__all__ = ["RIVALS"]

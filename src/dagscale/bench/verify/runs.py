@@ -214,8 +214,3 @@ def _plan(architecture: str, init: str, how: Training, scaled_from: str | None, 
 def _network(architecture: str, init: str, how: Training, role: Role) -> Network:
     model, inputs = targets.load(architecture, data=how.examples)
     return initialised(traced(model, inputs, _recipe(how), 0, role=role), init)
-
-
-__all__ = [
-    "KINDS", "built", "dataset", "decaying", "execute", "planned", "recipe_of", "trained", "training", "validated",
-]  # fmt: skip

@@ -282,6 +282,3 @@ def _ends(truths: Truths) -> list[str]:
         for truth, count in at_end.items()
         if count
     ]
-
-
-__all__ = ["Study", "check_asked", "choose", "every", "execute", "named", "swept", "verify"]
