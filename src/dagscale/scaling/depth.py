@@ -212,8 +212,8 @@ def _growth(base: Residuals, target: Residuals) -> dict[int, float]:
                 f"the base {len(before.get(blocks, ()))}: give a base of the same structure"
             )
         for trunk, count in zip(trunks, counts, strict=True):
-            found = _recurring(count, _places(target, trunk))
-            growth.update({b.addition: found[_place(b)] for b in target.branches if b.trunk == trunk})
+            grown = _recurring(count, _places(target, trunk))
+            growth.update({b.addition: grown[_place(b)] for b in target.branches if b.trunk == trunk})
     return growth
 
 
