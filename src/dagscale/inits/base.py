@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dagscale.graph import Graph, LayerUse
@@ -85,13 +85,17 @@ def fill_weights(graph: Graph, std: Callable[[LayerUse], float]) -> dict[str, Fi
     """``std(use)`` for every layer's weight, the smallest where a weight is used more than once.
 
     A weight that the model computes from several parameters (``weight_norm``, adapters) is left alone: no
-    single parameter sets its scale.
+    single parameter sets its scale. One that is a layer's output on fixed numbers is summed over in both layers.
     """
     fills = zeros_and_ones(graph)
     stds: dict[str, float] = {}
     for use in graph.layers:
-        weights = [p.name for p in use.op.params if p.role == "weight"]
+        weights = [p for p in use.op.params if p.role == "weight"]
         if len(weights) == 1:
-            stds[weights[0]] = min(std(use), stds.get(weights[0], float("inf")))
+            ((name, within),) = ((p.name, p.within) for p in weights)
+            if within is not None and within.layer is not None:
+                both = replace(within.layer, fan_in=within.layer.fan_in * use.layer.fan_in)
+                use = replace(use, op=replace(within, layer=both))
+            stds[name] = min(std(use), stds.get(name, float("inf")))
     fills.update({name: Fill(0.0, value) for name, value in stds.items()})
     return fills

@@ -130,6 +130,8 @@ def _of_weight(meaning: Meaning, known: Known, data: tuple[Value, ...]) -> Readi
     signals = tuple(value for value in data if value[0].signal)
     weights = tuple(known.get(meaning.weight, ()))
     moving = tuple(value for value in weights if value[0].signal)
+    if not moving and not signals:
+        return _of_constants(meaning, data, weights)
     if moving and signals:
         return Reading("product", None, signals + moving, ())
     if moving:  # the parameter stands in the data's place, W @ x, or there is none
@@ -140,6 +142,14 @@ def _of_weight(meaning: Meaning, known: Known, data: tuple[Value, ...]) -> Readi
     if meaning.data != ("indices",):
         _check_types(signals, weights)
     return Reading("weight", meaning.layer, signals, tuple((node, _WEIGHT) for node, _ in weights))
+
+
+def _of_constants(meaning: Meaning, data: tuple[Value, ...], weights: tuple[Value, ...]) -> Reading:
+    """A contraction without any signal: of a parameter with fixed numbers, or with what another one gives."""
+    if not weights:
+        return Reading("pass", meaning.swapped, (), ())
+    apart = {node.id for node, _ in weights}.isdisjoint(node.id for node, _ in data)
+    return Reading("weight", meaning.layer if apart else None, (), tuple((node, _WEIGHT) for node, _ in weights))
 
 
 def _of_other(meaning: Meaning, known: Known, data: tuple[Value, ...]) -> Reading:

@@ -310,7 +310,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             parts=tuple(None if t.numel() >= node.numel else part_of(t) for node, t in reading.signals),
             params=tuple(node.id for node, _ in reading.roles),
             places=tuple(place for _, place in reading.roles),
-            layer=reading.layer if reading.kind == "weight" else None,
+            layer=reading.layer,
             elementwise=elementwise,
             signal=bool(reading.signals),
             discrete=bool(reading.signals) and result is None and all(node.discrete for node, _ in reading.signals),
