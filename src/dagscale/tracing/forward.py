@@ -325,7 +325,8 @@ def run_fake(
             let go here, since what its frames hold is fake.
     """
     mode = fake_mode()
-    with nothing_left(lambda objects: [o for o in objects if is_fake(o, mode)], notes):
+    compiled = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    with nothing_left(lambda objects: [o for o in objects if is_fake(o, mode)], notes, compiled=compiled):
         try:
             return _run_fake(mode, recorder, model, parameters, args, kwargs, select)
         except DagscaleError:
