@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def imported() -> None:
 @pytest.fixture(autouse=True)
 def group(request: pytest.FixtureRequest) -> Iterator[None]:
     params = getattr(request.node, "callspec", None)
-    with process_group() if params is not None and params.params["name"] in GROUPED else nullcontext():
+    with process_group() if params is not None and params.params.get("name") in GROUPED else nullcontext():
         yield
 
 
@@ -187,3 +188,73 @@ def test_a_global_variable_of_pytorchs_own_is_there_after_a_trace() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
     assert "left a tensor" not in done.stdout, done.stderr[-2000:]
     assert done.stdout.endswith("True\n"), done.stderr[-2000:]
+
+
+class Skips(nn.Module):
+    """Residual blocks that training leaves out at random, written with ``if``; four of ten channels to four classes."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(10, 16), nn.Linear(16, 4)
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.draw = draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            if not self.training or self.draw() > 0.5:
+                x = x + block(x.relu())
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(())], ids=["python", "torch"])
+def test_layers_that_are_left_out_at_random_are_read_and_drawn(draw: Any) -> None:
+    """By chance, one forward in sixteen has them all."""
+    model, x = Skips(draw), torch.randn(2, 10)
+    states = random.getstate(), torch.get_rng_state()
+    graph = dagscale.trace(model, x)
+    assert {use.name: use.in_degree for use in graph.layers} == {
+        "stem": 1,
+        **{f"blocks.{i}": 2 for i in range(4)},
+        "head": 1,
+    }
+    assert any("leaves parts out at random" in note for note in graph.notes)
+    assert (random.getstate(), bytes(torch.get_rng_state())) == (states[0], bytes(states[1]))
+    assert all(module.training for module in model.modules())
+    plan = dagscale.plan(model, recipe=dagscale.Recipe(**ROWS), law="none", base_lr=0.1)
+    stds = [plan.parameters[f"blocks.{i}.weight"].init_std for i in range(4)]
+    assert stds == pytest.approx([0.25] * 4, rel=0.4), "(2 · ½ / 16)^½, and less as the trunk grows"
+
+
+def test_a_path_that_training_does_not_take_is_not_read() -> None:
+    """Random numbers are drawn, and evaluation takes another head, but nothing is left out at random."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.train_head, self.other = nn.Linear(10, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x) + random.gauss(0, 0.1)
+            head = self.train_head if self.training else self.other
+            out: torch.Tensor = head(x)
+            return out
+
+    graph = dagscale.trace(Two(), torch.randn(2, 10))
+    assert [use.name for use in graph.layers] == ["a", "train_head"]
+    assert graph.notes == ()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("init", ["moments", "in-degree"])
+def test_orthogonal_weights_stay_orthogonal(init: str) -> None:
+    """At the values that they begin with, twice the parameter happens to be twice the weight."""
+    make = torch.nn.utils.parametrizations.orthogonal
+    model = nn.Sequential(make(nn.Linear(10, 16)), nn.ReLU(), make(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4))
+    plan = dagscale.plan(model, recipe=dagscale.Recipe(**ROWS), law="none", base_lr=0.1, init=init)
+    plan.init_(model)
+    for layer in (model[0], model[2]):
+        weight = layer.weight.detach()
+        assert torch.allclose(weight.T @ weight, torch.eye(weight.shape[1]), atol=1e-4)

@@ -84,15 +84,19 @@ def zeros_and_ones(graph: Graph) -> dict[str, Fill]:
 def fill_weights(graph: Graph, std: Callable[[LayerUse], float]) -> dict[str, Fill]:
     """``std(use)`` for every layer's weight, the smallest where a weight is used more than once.
 
-    A weight that the model computes from several parameters (``weight_norm``, adapters) is left alone: no
-    single parameter sets its scale. One that is a layer's output on fixed numbers is summed over in both layers.
+    A weight that the model computes is left alone, from several parameters (``weight_norm``, adapters) because no
+    single one sets its scale, from one (orthogonal weights) because it need not be in proportion to it. One that is a
+    layer's output on fixed numbers is summed over in both layers.
     """
     fills = zeros_and_ones(graph)
     stds: dict[str, float] = {}
     for use in graph.layers:
         weights = [p for p in use.op.params if p.role == "weight"]
-        if len(weights) == 1:
-            ((name, within),) = ((p.name, p.within) for p in weights)
+        if len(weights) != 1:
+            continue
+        ((name, own, within),) = ((p.name, p.own, p.within) for p in weights)
+        made = within is not None and within.layer is not None
+        if own or made:
             if within is not None and within.layer is not None:
                 both = replace(within.layer, fan_in=within.layer.fan_in * use.layer.fan_in)
                 use = replace(use, op=replace(within, layer=both))

@@ -137,6 +137,34 @@ def unchanged_random_state() -> Iterator[None]:
 
 
 @contextmanager
+def random_state_of(seed: int) -> Iterator[None]:
+    """The random state that a seed gives, until leaving."""
+    with unchanged_random_state():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        yield
+
+
+def _random_state() -> tuple[Any, ...]:
+    numpy: Any = np.random.get_state()
+    return random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The flags of evaluation mode, until leaving; nothing that the model's own ``eval`` does besides."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def unchanged_state(state: State) -> Iterator[None]:
     """Put everything that ``state`` holds back on leaving; again, if an exception comes between."""
     try:
@@ -233,8 +261,10 @@ def plain_eager() -> Iterator[None]:
 def undisturbed(recorder: Recorder, model: nn.Module, state: State | None = None) -> Iterator[None]:
     """Everything around the forward that makes it plain to record and leaves no trace of its own."""
     with ONE_AT_A_TIME, unchanged_state(state or State(*roots(model))), unchanged_random_state():
+        before = _random_state()
         with module_paths(recorder, model), plain_eager():
             yield
+        recorder.drew = _random_state() != before
 
 
 def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:

@@ -94,6 +94,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         waiting: signals that ask to stop; the next operator does.
         made: gets a reference to each result, if it is a list.
         elsewhere: modules that ran in another thread, unseen.
+        drew: whether the forward has drawn random numbers.
         cut: modules that computed without gradients → whether re-entrant checkpointing was why.
     """
 
@@ -113,6 +114,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.made: list[weakref.ref[Tensor]] | None = None
         self.cut: dict[str, bool] = {}
         self.elsewhere: list[str] = []
+        self.drew = False
 
     # -- sources ------------------------------------------------------------------------------------------
 
