@@ -258,3 +258,40 @@ def test_orthogonal_weights_stay_orthogonal(init: str) -> None:
     for layer in (model[0], model[2]):
         weight = layer.weight.detach()
         assert torch.allclose(weight.T @ weight, torch.eye(weight.shape[1]), atol=1e-4)
+
+
+class Equation(nn.Module):
+    """A network and its derivative by the input: autograd's own, or by hand."""
+
+    def __init__(self, by_hand: bool, width: int = 16) -> None:
+        super().__init__()
+        self.a, self.b, self.by_hand = nn.Linear(10, width), nn.Linear(width, 4), by_hand
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by_hand:
+            h = self.a(x).tanh()
+            gradient = ((1 - h.square()) * self.b.weight.sum(0)) @ self.a.weight
+            out: torch.Tensor = self.b(h)
+        else:
+            x = x.detach().requires_grad_()
+            out = self.b(self.a(x).tanh())
+            (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return out + 0.1 * gradient[:, :4]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_forward_that_takes_gradients_is_run_with_them() -> None:
+    """Drawn, searched, measured by every law that runs forwards, and checked as the one that is written by hand."""
+    auto, twin = made(lambda: Equation(False)), made(lambda: Equation(True))
+    recipe = dagscale.Recipe(**ROWS, optimizer="sgd")
+    for law in ("none", "short-run", "function-change"):
+        base = {} if law == "none" else {"base": (made(lambda: Equation(False)), torch.randn(2, 10))}
+        plan, other = (dagscale.plan(m, recipe=recipe, law=law, base_lr=0.1, **base) for m in (auto, twin))
+        assert plan.lr == pytest.approx(other.lr, rel=0.2)
+        for name in ("a.weight", "b.weight"):
+            assert plan.parameters[name].init_std == pytest.approx(other.parameters[name].init_std, rel=SAME)
+    found = [dagscale.search(m, recipe, seeds=1).lr for m in (auto, twin)]
+    assert found[0] == pytest.approx(found[1], rel=0.42)
+    family = [Equation(False, width) for width in (8, 16)]
+    report = dagscale.check(family, recipe=recipe, base_lr=0.1, law="none", seeds=2)
+    assert {"a", "b"} <= {level.layer for level in report.levels}

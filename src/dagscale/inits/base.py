@@ -69,16 +69,18 @@ def init(
 
 
 def zeros_and_ones(graph: Graph) -> dict[str, Fill]:
-    """Biases (of layers and norms) 0, norm gains 1, for every parameter that acts on a path."""
-    fills: dict[str, Fill] = {}
+    """Biases (of layers and norms) 0, norm gains 1, for every parameter that acts on a path as nothing else.
+
+    What enters another layer too, as the features that all nodes of a graph begin with, is no bias.
+    """
+    fills: dict[str, set[Fill | None]] = {}
     for edge, live in zip(graph.edges, graph.live, strict=True):
         for op in edge.ops if live else ():
             for use in op.params:
-                if use.role == "bias":
-                    fills[use.name] = Fill(0.0, 0.0)
-                elif use.role == "gain" and op.kind == "norm":
-                    fills[use.name] = Fill(1.0, 0.0)
-    return fills
+                gain = use.role == "gain" and op.kind == "norm"
+                fill = Fill(0.0, 0.0) if use.role == "bias" else Fill(1.0, 0.0) if gain else None
+                fills.setdefault(use.name, set()).add(fill)
+    return {name: fill for name, kinds in fills.items() if len(kinds) == 1 for fill in kinds if fill is not None}
 
 
 def fill_weights(graph: Graph, std: Callable[[LayerUse], float]) -> dict[str, Fill]:

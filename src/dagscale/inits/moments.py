@@ -145,9 +145,14 @@ def _is_gain(parameter: Tensor) -> bool:
 def _forward(model: nn.Module, network: Network, mode: TorchDispatchMode, inputs: Any, luck: int = 0) -> None:
     """Run one forward pass; the random state and the buffers that it changes are not those of the user."""
     args, kwargs = forward.bind_inputs(model, inputs)
-    try:
-        with seeded(network.seed + luck), forward.plain_eager(), torch.no_grad(), mode:
+
+    def run() -> None:
+        with seeded(network.seed + luck), mode:
             model(*args, **kwargs)
+
+    try:
+        with forward.plain_eager():
+            forward.without_record(run)
     except DagscaleError:
         raise
     except Exception as error:  # the forward is the user's
@@ -166,7 +171,7 @@ class _Sizes(LayerCalls):  # type: ignore[no-untyped-call]
 
     def on_use(self, use: Use) -> None:
         if not use.own:
-            self.weights.setdefault(use.names, use.weight.clone())
+            self.weights.setdefault(use.names, use.weight.detach().clone())
 
 
 def _controls(
@@ -279,23 +284,25 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         name = first if use.own else self.controls.get(use.names)
         if name not in self.parameters or use.names not in self.wanted:
             return
-        moment = use.moment()
+        with torch.no_grad():
+            moment = use.moment()
         if not 0 < moment < inf:
             return
         if name in self.used:
             self.shared.add(name)
         self.used.add(name)
-        parameter, known = self.parameters[name], self.scales.get(name)
+        padding, known = self.padding.get(id(self.parameters[name])), self.scales.get(name)
+        parameter = self.parameters[name].data  # written to unseen by gradients that the forward takes itself
         scale = sqrt(self.wanted[use.names] / moment) * (1.0 if use.own else known or 1.0)
         if known is None and use.own:
             parameter.copy_(_unit(name, parameter, self.seed) * scale)
-            if id(parameter) in self.padding:
-                parameter[self.padding[id(parameter)]] = 0
+            if padding is not None:
+                parameter[padding] = 0
         elif known is None or scale < 0.99 * known or (name not in self.shared and scale > 1.01 * known):
             parameter.mul_(scale / (known or 1.0))
         else:
             return
         if not use.own:
-            use.weight.mul_(scale / (known or 1.0))
+            use.weight.data.mul_(scale / (known or 1.0))
         self.scales[name] = scale
         self.again = self.again or known is not None or not use.own

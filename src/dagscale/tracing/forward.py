@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -72,12 +72,14 @@ __all__ = [
     "undisturbed",
     "unwrapped",
     "without_gradients",
+    "without_record",
 ]
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is borrowed, or process-wide settings of PyTorch are changed."""
 
 Select = Callable[[Any], Any]
+T = TypeVar("T")
 
 
 class Read:
@@ -257,6 +259,19 @@ def plain_eager() -> Iterator[None]:
         yield
 
 
+def without_record(run: Callable[[], T]) -> T:
+    """What a forward gives, without autograd's record where it can do without: models of energies and of differential
+    equations, and those that learn in the forward, take gradients of their own, and then ``run`` is called again."""
+    try:
+        with torch.no_grad():
+            return run()
+    except Exception as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return run()
+
+
 @contextmanager
 def undisturbed(recorder: Recorder, model: nn.Module, state: State | None = None) -> Iterator[None]:
     """Everything around the forward that makes it plain to record and leaves no trace of its own."""
@@ -284,8 +299,8 @@ def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             f"{one_line(error)}; run its forward once yourself, then trace"
         ) from error
     args, kwargs = copied((args, kwargs))
-    with unchanged_random_state(), torch.no_grad():
-        copy(*args, **kwargs)
+    with unchanged_random_state():
+        without_record(lambda: copy(*args, **kwargs))
     return copy
 
 
