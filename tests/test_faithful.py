@@ -374,13 +374,14 @@ class Beginning(nn.Module):
         with torch.no_grad():
             self.theta.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
             self.wave.weight.uniform_(-0.01, 0.01)
+            self.mix = nn.Parameter(torch.eye(16))
         self.mean = copy.deepcopy(self.out).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.theta(x).view(-1, 2, 3)
         h = torch.sin(30 * self.wave(x)) * (1 + theta.mean((1, 2)))[:, None]
         node = self.node.expand(len(x), -1)
-        h = node + self.join(h + self.read(node * h))
+        h = node + self.join(h @ self.mix + self.read(node * h))
         out: Tensor = self.out(h)
         return out
 
@@ -391,7 +392,9 @@ def test_what_begins_in_a_way_of_its_authors_stays_or_is_told_of(more: dict[str,
     model = Beginning()
     planned = plan(model, **more)
     parameters = planned.parameters
-    assert (parameters["theta.bias"].init_std, parameters["node"].init_std) == (None, None)
+    assert [parameters[name].init_std for name in ("theta.bias", "node", "mix")] == [None] * 3
+    assert any("constant or partly 0" in note and "mix" in note for note in planned.notes)
+    assert plan(Beginning(), reset="mix", **more).parameters["mix"].init_std is not None
     assert (parameters["join.bias"].init_std, parameters["read.bias"].init_std) == (0, 0)
     (apart,) = [note for note in planned.notes if "another spread" in note]
     assert "wave.weight" in apart

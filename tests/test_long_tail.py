@@ -18,7 +18,9 @@ from torch import nn
 
 import dagscale
 from dagscale.checking.family import members
+from dagscale.graph.roles import roles
 from dagscale.planning.prepare import example_inputs
+from dagscale.scaling.width import width_scaling
 from dagscale.tracing.forward import plain_parameters
 
 assert None not in (tail_kinds.LISTED, tail_code.LISTED), "importing them fills TAIL"
@@ -295,3 +297,47 @@ def test_a_forward_that_takes_gradients_is_run_with_them() -> None:
     family = [Equation(False, width) for width in (8, 16)]
     report = dagscale.check(family, recipe=recipe, base_lr=0.1, law="none", seeds=2)
     assert {"a", "b"} <= {level.layer for level in report.levels}
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_tokens_in_a_one_hot_code_are_a_signal(looks: bool) -> None:
+    """On fake tensors a comparison makes the code, for real a scatter; a mask is none."""
+
+    class OneHot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 4)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            code = torch.nn.functional.one_hot(tokens, 12).float()
+            if looks:
+                assert float(code.sum()) == tokens.numel()
+            kept = (tokens != 0)[..., None]
+            out: torch.Tensor = self.b((self.a(code).relu() * kept).mean(1))
+            return out
+
+    graph = dagscale.trace(OneHot(), torch.randint(0, 12, (3, 5)))
+    assert [use.name for use in graph.layers] == ["a", "b"]
+    assert len(graph.vertices) == 2
+
+
+def test_weights_made_of_several_alike_are_all_weights() -> None:
+    """A mean and a spread, as Bayesian layers have them: both are of the layer, and scale with its width."""
+
+    class Drawn(nn.Module):
+        def __init__(self, into: int, out: int) -> None:
+            super().__init__()
+            self.mean, self.spread = (nn.Parameter(torch.randn(out, into)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.mean + nn.functional.softplus(self.spread) * torch.randn_like(self.mean)
+            return nn.functional.linear(x, weight)
+
+    def graph(width: int) -> Any:
+        layers = Drawn(10, width), nn.ReLU(), Drawn(width, width), nn.ReLU(), Drawn(width, 4)
+        return dagscale.trace(nn.Sequential(*layers), torch.randn(2, 10))
+
+    target = graph(32)
+    assert list(roles(target).values()) == ["input", "input", "hidden", "hidden", "readout", "readout"]
+    found = width_scaling(graph(8), target, "adamw")
+    assert [scaling.lr for scaling in found.values()] == [1, 1, 0.25, 0.25, 0.25, 0.25]

@@ -14,7 +14,7 @@ _WEIGHTS: dict[Position, ParameterRole] = {"input": "input", "inner": "hidden", 
 
 
 def positions(graph: Graph) -> Iterator[tuple[LayerUse, str, Position]]:
-    """Every use of a layer, its weight (the largest, where it is computed from several), and where it stands.
+    """Every use of a layer, its weight (the largest ones, where it is computed from several), and where it stands.
 
     Weights of layers that make a weight from what is fixed are ``inner``, each in the layer that is its own.
     """
@@ -30,7 +30,8 @@ def positions(graph: Graph) -> Iterator[tuple[LayerUse, str, Position]]:
             edge = graph.edges[use.edge]
             reads = fresh[edge.src] and use.op is edge.layers[0]
             position: Position = "readout" if use.readout else "input" if reads else "inner"
-            yield use, max(weights, key=lambda n: graph.parameter[n].numel), position
+            most = max(graph.parameter[name].numel for name in weights)
+            yield from ((use, name, position) for name in weights if graph.parameter[name].numel == most)
     for e, edge in enumerate(graph.edges):
         for param in (p for op in edge.ops if graph.live[e] for p in op.params if p.name in graph.parameter):
             if param.within is not None and param.within.layer is not None:

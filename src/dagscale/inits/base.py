@@ -77,8 +77,9 @@ def zeros_and_ones(graph: Graph) -> dict[str, Fill]:
     for edge, live in zip(graph.edges, graph.live, strict=True):
         for op in edge.ops if live else ():
             for use in op.params:
-                gain = use.role == "gain" and op.kind == "norm"
-                fill = Fill(0.0, 0.0) if use.role == "bias" else Fill(1.0, 0.0) if gain else None
+                kind, role = (op.kind, use.role) if use.within is None else (use.within.kind, use.within.params[0].role)
+                gain = role == "gain" and kind == "norm"
+                fill = Fill(0.0, 0.0) if role == "bias" else Fill(1.0, 0.0) if gain else None
                 fills.setdefault(use.name, set()).add(fill)
     return {name: fill for name, kinds in fills.items() if len(kinds) == 1 for fill in kinds if fill is not None}
 

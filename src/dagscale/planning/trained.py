@@ -41,9 +41,9 @@ NAMED = 3
 
 
 def by_design(model: nn.Module, graph: Graph) -> set[str]:
-    """Trainable parameters that no init should draw unless it is asked to: what is 0 by design, and biases that are
-    away from 0."""
-    return zero_by_design(model, graph) | biased_by_design(model, graph)
+    """Trainable parameters that no init should draw unless it is asked to: what is 0 by design, biases that are away
+    from 0, and weights that are set and not drawn."""
+    return zero_by_design(model, graph) | biased_by_design(model, graph) | set_by_design(model, graph)
 
 
 def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
@@ -52,6 +52,15 @@ def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
     weights = {name: weight for name, weight in _weights(model, graph).items() if weight.ndim > 1}
     zero = {name for name, weight in weights.items() if not bool(weight.any())}
     return {name for name in zero if weights[name].requires_grad} if len(zero) < len(weights) else set()
+
+
+def set_by_design(model: nn.Module, graph: Graph) -> set[str]:
+    """Trainable weights of layers that are constant or have many zeros, as an identity has, in a model where others
+    are drawn. Empty for a model that looks trained."""
+    weights = {n: w.detach() for n, w in _weights(model, graph).items() if w.ndim > 1 and w.numel() > 1}
+    found = {n for n, w in weights.items() if bool(w.any()) and (_constant(w) or _partly_zero(w))}
+    found = {name for name in found if _weights(model, graph)[name].requires_grad}
+    return found if found and len(found) < len(weights) and not looking_trained(model, graph) else set()
 
 
 def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
@@ -105,7 +114,10 @@ def notes_on(
     zeros = [name for name in meant if _is_zero(parameters[name])]
     if zeros:
         yield f"all 0 and taken to be so by design, left at 0: {_some(zeros)}; draw them with reset="
-    if biases := set(meant) - set(zeros):
+    others = set(meant) - set(zeros)
+    if weights := others & _weights(model, graph).keys():
+        yield f"constant or partly 0 by design, left as they are: {_some(weights)}; draw them with reset="
+    if biases := others - weights:
         yield f"biases that are away from 0 by design, left as they are: {_some(biases)}; set them to 0 with reset="
     drawn = {p.name for p in graph.parameters if p.trainable and p.name in fills}
     trained = [name for name in looking_trained(model, graph) if name in drawn]

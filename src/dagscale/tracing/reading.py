@@ -111,13 +111,17 @@ def read_everything(meaning: Meaning, known: Known) -> Reading:
     return Reading(kind, None, tuple(v for v in values if v[0].signal), tuple(_rest(known, [])))
 
 
-def no_gradient_passes(reading: Reading, results: Iterable[Tensor]) -> bool:
-    """Comparisons, and indices computed from a signal."""
+def no_gradient_passes(reading: Reading, results: Iterable[Tensor], code: bool = False) -> bool:
+    """Comparisons, and indices computed from a signal.
+
+    Args:
+        code: whether booleans are a one-hot code of token ids.
+    """
     results = list(results)
     if not reading.signals or floating(results) is not None:
         return False
     token_ids = all(node.discrete for node, _ in reading.signals)
-    return not token_ids or (bool(results) and results[0].dtype is torch.bool)
+    return not token_ids or (bool(results) and results[0].dtype is torch.bool and not code)
 
 
 def floating(tensors: Iterable[Tensor]) -> Tensor | None:

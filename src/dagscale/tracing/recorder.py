@@ -287,7 +287,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if meaning.kind in ("constant", "flat"):
             return None
         reading = read_call(meaning, self._values(known))
-        if reading.is_constant or no_gradient_passes(reading, results):
+        if reading.is_constant or no_gradient_passes(reading, results, meaning.code):
             return None
         if reading.kind == "unknown" and reading.signals:
             self.unknown.setdefault(operator.name, self._module)

@@ -236,6 +236,8 @@ def _constant_op(nodes: list[Node], node: Node, name: str, source: int, place: s
         return Op("shift", node.op, node.module, (ParamUse(name, "bias"),))
     if node.layer is None or "embedding" in node.op or (node.kind == "weight" and place != "weight"):
         return None
+    if len(_given(nodes, source).shape) < 2:  # a number made of two vectors
+        return None
     return Op("weight", _layer_name(node), node.module, (ParamUse(name, "weight"),), node.layer)
 
 
