@@ -158,22 +158,91 @@ def test_a_gate_behind_the_end_is_undone() -> None:
 
 
 def test_what_cannot_be_folded_is_left_as_it_is_and_noted() -> None:
-    class Positions(nn.Module):
-        """Starts with x + gelu(W x), which no multiplier can be folded into."""
+    class Ungated(nn.Module):
+        """Begins with sums of x and gelu(W x), which no multiplier can be folded into."""
 
         def __init__(self, depth: int) -> None:
             super().__init__()
-            self.first, self.body = nn.Linear(16, 16), Mlp(depth)
+            self.first, self.body = nn.ModuleList(nn.Linear(16, 16) for _ in range(depth)), Mlp(depth)
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.body(x + F.gelu(self.first(x)))
+            for first in self.first:
+                x = x + F.gelu(first(x))
+            out: Tensor = self.body(x)
             return out
 
     x = torch.randn(2, 16)
-    found = depth_scaling(graph(Positions(2), x), graph(Positions(5), x), resolve("adamw"))
-    assert found["first.weight"].factors == Factors()
-    assert "ends in 'gelu'" in found["first.weight"].note
+    found = depth_scaling(graph(Ungated(2), x), graph(Ungated(5), x), resolve("adamw"))
+    assert found["first.0.weight"].factors == Factors()
+    assert "ends in 'gelu'" in found["first.0.weight"].note
     assert found["body.v.0.weight"].fold < 1
+
+
+class Once(nn.Module):
+    """A transformer of convolutional positions or other residuals that it has once, however deep it is."""
+
+    def __init__(self, kind: str, depth: int) -> None:
+        super().__init__()
+        self.kind, self.body = kind, nn.TransformerEncoder(encoder_layer(), depth, enable_nested_tensor=False)
+        self.embed, self.norm, self.readout = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.position = nn.Conv1d(8, 8, 3, padding=1, groups=2)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def once(self, x: Tensor) -> Tensor:
+        if "conv" in self.kind:
+            y: Tensor = self.position(x.transpose(1, 2)).transpose(1, 2)
+            return F.gelu(y) if "gelu" in self.kind else y
+        out: Tensor = self.down(F.relu(self.up(self.norm(x))))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for i, block in enumerate(self.body.layers):
+            if i == ("after one" in self.kind):
+                x = x + self.once(x)
+            x = block(x)
+        if "head" in self.kind:
+            x = x + self.once(x)
+        out: Tensor = self.readout(x.mean(1))
+        return out
+
+
+def encoder_layer() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+
+
+@pytest.mark.parametrize("kind", ["conv", "conv gelu", "conv after one", "mlp", "mlp head"])
+def test_what_stands_once_is_no_depth(kind: str) -> None:
+    """The last two have the type of a block's own branch."""
+    x = torch.randn(2, 5, 6)
+    found = depth_scaling(graph(Once(kind, 2), x), graph(Once(kind, 6), x), resolve("adamw"))
+    once = "position.weight" if "conv" in kind else "down.weight"
+    assert found[once] == DepthScaling(note="in a residual branch that does not recur: left as it is")
+    assert {s.depth_mult for name, s in found.items() if "layers" in name} == {3}
+    assert found["body.layers.5.linear2.weight"].fold == 1 / 3
+
+
+def test_layers_that_have_not_all_grown_alike_count_together() -> None:
+    """The first layer has another kind of MLP than the others: four additions are eight."""
+
+    class First(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.attend, self.mlp = (nn.ModuleList(nn.Linear(8, 8) for _ in range(depth)) for _ in range(2))
+            self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth - 1))
+            self.stem, self.readout = nn.Linear(16, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for i, (attend, mlp) in enumerate(zip(self.attend, self.mlp, strict=True)):
+                x = x + attend(torch.tanh(x))
+                x = x + mlp(F.gelu(x)) * (self.experts[i - 1](x) if i else 1)
+            out: Tensor = self.readout(x)
+            return out
+
+    x = torch.randn(2, 16)
+    found = depth_scaling(graph(First(2), x), graph(First(4), x), resolve("adamw"))
+    assert {s.depth_mult for name, s in found.items() if name[:4] in ("atte", "mlp.", "expe")} == {2}
 
 
 # --- the published step ------------------------------------------------------------------------------------------

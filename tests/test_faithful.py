@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -360,6 +361,46 @@ def test_biases_away_from_0_stay(more: dict[str, Any]) -> None:
     assert bool((model.gate.bias == -3).all())
     assert not model.enter.bias.any()
     assert plan(Biased(), reset="gate").parameters["gate.bias"].init_std == 0
+
+
+class Beginning(nn.Module):
+    """What begins in a way of its author's, in parameters too small for statistics: an affine map as the identity, a
+    layer before a sine that is to be small, a mean of weights that begins as the weights, features of all nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta, self.wave, self.out = nn.Linear(10, 6), nn.Linear(10, 16), nn.Linear(16, 4)
+        self.node, self.read, self.join = nn.Parameter(torch.randn(16)), nn.Linear(16, 16), nn.Linear(16, 16)
+        with torch.no_grad():
+            self.theta.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+            self.wave.weight.uniform_(-0.01, 0.01)
+            self.mix = nn.Parameter(torch.eye(16))
+        self.mean = copy.deepcopy(self.out).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta = self.theta(x).view(-1, 2, 3)
+        h = torch.sin(30 * self.wave(x)) * (1 + theta.mean((1, 2)))[:, None]
+        node = self.node.expand(len(x), -1)
+        h = node + self.join(h @ self.mix + self.read(node * h))
+        out: Tensor = self.out(h)
+        return out
+
+
+@pytest.mark.parametrize("more", [{}, {"init": "in-degree"}])
+def test_what_begins_in_a_way_of_its_authors_stays_or_is_told_of(more: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Beginning()
+    planned = plan(model, **more)
+    parameters = planned.parameters
+    assert [parameters[name].init_std for name in ("theta.bias", "node", "mix")] == [None] * 3
+    assert any("constant or partly 0" in note and "mix" in note for note in planned.notes)
+    assert plan(Beginning(), reset="mix", **more).parameters["mix"].init_std is not None
+    assert (parameters["join.bias"].init_std, parameters["read.bias"].init_std) == (0, 0)
+    (apart,) = [note for note in planned.notes if "another spread" in note]
+    assert "wave.weight" in apart
+    assert "out.weight" not in apart
+    (copies,) = [note for note in planned.notes if "are copies of" in note]
+    assert "mean.weight" in copies
 
 
 def test_a_few_entries_in_each_of_many_blocks_are_told_from_a_draw() -> None:

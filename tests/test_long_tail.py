@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from torch import nn
 
 import dagscale
 from dagscale.checking.family import members
+from dagscale.graph.roles import roles
 from dagscale.planning.prepare import example_inputs
+from dagscale.scaling.width import width_scaling
 from dagscale.tracing.forward import plain_parameters
 
 assert None not in (tail_kinds.LISTED, tail_code.LISTED), "importing them fills TAIL"
@@ -41,7 +44,7 @@ def imported() -> None:
 @pytest.fixture(autouse=True)
 def group(request: pytest.FixtureRequest) -> Iterator[None]:
     params = getattr(request.node, "callspec", None)
-    with process_group() if params is not None and params.params["name"] in GROUPED else nullcontext():
+    with process_group() if params is not None and params.params.get("name") in GROUPED else nullcontext():
         yield
 
 
@@ -187,3 +190,154 @@ def test_a_global_variable_of_pytorchs_own_is_there_after_a_trace() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
     assert "left a tensor" not in done.stdout, done.stderr[-2000:]
     assert done.stdout.endswith("True\n"), done.stderr[-2000:]
+
+
+class Skips(nn.Module):
+    """Residual blocks that training leaves out at random, written with ``if``; four of ten channels to four classes."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(10, 16), nn.Linear(16, 4)
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.draw = draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            if not self.training or self.draw() > 0.5:
+                x = x + block(x.relu())
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(())], ids=["python", "torch"])
+def test_layers_that_are_left_out_at_random_are_read_and_drawn(draw: Any) -> None:
+    """By chance, one forward in sixteen has them all."""
+    model, x = Skips(draw), torch.randn(2, 10)
+    states = random.getstate(), torch.get_rng_state()
+    graph = dagscale.trace(model, x)
+    assert {use.name: use.in_degree for use in graph.layers} == {
+        "stem": 1,
+        **{f"blocks.{i}": 2 for i in range(4)},
+        "head": 1,
+    }
+    assert any("leaves parts out at random" in note for note in graph.notes)
+    assert (random.getstate(), bytes(torch.get_rng_state())) == (states[0], bytes(states[1]))
+    assert all(module.training for module in model.modules())
+    plan = dagscale.plan(model, recipe=dagscale.Recipe(**ROWS), law="none", base_lr=0.1)
+    stds = [plan.parameters[f"blocks.{i}.weight"].init_std for i in range(4)]
+    assert stds == pytest.approx([0.25] * 4, rel=0.4), "(2 · ½ / 16)^½, and less as the trunk grows"
+
+
+def test_a_path_that_training_does_not_take_is_not_read() -> None:
+    """Random numbers are drawn, and evaluation takes another head, but nothing is left out at random."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.train_head, self.other = nn.Linear(10, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x) + random.gauss(0, 0.1)
+            head = self.train_head if self.training else self.other
+            out: torch.Tensor = head(x)
+            return out
+
+    graph = dagscale.trace(Two(), torch.randn(2, 10))
+    assert [use.name for use in graph.layers] == ["a", "train_head"]
+    assert graph.notes == ()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("init", ["moments", "in-degree"])
+def test_orthogonal_weights_stay_orthogonal(init: str) -> None:
+    """At the values that they begin with, twice the parameter happens to be twice the weight."""
+    make = torch.nn.utils.parametrizations.orthogonal
+    model = nn.Sequential(make(nn.Linear(10, 16)), nn.ReLU(), make(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4))
+    plan = dagscale.plan(model, recipe=dagscale.Recipe(**ROWS), law="none", base_lr=0.1, init=init)
+    plan.init_(model)
+    for layer in (model[0], model[2]):
+        weight = layer.weight.detach()
+        assert torch.allclose(weight.T @ weight, torch.eye(weight.shape[1]), atol=1e-4)
+
+
+class Equation(nn.Module):
+    """A network and its derivative by the input: autograd's own, or by hand."""
+
+    def __init__(self, by_hand: bool, width: int = 16) -> None:
+        super().__init__()
+        self.a, self.b, self.by_hand = nn.Linear(10, width), nn.Linear(width, 4), by_hand
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by_hand:
+            h = self.a(x).tanh()
+            gradient = ((1 - h.square()) * self.b.weight.sum(0)) @ self.a.weight
+            out: torch.Tensor = self.b(h)
+        else:
+            x = x.detach().requires_grad_()
+            out = self.b(self.a(x).tanh())
+            (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return out + 0.1 * gradient[:, :4]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_forward_that_takes_gradients_is_run_with_them() -> None:
+    """Drawn, searched, measured by every law that runs forwards, and checked as the one that is written by hand."""
+    auto, twin = made(lambda: Equation(False)), made(lambda: Equation(True))
+    recipe = dagscale.Recipe(**ROWS, optimizer="sgd")
+    for law in ("none", "short-run", "function-change"):
+        base = {} if law == "none" else {"base": (made(lambda: Equation(False)), torch.randn(2, 10))}
+        plan, other = (dagscale.plan(m, recipe=recipe, law=law, base_lr=0.1, **base) for m in (auto, twin))
+        assert plan.lr == pytest.approx(other.lr, rel=0.2)
+        for name in ("a.weight", "b.weight"):
+            assert plan.parameters[name].init_std == pytest.approx(other.parameters[name].init_std, rel=SAME)
+    found = [dagscale.search(m, recipe, seeds=1).lr for m in (auto, twin)]
+    assert found[0] == pytest.approx(found[1], rel=0.42)
+    family = [Equation(False, width) for width in (8, 16)]
+    report = dagscale.check(family, recipe=recipe, base_lr=0.1, law="none", seeds=2)
+    assert {"a", "b"} <= {level.layer for level in report.levels}
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_tokens_in_a_one_hot_code_are_a_signal(looks: bool) -> None:
+    """On fake tensors a comparison makes the code, for real a scatter; a mask is none."""
+
+    class OneHot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 4)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            code = torch.nn.functional.one_hot(tokens, 12).float()
+            if looks:
+                assert float(code.sum()) == tokens.numel()
+            kept = (tokens != 0)[..., None]
+            out: torch.Tensor = self.b((self.a(code).relu() * kept).mean(1))
+            return out
+
+    graph = dagscale.trace(OneHot(), torch.randint(0, 12, (3, 5)))
+    assert [use.name for use in graph.layers] == ["a", "b"]
+    assert len(graph.vertices) == 2
+
+
+def test_weights_made_of_several_alike_are_all_weights() -> None:
+    """A mean and a spread, as Bayesian layers have them: both are of the layer, and scale with its width."""
+
+    class Drawn(nn.Module):
+        def __init__(self, into: int, out: int) -> None:
+            super().__init__()
+            self.mean, self.spread = (nn.Parameter(torch.randn(out, into)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.mean + nn.functional.softplus(self.spread) * torch.randn_like(self.mean)
+            return nn.functional.linear(x, weight)
+
+    def graph(width: int) -> Any:
+        layers = Drawn(10, width), nn.ReLU(), Drawn(width, width), nn.ReLU(), Drawn(width, 4)
+        return dagscale.trace(nn.Sequential(*layers), torch.randn(2, 10))
+
+    target = graph(32)
+    assert list(roles(target).values()) == ["input", "input", "hidden", "hidden", "readout", "readout"]
+    found = width_scaling(graph(8), target, "adamw")
+    assert [scaling.lr for scaling in found.values()] == [1, 1, 0.25, 0.25, 0.25, 0.25]

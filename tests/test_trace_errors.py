@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dagscale import Recipe, plan
 from dagscale.errors import ForwardError, TraceError
 from dagscale.tracing import trace
 
@@ -163,3 +164,42 @@ class Needy(Simple):
 def test_numpy_in_the_forward_cannot_be_seen_through() -> None:
     text = message(Needy(), X)
     assert "numpy" in text or "no tensor" in text
+
+
+def test_a_forward_of_several_inputs_says_which() -> None:
+    """As a model of images and texts that is given the images."""
+
+    class Both(Simple):
+        def forward(self, image: Tensor, text: Tensor, scale: float = 1.0) -> Any:
+            return self.a(image) * self.a(text) * scale
+
+    class Named(Simple):
+        def forward(self, *, image: Tensor, text: Tensor) -> Any:
+            return self.a(image) * self.a(text)
+
+    assert message(Both(), X).endswith("give a tuple of 2, (image, text), or a dict of these")
+    assert message(Named(), X).endswith("give a dict of its arguments (image, text)")
+
+
+def test_data_of_another_shape_than_the_forward_takes() -> None:
+    """As a generator that is given images: the error tells what it was given, and how it gets something else."""
+    data = (torch.randn(8, 7), torch.randint(0, 2, (8,)))
+    recipe = Recipe(data, loss=torch.nn.functional.cross_entropy, batch_size=4, steps=4)
+    with pytest.raises(ForwardError, match=r"is given \(2, 7\): .* give the recipe unpack="):
+        plan(Simple(), recipe=recipe, law="none", base_lr=0.1)
+
+
+def test_a_tensor_class_that_is_called() -> None:
+    class Mine(Tensor):
+        pass
+
+    class Calls(Simple):
+        def forward(self, x: Tensor) -> Any:
+            return self.a(Mine(x))
+
+    class Views(Simple):
+        def forward(self, x: Tensor) -> Any:
+            return self.a(x.as_subclass(Mine))
+
+    assert message(Calls(), X, ForwardError).endswith("write x.as_subclass(Mine) in place of Mine(x)")
+    assert [use.name for use in trace(Views(), X).layers] == ["a"]

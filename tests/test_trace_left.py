@@ -257,3 +257,14 @@ class Names(nn.Linear):
 def test_nothing_of_the_users_is_asked_on_the_walk() -> None:
     trace(Names(), torch.randn(2, 4))
     assert Lazy.loaded == 0
+
+
+def test_what_a_counter_beside_the_trace_keeps_is_not_the_models() -> None:
+    """Its hooks hold autograd's record, and that the tensors of the forward, until it is done."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    alive = oracle.fake_tensors()
+    with FlopCounterMode(display=False):
+        graph = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    assert graph.notes == ()
+    assert oracle.survivors(alive) == []

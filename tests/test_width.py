@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import dagscale
 from dagscale.errors import PlanError, UnknownNameError
 from dagscale.graph import Graph
+from dagscale.graph.roles import roles
 from dagscale.scaling.width import WidthScaling, width_scaling
 
 OPTIMIZERS = ["sgd", "momentum", "adam", "adamw"]
@@ -611,3 +612,95 @@ def test_a_step_relative_to_the_weight_moves_every_layer_as_much_at_every_width(
     for layer in range(1, 4):
         assert 0.6 < large[layer] / small[layer] < 1.5
     assert max(without[1] / small[1], without[2] / small[2]) > 2
+
+
+# --- weights that act on what is fixed ---------------------------------------------------------------------------
+
+
+class Relative(nn.Module):
+    """Attention with a projection of relative positions, heads of 4 channels, as Transformer-XL and XLNet have it.
+
+    ``kind`` says how it is written: by ``einsum`` of (d, heads, 4) weights, the weight first or last, or by a layer;
+    of a fixed table or of one that is learned, maybe behind a norm.
+    """
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.kind, shape = kind, (width, width // 4, 4)
+        self.q, self.k, self.v, self.o, self.r = (nn.Parameter(torch.randn(shape) * 0.1) for _ in range(5))
+        self.embed, self.readout = nn.Linear(6, width), nn.Linear(width, 3)
+        self.positions, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.learned = nn.Parameter(torch.randn(5, width))
+        self.register_buffer("fixed", torch.randn(5, width))
+
+    def keys(self) -> Tensor:
+        if self.kind == "weight first":
+            return torch.einsum("hnd,ph->pnd", self.r, self.fixed)
+        if self.kind == "einsum":
+            return torch.einsum("ph,hnd->pnd", self.fixed, self.r)
+        table = self.fixed if self.kind == "layer" else self.norm(self.learned)
+        keys: Tensor = self.positions(table).unflatten(-1, (-1, 4))
+        return keys
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = (torch.einsum("bih,hnd->bind", x, w) for w in (self.q, self.k, self.v))
+        scores = torch.einsum("bind,bjnd->bnij", q, k) + torch.einsum("bind,pnd->bnip", q, self.keys())
+        mixed = torch.einsum("bnij,bjnd->bind", (scores / 2).softmax(-1), v)
+        out: Tensor = self.readout((x + torch.einsum("bind,hnd->bih", mixed, self.o)).mean(1))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["einsum", "weight first", "layer", "learned"])
+def test_a_projection_of_positions_is_hidden(kind: str) -> None:
+    """As if the positions were an input: a step of the projection then moves the scores equally at any width."""
+    x = torch.randn(2, 5, 6)
+    base, target = (graph(Relative(kind, width), x) for width in (8, 32))
+    weight = "r" if "einsum" in kind or "first" in kind else "positions.weight"
+    for optimizer, lr in (("adamw", 0.25), ("sgd", 1.0)):
+        found = width_scaling(base, target, optimizer)
+        assert {(found[n].kind, found[n].lr, found[n].eps) for n in ("q", "k", "v", "o", weight)} == {
+            ("hidden", lr, 0.25)
+        }
+    role = roles(target)
+    assert (role[weight], role["positions.bias"]) == ("hidden", "vector" if weight == "r" else "bias")
+    if kind == "learned":
+        assert (role["norm.weight"], role["norm.bias"], found["learned"].lr) == ("norm", "norm", 4.0)
+    assert Graph.from_json(target.to_json()) == target
+
+
+def test_a_weight_that_makes_a_weight_is_summed_over_in_both_layers() -> None:
+    class Hyper(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.code, self.readout = nn.Linear(6, width), nn.Parameter(torch.ones(3)), nn.Linear(width, 3)
+            self.make = nn.Linear(3, width * width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x).relu()
+            out: Tensor = self.readout(F.linear(x, self.make(self.code).view(x.shape[1], -1)).relu())
+            return out
+
+    base, target = (graph(Hyper(width), torch.randn(2, 6)) for width in (8, 32))
+    found = width_scaling(base, target, "sgd")
+    assert (found["make.weight"].kind, found["make.weight"].lr, found["make.weight"].eps) == ("hidden", 1.0, 0.25)
+
+
+def test_norms_and_biases_before_the_first_signal_are_norms_and_biases() -> None:
+    """A decoder whose queries are learned: its first layer attends to itself before it sees a signal."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.queries, self.head = nn.Linear(6, 8), nn.Embedding(3, 8), nn.Linear(8, 4)
+            layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+            self.body = nn.TransformerDecoder(layer, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.body(self.queries.weight.expand(len(x), -1, -1), self.stem(x)))
+            return out
+
+    role = roles(graph(Detector(), torch.randn(2, 5, 6)))
+    for name, r in ((name, r) for name, r in role.items() if "body" in name):
+        wanted = "norm" if "norm" in name else "bias" if "bias" in name else "hidden"
+        assert r == wanted, name

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from dagscale.errors import CheckError, DagscaleError, ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
@@ -192,8 +193,8 @@ class _Start:
         state = State(*forward.roots(self.model))
         try:
             self._exchange()
-            with torch.no_grad():
-                return logits(engine.batch_output(self.model, recipe, batch))
+            found = forward.without_record(lambda: logits(engine.batch_output(self.model, recipe, batch)))
+            return tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, found)
         finally:  # no context manager, whose end an interrupt may put off until the user's model is given back
             self._exchange()
             state.restore()
@@ -244,14 +245,21 @@ def _watch(network: nn.Module, batch: Batch, seed: int, wanted: set[str], again:
     def keep(use: Use, out: Any) -> None:
         layers = {name.removesuffix(".weight") for name in use.names} & wanted
         if layers:
-            found.setdefault(min(layers), []).append(_use(use, out, again))
+            with torch.no_grad():
+                found.setdefault(min(layers), []).append(_use(use, out, again))
 
     inputs = batch.to(network).inputs
     args, kwargs = forward.bind_inputs(network, inputs)
     state = State(*network.modules())
-    try:
-        with seeded(seed), forward.plain_eager(), torch.no_grad(), LayerCalls(network, after=keep):
+
+    def run() -> None:
+        found.clear()
+        with seeded(seed), LayerCalls(network, after=keep):
             network(*args, **kwargs)
+
+    try:
+        with forward.plain_eager():
+            forward.without_record(run)
     except DagscaleError:
         raise
     except Exception as error:

@@ -53,12 +53,15 @@ class ParamUse:
         own: whether the op uses the parameter itself, up to a constant factor; False for what is computed from it, such
             as a gain ``1 + w`` or a standardised weight.
         offset: the number that the model adds to it and uses in its place, as the 1 of a gain ``1 + w``; 0 mostly.
+        within: where the op uses what is computed from it without any signal, the layer or norm that the parameter
+            itself is there: the projection of a table of positions, whose output attention's queries then meet.
     """
 
     name: str
     role: Role
     own: bool = True
     offset: float = 0.0
+    within: Op | None = None
 
     @property
     def scales(self) -> bool:
@@ -407,12 +410,17 @@ def _op_to_dict(op: Op) -> dict[str, Any]:
 
 
 def _use_to_list(use: ParamUse) -> list[Any]:
-    return [use.name, use.role, use.own, *([use.offset] if use.offset else [])]
+    rest: list[Any] = [use.offset, *([_op_to_dict(use.within)] if use.within is not None else [])]
+    return [use.name, use.role, use.own, *(rest if any(rest) else [])]
+
+
+def _use_from_list(name: str, role: Role, own: bool, offset: float = 0.0, within: Any = None) -> ParamUse:
+    return ParamUse(name, role, own, offset, None if within is None else _op_from_dict(within))
 
 
 def _op_from_dict(raw: Mapping[str, Any]) -> Op:
     layer = raw["layer"]
     return Op(
-        raw["kind"], raw["name"], raw["module"], tuple(ParamUse(*use) for use in raw["params"]),
+        raw["kind"], raw["name"], raw["module"], tuple(_use_from_list(*use) for use in raw["params"]),
         None if layer is None else Layer(**{**layer, "kernel": tuple(layer["kernel"])}),
     )  # fmt: skip

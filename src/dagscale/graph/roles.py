@@ -14,18 +14,28 @@ _WEIGHTS: dict[Position, ParameterRole] = {"input": "input", "inner": "hidden", 
 
 
 def positions(graph: Graph) -> Iterator[tuple[LayerUse, str, Position]]:
-    """Every use of a layer, its weight (the largest, where it is computed from several), and where it stands."""
+    """Every use of a layer, its weight (the largest ones, where it is computed from several), and where it stands.
+
+    Weights of layers that make a weight from what is fixed are ``inner``, each in the layer that is its own.
+    """
     fresh = [v.kind == "input" for v in graph.vertices]  # whether what stands there has passed no weight layer
     for v, entering in enumerate(graph.in_edges):
         live = [graph.edges[e] for e in entering if graph.live[e]]
         fresh[v] = fresh[v] or (bool(live) and all(fresh[e.src] and not e.layers for e in live))
     for use in graph.layers:
-        weights = [p.name for p in use.op.params if p.role == "weight" and p.name in graph.parameter]
+        weights = [
+            p.name for p in use.op.params if p.role == "weight" and p.within is None and p.name in graph.parameter
+        ]
         if weights:
             edge = graph.edges[use.edge]
             reads = fresh[edge.src] and use.op is edge.layers[0]
             position: Position = "readout" if use.readout else "input" if reads else "inner"
-            yield use, max(weights, key=lambda n: graph.parameter[n].numel), position
+            most = max(graph.parameter[name].numel for name in weights)
+            yield from ((use, name, position) for name in weights if graph.parameter[name].numel == most)
+    for e, edge in enumerate(graph.edges):
+        for param in (p for op in edge.ops if graph.live[e] for p in op.params if p.name in graph.parameter):
+            if param.within is not None and param.within.layer is not None:
+                yield LayerUse(param.within, e, 1, False), param.name, "inner"
 
 
 def roles(graph: Graph) -> dict[str, ParameterRole]:
@@ -50,7 +60,9 @@ def roles(graph: Graph) -> dict[str, ParameterRole]:
         after: Op | None = None
         for op in edge.ops if live else ():
             for param in op.params:
-                if param.name in graph.parameter:
+                if param.name in graph.parameter and param.within is not None:
+                    found.setdefault(param.name, _other(param.within, param.within.params[0].role, None))
+                elif param.name in graph.parameter:
                     found.setdefault(param.name, _other(op, param.role, after))
             after = after if op.kind in ("pass", "scale", "shift") else op
     return {p.name: next((found[n] for n in (p.name, *p.aliases) if n in found), "vector") for p in graph.parameters}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dagscale.graph import Graph, LayerUse
@@ -69,29 +69,40 @@ def init(
 
 
 def zeros_and_ones(graph: Graph) -> dict[str, Fill]:
-    """Biases (of layers and norms) 0, norm gains 1, for every parameter that acts on a path."""
-    fills: dict[str, Fill] = {}
+    """Biases (of layers and norms) 0, norm gains 1, for every parameter that acts on a path as nothing else.
+
+    What enters another layer too, as the features that all nodes of a graph begin with, is no bias.
+    """
+    fills: dict[str, set[Fill | None]] = {}
     for edge, live in zip(graph.edges, graph.live, strict=True):
         for op in edge.ops if live else ():
             for use in op.params:
-                if use.role == "bias":
-                    fills[use.name] = Fill(0.0, 0.0)
-                elif use.role == "gain" and op.kind == "norm":
-                    fills[use.name] = Fill(1.0, 0.0)
-    return fills
+                kind, role = (op.kind, use.role) if use.within is None else (use.within.kind, use.within.params[0].role)
+                gain = role == "gain" and kind == "norm"
+                fill = Fill(0.0, 0.0) if role == "bias" else Fill(1.0, 0.0) if gain else None
+                fills.setdefault(use.name, set()).add(fill)
+    return {name: fill for name, kinds in fills.items() if len(kinds) == 1 for fill in kinds if fill is not None}
 
 
 def fill_weights(graph: Graph, std: Callable[[LayerUse], float]) -> dict[str, Fill]:
     """``std(use)`` for every layer's weight, the smallest where a weight is used more than once.
 
-    A weight that the model computes from several parameters (``weight_norm``, adapters) is left alone: no
-    single parameter sets its scale.
+    A weight that the model computes is left alone, from several parameters (``weight_norm``, adapters) because no
+    single one sets its scale, from one (orthogonal weights) because it need not be in proportion to it. One that is a
+    layer's output on fixed numbers is summed over in both layers.
     """
     fills = zeros_and_ones(graph)
     stds: dict[str, float] = {}
     for use in graph.layers:
-        weights = [p.name for p in use.op.params if p.role == "weight"]
-        if len(weights) == 1:
-            stds[weights[0]] = min(std(use), stds.get(weights[0], float("inf")))
+        weights = [p for p in use.op.params if p.role == "weight"]
+        if len(weights) != 1:
+            continue
+        ((name, own, within),) = ((p.name, p.own, p.within) for p in weights)
+        made = within is not None and within.layer is not None
+        if own or made:
+            if within is not None and within.layer is not None:
+                both = replace(within.layer, fan_in=within.layer.fan_in * use.layer.fan_in)
+                use = replace(use, op=replace(within, layer=both))
+            stds[name] = min(std(use), stds.get(name, float("inf")))
     fills.update({name: Fill(0.0, value) for name, value in stds.items()})
     return fills

@@ -33,6 +33,9 @@ DRAWS = (4, 16)
 PRECISION = 0.025
 """Standard error of a standard deviation's logarithm at which no further draw is taken."""
 
+LUCK = 8
+"""Further draws at most, under other random states, for weights that no forward has used (stochastic depth)."""
+
 PASSES = 3
 """Forwards a draw at most: a weight that is used twice is settled by the use that wants it smallest."""
 
@@ -105,6 +108,12 @@ def _scales(
             logs.setdefault(name, []).append(log(scale))
         if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
             break
+    reached = {next(iter(names)) for names in wanted if len(names) == 1} & parameters.keys()
+    for k, x in zip(range(1, LUCK + 1), inputs, strict=False):  # of what the forward leaves out at random
+        if not reached - logs.keys():
+            break
+        other = _one_draw(model, network, parameters, wanted, controls, network.seed, x, held, luck=k)
+        logs.update({name: [log(scale)] for name, scale in other.items() if name in reached - logs.keys()})
     return logs, {name for name in controls.values() if _is_gain(parameters[name])}
 
 
@@ -133,12 +142,17 @@ def _is_gain(parameter: Tensor) -> bool:
     return parameter.numel() == max(parameter.shape, default=1)
 
 
-def _forward(model: nn.Module, network: Network, mode: TorchDispatchMode, inputs: Any) -> None:
+def _forward(model: nn.Module, network: Network, mode: TorchDispatchMode, inputs: Any, luck: int = 0) -> None:
     """Run one forward pass; the random state and the buffers that it changes are not those of the user."""
     args, kwargs = forward.bind_inputs(model, inputs)
-    try:
-        with seeded(network.seed), forward.plain_eager(), torch.no_grad(), mode:
+
+    def run() -> None:
+        with seeded(network.seed + luck), mode:
             model(*args, **kwargs)
+
+    try:
+        with forward.plain_eager():
+            forward.without_record(run)
     except DagscaleError:
         raise
     except Exception as error:  # the forward is the user's
@@ -157,7 +171,7 @@ class _Sizes(LayerCalls):  # type: ignore[no-untyped-call]
 
     def on_use(self, use: Use) -> None:
         if not use.own:
-            self.weights.setdefault(use.names, use.weight.clone())
+            self.weights.setdefault(use.names, use.weight.detach().clone())
 
 
 def _controls(
@@ -181,19 +195,25 @@ def _controls(
     }
     while left := {names: rest for names, rest in left.items() if rest and names not in found}:
         tried = {names: rest.pop(0) for names, rest in left.items()}
-        doubled = set(tried.values())
-        after = _Sizes(model)
+        drawn, doubled = _Sizes(model), _Sizes(model)
+        own = {name: parameters[name].detach().clone() for name in tried.values()}
         with torch.no_grad():
-            for name in doubled:
+            for name in own:
+                parameters[name].copy_(_start(name, parameters[name], network.seed))
+            _forward(model, network, drawn, inputs)
+            for name in own:
                 parameters[name].mul_(2)
-            _forward(model, network, after, inputs)
-            for name in doubled:
-                parameters[name].mul_(0.5)
+            _forward(model, network, doubled, inputs)
+            for name, value in own.items():
+                parameters[name].copy_(value)
         for names, name in tried.items():
-            new = after.weights.get(names)
-            if new is not None and names & doubled == {name} and torch.allclose(new, 2 * before.weights[names], 1e-3):
+            if names & own.keys() == {name} and _twice(doubled.weights.get(names), drawn.weights.get(names)):
                 found[names] = name
     return found
+
+
+def _twice(two: Tensor | None, one: Tensor | None) -> bool:
+    return one is not None and two is not None and bool(one.any()) and torch.allclose(two, 2 * one, 1e-3)
 
 
 # --- one draw ---------------------------------------------------------------------------------------------
@@ -208,20 +228,25 @@ def _one_draw(
     seed: int,
     inputs: Any,
     held: Held,
+    luck: int = 0,
 ) -> dict[str, float]:
-    """The scales that one draw of the weights asks for."""
+    """The scales that one draw of the weights asks for, in forwards of the random state ``luck``."""
     scales: dict[str, float] = {}
     with torch.no_grad():
         for name in controls.values():
-            parameter = parameters[name]
-            parameter.copy_(torch.ones_like(parameter) if _is_gain(parameter) else _unit(name, parameter, seed))
+            parameters[name].copy_(_start(name, parameters[name], seed))
         shared: set[str] = set()
         for _ in range(PASSES):
             setter = _Setter(model, parameters, wanted, controls, scales, seed, shared, held)
-            _forward(model, network, setter, inputs)
+            _forward(model, network, setter, inputs, luck)
             if not setter.again:
                 break
     return scales
+
+
+def _start(name: str, parameter: Tensor, seed: int) -> Tensor:
+    """Where what sets the scale of a computed weight begins: 1 throughout, or a draw."""
+    return torch.ones_like(parameter) if _is_gain(parameter) else _unit(name, parameter, seed)
 
 
 def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
@@ -259,23 +284,25 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         name = first if use.own else self.controls.get(use.names)
         if name not in self.parameters or use.names not in self.wanted:
             return
-        moment = use.moment()
+        with torch.no_grad():
+            moment = use.moment()
         if not 0 < moment < inf:
             return
         if name in self.used:
             self.shared.add(name)
         self.used.add(name)
-        parameter, known = self.parameters[name], self.scales.get(name)
+        padding, known = self.padding.get(id(self.parameters[name])), self.scales.get(name)
+        parameter = self.parameters[name].data  # written to unseen by gradients that the forward takes itself
         scale = sqrt(self.wanted[use.names] / moment) * (1.0 if use.own else known or 1.0)
         if known is None and use.own:
             parameter.copy_(_unit(name, parameter, self.seed) * scale)
-            if id(parameter) in self.padding:
-                parameter[self.padding[id(parameter)]] = 0
+            if padding is not None:
+                parameter[padding] = 0
         elif known is None or scale < 0.99 * known or (name not in self.shared and scale > 1.01 * known):
             parameter.mul_(scale / (known or 1.0))
         else:
             return
         if not use.own:
-            use.weight.mul_(scale / (known or 1.0))
+            use.weight.data.mul_(scale / (known or 1.0))
         self.scales[name] = scale
         self.again = self.again or known is not None or not use.own

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import sqrt
 from statistics import fmean
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -14,6 +13,7 @@ from dagscale.laws.base import law
 from dagscale.laws.estimate import Estimate
 from dagscale.laws.over_seeds import over_seeds, until_settled
 from dagscale.network import Network, remembered
+from dagscale.tracing import forward
 from dagscale.tracing.calls import LayerCalls
 from dagscale.tracing.recorder import tensors_in
 from dagscale.training.batches import Batch, logits
@@ -61,11 +61,15 @@ def relative_change(probe: Probe, count: int = 1) -> float:
 
 def _forward(probe: Probe, batch: Batch) -> list[Tensor]:
     """The pre-activations of all layers, in order, and the outputs."""
-    seen: list[Tensor] = []
-    calls = LayerCalls(probe.model, after=lambda use, out: seen.append(next(tensors_in(out))))
-    with torch.no_grad(), seeded(probe.seed), calls:
-        out = logits(probe.output(batch))
-    return [*seen, *(t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())]
+
+    def run() -> list[Tensor]:
+        seen: list[Tensor] = []
+        calls = LayerCalls(probe.model, after=lambda use, out: seen.append(next(tensors_in(out)).detach()))
+        with seeded(probe.seed), calls:
+            out = logits(probe.output(batch))
+        return [*seen, *(t.detach() for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())]
+
+    return forward.without_record(run)
 
 
 @remembered

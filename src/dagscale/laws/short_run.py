@@ -14,6 +14,7 @@ from dagscale.laws.estimate import Estimate
 from dagscale.laws.over_seeds import over_seeds
 from dagscale.network import Network, remembered
 from dagscale.rates import find_band
+from dagscale.tracing import forward
 from dagscale.training import engine
 from dagscale.training.probe import Cost, Probe
 from dagscale.training.recipe import Scheduler
@@ -159,8 +160,12 @@ class Runs:
         self.batches = [probe.batch() for _ in range(steps * (1 if recipe.step is not None else recipe.accumulate))]
         if recipe.step is None:
             each = recipe.accumulate
-            with torch.no_grad(), seeded(probe.seed):
-                losses = [self._loss(i) for i in range(len(self.batches))]
+
+            def run() -> list[float]:
+                with seeded(probe.seed):
+                    return [self._loss(i) for i in range(len(self.batches))]
+
+            losses = forward.without_record(run)
             self.starts = [fmean(losses[i : i + each]) for i in range(0, len(losses), each)]
         else:  # a step of the user's own: its losses at a rate at which nothing moves
             self.starts = [0.0] * steps

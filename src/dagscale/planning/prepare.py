@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -77,7 +78,8 @@ def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
         whole = example_inputs(model, recipe, most, labels=True)
         left_out = isinstance(whole, Mapping) and whole.keys() != without.keys()
         if not left_out or not isinstance(error, ForwardError):
-            if recipe.unpack is None and isinstance(error.__cause__ or error.__context__, TypeError):
+            cause = error.__cause__ or error.__context__
+            if recipe.unpack is None and (isinstance(cause, TypeError) or _OF_SIZES.search(str(cause))):
                 given = shorten(shapes(without), 120, placeholder=" …")
                 error.args = (
                     f"{error}; of a batch of the data it is given {given}: if that is not what it takes, give the "
@@ -86,6 +88,9 @@ def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
                 )
             raise
     return trace(model, whole, select=recipe.select), whole
+
+
+_OF_SIZES = re.compile("shape|size|channels|dimension")
 
 
 def unreached(graph: Graph) -> list[str]:

@@ -33,14 +33,17 @@ OUTLYING = 6.0
 """Entries further from 0, in standard deviations, are cut: one such makes a singular value of its own, and truncated
 normal draws by inversion have them."""
 
+APART = 16.0
+"""So many times another spread than its author's is told of: no two usual rules for a draw are as far apart."""
+
 NAMED = 3
 """So many names stand in a note."""
 
 
 def by_design(model: nn.Module, graph: Graph) -> set[str]:
-    """Trainable parameters that no init should draw unless it is asked to: what is 0 by design, and biases that are
-    away from 0."""
-    return zero_by_design(model, graph) | biased_by_design(model, graph)
+    """Trainable parameters that no init should draw unless it is asked to: what is 0 by design, biases that are away
+    from 0, and weights that are set and not drawn."""
+    return zero_by_design(model, graph) | biased_by_design(model, graph) | set_by_design(model, graph)
 
 
 def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
@@ -51,12 +54,22 @@ def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
     return {name for name in zero if weights[name].requires_grad} if len(zero) < len(weights) else set()
 
 
+def set_by_design(model: nn.Module, graph: Graph) -> set[str]:
+    """Trainable weights of layers that are constant or have many zeros, as an identity has, in a model where others
+    are drawn. Empty for a model that looks trained."""
+    weights = {n: w.detach() for n, w in _weights(model, graph).items() if w.numel() > max(w.shape, default=1)}
+    found = {n for n, w in weights.items() if bool(w.any()) and (_constant(w) or _partly_zero(w))}
+    found = {name for name in found if _weights(model, graph)[name].requires_grad}
+    return found if found and len(found) < len(weights) and not looking_trained(model, graph) else set()
+
+
 def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
     """Trainable biases of layers that no plain draw around 0 gives: a classifier's log odds of rare classes, a gate
     that begins open, the time scales of a recurrence. Empty for a model that looks trained, whose biases are no design.
 
     Of independent entries that are symmetric around 0, the sum is beyond ``t`` times their norm with a chance of at
-    most ``2 exp(-t²/2)``, whatever their sizes [Efron 1969, after Hoeffding 1963]. Several that are equal are no draw.
+    most ``2 exp(-t²/2)``, whatever their sizes [Efron 1969, after Hoeffding 1963]. Several that are equal are no draw,
+    nor are several zeros beside what is none (an affine map that begins as the identity, an LSTM's forget gates).
     """
     parameters = plain_parameters(model)
     uses = (p for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops for p in op.params
@@ -67,7 +80,7 @@ def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
     for name in biases:
         places.setdefault(pattern(name), []).append(name)
     least = math.sqrt(2 * (CHANCE + math.log(max(2 * len(places), 1))))
-    found = {name for name, bias in biases.items() if _constant(bias)}
+    found = {name for name, bias in biases.items() if _constant(bias) or _partly_zero(bias)}
     for names in places.values():
         entries = torch.cat([biases[name].flatten().cpu() for name in names])
         if abs(float(entries.sum())) > least * float(entries.norm()) or _constant(entries):
@@ -101,7 +114,10 @@ def notes_on(
     zeros = [name for name in meant if _is_zero(parameters[name])]
     if zeros:
         yield f"all 0 and taken to be so by design, left at 0: {_some(zeros)}; draw them with reset="
-    if biases := set(meant) - set(zeros):
+    others = set(meant) - set(zeros)
+    if weights := others & _weights(model, graph).keys():
+        yield f"constant or partly 0 by design, left as they are: {_some(weights)}; draw them with reset="
+    if biases := others - weights:
         yield f"biases that are away from 0 by design, left as they are: {_some(biases)}; set them to 0 with reset="
     drawn = {p.name for p in graph.parameters if p.trainable and p.name in fills}
     trained = [name for name in looking_trained(model, graph) if name in drawn]
@@ -110,9 +126,38 @@ def notes_on(
             f"init {init!r} draws anew what looks trained, or drawn in a way of its author's: {_some(trained)}; to go "
             "on from the weights as they are, give init='keep', or reset= with what is new, as reset='head'"
         )
+    if apart := _apart(model, graph, fills, drawn - {*trained}):
+        yield (
+            f"init {init!r} draws {_some(apart)} with {APART:g} times another spread than its author's values have, or "
+            "more: if these were meant, leave them with keep="
+        )
+    if copies := _copies(parameters, drawn, fills):
+        yield (
+            f"init {init!r} draws anew what {_some(copies)} are copies of, and not the copies: set them equal again "
+            "after init_, if they are a moving average or a teacher"
+        )
     gains = [n for n in _gains(graph) if n in drawn and _is_zero(parameters[n])]
     if gains:
         yield f"init {init!r} sets norm gains to 1 that are 0, maybe by design: {_some(gains)}; leave them with keep="
+
+
+def _apart(model: nn.Module, graph: Graph, fills: Mapping[str, Fill], drawn: Collection[str]) -> list[str]:
+    """Weights that are drawn with quite another spread than their values have."""
+    weights = {n: w for n, w in _weights(model, graph).items() if n in drawn and fills[n].std and w.numel() > 1}
+    own = {name: float(weight.detach().abs().double().square().mean().sqrt()) for name, weight in weights.items()}
+    return [n for n, std in own.items() if 0 < std < math.inf and abs(math.log(fills[n].std / std)) > math.log(APART)]
+
+
+def _copies(parameters: Mapping[str, Tensor], drawn: Collection[str], fills: Mapping[str, Fill]) -> list[str]:
+    """Parameters that stay and have the values of one that is drawn at random."""
+    values = {n: p for n, p in parameters.items() if _has_values(p) and p.numel() > 1}
+    originals: dict[tuple[torch.Size, float], list[Tensor]] = {}
+    for name in drawn:
+        if name in values and fills[name].std:
+            value = values[name].detach()
+            originals.setdefault((value.shape, float(value.flatten()[0])), []).append(value)
+    stay = ((n, p.detach()) for n, p in values.items() if n not in fills)
+    return [n for n, p in stay if any(torch.equal(p, o) for o in originals.get((p.shape, float(p.flatten()[0])), ()))]
 
 
 def fresh(network: Network) -> bool:
@@ -178,6 +223,10 @@ def _gains(graph: Graph) -> list[str]:
 
 def _constant(bias: Tensor) -> bool:
     return bias.numel() > 1 and bool((bias == bias.flatten()[0]).all())
+
+
+def _partly_zero(bias: Tensor) -> bool:
+    return bool(bias.any()) and int((bias == 0).sum()) >= max(2, bias.numel() // 4)
 
 
 def _uneven(gain: Tensor) -> bool:

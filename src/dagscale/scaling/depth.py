@@ -8,11 +8,13 @@ model stays as it is. ``docs/depth.md`` has the tables, their sources and what i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from dagscale.errors import PlanError
-from dagscale.graph.branches import BlockType, Residuals, find_branches
+from dagscale.graph.branches import BlockType, Branch, Residuals, find_branches
 from dagscale.graph.model import Graph
 from dagscale.graph.roles import positions
 from dagscale.registry import Registry
@@ -80,7 +82,7 @@ class DepthScaling:
 
     Attributes:
         factors: on init, rate, eps and weight decay.
-        depth_mult: m, the growth of the number of residual additions on its trunk.
+        depth_mult: m, the growth of the number of residual additions on its trunk; 1 in a branch that does not recur.
         fold: the power of the multiplier that is folded into it: c, 1/c or 1. Its gradient is 1/fold of the edited
             model's, which :func:`dagscale.clip_grad_norm_` takes into account.
         note: what a reader should know of it; ``""`` mostly.
@@ -123,7 +125,7 @@ def depth_scaling(
     growth = _growth(theirs, ours)
     found: dict[str, DepthScaling] = {p.name: DepthScaling() for p in target.parameters}
     for branch in ours.branches:
-        m = growth[branch.trunk]
+        m = growth[branch.addition]
         if m == 1 and not any(name in own for name in (*branch.ends, *branch.inside)):
             continue
         if branch.note:
@@ -152,10 +154,12 @@ def depth_scaling(
                 found[name] = DepthScaling(inside * rest, m)
     for name in _outside(target, ours) & {n for n, s in found.items() if s.fold == 1 and s != DepthScaling()}:
         found[name] = DepthScaling(note="used both inside a residual branch and outside: scaled as outside")
-    for name in (p.name for e in ours.joined for op in target.edges[e].ops for p in op.params):
-        if found[name] == DepthScaling():
-            found[name] = DepthScaling(note="added to a trunk that it does not come from: left as it is")
-    return found
+    grown = {branch.trunk for branch in ours.branches if growth[branch.addition] != 1}
+    once = (b for b in ours.branches if growth[b.addition] == 1 and b.trunk in grown)
+    left = {name: "in a residual branch that does not recur: left as it is" for b in once for name in b.ends + b.inside}
+    joined = (p.name for e in ours.joined for op in target.edges[e].ops for p in op.params)
+    left |= dict.fromkeys(joined, "added to a trunk that it does not come from: left as it is")
+    return found | {name: DepthScaling(note=note) for name, note in left.items() if found[name] == DepthScaling()}
 
 
 def _alpha(rule: str, entry: DepthEntry, step: str, alpha: float | None) -> float:
@@ -172,8 +176,8 @@ def _alpha(rule: str, entry: DepthEntry, step: str, alpha: float | None) -> floa
     return alpha
 
 
-def _growth(base: Residuals, target: Residuals) -> list[float]:
-    """Growth of the number of residual additions, for each trunk of the target."""
+def _growth(base: Residuals, target: Residuals) -> dict[int, float]:
+    """Growth of the number of residual additions, for each addition of the target, see :func:`_recurring`."""
     for name, found, other in (("target", target, base), ("base", base, target)):
         if found.unclear and (len(found.unclear) != len(other.unclear) or not found.branches):
             raise PlanError(
@@ -197,10 +201,10 @@ def _growth(base: Residuals, target: Residuals) -> list[float]:
     if all(branch.note for branch in target.branches):
         raise PlanError(f"no residual branch can be multiplied from outside, because {target.branches[0].note}")
     before, after = _alike(base), _alike(target)
-    growth = [1.0] * len(target.additions)
+    growth: dict[int, float] = {}
     for blocks, trunks in after.items():
-        counts = [base.additions[t] for t in before.get(blocks, ())]
-        if len(set(counts)) == 1:
+        counts = [_places(base, t) for t in before.get(blocks, ())]
+        if len(counts) != len(trunks) and len({count.total() for count in counts}) == 1:
             counts = counts[:1] * len(trunks)
         if len(counts) != len(trunks):
             raise PlanError(
@@ -208,8 +212,37 @@ def _growth(base: Residuals, target: Residuals) -> list[float]:
                 f"the base {len(before.get(blocks, ()))}: give a base of the same structure"
             )
         for trunk, count in zip(trunks, counts, strict=True):
-            growth[trunk] = target.additions[trunk] / count
+            grown = _recurring(count, _places(target, trunk))
+            growth.update({b.addition: grown[_place(b)] for b in target.branches if b.trunk == trunk})
     return growth
+
+
+Place = tuple[BlockType, str]
+"""A branch's block type, and the name of its end (or its first parameter) with numbers left open."""
+
+
+def _place(branch: Branch) -> Place:
+    return branch.kind, pattern(next(iter((*branch.ends, *branch.inside)), ""))
+
+
+def _places(found: Residuals, trunk: int) -> Counter[Place]:
+    """How often each place stands on a trunk."""
+    return Counter(_place(branch) for branch in found.branches if branch.trunk == trunk)
+
+
+def _recurring(base: Counter[Place], target: Counter[Place]) -> dict[Place, float]:
+    """Growth of each place of a trunk.
+
+    A branch that both have once, however deep they are (positions that a convolution makes, a block in the stem or in
+    the head), is one summand beside those of the stack, as an embedding is: it has not grown, and does not count in
+    the growth of the others. Where the others have not all grown alike (layers of another kind among them), the whole
+    trunk has grown by the number of its additions.
+    """
+    grown = {place for place in (*base, *target) if base[place] != target[place]}
+    ratios = {Fraction(target[place], base[place]) for place in grown if base[place]}
+    if len(ratios) == 1 and all(base[place] and target[place] for place in grown):
+        return {place: float(*ratios) if place in grown else 1.0 for place in target}
+    return dict.fromkeys(target, target.total() / base.total())
 
 
 def _alike(found: Residuals) -> dict[frozenset[BlockType], list[int]]:

@@ -87,7 +87,10 @@ class WidthScaling:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A weight as a layer uses it: where it stands, and its sizes in channels."""
+    """A weight as a layer uses it: where it stands, and its sizes in channels.
+
+    ``outer`` is the fan-in of the layer whose weight it makes from what is fixed; 0 where it meets a signal itself.
+    """
 
     name: str
     op: str
@@ -95,6 +98,7 @@ class _Place:
     fan_in: int
     units: int
     groups: int
+    outer: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -159,6 +163,9 @@ def _places(graph: Graph) -> dict[str, _Place]:
     for use, name, position in positions(graph):
         if name not in found or (position == "readout" and found[name].position != "readout"):
             found[name] = _place(use, name, graph.parameter[name].shape, position)
+            within = (op for op in graph.edges[use.edge].ops if any(p.within is use.op for p in op.params))
+            if (op := next(within, None)) is not None and op.layer is not None:
+                found[name] = replace(found[name], outer=max(1, op.layer.fan_in // prod(op.layer.kernel)))
     return found
 
 
@@ -189,17 +196,26 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
             continue
         origin = alike[match]
         shared = shared or place.position != "readout"
-        growths[name] = _Growth(
-            Fraction(place.fan_in, origin.fan_in),
-            Fraction(place.units, origin.units),
-            place.groups != origin.groups,
-        )
+        growths[name] = _growth(place, origin)
     if not growths or not shared:
         raise PlanError(
             f"a base and a target that share no layer: the base has {_listed(origins)}, the target {_listed(places)}; "
             "give a base of the same kind, narrower or shallower"
         )
     return growths | _renumbered(places, origins, growths)
+
+
+def _growth(place: _Place, origin: _Place) -> _Growth:
+    """Growth of a layer from its counterpart's sizes.
+
+    A weight that makes another layer's weight (a hypernetwork's last) is summed over in that layer as well: the larger
+    growth of the two counts.
+    """
+    entries = Fraction(place.fan_in * place.units, origin.fan_in * origin.units)
+    fan_in = Fraction(place.fan_in, origin.fan_in)
+    if place.outer and origin.outer:
+        fan_in = max(fan_in, Fraction(place.outer, origin.outer))
+    return _Growth(fan_in, entries / fan_in, place.groups != origin.groups)
 
 
 def _renumbered(
@@ -263,6 +279,8 @@ def _sizes(places: Mapping[str, _Place], growths: Mapping[str, _Growth]) -> dict
     votes: dict[int, Counter[Fraction]] = {}
     for name, growth in growths.items():
         place = places[name]
+        if place.outer:
+            continue
         if place.position != "input":
             votes.setdefault(place.fan_in, Counter())[growth.fan_in] += 1
         if place.position != "readout":

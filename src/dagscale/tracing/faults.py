@@ -37,11 +37,18 @@ def forward_error(model: nn.Module, recorder: Recorder | None, error: Exception,
     hint = (
         "; the inputs hold integers: give floating-point values (x.float()) unless they feed an embedding"
         if integer and "type" in text
-        else "; batch statistics need more: give 2 examples or more, and a batch size of 2 or more"
-        if "more than 1 value per channel" in text
-        else ""
+        else next((f"; {mend}" for told, mend in MENDS.items() if told in str(error)), "")
     )
     return ForwardError(f"the forward of {name} raised {type(error).__name__}: {text}{place}{hint}")
+
+
+MENDS = {
+    "more than 1 value per channel": "batch statistics need more: give 2 examples or more, and a batch size of 2 or "
+    "more",
+    "Creating a new Tensor subclass": "while its operators are watched, PyTorch makes no tensor class by a call: write "
+    "x.as_subclass(Mine) in place of Mine(x)",
+}
+"""Part of what PyTorch says → what to do about it."""
 
 
 def looks_at_values(error: Exception) -> str:

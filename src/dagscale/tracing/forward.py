@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -72,12 +72,14 @@ __all__ = [
     "undisturbed",
     "unwrapped",
     "without_gradients",
+    "without_record",
 ]
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is borrowed, or process-wide settings of PyTorch are changed."""
 
 Select = Callable[[Any], Any]
+T = TypeVar("T")
 
 
 class Read:
@@ -134,6 +136,34 @@ def unchanged_random_state() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextmanager
+def random_state_of(seed: int) -> Iterator[None]:
+    """The random state that a seed gives, until leaving."""
+    with unchanged_random_state():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        yield
+
+
+def _random_state() -> tuple[Any, ...]:
+    numpy: Any = np.random.get_state()
+    return random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The flags of evaluation mode, until leaving; nothing that the model's own ``eval`` does besides."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -229,12 +259,27 @@ def plain_eager() -> Iterator[None]:
         yield
 
 
+def without_record(run: Callable[[], T]) -> T:
+    """What a forward gives, without autograd's record where it can do without: models of energies and of differential
+    equations, and those that learn in the forward, take gradients of their own, and then ``run`` is called again."""
+    try:
+        with torch.no_grad():
+            return run()
+    except Exception as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return run()
+
+
 @contextmanager
 def undisturbed(recorder: Recorder, model: nn.Module, state: State | None = None) -> Iterator[None]:
     """Everything around the forward that makes it plain to record and leaves no trace of its own."""
     with ONE_AT_A_TIME, unchanged_state(state or State(*roots(model))), unchanged_random_state():
+        before = _random_state()
         with module_paths(recorder, model), plain_eager():
             yield
+        recorder.drew = _random_state() != before
 
 
 def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
@@ -254,8 +299,8 @@ def materialised(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             f"{one_line(error)}; run its forward once yourself, then trace"
         ) from error
     args, kwargs = copied((args, kwargs))
-    with unchanged_random_state(), torch.no_grad():
-        copy(*args, **kwargs)
+    with unchanged_random_state():
+        without_record(lambda: copy(*args, **kwargs))
     return copy
 
 
@@ -325,7 +370,8 @@ def run_fake(
             let go here, since what its frames hold is fake.
     """
     mode = fake_mode()
-    with nothing_left(lambda objects: [o for o in objects if is_fake(o, mode)], notes):
+    compiled = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    with nothing_left(lambda objects: [o for o in objects if is_fake(o, mode)], notes, compiled=compiled):
         try:
             return _run_fake(mode, recorder, model, parameters, args, kwargs, select)
         except DagscaleError:

@@ -51,12 +51,24 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
             signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TraceError(
-                f"the inputs do not fit {type(model).__name__}.forward{signature}: {error}; give a tensor, "
-                "a tuple of positional arguments or a dict of keyword arguments"
+                f"the inputs do not fit {type(model).__name__}.forward{signature}: {error}; give {_fitting(signature)}"
             ) from None
     if not any(True for _ in _leaves("", (args, kwargs))):
         raise TraceError("there is no tensor among the inputs: give the model's example inputs, as torch tensors")
     return args, kwargs
+
+
+def _fitting(signature: inspect.Signature) -> str:
+    """What a forward takes, in words."""
+    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind not in _ANY_NUMBER]
+    if any(p.kind is p.KEYWORD_ONLY for p in needed):
+        return f"a dict of its arguments ({', '.join(p.name for p in needed)})"
+    if len(needed) > 1:
+        return f"a tuple of {len(needed)}, ({', '.join(p.name for p in needed)}), or a dict of these"
+    return "a tensor, a tuple of positional arguments or a dict of keyword arguments"
+
+
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def check_devices(model: nn.Module, inputs: Any) -> None:

@@ -22,7 +22,7 @@ _APART: list[None] = []
 
 
 @contextmanager
-def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> Iterator[None]:
+def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str], *, compiled: bool = False) -> Iterator[None]:
     """On leaving, no tensor that ``find(objects)`` picks is alive.
 
     What a forward leaves in a model's own state is put back beforehand (:class:`~dagscale.tracing.state.State`).
@@ -32,6 +32,7 @@ def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> It
 
     Args:
         notes: gets a line for each place where a tensor was and what was there before is not known.
+        compiled: whether the model has code that may hold tensors where Python does not see them.
     """
     depth = len(_APART)
     outermost = depth == 0
@@ -60,7 +61,7 @@ def nothing_left(find: Callable[[list[Any]], list[Any]], notes: list[str]) -> It
                 gc.unfreeze()
         try:
             if left:
-                notes.extend(_take_out(lambda: find(gc.get_objects()), fresh))
+                notes.extend(_take_out(lambda: find(gc.get_objects()), fresh, compiled))
         finally:
             if frozen:
                 gc.freeze()
@@ -78,7 +79,7 @@ def clear_frames(error: BaseException | None) -> None:
             chain += [error.__cause__, error.__context__]
 
 
-def _take_out(find: Find, fresh: frozenset[int]) -> list[str]:
+def _take_out(find: Find, fresh: frozenset[int], compiled: bool) -> list[str]:
     """Cut every way from an older object to a tensor that ``find`` finds.
 
     Args:
@@ -95,7 +96,9 @@ def _take_out(find: Find, fresh: frozenset[int]) -> list[str]:
         f"the forward left a tensor of the trace in {place} and what was there before is not known: set it anew"
         for place in dict.fromkeys(places)
     ]
-    if find():
+    found = find()
+    held = [holder for holder in _holders(found) if holder is not found and not isinstance(holder, types.FrameType)]
+    if found and (held or compiled):  # else by autograd's record alone, for a counter of operations that runs beside
         notes.append("the forward keeps a tensor of the trace where it cannot be taken out: make the model anew")
     return notes
 

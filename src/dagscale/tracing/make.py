@@ -59,7 +59,43 @@ def _everything(value: Any) -> Any:
     return value
 
 
+TRIES = 4
+"""Further forwards of a model that leaves parts out at random."""
+AT_RANDOM = "the forward leaves parts out at random: read from the one of several that left out the fewest"
+
+
 def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], waiting: Sequence[int]) -> Graph:
+    """The graph of one forward; of one that draws random numbers and leaves parameters out, that which others show.
+
+    Layers that are dropped in training (stochastic depth that is written with ``if``) are there in evaluation mode.
+    """
+    from dagscale.tracing import forward
+
+    def read() -> tuple[Graph, bool]:
+        return _once(model, example_inputs, select, waiting)
+
+    def left_out(graph: Graph) -> int:
+        return sum(p.trainable and not p.reached for p in graph.parameters)
+
+    graph, drew = read()
+    if not drew or not left_out(graph):
+        return graph
+    graphs = [graph]
+    for seed in range(TRIES):
+        with forward.random_state_of(seed):
+            graphs.append(read()[0])
+    if len({tuple(p.reached for p in g.parameters) for g in graphs}) == 1:
+        return graph
+    with forward.evaluating(model):
+        graphs.append(read()[0])
+    best = min(graphs, key=left_out)
+    return replace(best, notes=(*best.notes, AT_RANDOM))
+
+
+def _once(
+    model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], waiting: Sequence[int]
+) -> tuple[Graph, bool]:
+    """The graph of one forward, and whether that has drawn random numbers."""
     from torch import nn
 
     from dagscale.tracing import forward
@@ -106,7 +142,7 @@ def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], w
         Parameter(name, tuple(p.shape), tuple(names[id(p)][1:]), True, p.requires_grad) for name, p in owned.items()
     ]
     graph = reduce(nodes, outputs, parameters, notes)
-    return replace(graph, notes=(*graph.notes, *differences(graph, read, recorder.cut)))
+    return replace(graph, notes=(*graph.notes, *differences(graph, read, recorder.cut))), recorder.drew
 
 
 def hidden_outputs(nodes: list[Node], read: Read) -> list[int]:

@@ -41,6 +41,7 @@ class Meaning:
         swapped: the layer if the parameter stands in the data place instead (``W @ x``).
         dims: the dimension that a ``concat`` lays its parts along, or those that a ``pool`` adds up over.
         elementwise: a product or sum of equally placed elements, as opposed to a contraction.
+        code: whether a result of booleans says which of several a token is, and so carries its signal on.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Meaning:
     swapped: Layer | None = None
     dims: tuple[int, ...] = ()
     elementwise: bool = False
+    code: bool = False
 
 
 Rule = Callable[[Arguments], "Meaning | Spelling"]

@@ -111,13 +111,17 @@ def read_everything(meaning: Meaning, known: Known) -> Reading:
     return Reading(kind, None, tuple(v for v in values if v[0].signal), tuple(_rest(known, [])))
 
 
-def no_gradient_passes(reading: Reading, results: Iterable[Tensor]) -> bool:
-    """Comparisons, and indices computed from a signal."""
+def no_gradient_passes(reading: Reading, results: Iterable[Tensor], code: bool = False) -> bool:
+    """Comparisons, and indices computed from a signal.
+
+    Args:
+        code: whether booleans are a one-hot code of token ids.
+    """
     results = list(results)
     if not reading.signals or floating(results) is not None:
         return False
     token_ids = all(node.discrete for node, _ in reading.signals)
-    return not token_ids or (bool(results) and results[0].dtype is torch.bool)
+    return not token_ids or (bool(results) and results[0].dtype is torch.bool and not code)
 
 
 def floating(tensors: Iterable[Tensor]) -> Tensor | None:
@@ -130,6 +134,8 @@ def _of_weight(meaning: Meaning, known: Known, data: tuple[Value, ...]) -> Readi
     signals = tuple(value for value in data if value[0].signal)
     weights = tuple(known.get(meaning.weight, ()))
     moving = tuple(value for value in weights if value[0].signal)
+    if not moving and not signals:
+        return _of_constants(meaning, data, weights)
     if moving and signals:
         return Reading("product", None, signals + moving, ())
     if moving:  # the parameter stands in the data's place, W @ x, or there is none
@@ -140,6 +146,14 @@ def _of_weight(meaning: Meaning, known: Known, data: tuple[Value, ...]) -> Readi
     if meaning.data != ("indices",):
         _check_types(signals, weights)
     return Reading("weight", meaning.layer, signals, tuple((node, _WEIGHT) for node, _ in weights))
+
+
+def _of_constants(meaning: Meaning, data: tuple[Value, ...], weights: tuple[Value, ...]) -> Reading:
+    """A contraction without any signal: of a parameter with fixed numbers, or with what another one gives."""
+    if not weights:
+        return Reading("pass", meaning.swapped, (), ())
+    apart = {node.id for node, _ in weights}.isdisjoint(node.id for node, _ in data)
+    return Reading("weight", meaning.layer if apart else None, (), tuple((node, _WEIGHT) for node, _ in weights))
 
 
 def _of_other(meaning: Meaning, known: Known, data: tuple[Value, ...]) -> Reading:

@@ -94,6 +94,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         waiting: signals that ask to stop; the next operator does.
         made: gets a reference to each result, if it is a list.
         elsewhere: modules that ran in another thread, unseen.
+        drew: whether the forward has drawn random numbers.
         cut: modules that computed without gradients → whether re-entrant checkpointing was why.
     """
 
@@ -113,6 +114,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.made: list[weakref.ref[Tensor]] | None = None
         self.cut: dict[str, bool] = {}
         self.elsewhere: list[str] = []
+        self.drew = False
 
     # -- sources ------------------------------------------------------------------------------------------
 
@@ -285,7 +287,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if meaning.kind in ("constant", "flat"):
             return None
         reading = read_call(meaning, self._values(known))
-        if reading.is_constant or no_gradient_passes(reading, results):
+        if reading.is_constant or no_gradient_passes(reading, results, meaning.code):
             return None
         if reading.kind == "unknown" and reading.signals:
             self.unknown.setdefault(operator.name, self._module)
@@ -310,7 +312,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             parts=tuple(None if t.numel() >= node.numel else part_of(t) for node, t in reading.signals),
             params=tuple(node.id for node, _ in reading.roles),
             places=tuple(place for _, place in reading.roles),
-            layer=reading.layer if reading.kind == "weight" else None,
+            layer=reading.layer,
             elementwise=elementwise,
             signal=bool(reading.signals),
             discrete=bool(reading.signals) and result is None and all(node.discrete for node, _ in reading.signals),

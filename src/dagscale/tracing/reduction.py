@@ -210,11 +210,43 @@ def _use(nodes: list[Node], name: str, role: Role, n: int) -> ParamUse:
     return ParamUse(name, role, not added, 0.0 if scaled else added)
 
 
+def _within(nodes: list[Node], name: str, n: int) -> Op | None:
+    """The layer, the norm or the bias that a parameter is in what gives the signal-free node ``n``.
+
+    None where it is used as it is, or otherwise too, as a weight that is divided by a norm of its own.
+    """
+    found: list[Op | None] = []
+    stack, seen = [n], {n}
+    while stack:
+        node = nodes[stack.pop()]
+        for source, place in zip(node.params, node.places, strict=True):
+            if _given(nodes, source).name == name and (node.kind != "pass" or node.layer is not None):
+                found.append(_constant_op(nodes, node, name, source, place))
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return found[0] if found and None not in found else None
+
+
+def _constant_op(nodes: list[Node], node: Node, name: str, source: int, place: str) -> Op | None:
+    """What the signal-free ``node`` is to the parameter ``name`` that it reads from ``source``."""
+    if node.kind == "norm" and place:
+        return Op("norm", node.op, node.module, (ParamUse(name, "gain" if place == "weight" else "bias"),))
+    if place == "bias" or (node.kind == "sum" and _is_bias(nodes, node, source)):
+        return Op("shift", node.op, node.module, (ParamUse(name, "bias"),))
+    if node.layer is None or "embedding" in node.op or (node.kind == "weight" and place != "weight"):
+        return None
+    if len(_given(nodes, source).shape) < 2:  # a number made of two vectors
+        return None
+    return Op("weight", _layer_name(node), node.module, (ParamUse(name, "weight"),), node.layer)
+
+
 def _is_bias(nodes: list[Node], node: Node, source: int) -> bool:
     """Whether what a sum adds is the bias of the layer before it: one vector, or of stacked weights, as those of
     experts, a vector for each."""
-    layer = nodes[node.parents[0]]
-    if len(node.parents) > 1 or layer.kind != "weight":
+    before = node.parents or tuple(n for n in node.params if n != source)
+    layer = nodes[before[0]] if len(before) == 1 else node
+    if layer.kind != "weight":
         return False
     shape = _given(nodes, source).shape
     stacks = (_given(nodes, n).shape for n, place in zip(layer.params, layer.places, strict=True) if place == "weight")
@@ -223,7 +255,7 @@ def _is_bias(nodes: list[Node], node: Node, source: int) -> bool:
 
 def _given(nodes: list[Node], n: int) -> Node:
     """The parameter that a node hands on, a part of it or itself; the node itself where it is computed from others."""
-    while (node := nodes[n]).op != "parameter" and node.kind == "pass" and len((*node.parents, *node.params)) == 1:
+    while (node := nodes[n]).kind == "pass" and node.layer is None and len((*node.parents, *node.params)) == 1:
         n = (*node.parents, *node.params)[0]
     return nodes[n]
 
@@ -244,7 +276,8 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
                 role = "gain"
             else:
                 role = "other"
-            uses.setdefault(name, _use(nodes, name, role, source))
+            use = _use(nodes, name, role, source)
+            uses.setdefault(name, replace(use, within=_within(nodes, name, source)))
     kind: OpKind
     if node.kind in ("weight", "activation", "norm", "pool", "unknown"):
         kind = node.kind
@@ -267,18 +300,15 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
             return None
     params = tuple(uses.values())
     if kind == "weight" and node.layer is not None:
-        name = {
-            "addmm": "linear",
-            "mm": "linear",
-            "bmm": "linear",
-            "baddbmm": "linear",
-            "matmul": "linear",
-            "_grouped_mm": "linear",
-        }.get(node.op, node.op)
-        if node.layer.kernel:
-            name = f"conv{len(node.layer.kernel)}d"
-        return Op("weight", name, node.module, params, node.layer)
+        return Op("weight", _layer_name(node), node.module, params, node.layer)
     return Op(kind, node.op, node.module, params)
+
+
+def _layer_name(node: Node) -> str:
+    if node.layer is not None and node.layer.kernel:
+        return f"conv{len(node.layer.kernel)}d"
+    dense = ("addmm", "mm", "bmm", "baddbmm", "matmul", "_grouped_mm")
+    return "linear" if node.op in dense else node.op
 
 
 def _assemble(

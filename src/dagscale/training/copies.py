@@ -257,8 +257,8 @@ def _materialised(model: nn.Module, run: Run | None) -> nn.Module:
         ) from error
     if run is None:
         raise CopyError("the model has lazy layers without values: run its forward once first")
-    with seeded(0), torch.no_grad(), forward.eagerly():
-        run(made)
+    with seeded(0), forward.eagerly():
+        forward.without_record(lambda: run(made))
     return made
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -295,10 +296,11 @@ def final_loss(model: nn.Module, recipe: Recipe, evaluate: int) -> float:
     """See `train`."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     total = examples = 0.0
+    for batch in recipe.source.sample(evaluate, recipe.batch_size or evaluate):
+        loss = forward.without_record(partial(batch_loss, model, recipe, batch.to(model)))
+        total += loss.item() * batch.size
+        examples += batch.size
     with torch.no_grad():
-        for batch in recipe.source.sample(evaluate, recipe.batch_size or evaluate):
-            total += batch_loss(model, recipe, batch.to(model)).item() * batch.size
-            examples += batch.size
         for buffer, before in kept:
             buffer.copy_(before)
     return total / examples

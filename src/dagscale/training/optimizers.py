@@ -112,7 +112,8 @@ class Optimizer:
             raise
         except Exception as error:
             raise OptimizerError(
-                f"the optimizer {self.name} cannot be made ({one_line(error)}): check its settings"
+                f"the optimizer {self.name} cannot be made ({one_line(error)}): check its settings, "
+                "and that it takes several parameter groups"
             ) from error
         if not (callable(getattr(made, "step", None)) and hasattr(made, "param_groups")):
             raise OptimizerError(

@@ -16,6 +16,8 @@ means(
     "aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.rsub", "aten.logaddexp", "aten.hypot",
     "aten.subtract", "aten._add_relu",
 )  # fmt: skip
+means(Meaning("sum", elementwise=True), "prims.add", "prims.sub")
+means(Meaning("product", elementwise=True), "prims.mul", "prims.div")
 means(PASS_SELF, "aten.neg", "aten.neg_", "aten.positive", "aten.conj", "aten._conj_physical", "aten.real",
       "aten.imag", "aten.floor_divide", "aten.remainder", "aten.fmod", "aten.remainder_", "aten.fmod_",
       "aten.nan_to_num", "aten.nan_to_num_", "aten.cumsum", "aten.cumsum_", "aten.cumprod", "aten.tril",

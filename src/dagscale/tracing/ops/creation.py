@@ -1,6 +1,8 @@
 """Operators that end a signal: their result depends at most on the shape of their arguments, or stepwise on values."""
 
-from dagscale.tracing.meaning import Meaning, means
+from torch import Tensor
+
+from dagscale.tracing.meaning import Arguments, Meaning, means, rule
 
 means(
     Meaning("constant"),
@@ -16,7 +18,7 @@ means(
 )  # fmt: skip
 means(
     Meaning("flat"),
-    "aten.argmax", "aten.argmin", "aten.argsort", "aten.eq", "aten.ne", "aten.lt", "aten.le", "aten.gt",
+    "aten.argmax", "aten.argmin", "aten.argsort", "aten.ne", "aten.lt", "aten.le", "aten.gt",
     "aten.ge", "aten.eq_", "aten.ne_", "aten.isnan", "aten.isinf", "aten.isfinite", "aten.logical_and",
     "aten.logical_or", "aten.logical_not", "aten.logical_xor", "aten.bitwise_and", "aten.bitwise_or",
     "aten.bitwise_not", "aten.bitwise_xor", "aten.any", "aten.all", "aten.sign", "aten.sign_",
@@ -24,3 +26,13 @@ means(
     "aten.bucketize", "aten.searchsorted", "aten.count_nonzero", "aten.isin", "aten.histc",
     "aten.bincount", "aten.unique_dim", "aten._unique2", "aten.equal", "aten.allclose", "aten.isclose",
 )  # fmt: skip
+
+
+@rule("aten.eq")
+def equal(arguments: Arguments) -> Meaning:
+    """A comparison; of each token with every class, ``tokens[..., None] == arange(n)``, its one-hot code."""
+    tokens, classes = arguments["self"], arguments.get("other")
+    if not isinstance(classes, Tensor) or classes.is_floating_point() or tokens.is_floating_point():
+        return Meaning("flat")
+    one_hot = classes.dim() == 1 and len(classes) > 1 and tokens.dim() > 1 and tokens.shape[-1] == 1
+    return Meaning("pass", data=("self",), code=True) if one_hot else Meaning("flat")

@@ -96,7 +96,7 @@ means(Meaning("concat", data=("tensors",)), "aten.block_diag")
 means(Meaning("pass", data=("src",)), "aten.copy_", "aten.copy")
 means(
     Meaning("concat", data=("self", "src")),
-    "aten.scatter", "aten.scatter_", "aten.slice_scatter", "aten.select_scatter", "aten.diagonal_scatter",
+    "aten.slice_scatter", "aten.select_scatter", "aten.diagonal_scatter",
     "aten.as_strided_scatter",
 )  # fmt: skip
 means(
@@ -112,6 +112,12 @@ means(
     "aten.index_copy", "aten.index_copy_", "aten.masked_scatter", "aten.masked_scatter_",
 )  # fmt: skip
 means(Meaning("product", data=("input", "grid")), "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+
+
+@rule("aten.scatter", "aten.scatter_")
+def scatter(arguments: Arguments) -> Meaning:
+    """Writes ``src`` among the elements of ``self``; where it is a number, as in a one-hot code, the places tell."""
+    return Meaning("concat", data=("self", "index" if "value" in arguments else "src"))
 
 
 @rule("aten.stack")
