@@ -33,6 +33,9 @@ OUTLYING = 6.0
 """Entries further from 0, in standard deviations, are cut: one such makes a singular value of its own, and truncated
 normal draws by inversion have them."""
 
+FAR = 10.0
+"""So many times smaller than the other layers, beside what an init gives, is no accident."""
+
 NAMED = 3
 """So many names stand in a note."""
 
@@ -110,9 +113,23 @@ def notes_on(
             f"init {init!r} draws anew what looks trained, or drawn in a way of its author's: {_some(trained)}; to go "
             "on from the weights as they are, give init='keep', or reset= with what is new, as reset='head'"
         )
+    if small := [name for name in far_smaller(model, graph, fills) if name in drawn and name not in trained]:
+        yield (
+            f"init {init!r} draws far larger than their author did, beside the other layers: {_some(small)}; leave them "
+            "with keep="
+        )
     gains = [n for n in _gains(graph) if n in drawn and _is_zero(parameters[n])]
     if gains:
         yield f"init {init!r} sets norm gains to 1 that are 0, maybe by design: {_some(gains)}; leave them with keep="
+
+
+def far_smaller(model: nn.Module, graph: Graph, fills: Mapping[str, Fill]) -> list[str]:
+    """Names of layers' weights that their author has drawn far smaller than the others, as a policy's head that is to
+    begin near nothing: by ``FAR`` times more below what the init gives them than is usual in the model."""
+    weights = {n: w for n, w in _weights(model, graph).items() if n in fills and bool(w.any())}
+    below = {n: fills[n].std / float(w.detach().double().square().mean().sqrt()) for n, w in weights.items()}
+    usual = sorted(below.values())[len(below) // 2] if below else 0.0
+    return [name for name, ratio in below.items() if ratio > FAR * usual]
 
 
 def fresh(network: Network) -> bool:
