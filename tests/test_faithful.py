@@ -217,6 +217,16 @@ def test_trained_weights_are_told_of_before_they_are_drawn_anew() -> None:
     assert not any("looks trained" in note for note in kept.notes)
 
 
+def test_a_layer_drawn_far_smaller_than_the_others_is_told_of() -> None:
+    """As a policy's head is, that is to begin near nothing."""
+    model = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
+    planned = dagscale.plan(model, MANY[:4], base_lr=0.1, law="none")
+    assert not any("far larger" in note for note in planned.notes)
+    nn.init.orthogonal_(model[4].weight, 0.01)
+    (note,) = [n for n in dagscale.plan(model, MANY[:4], base_lr=0.1, law="none").notes if "far larger" in n]
+    assert "beside the other layers: 4.weight; leave them with keep=" in note
+
+
 def test_a_kept_model_keeps_its_loss() -> None:
     model, y = pretrained(), (MANY @ OLD).argmax(1)
     new = (MANY @ (OLD + 0.5 * torch.randn(10, 6))).argmax(1)

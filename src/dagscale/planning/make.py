@@ -291,14 +291,17 @@ def _chosen(
         if rates:
             given = f"base_lr must be a positive number, not {rates[0] if len(rates) == 1 else rates!r}"
         elif bases:
-            given = f"law {rule.name!r} carries the base's rate over, and the base comes without one: give base_lr= (--base-lr)"
+            given = (
+                f"law {rule.name!r} carries the base's rate over, and the base comes without one: give base_lr= "
+                "(--base-lr)"
+            )
         else:
             given = f"law {rule.name!r} carries a base's rate over, and there is none"
         without = "name law 'short-run', which needs none" if has_data else "give data and loss"
         without = f"leave the base out and {without}" if bases else without
         raise PlanError(
-            f"{given}; find one with dagscale.search (on the command line, dagscale search … --save base.json, and then "
-            f"--base base.json), or {without}"
+            f"{given}; find one with dagscale.search (on the command line, dagscale search … --save base.json, and "
+            f"then --base base.json), or {without}"
         )
     if not absolute and len(rates) != max(len(bases), 1):
         raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")

@@ -85,7 +85,8 @@ def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
 
 def _given(recipe: Recipe, inputs: Any) -> str:
     """What of a batch the model is given, and how to give it something else."""
-    given = f"of a batch of the data it is given {shorten(shapes(inputs), 120, placeholder=' …')}: if that is not what it takes, give the recipe"
+    given = shorten(shapes(inputs), 120, placeholder=" …")
+    given = f"of a batch of the data it is given {given}: if that is not what it takes, give the recipe"
     if recipe.step is not None:
         return (
             f"{given} unpack=lambda batch: (inputs, rest), with what the forward takes as inputs and all else that the "

@@ -115,8 +115,8 @@ def notes_on(
         )
     if small := [name for name in far_smaller(model, graph, fills) if name in drawn and name not in trained]:
         yield (
-            f"init {init!r} draws far larger than their author did, beside the other layers: {_some(small)}; leave them "
-            "with keep="
+            f"init {init!r} draws far larger than their author did, beside the other layers: {_some(small)}; leave "
+            "them with keep="
         )
     gains = [n for n in _gains(graph) if n in drawn and _is_zero(parameters[n])]
     if gains:

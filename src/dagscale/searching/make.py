@@ -248,8 +248,8 @@ def _believable(curve: Sequence[Point], before: float, raised: str) -> None:
     lowest = min(curve, key=lambda point: point.loss)
     if lowest.losses[0] < -BOTTOMLESS * max(abs(before), 1.0):
         raise SearchError(
-            f"the loss falls from {before:.4g} to {lowest.losses[0]:.4g}, at learning rate {lowest.lr:.3g}: it has no lower "
-            "bound, as cross-entropy has none with targets that are no probabilities; check the loss and its targets"
+            f"the loss falls from {before:.4g} to {lowest.losses[0]:.4g}, at learning rate {lowest.lr:.3g}: it has "
+            "no lower bound, as cross-entropy has none with targets that are no probabilities; check loss and targets"
         )
     if lowest.losses[0] >= before:
         raise SearchError(
