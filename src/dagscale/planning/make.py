@@ -79,7 +79,8 @@ def plan(
             base nor rate, but data, law ``short-run`` measures the target's rate on the spot, to about an octave.
         recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
             refused: the base's rate is for the base's training.
-        law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`).
+        law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`),
+            and ``none`` where the base is the model itself.
         init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``moments`` with data, else
             ``in-degree``.
         seed: seed of the initialisation.
