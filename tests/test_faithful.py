@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,10 +218,10 @@ def test_trained_weights_are_told_of_before_they_are_drawn_anew() -> None:
 def test_a_layer_drawn_far_smaller_than_the_others_is_told_of() -> None:
     """As a policy's head is, that is to begin near nothing."""
     model = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
-    planned = dagscale.plan(model, MANY[:4], base_lr=0.1, law="none")
-    assert not any("far larger" in note for note in planned.notes)
+    asked: dict[str, Any] = {"init": "in-degree-standard", "base_lr": 0.1, "law": "none"}
+    assert not any("far larger" in note for note in dagscale.plan(model, MANY[:4], **asked).notes)
     nn.init.orthogonal_(model[4].weight, 0.01)
-    (note,) = [n for n in dagscale.plan(model, MANY[:4], base_lr=0.1, law="none").notes if "far larger" in n]
+    (note,) = [n for n in dagscale.plan(model, MANY[:4], **asked).notes if "far larger" in n]
     assert "beside the other layers: 4.weight; leave them with keep=" in note
 
 
@@ -411,18 +409,6 @@ def test_low_rank_adapters_of_peft_begin_as_the_model_they_adapt() -> None:
     assert any("lora_B" in note and "by design" in note for note in planned.notes)
     assert not any("looks trained" in note for note in planned.notes), "what is frozen stays anyway"
     assert 1e-5 < planned.lr < 1
-
-
-@pytest.mark.slow
-def test_the_page_on_fine_tuning_runs() -> None:
-    from dagscale.models.timm import declare_torchvision_ops
-
-    declare_torchvision_ops()
-    pytest.importorskip("peft")
-    page = Path(__file__).parent.parent / "docs" / "howto" / "fine-tune.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
-    exec(compile("".join(blocks), str(page), "exec"), {})
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------
