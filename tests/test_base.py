@@ -219,6 +219,33 @@ def test_a_plan_that_does_not_fit_leaves_the_model_untouched(base: dagscale.Base
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("training", "scale"),
+    [
+        ({"optimizer": "muon"}, None),
+        ({"optimizer": "adamw", "weight_decay": 3.0}, None),
+        ({"optimizer": "adamw"}, {"2": 0.02}),
+    ],
+)
+def test_a_model_that_is_its_own_base_has_the_rate_that_was_found(training: dict[str, Any], scale: Any) -> None:
+    """The base is measured as the target is: with Muon's matrices, without decay on biases, at its parameters' ratios.
+
+    Nothing is carried over, so the interval is that of the search alone; and in a file too.
+    """
+    recipe = dagscale.Recipe((X, Y), loss=cross_entropy, batch_size=16, steps=8, **training)
+    found = dagscale.search(net(), recipe, seeds=1, grid=[2.0**-k for k in range(3, 10)], lr_scale=scale)
+    measured = dagscale.plan(net(), base=found, law="short-run", lr_scale=scale)
+    assert measured.factors == {"short-run": 1.0}
+    taken = dagscale.plan(net(), base=found, lr_scale=scale)
+    assert (taken.law, taken.lr) == ("none", found.lr)
+    assert "this very network" in taken.notes[0]
+    assert set(taken.lr_errors) == {"base"}
+    read = dagscale.plan(net(), base=dagscale.Base.from_json(found.to_json()), recipe=recipe, lr_scale=scale)
+    assert (read.law, read.lr_interval) == ("none", taken.lr_interval)
+    other = dagscale.plan(net(), base=found, law="none", lr_scale={"0": 0.5})
+    assert "law" in other.lr_errors, "at other ratios the rate is another one"
+
+
 def test_a_base_prints_what_was_run(base: dagscale.Base) -> None:
     runs = sum(len(point.losses) for point in base.curve)
     assert f"; {len(base.curve)} rates, {runs} runs, {base.steps} steps" in str(base)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,6 +214,16 @@ def test_trained_weights_are_told_of_before_they_are_drawn_anew() -> None:
     assert "looks trained" in str(plan(model, data))
     kept = plan(model, data, init="keep", law="none", base_lr=0.1)
     assert not any("looks trained" in note for note in kept.notes)
+
+
+def test_a_layer_drawn_far_smaller_than_the_others_is_told_of() -> None:
+    """As a policy's head is, that is to begin near nothing."""
+    model = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
+    asked: dict[str, Any] = {"init": "in-degree-standard", "base_lr": 0.1, "law": "none"}
+    assert not any("another spread" in note for note in dagscale.plan(model, MANY[:4], **asked).notes)
+    nn.init.orthogonal_(model[4].weight, 0.01)
+    (note,) = [n for n in dagscale.plan(model, MANY[:4], **asked).notes if "another spread" in n]
+    assert "draws 4.weight with 16 times another spread" in note
 
 
 def test_a_kept_model_keeps_its_loss() -> None:
@@ -442,18 +450,6 @@ def test_low_rank_adapters_of_peft_begin_as_the_model_they_adapt() -> None:
     assert any("lora_B" in note and "by design" in note for note in planned.notes)
     assert not any("looks trained" in note for note in planned.notes), "what is frozen stays anyway"
     assert 1e-5 < planned.lr < 1
-
-
-@pytest.mark.slow
-def test_the_page_on_fine_tuning_runs() -> None:
-    from dagscale.models.timm import declare_torchvision_ops
-
-    declare_torchvision_ops()
-    pytest.importorskip("peft")
-    page = Path(__file__).parent.parent / "docs" / "howto" / "fine-tune.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
-    exec(compile("".join(blocks), str(page), "exec"), {})
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------

@@ -123,6 +123,21 @@ def test_a_base_is_searched_and_carried_over_before_the_fit(tmp_path: Path) -> N
     assert "setup" not in vars(fit.strategy)
 
 
+def test_a_schedule_that_begins_far_below_its_highest_rate_is_the_plan_s(tmp_path: Path) -> None:
+    """OneCycleLR writes its first rates into the groups, all in the plan's ratios."""
+
+    def one_cycle(optimizer: Any, steps: int) -> Any:
+        highest = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps + 1)
+
+    asked = given(schedule=one_cycle, lr_scale={"head": 0.5})
+    fit = trainer(tmp_path, asked)
+    fit.fit(Net(8), loader())
+    assert asked.plan is not None
+    seen = {name: group["max_lr"] for group in fit.optimizers[0].param_groups for name in group["param_names"]}
+    assert seen == pytest.approx({name: own.lr for name, own in asked.plan.parameters.items()})
+
+
 @pytest.mark.parametrize("kind", [Net, Parts])
 def test_what_the_training_step_trains_is_what_a_loss_would_train(kind: Any) -> None:
     torch.manual_seed(0)

@@ -379,7 +379,11 @@ X, Y = examples()
         ({"batch_size": 2.5}, PlanError, "batch_size must be a whole number, got 2.5"),
         ({"seed": 1.5}, PlanError, "seed must be a whole number, got 1.5"),
         ({"base_lr": "0.1"}, PlanError, "base_lr must be a positive number, not '0.1'"),
-        ({"base_lr": None, "law": "curvature"}, PlanError, "a base rate over, and there is none.*name law 'short-run'"),
+        (
+            {"base_lr": None, "law": "curvature"},
+            PlanError,
+            "the base comes without one: give base_lr=.*leave the base out and name law 'short-run'",
+        ),
         (
             {
                 "model": nn.Sequential(

@@ -176,7 +176,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "text": (lambda: first("cifar10"), "not str"),
     "number": (lambda: first(7), "not int"),
     "dict": (lambda: first({"x": X, "y": Y}), "not dict"),
-    "three things": (lambda: first([(X, Y, Y)]), "is 3 things: give the recipe unpack="),
+    "three things": (
+        lambda: first([(X, Y, Y)]),
+        r"is 3 things: .* unpack=.*, as in \(tuple\(batch\[:-1\]\), batch\[-1\]\)",
+    ),
     "unpack raises": (lambda: first(LIST, unpack=lambda b: b["x"]), r"unpack raised TypeError: .*\(inputs, target\)"),
     "unpack is none": (lambda: first(LIST, unpack="x"), "unpack must be a function, not str"),
     "loss": (lambda: Recipe((X, Y), "mse"), "loss must be a function, not str"),
@@ -192,6 +195,11 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda: dagscale.plan(net(), recipe=Recipe((X, X[:, 0]), batch_size=16), law="short-run"),
         "no class labels: give loss=, such as torch.nn.functional.mse_loss",
     ),
+    "one number an example": (
+        lambda: dagscale.search(nn.Sequential(nn.Linear(X.shape[1], 1), nn.Flatten(0)), (X, X[:, 0]), steps=4),
+        "no class labels.*mse_loss",
+    ),
+    "negative classes": (lambda: planned((X, X[:, :2]), loss=nn.CrossEntropyLoss()), "no class labels.*mse_loss"),
     "no target, no loss": (
         lambda: dagscale.plan(net(), recipe=Recipe(Again(X[:16], X[16:]), steps=8), law="short-run"),
         "the batches have no target .*give loss=.*lambda out: out where that is the loss",
@@ -260,6 +268,28 @@ def test_batches_that_the_forward_does_not_take_say_how_to_unpack_them(data: Any
     with pytest.raises(DagscaleError, match=r"of a batch of the data it is given .* recipe unpack=") as error:
         dagscale.search(net(), data, steps=4)
     assert "\n" not in str(error.value)
+
+
+def test_batches_of_a_step_of_ones_own_say_what_unpack_is_to_return() -> None:
+    """A dict's names stand in the message; with a training step, all that the forward does not take goes there."""
+    named = [{"image": x, "mask": y, "file": ["a.png", "b.png"]} for x, y in LIST]
+    with pytest.raises(DagscaleError, match=r"'file': '2 strings'.*, as in \(batch\['image'\], batch\['mask'\]\)"):
+        dagscale.search(net(), named, steps=4)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, one: Tensor, other: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(one), model(other) + 1)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    views = [((x, x + 0.1), y) for x, y in LIST]
+    recipe = Recipe(views, optimizer="adam", steps=8, step=step)
+    with pytest.raises(
+        DagscaleError, match=r"unpack=lambda batch: \(inputs, rest\).*step\(model, optimizer, inputs, rest"
+    ):
+        dagscale.search(net(), recipe, seeds=1)
+    assert dagscale.search(net(), recipe.changed(unpack=lambda batch: batch[0]), seeds=1).lr > 0
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])

@@ -565,6 +565,13 @@ def test_a_model_that_is_nearly_trained_is_searched_by_what_it_still_learns():
     assert 1e-3 < found.lr < 0.1, "below, the loss stays where it begins, which is within 5 % of the best"
 
 
+def test_a_loss_without_a_lower_bound_gives_no_answer():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    recipe = Recipe([*torch.randn(4, 16, 4)], lambda out: -100 * out.mean(), "adam", steps=40)
+    with pytest.raises(SearchError, match=r"it has no lower bound.*check loss and targets"):
+        search(model, recipe, seeds=1)
+
+
 def test_where_no_rate_trains_there_is_no_answer():
     model, (x, y) = nearly_trained()
     with torch.no_grad():  # at its best on these data

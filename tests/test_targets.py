@@ -263,8 +263,8 @@ def test_file_with_module_alone_takes_its_inputs_from_a_shape_or_data(write: Cal
     assert load(f"{path}:Net", input_shape=[9])[1].shape == (2, 9)
     assert torch.equal(load(f"{path}:Net", data=Data(x=x))[1], x[:2])
     assert fails(f"{path}:Net") == (
-        "the callable returned a module without inputs; return (module, inputs), name the data, "
-        "or write ?input=SHAPE, as ?input=3x32x32"
+        "the callable returned a module without inputs; return (module, inputs), name the data "
+        "(--data, or --recipe with data), or write ?input=SHAPE, as ?input=3x32x32"
     )
     assert fails(f"{path}:Net?width=3").startswith("unknown option 'width' (a callable takes: input)")
 

@@ -66,7 +66,7 @@ def configure_optimizers(
     trainer = module._trainer
     planner = None if trainer is None else _planner(trainer)
     if planner is not None:
-        plan, planner._lr = plan or planner.plan, groups.get("lr")
+        plan, planner._followed = plan or planner.plan, True
     if plan is None:
         raise PlanError(
             "no plan: give the Trainer callbacks=[PlanCallback(...)], or give one, configure_optimizers(self, plan)"
@@ -109,7 +109,7 @@ class PlanCallback(Callback):
     """
 
     _trained: weakref.ref[Any] | None = None
-    _lr: float | None = None  # what configure_optimizers was told in place of the plan's
+    _followed = False  # whether this module's configure_optimizers returned what the function here makes
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class PlanCallback(Callback):
         """Put the planning where module and data are ready, and neither is wrapped or sharded by the strategy."""
         if stage != "fit":
             return
-        strategy, self._lr = trainer.strategy, None
+        strategy, self._followed = trainer.strategy, False
         sharding = strategy.restore_checkpoint_after_setup
 
         def first(name: str, begin: Callable[[Any, Any], None]) -> None:
@@ -166,10 +166,12 @@ class PlanCallback(Callback):
         groups = [group for one in trainer.optimizers for group in one.param_groups]
         rates = {n: float(g.get("initial_lr", g["lr"])) for g in groups for n in g.get("param_names", ())}
         assert self.plan is not None
-        factor = 1.0 if self._lr is None else self._lr / self.plan.lr
-        planned = {name: factor * own.lr for name, own in self.plan.parameters.items()}
-        named = bool(groups) and all("param_names" in group for group in groups)  # torch may note them itself
-        if not named or not all(n in planned and math.isclose(rates[n], planned[n], rel_tol=1e-6) for n in rates):
+        planned = {name: own.lr for name, own in self.plan.parameters.items()}
+        named = bool(rates) and all("param_names" in g for g in groups) and rates.keys() <= planned.keys()
+        ratios = [rates[name] / planned[name] for name in rates] if named else []
+        # Another lr, or a schedule that begins far below its highest rate, as OneCycleLR, is one factor on all of them.
+        wanted = ratios[0] if ratios and self._followed else 1.0
+        if not named or not all(math.isclose(ratio, wanted, rel_tol=1e-6) for ratio in ratios):
             made = ", ".join(type(one).__name__ for one in trainer.optimizers) or "nothing"
             raise PlanError(
                 f"configure_optimizers of {type(pl_module).__name__} made {made} without the plan's rates: let it "

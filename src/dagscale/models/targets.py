@@ -223,8 +223,8 @@ class _Build:
             return self.example()
         if self.shape is None:
             raise TargetError(
-                "the callable returned a module without inputs; return (module, inputs), name the data, "
-                "or write ?input=SHAPE, as ?input=3x32x32"
+                "the callable returned a module without inputs; return (module, inputs), name the data "
+                "(--data, or --recipe with data), or write ?input=SHAPE, as ?input=3x32x32"
             )
         if self.data is not None and self.data.x is not None and self.shape == tuple(self.data.shape):
             return torch.as_tensor(self.data.x[:EXAMPLES]).detach().clone()

@@ -21,6 +21,7 @@ from dagscale.rates import find_band
 from dagscale.shown import Tabled, finite, load_rich
 from dagscale.training.copies import all_put_back
 from dagscale.training.draws import Fill
+from dagscale.training.groups import Relative
 from dagscale.training.recipe import Recipe
 from dagscale.typed import check_types
 
@@ -206,6 +207,7 @@ class Base(Saved, Tabled):
                 "seed": network.seed,
                 "graph": network.graph.to_dict(),
                 "fills": {name: [fill.mean, fill.std] for name, fill in network.fills.items()},
+                "ratios": _ratios(network),
                 "measured": {k: asdict(v) for k, v in network.memo.items() if isinstance(v, Estimate)},
             }
         return json.dumps({"format": FORMAT, **self.to_dict(), "network": more or None}, indent=1)
@@ -243,6 +245,7 @@ class Base(Saved, Tabled):
                 seed=more["seed"],
                 init=base.init or "",
                 fills={name: Fill(mean, std) for name, (mean, std) in more["fills"].items()},
+                relative={name: Relative(float(ratio)) for name, ratio in more.get("ratios", {}).items()},
                 role="base",
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},
             )
@@ -355,6 +358,7 @@ def _check_numbers(network: Network) -> None:
         bounded += [(fill.mean, -draw, draw), (fill.std, 0, draw)]
     for own in network.memo.values():
         bounded += [(own.log_rate, -log, log), (own.error, 0, log), (own.seeds, 0, many), (own.forwards, 0, many)]
+    bounded += [(own.lr, 1 / many, many) for own in network.relative.values()]
     for value, low, high in bounded:
         if not is_number(value) or not low <= value <= high:
             raise ValueError(f"no number of its network can be {value!r}")
@@ -365,10 +369,16 @@ def _check_numbers(network: Network) -> None:
 def _light(network: Network) -> Network:
     """The network without model, data and functions, which may not be picklable."""
     memo = {name: value for name, value in network.memo.items() if isinstance(value, Estimate)}
+    relative = {name: Relative(ratio) for name, ratio in _ratios(network).items()}
     return Network(
-        network.graph, Recipe(), seed=network.seed, fills=dict(network.fills), role=network.role,
+        network.graph, Recipe(), seed=network.seed, fills=dict(network.fills), relative=relative, role=network.role,
         by_layer=network.by_layer, memo=memo,
     )  # fmt: skip
+
+
+def _ratios(network: Network) -> dict[str, float]:
+    """Each parameter's learning rate over the network's, where they differ."""
+    return {name: own.lr for name, own in network.relative.items() if own.lr != 1}
 
 
 def sides(curve: Sequence[Point], tolerance: float, start: float = math.inf) -> tuple[bool, bool]:

@@ -67,7 +67,11 @@ def certainty(
     }
     more = [*bases, fmean(bases) if bases else BASE]
     count = len(more)
-    surer = known._replace(error=known.error * math.sqrt(_share(count) / _share(count - 1))) if bases else None
+    surer = (
+        known._replace(error=known.error * math.sqrt(_share(count) / _share(count - 1)))
+        if bases and known.error
+        else None
+    )
     options = {
         ("one more base" if count > 2 else "a second base"): surer and _factor(surer, chance, more),
         "many more seeds": _factor(known, [], bases) if chance else None,

@@ -80,7 +80,8 @@ def plan(
             base nor rate, but data, law ``short-run`` measures the target's rate on the spot, to about an octave.
         recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
             refused: the base's rate is for the base's training.
-        law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`).
+        law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`),
+            and ``none`` where the base is the model itself.
         init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``moments`` with data, else
             ``in-degree``.
         seed: seed of the initialisation.
@@ -152,11 +153,17 @@ def plan(
             bar.say(f"init {chosen.init.name}: {name}")
             with about(name):
                 own = network if network.fills or network.model is None else initialised(network, chosen.init.name)
+            own = own if own.relative else trained_alike(own)
             origins[name] = replace(own, by_layer=bool(parts), hint=rates[len(origins)])
         beside = _try(check_gradient, chosen, {"target": target, **origins})
         target = replace(target, hint=_expected(target, origins, rates))
+        itself = len(origins) == 1 and _the_same(origins["base"], target)
+        if itself and law is None:
+            chosen = replace(chosen, law=LAWS["none"], note=ITSELF)
         carried, start = _carry(chosen, target, origins, rates, bar)
         known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
+        if itself and known is not None:
+            known = known._replace(octaves=0.0)
         power = fitted_power(carried, rates, known, errors)
         carried = carried.to_the(power)
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
@@ -201,6 +208,8 @@ UNPICTURED = (
     "one rate for all (law 'none'): without data no law is better on networks with norms, gates or attention; give "
     "data, or width='mup' where width grows"
 )
+
+ITSELF = "the base is this very network: its rate is taken as it was found"
 
 
 # --- what was asked for ----------------------------------------------------------------------------------------
@@ -276,13 +285,20 @@ def _chosen(
     rule = LAWS[law]
     absolute = rule.absolute is not None and not has_base
     if not absolute and not (rates and all(map(_positive, rates))):
-        given = (
-            "" if not rates else f"base_lr must be a positive number, not {rates[0] if len(rates) == 1 else rates!r}"
-        )
-        without = "name law 'short-run', which needs none" if has_data else "give data and loss and leave the base out"
+        if rates:
+            given = f"base_lr must be a positive number, not {rates[0] if len(rates) == 1 else rates!r}"
+        elif bases:
+            given = (
+                f"law {rule.name!r} carries the base's rate over, and the base comes without one: give base_lr= "
+                "(--base-lr)"
+            )
+        else:
+            given = f"law {rule.name!r} carries a base's rate over, and there is none"
+        without = "name law 'short-run', which needs none" if has_data else "give data and loss"
+        without = f"leave the base out and {without}" if bases else without
         raise PlanError(
-            f"{given or f'law {rule.name!r} carries a base rate over, and there is none'}: find the base's rate with "
-            f"dagscale.search, or {without}"
+            f"{given}; find one with dagscale.search (on the command line, dagscale search … --save base.json, and "
+            f"then --base base.json), or {without}"
         )
     if not absolute and len(rates) != max(len(bases), 1):
         raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")
@@ -339,6 +355,13 @@ def _networks(bases: Sequence[Any], recipe: Recipe, chosen: _Chosen, seed: int) 
     return found
 
 
+def _the_same(base: Network, target: Network) -> bool:
+    """Whether the base is the target itself, as where a model's own search is its base: one graph, of which the same is
+    drawn and trained at the same ratios."""
+    ratios = [{name: own.lr for name, own in one.relative.items() if own.lr != 1} for one in (base, target)]
+    return base.graph == target.graph and base.fills.keys() == target.fills.keys() and ratios[0] == ratios[1]
+
+
 def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: float | None) -> Mapping[str, Scaling]:
     """Factors of each parameter for width and depth, or none."""
     if chosen.width == chosen.depth == "none":
@@ -391,6 +414,12 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
         by_layer=bool(parts),
         memo={},
     )  # fmt: skip
+
+
+def trained_alike(network: Network, lr_scale: Mapping[str, float] | None = None) -> Network:
+    """A base that laws measure as a target is trained: with the same roles of parameters, on which decay and Muon's
+    choice of matrices depend, and with the factors on its rates that its search had."""
+    return replace(network, relative=scaled_by(network, {}, lr_scale).relative)
 
 
 def _carry(

@@ -316,7 +316,9 @@ class Plan(Saved, Tabled):
         if total_steps is None:
             total_steps = self.recipe.get("steps") or (None if self.live is None else self.live.total_steps)
         if total_steps is None:
-            raise PlanError("the plan does not know how long the run is: give total_steps=")
+            epochs = self.recipe.get("epochs")
+            said = f"{epochs} epochs of data that its file does not hold" if epochs else "no length"
+            raise PlanError(f"the plan's recipe says {said}: give the optimiser steps of the run, total_steps=")
         made = None if self.live is None else self.live.scheduler(optimizer, total_steps)
         if made is not None:
             return made

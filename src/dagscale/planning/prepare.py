@@ -80,17 +80,31 @@ def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
         if not left_out or not isinstance(error, ForwardError):
             cause = error.__cause__ or error.__context__
             if recipe.unpack is None and (isinstance(cause, TypeError) or _OF_SIZES.search(str(cause))):
-                given = shorten(shapes(without), 120, placeholder=" …")
-                error.args = (
-                    f"{error}; of a batch of the data it is given {given}: if that is not what it takes, give the "
-                    "recipe unpack=lambda batch: (inputs, target), with a tuple or a dict of the forward's arguments "
-                    "as inputs",
-                )
+                error.args = (f"{error}; {_given(recipe, without)}",)
             raise
     return trace(model, whole, select=recipe.select), whole
 
 
 _OF_SIZES = re.compile("shape|size|channels|dimension")
+
+
+def _given(recipe: Recipe, inputs: Any) -> str:
+    """What of a batch the model is given, and how to give it something else."""
+    given = shorten(shapes(inputs), 120, placeholder=" …")
+    given = f"of a batch of the data it is given {given}: if that is not what it takes, give the recipe"
+    if recipe.step is not None:
+        return (
+            f"{given} unpack=lambda batch: (inputs, rest), with what the forward takes as inputs and all else that the "
+            "training step needs as rest: it is called as step(model, optimizer, inputs, rest)"
+        )
+    such = ""
+    if isinstance(inputs, Mapping) and len(inputs) > 1:
+        x, y = list(inputs)[:2]
+        such = f", as in (batch[{x!r}], batch[{y!r}])"
+    return (
+        f"{given} unpack=lambda batch: (inputs, target), with a tuple or a dict of the forward's arguments as "
+        f"inputs{such}"
+    )
 
 
 def unreached(graph: Graph) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from dagscale.errors import ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
@@ -18,6 +19,7 @@ from dagscale.tracing.state import State
 from dagscale.training import engine
 from dagscale.training.batches import Batch, dense, logits, shapes
 from dagscale.training.probe import Probe
+from dagscale.training.recipe import no_classes
 from dagscale.training.seeds import seeded
 from dagscale.training.spreading import Spreading
 
@@ -180,6 +182,10 @@ def _checked_loss(probe: Probe, batch: Batch) -> Tensor:
             "one shape, as in y.reshape(-1, 1)"
         )
     out = logits(output)
+    by_class = probe.recipe.loss is cross_entropy or isinstance(probe.recipe.loss, nn.CrossEntropyLoss)
+    both = isinstance(out, Tensor) and isinstance(batch.target, Tensor)
+    if by_class and both and (text := no_classes(out, batch.target)):
+        raise RecipeError(text)
     column = isinstance(out, Tensor) and out.ndim >= 2 and out.shape[1] == 1
     if column and value.item() == 0 and bool((out != 0).any()):
         raise RecipeError(

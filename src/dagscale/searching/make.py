@@ -16,7 +16,7 @@ from dagscale.errors import DagscaleError, PlanError, RecipeError, SearchError
 from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair, Point
-from dagscale.planning.make import starting_plan
+from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import Patterns, initialised, keeping, traced
 from dagscale.planning.validate import check_gradient, check_whole
@@ -37,6 +37,9 @@ GLANCE = 0.2
 
 SAME = 1e-6
 """Losses that differ by less than this part of them at all rates are one loss: rounding makes such differences."""
+
+BOTTOMLESS = 1000.0
+"""A loss that falls by so many times its first value, or 1, below 0 is not one to train with."""
 
 
 class Starter(Protocol):
@@ -203,7 +206,8 @@ def search(
             bar.say(f"init {name}")
             try:
                 own = initialised(network, name)
-                found.append(under(own, starting_plan(own, name, lr_scale=lr_scale, meant=meant), name, bar))
+                starter = starting_plan(own, name, lr_scale=lr_scale, meant=meant)
+                found.append(under(trained_alike(own, lr_scale), starter, name, bar))
             except (PlanError, RecipeError, SearchError) as error:
                 refused[name] = error
     if not found:
@@ -244,6 +248,11 @@ def _believable(curve: Sequence[Point], before: float, raised: str) -> None:
             "instead), or the loss does not depend on the model"
         )
     lowest = min(curve, key=lambda point: point.loss)
+    if lowest.losses[0] < -BOTTOMLESS * max(abs(before), 1.0):
+        raise SearchError(
+            f"the loss falls from {before:.4g} to {lowest.losses[0]:.4g}, at learning rate {lowest.lr:.3g}: it has "
+            "no lower bound, as cross-entropy has none with targets that are no probabilities; check loss and targets"
+        )
     if lowest.losses[0] >= before:
         raise SearchError(
             f"no rate trains: the loss is {before:.4g} before training, and {lowest.losses[0]:.4g} at the best "

@@ -54,7 +54,10 @@ MENDS = {
 def looks_at_values(error: Exception) -> str:
     """The note on a forward that could not be run on fake tensors."""
     if needs_values(error):
-        return f"the forward looks at values ({first_line(error)}): run for real, only the branch taken was seen"
+        return (
+            f"the forward looks at values, as an if, .item() or x[mask] do ({first_line(error)}): it was run for real, "
+            "and only the branch taken was seen"
+        )
     return f"the forward does not run on fake tensors ({one_line(error)}): run for real, only the branch taken was seen"
 
 

@@ -107,10 +107,13 @@ def unpacked(batch: Any, unpack: Unpack | None = None) -> Batch:
         x = batch[0]
         x = dict(x) if isinstance(x, Mapping) else tuple(x) if isinstance(x, list) else x
         return Batch(x, batch[1] if len(batch) == 2 else None)
-    found = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    found, such = type(batch).__name__, ""
+    if isinstance(batch, (tuple, list)):
+        found = f"{len(batch)} things"
+        such = ", as in (tuple(batch[:-1]), batch[-1]) where all but the last are what the model takes" if batch else ""
     raise BatchError(
         f"a batch must be (inputs, target), a tensor or a dict, and is {found}: give the recipe unpack=lambda batch: "
-        "(inputs, target)"
+        f"(inputs, target){such}"
     )
 
 
@@ -516,7 +519,18 @@ def logits(output: Any) -> Any:
 
 def shapes(values: Any) -> str:
     """Shapes of the tensors, for messages: ``(8, 3)`` or ``{'ids': (8, 5), 'mask': (8, 5)}``."""
-    return str(tree_map(lambda v: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__, values))
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return tuple(value.shape)
+        return f"{len(value)} strings" if _strings(value) else type(value).__name__
+
+    return str(tree_map(named, values, is_leaf=_strings))
+
+
+def _strings(value: Any) -> bool:
+    """Whether it is a list of strings, as collated names of files are."""
+    return isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(one, str) for one in value)
 
 
 def typed(values: Any) -> str:

@@ -269,12 +269,21 @@ def default_loss(output: Any, target: Any) -> Tensor:
     """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         raise RecipeError(f"the output is {type(output).__name__}: give loss=, a function of output and target")
-    if target.is_floating_point() and target.shape != output.shape:
-        raise RecipeError(
-            f"the targets are {target.dtype} of shape {tuple(target.shape)}, no class labels: give loss=, such as "
-            "torch.nn.functional.mse_loss"
-        )
+    if text := no_classes(output, target):
+        raise RecipeError(text)
     return cross_entropy(output, target)
+
+
+def no_classes(output: Tensor, target: Tensor) -> str:
+    """Why floating targets are no probabilities of classes, and what to give; empty if they may be. PyTorch takes them
+    without a word, and a loss of such has no lower bound, or none that means anything."""
+    fitting = target.shape == output.shape and output.ndim > 1 and not bool((target < 0).any())
+    if not target.is_floating_point() or fitting:
+        return ""
+    return (
+        f"the targets are {target.dtype} of shape {tuple(target.shape)}, no class labels: give loss=, such as "
+        "torch.nn.functional.mse_loss for regression (--loss mse_loss)"
+    )
 
 
 def takes(function: Callable[..., Any], count: int) -> bool:
