@@ -18,6 +18,7 @@ from dagscale.inits import INITS
 from dagscale.network import Network
 from dagscale.planning.plans import named
 from dagscale.planning.trained import by_design
+from dagscale.shown import said
 from dagscale.tracing import forward, trace
 from dagscale.training.batches import LABELS, shapes, to_model
 from dagscale.training.recipe import Recipe
@@ -79,7 +80,9 @@ def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
         left_out = isinstance(whole, Mapping) and whole.keys() != without.keys()
         if not left_out or not isinstance(error, ForwardError):
             cause = error.__cause__ or error.__context__
-            if recipe.unpack is None and (isinstance(cause, TypeError) or _OF_SIZES.search(str(cause))):
+            if recipe.unpack is None and (
+                isinstance(cause, TypeError) or (cause is not None and _OF_SIZES.search(said(cause)))
+            ):
                 error.args = (f"{error}; {_given(recipe, without)}",)
             raise
     return trace(model, whole, select=recipe.select), whole

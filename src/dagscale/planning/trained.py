@@ -151,13 +151,13 @@ def _apart(model: nn.Module, graph: Graph, fills: Mapping[str, Fill], drawn: Col
 def _copies(parameters: Mapping[str, Tensor], drawn: Collection[str], fills: Mapping[str, Fill]) -> list[str]:
     """Parameters that stay and have the values of one that is drawn at random."""
     values = {n: p for n, p in parameters.items() if _has_values(p) and p.numel() > 1}
-    originals: dict[tuple[torch.Size, float], list[Tensor]] = {}
+    originals: dict[tuple[torch.Size, bool | float | complex], list[Tensor]] = {}
     for name in drawn:
         if name in values and fills[name].std:
             value = values[name].detach()
-            originals.setdefault((value.shape, float(value.flatten()[0])), []).append(value)
+            originals.setdefault((value.shape, value.flatten()[0].item()), []).append(value)
     stay = ((n, p.detach()) for n, p in values.items() if n not in fills)
-    return [n for n, p in stay if any(torch.equal(p, o) for o in originals.get((p.shape, float(p.flatten()[0])), ()))]
+    return [n for n, p in stay if any(torch.equal(p, o) for o in originals.get((p.shape, p.flatten()[0].item()), ()))]
 
 
 def fresh(network: Network) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import ForwardError
-from dagscale.shown import first_line, one_line
+from dagscale.shown import first_line, one_line, said
 from dagscale.tracing._torch import UnsupportedOperator, needs_values, tree_leaves
 from dagscale.tracing.recorder import Recorder
 
@@ -37,7 +37,7 @@ def forward_error(model: nn.Module, recorder: Recorder | None, error: Exception,
     hint = (
         "; the inputs hold integers: give floating-point values (x.float()) unless they feed an embedding"
         if integer and "type" in text
-        else next((f"; {mend}" for told, mend in MENDS.items() if told in str(error)), "")
+        else next((f"; {mend}" for told, mend in MENDS.items() if told in said(error)), "")
     )
     return ForwardError(f"the forward of {name} raised {type(error).__name__}: {text}{place}{hint}")
 

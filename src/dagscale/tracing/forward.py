@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.errors import DagscaleError, TraceError
-from dagscale.shown import one_line
+from dagscale.shown import one_line, said
 from dagscale.tracing._torch import (
     deep_copy,
     fake_mode,
@@ -266,7 +266,7 @@ def without_record(run: Callable[[], T]) -> T:
         with torch.no_grad():
             return run()
     except Exception as error:
-        if "does not require grad" not in str(error):
+        if "does not require grad" not in said(error):
             raise
     with torch.enable_grad():
         return run()
