@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dagscale.errors import TargetError, UnknownNameError
 from dagscale.models import CNN, MLP, SPACES, Dag, Option, Setting, Space, load, resolve, sample
+from dagscale.models.own_code import find
 
 
 @dataclass(frozen=True)
@@ -347,6 +348,27 @@ def test_module_of_the_working_directory(
     assert fails(
         "dagscale_test_pgk:build"
     ) == f"'dagscale_test_pgk' is no space ({', '.join(SPACES)}) and no module " + ("that can be imported")
+
+
+def test_what_is_imported_for_a_recipe_first_is_seeded_too(write: Callable[..., str]) -> None:
+    """One file holds both, as is usual, and is imported once."""
+    text = """
+        import random, torch
+        from torch import nn
+        SCALE = random.random(), torch.rand(()).item()
+        def build(): return nn.Linear(2, 2), torch.full((1, 2), SCALE[0] + SCALE[1])
+    """
+    found = []
+    for name, state in (("one.py", 1), ("two.py", 2)):
+        path = write(text, name)
+        random.seed(state)
+        torch.manual_seed(state)
+        before = random.getstate(), torch.get_rng_state()
+        scale = find(f"{path}:SCALE", "scale")
+        assert random.getstate() == before[0]
+        assert torch.equal(torch.get_rng_state(), before[1])
+        found.append((scale, load(f"{path}:build")[1][0, 0].item()))
+    assert found[0] == found[1]
 
 
 def test_code_that_raises_at_import(write: Callable[..., str]) -> None:

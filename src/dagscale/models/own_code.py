@@ -22,7 +22,7 @@ from dagscale.errors import TargetError
 from dagscale.plain import open_plain, read_plain
 from dagscale.registry import did_you_mean
 from dagscale.shown import said
-from dagscale.training.seeds import repeatable
+from dagscale.tracing.generators import repeatable
 
 FORMS = "write SPACE:CODE, package.module:callable or file.py:callable"
 
@@ -38,17 +38,23 @@ class Source:
 
     def __call__(self) -> Any:
         place = self.file.name if self.file is not None else self.module
-        folder = self.file.parent if self.file is not None else Path.cwd()
-        with _on_path(folder):
-            # An import happens once, so it has a seed of its own: builds do not depend on earlier builds.
-            with _blaming(self.home, f"importing {place}"), repeatable(0):
-                module = self._import()
-            function = _attribute(module, self.attribute, place)
+        with _on_path(self.folder):
+            function = _attribute(self.imported(place), self.attribute, place)
             with _blaming(self.home, f"calling {self.attribute}()"):
                 return function()
 
-    def _import(self) -> ModuleType:
-        return importlib.import_module(self.module) if self.file is None else _import_file(self.file)
+    @property
+    def folder(self) -> Path:
+        """Where its own imports are looked for first."""
+        return Path.cwd() if self.file is None else self.file.parent
+
+    def imported(self, place: str) -> ModuleType:
+        """Its module, which messages call ``place``.
+
+        An import happens once, so it has a seed of its own: what is built does not depend on what was imported before.
+        """
+        with _blaming(self.home, f"importing {place}"), repeatable(0):
+            return importlib.import_module(self.module) if self.file is None else _import_file(self.file)
 
 
 def find(text: str, what: str, *, call: bool = False) -> Any:
@@ -66,10 +72,8 @@ def find(text: str, what: str, *, call: bool = False) -> Any:
         raise TargetError(f"{text!r} names no {what}: write it as file.py:name or package.module:name")
     source = find_source(where, dotted)
     place = str(source.file or source.module)
-    with _on_path(source.home if source.file else Path.cwd()):
-        with _blaming(source.home, f"importing {place}"):
-            found: Any = source._import()
-        found = _named(found, dotted, place)
+    with _on_path(source.folder):
+        found: Any = _named(source.imported(place), dotted, place)
         if call and callable(found):
             with _blaming(source.home, f"calling {dotted}()"):
                 found = found()

@@ -22,7 +22,7 @@ from dagscale.models.options import INPUT, MOST_VALUES, Option, parse_options
 from dagscale.models.own_code import FORMS, find_source
 from dagscale.registry import Registry, did_you_mean, first_sentence
 from dagscale.shown import reason
-from dagscale.training.seeds import repeatable
+from dagscale.tracing.generators import repeatable
 
 DEFAULT_SHAPE = (1, 8, 8)  # scikit-learn's digits, the embedded data
 CIFAR = (3, 32, 32)

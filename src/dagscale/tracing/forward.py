@@ -138,16 +138,6 @@ def unchanged_random_state() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-@contextmanager
-def random_state_of(seed: int) -> Iterator[None]:
-    """The random state that a seed gives, until leaving."""
-    with unchanged_random_state():
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        yield
-
-
 def _random_state() -> tuple[Any, ...]:
     numpy: Any = np.random.get_state()
     return random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()

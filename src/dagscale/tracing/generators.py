@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,3 +42,22 @@ def seed_numbers(generator: Any, seed: int) -> None:
 
 def _ways(generator: Any) -> Ways:
     return next(ways for type_, ways in GENERATORS.items() if isinstance(generator, type_))
+
+
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's global generators seeded inside, as they were outside.
+
+    CUDA is not begun for it: its generators are looked at only where it has begun.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -70,6 +70,7 @@ def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], w
     Layers that are dropped in training (stochastic depth that is written with ``if``) are there in evaluation mode.
     """
     from dagscale.tracing import forward
+    from dagscale.tracing.generators import repeatable
 
     def read() -> tuple[Graph, bool]:
         return _once(model, example_inputs, select, waiting)
@@ -82,7 +83,7 @@ def _read(model: nn.Module, example_inputs: Any, select: Callable[[Any], Any], w
         return graph
     graphs = [graph]
     for seed in range(TRIES):
-        with forward.random_state_of(seed):
+        with repeatable(seed):
             graphs.append(read()[0])
     if len({tuple(p.reached for p in g.parameters) for g in graphs}) == 1:
         return graph

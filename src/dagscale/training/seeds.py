@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,22 +55,6 @@ class seeded:
         _restore(common)
         for generator, state in zip(self.own, own, strict=True):
             put_numbers(generator, state)
-
-
-@contextmanager
-def repeatable(seed: int) -> Iterator[None]:
-    """As `seeded`, for code that need not begin CUDA: its generators are looked at only where it has begun."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _states() -> Any:

@@ -400,7 +400,7 @@ def _reproducible(seed: int) -> Iterator[None]:
     """One torch thread and seeded global random states within; as they were after."""
     import torch
 
-    from dagscale.training.seeds import repeatable
+    from dagscale.tracing.generators import repeatable
 
     threads = torch.get_num_threads()
     with repeatable(seed):
