@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from dagscale.errors import DagscaleError
 
@@ -83,15 +83,13 @@ def _hint(function: Callable[..., Any], name: str) -> Any:
     known = {"nn": sys.modules.get("torch.nn"), **vars(sys.modules[function.__module__])}  # what needs torch later
     try:
         return eval(said, known) if isinstance(said, str) else said
-    except (NameError, TypeError):
+    except (NameError, AttributeError, TypeError):
         return Any
 
 
 def _suits(value: Any, hint: Any) -> bool:
     """Whether an argument can be what its annotation says. Of what can be gone through once, only that it can."""
     kind, inner = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return isinstance(value, str) and value in inner
     if kind in (Union, types.UnionType):
         return any(_suits(value, one) for one in inner)
     if kind is not None and isinstance(kind, type):
@@ -107,8 +105,6 @@ def _suits(value: Any, hint: Any) -> bool:
         if issubclass(kind, Iterable):
             return _iterable(value) and (isinstance(value, Iterator) or _all_suit(value, inner))
         return True
-    if hint is None or hint is types.NoneType:
-        return value is None
     if hint is float:
         number = isinstance(value, Real) or (hasattr(value, "__float__") and getattr(value, "shape", None) == ())
         return number and not isinstance(value, bool)
@@ -130,8 +126,6 @@ def _all_suit(values: Any, inner: tuple[Any, ...]) -> bool:
 def _should_be(hint: Any) -> str:
     """What to give, in words."""
     kind, inner = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return " or ".join(map(repr, inner))
     if kind in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_should_be, inner)))
     if kind is not None and isinstance(kind, type):
@@ -141,4 +135,4 @@ def _should_be(hint: Any) -> str:
         return ("a dict" if issubclass(kind, Mapping) else "a sequence") + of
     if isinstance(hint, type) and issubclass(hint, os.PathLike):
         return "a path"
-    return NAMED.get(type(None) if hint is None else hint) or f"of class {getattr(hint, '__name__', hint)}"
+    return NAMED.get(hint) or f"of class {getattr(hint, '__name__', hint)}"
