@@ -63,6 +63,10 @@ class ParamUse:
     offset: float = 0.0
     within: Op | None = None
 
+    def at(self, op: Op) -> tuple[Op, ParamUse]:
+        """What it is used by itself, and how: ``op``, whose use this is, or the layer or norm within."""
+        return (op, self) if self.within is None else (self.within, self.within.params[0])
+
     @property
     def scales(self) -> bool:
         """Whether a factor can be put into the parameter: into itself, or into it and its offset."""

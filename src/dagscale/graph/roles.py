@@ -60,10 +60,9 @@ def roles(graph: Graph) -> dict[str, ParameterRole]:
         after: Op | None = None
         for op in edge.ops if live else ():
             for param in op.params:
-                if param.name in graph.parameter and param.within is not None:
-                    found.setdefault(param.name, _other(param.within, param.within.params[0].role, None))
-                elif param.name in graph.parameter:
-                    found.setdefault(param.name, _other(op, param.role, after))
+                if param.name in graph.parameter:
+                    where, own = param.at(op)
+                    found.setdefault(param.name, _other(where, own.role, after if where is op else None))
             after = after if op.kind in ("pass", "scale", "shift") else op
     return {p.name: next((found[n] for n in (p.name, *p.aliases) if n in found), "vector") for p in graph.parameters}
 

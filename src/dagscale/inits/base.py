@@ -77,9 +77,9 @@ def zeros_and_ones(graph: Graph) -> dict[str, Fill]:
     for edge, live in zip(graph.edges, graph.live, strict=True):
         for op in edge.ops if live else ():
             for use in op.params:
-                kind, role = (op.kind, use.role) if use.within is None else (use.within.kind, use.within.params[0].role)
-                gain = role == "gain" and kind == "norm"
-                fill = Fill(0.0, 0.0) if role == "bias" else Fill(1.0, 0.0) if gain else None
+                where, own = use.at(op)
+                gain = own.role == "gain" and where.kind == "norm"
+                fill = Fill(0.0, 0.0) if own.role == "bias" else Fill(1.0, 0.0) if gain else None
                 fills.setdefault(use.name, set()).add(fill)
     return {name: fill for name, kinds in fills.items() if len(kinds) == 1 for fill in kinds if fill is not None}
 
@@ -97,12 +97,13 @@ def fill_weights(graph: Graph, std: Callable[[LayerUse], float]) -> dict[str, Fi
         weights = [p for p in use.op.params if p.role == "weight"]
         if len(weights) != 1:
             continue
-        ((name, own, within),) = ((p.name, p.own, p.within) for p in weights)
-        made = within is not None and within.layer is not None
-        if own or made:
-            if within is not None and within.layer is not None:
-                both = replace(within.layer, fan_in=within.layer.fan_in * use.layer.fan_in)
-                use = replace(use, op=replace(within, layer=both))
-            stds[name] = min(std(use), stds.get(name, float("inf")))
+        (weight,) = weights
+        where, _ = weight.at(use.op)
+        if where is not use.op and where.layer is not None:
+            both = replace(where.layer, fan_in=where.layer.fan_in * use.layer.fan_in)
+            use = replace(use, op=replace(where, layer=both))
+        elif not weight.own:
+            continue
+        stds[weight.name] = min(std(use), stds.get(weight.name, float("inf")))
     fills.update({name: Fill(0.0, value) for name, value in stds.items()})
     return fills
