@@ -67,6 +67,11 @@ class Network:
         return f"Network({what}, {self.graph!r}, init={self.init!r}, {len(self.memo)} measured)"
 
     @property
+    def ratios(self) -> dict[str, float]:
+        """Each parameter's learning rate over the network's, where they differ."""
+        return {name: own.lr for name, own in self.relative.items() if own.lr != 1}
+
+    @property
     def copy(self) -> WorkingCopy:
         """The one copy that everything is measured on.
 

@@ -23,12 +23,10 @@ from dagscale.cli.app import (
     load_target,
     make_folder,
     option,
+    output_option,
     print_json,
     print_text,
     screen,
-)
-from dagscale.cli.app import (
-    output_option as _output,
 )
 from dagscale.cli.data import load_data
 from dagscale.cli.training import (
@@ -58,9 +56,9 @@ def inspect(
     data: Data = None,
     limit: Limit = None,
     input_shape: InputShape = None,
-    picture: Annotated[Path | None, _output("Draw the graph: .svg, .png or .pdf.")] = None,
-    text: Annotated[str | None, _output("dot or mermaid: print the graph as that.", name="--format")] = None,
-    full: Annotated[bool, _output("Show every repeat of a block, and the whole graph.", name="--full")] = False,
+    picture: Annotated[Path | None, output_option("Draw the graph: .svg, .png or .pdf.")] = None,
+    text: Annotated[str | None, output_option("dot or mermaid: print the graph as that.", name="--format")] = None,
+    full: Annotated[bool, output_option("Show every repeat of a block, and the whole graph.", name="--full")] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -140,7 +138,7 @@ def plan(
     warmup: Warmup = None,
     setting: Setting = None,
     input_shape: InputShape = None,
-    save: Annotated[Path | None, _output("Write the plan to a JSON file, for dagscale.Plan.load.")] = None,
+    save: Annotated[Path | None, output_option("Write the plan to a JSON file, for dagscale.Plan.load.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -190,10 +188,11 @@ def search(
     method: Annotated[str, option("fast: what the answer needs; grid: every rate, every seed.")] = "fast",
     decay: Annotated[bool, option("Look for the weight decay too.", name="--decay")] = False,
     validation: Annotated[str | None, option("Data that runs are judged by, as --data.")] = None,
-    plot: Annotated[Path | None, _output("Draw loss against rate: .svg, .png or .pdf.")] = None,
-    save: Annotated[Path | None, _output("Write the base to a JSON file, for `plan --base`.")] = None,
+    plot: Annotated[Path | None, output_option("Draw loss against rate: .svg, .png or .pdf.")] = None,
+    save: Annotated[Path | None, output_option("Write the base to a JSON file, for `plan --base`.")] = None,
     law: Annotated[
-        str | None, _output("With --save: the law of the plans to come, measured now; by default theirs; or none.")
+        str | None,
+        output_option("With --save: the law of the plans to come, measured now; by default theirs; or none."),
     ] = None,
     seed: Seed = 0,
     json: Json = False,

@@ -207,7 +207,7 @@ class Base(Saved, Tabled):
                 "seed": network.seed,
                 "graph": network.graph.to_dict(),
                 "fills": {name: [fill.mean, fill.std] for name, fill in network.fills.items()},
-                "ratios": _ratios(network),
+                "ratios": network.ratios,
                 "measured": {k: asdict(v) for k, v in network.memo.items() if isinstance(v, Estimate)},
             }
         return json.dumps({"format": FORMAT, **self.to_dict(), "network": more or None}, indent=1)
@@ -369,16 +369,11 @@ def _check_numbers(network: Network) -> None:
 def _light(network: Network) -> Network:
     """The network without model, data and functions, which may not be picklable."""
     memo = {name: value for name, value in network.memo.items() if isinstance(value, Estimate)}
-    relative = {name: Relative(ratio) for name, ratio in _ratios(network).items()}
+    relative = {name: Relative(ratio) for name, ratio in network.ratios.items()}
     return Network(
         network.graph, Recipe(), seed=network.seed, fills=dict(network.fills), relative=relative, role=network.role,
         by_layer=network.by_layer, memo=memo,
     )  # fmt: skip
-
-
-def _ratios(network: Network) -> dict[str, float]:
-    """Each parameter's learning rate over the network's, where they differ."""
-    return {name: own.lr for name, own in network.relative.items() if own.lr != 1}
 
 
 def sides(curve: Sequence[Point], tolerance: float, start: float = math.inf) -> tuple[bool, bool]:

@@ -358,8 +358,8 @@ def _networks(bases: Sequence[Any], recipe: Recipe, chosen: _Chosen, seed: int) 
 def _the_same(base: Network, target: Network) -> bool:
     """Whether the base is the target itself, as where a model's own search is its base: one graph, of which the same is
     drawn and trained at the same ratios."""
-    ratios = [{name: own.lr for name, own in one.relative.items() if own.lr != 1} for one in (base, target)]
-    return base.graph == target.graph and base.fills.keys() == target.fills.keys() and ratios[0] == ratios[1]
+    drawn_alike = base.fills.keys() == target.fills.keys()
+    return base.graph == target.graph and drawn_alike and base.ratios == target.ratios
 
 
 def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: float | None) -> Mapping[str, Scaling]:

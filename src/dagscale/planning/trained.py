@@ -57,9 +57,8 @@ def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
 def set_by_design(model: nn.Module, graph: Graph) -> set[str]:
     """Trainable weights of layers that are constant or have many zeros, as an identity has, in a model where others
     are drawn. Empty for a model that looks trained."""
-    weights = {n: w.detach() for n, w in _weights(model, graph).items() if w.numel() > max(w.shape, default=1)}
-    found = {n for n, w in weights.items() if bool(w.any()) and (_constant(w) or _partly_zero(w))}
-    found = {name for name in found if _weights(model, graph)[name].requires_grad}
+    weights = {n: w for n, w in _weights(model, graph).items() if w.numel() > max(w.shape, default=1)}
+    found = {n for n, w in weights.items() if w.requires_grad and w.any() and (_constant(w) or _partly_zero(w))}
     return found if found and len(found) < len(weights) and not looking_trained(model, graph) else set()
 
 
