@@ -1,6 +1,7 @@
 """A week in small: plans, searches, checks and sweeps in one long-lived process under random faults.
 
     python benchmarks/soak.py --minutes 360 --out soak.csv
+    python benchmarks/soak.py --minutes 4 --calm --kinds plan     # of one kind, without interrupts
 
 A fault is Ctrl-C at a random moment, a forward or loss that raises, a run that fails, or SIGKILL to a sweep's driver.
 After each, the model must be to the bit what it was, and a sweep that is called again must end in the table of an
@@ -239,8 +240,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=360.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("soak.csv"), help="what stood, twice a minute")
+    names = list(dict.fromkeys(kind.__name__ for kind in KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=names, default=names, help="what is done")
+    parser.add_argument("--calm", action="store_true", help="no Ctrl-C")
     asked = parser.parse_args()
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    kinds = [kind for kind in KINDS if kind.__name__ in asked.kinds]
+    signal.signal(signal.SIGALRM, signal.SIG_IGN if asked.calm else signal.default_int_handler)
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     adopt()
@@ -254,7 +259,7 @@ def main() -> None:
         table.writeheader()
         while (gone := (time.monotonic() - begin) / 60) < asked.minutes and not over.is_set():
             faulthandler.dump_traceback_later(1800, exit=True)
-            kind = chance.choice(KINDS)
+            kind = chance.choice(kinds)
             with tempfile.TemporaryDirectory() as home:
                 try:
                     found[f"{kind.__name__}: {kind(chance, Path(home))}"] += 1
