@@ -408,7 +408,7 @@ X, Y = examples()
             "on meta and has no values to measure on: materialise it",
         ),
         ({"optimizer": "sdg"}, UnknownNameError, "unknown optimizer 'sdg'; did you mean 'sgd'"),
-        ({"base": small_net()}, PlanError, r"base=\(model, inputs\)"),
+        ({"base": "small"}, PlanError, r"a model, or \(model, inputs\), got str"),
         ({"base": load("cnn:2")}, PlanError, "base: shares no layer with the target: it has convolution"),
     ],
 )
@@ -522,6 +522,22 @@ def test_factors_that_one_base_alone_has_count_by_its_share() -> None:
     assert both.lr == pytest.approx((plain.lr * normed.lr) ** 0.5)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_base_may_be_a_model_alone(several: bool) -> None:
+    recipe = Recipe((torch.randn(8, 64), torch.arange(8)), cross_entropy, "sgd", batch_size=4, steps=2)
+    (model, _), (small, _) = load("mlp:2_22?input=64"), load("mlp:2?input=64")
+    rates, bases = ((0.1, 0.2), [small, small]) if several else (0.1, small)
+    pairs = [(small, None), (small, None)] if several else (small, None)
+    plan, other = (dagscale.plan(model, base=b, base_lr=rates, law="paths", recipe=recipe) for b in (bases, pairs))
+    assert plan == other
+
+
+def test_a_base_that_is_a_model_alone_reads_the_targets_example_inputs() -> None:
+    (model, x), (small, _) = load("mlp:2_22?input=64"), load("mlp:2?input=64")
+    plan, other = (dagscale.plan(model, x, base=b, base_lr=0.1, law="paths") for b in (small, (small, x)))
+    assert plan == other
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -531,7 +547,7 @@ def test_factors_that_one_base_alone_has_count_by_its_share() -> None:
         ({"base_lr": [0.1, 0.2], "width": "mup"}, "from one base's shapes: give one, not 2"),
         (
             {"base_lr": [0.1, 0.2], "base": [load("mlp:2"), "mlp:2"]},
-            r"base must be what dagscale.search returns, or base=\(model, inputs\), got str",
+            r"base must be what dagscale.search returns, a model, or \(model, inputs\), got str",
         ),
         ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), load("cnn:2")]}, "base 2: shares no layer with the target"),
         ({"base_lr": [0.1, 0.2], "base": [load("mlp:2"), (nn.ReLU(), "x")]}, "base 2: "),

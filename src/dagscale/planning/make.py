@@ -39,7 +39,7 @@ from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
 from dagscale.training.recipe import Recipe, differences
 
-Given = Base | tuple[nn.Module, Any]
+Given = Base | nn.Module | tuple[nn.Module, Any]
 
 
 @checked(PlanError)
@@ -74,9 +74,10 @@ def plan(
         model: the target.
         example_inputs: as for :func:`dagscale.trace`; by default those of the recipe's first batch.
         base: a small network of the same kind whose best rate is known: a `Base`, as :func:`dagscale.search` returns
-            it, or ``(model, inputs)``; or several. Its recipe and init hold for the target too. With several, the rate
-            is the geometric mean of those that each alone would give, and a note says how far these are apart.
-        base_lr: of ``(model, inputs)``, its best rate, per optimiser step; several bases have one each. With neither
+            it, a model, or ``(model, inputs)`` where the target's example inputs do not fit it; or several. Its recipe
+            and init hold for the target too. With several, the rate is the geometric mean of those that each alone
+            would give, and a note says how far these are apart.
+        base_lr: the best rate of a base that is a model, per optimiser step; several bases have one each. With neither
             base nor rate, but data, law ``short-run`` measures the target's rate on the spot, to about an octave.
         recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
             refused: the base's rate is for the base's training.
@@ -118,7 +119,7 @@ def plan(
         what = type(example_inputs).__name__
         raise PlanError(f"the second argument is example inputs, not a {what}: say it by name, {what.lower()}=…")
     with all_put_back(), shown("planning", progress) as bar:
-        bases, given = _bases(base, base_lr)
+        bases, given = _bases(base, base_lr, example_inputs)
         whole = recipe is not None
         free = width == depth == "auto" and all(way is None for way in (law, depth_alpha, only, keep, reset))
         width, depth = ("none" if rule == "auto" else rule for rule in (width, depth))
@@ -225,14 +226,16 @@ class _Chosen:
     note: str = ""
 
 
-def _bases(base: Any, base_lr: Any) -> tuple[list[Any], list[Any]]:
-    """Bases as a list of `Base` and (model, inputs), and a rate for each."""
-    several = isinstance(base, (tuple, list)) and base and isinstance(base[0], (tuple, list, Base))
+def _bases(base: Any, base_lr: Any, inputs: Any) -> tuple[list[Any], list[Any]]:
+    """Bases as a list of `Base` and (model, inputs), by default the target's, and a rate for each."""
+    group = isinstance(base, (tuple, list)) and bool(base)
+    several = group and (isinstance(base[0], (tuple, list, Base)) or all(isinstance(one, nn.Module) for one in base))
     bases = [] if base is None else list(base) if several else [base]
+    bases = [(one, inputs) if isinstance(one, nn.Module) else one for one in bases]
     for one in bases:
         if not isinstance(one, Base) and not (isinstance(one, (tuple, list)) and len(one) == 2):
             raise PlanError(
-                f"base must be what dagscale.search returns, or base=(model, inputs), got {type(one).__name__}"
+                f"base must be what dagscale.search returns, a model, or (model, inputs), got {type(one).__name__}"
             )
     if base_lr is None and bases and all(isinstance(one, Base) for one in bases):
         return bases, [one.lr for one in bases]
@@ -304,7 +307,7 @@ def _chosen(
         raise PlanError(f"bases: {len(bases)}, rates: {len(rates)}; give each base its own base_lr, in the same order")
     rule.check(recipe.optimizer)
     if rule.needs_base and not bases and not absolute:
-        raise PlanError(f"law {rule.name!r} carries a rate over from a base: give base=(model, inputs), or law 'none'")
+        raise PlanError(f"law {rule.name!r} carries a rate over from a base: give base=small, base_lr=…, or law 'none'")
     if rule.measured and recipe.data is None:
         raise PlanError(
             f"law {rule.name!r} is measured and needs data=(x, y) and loss=… (--data); without data use law "
@@ -318,7 +321,7 @@ def _chosen(
         if mode != "none" and len(bases) > 1:
             raise PlanError(f"{name}={mode!r} scales each layer from one base's shapes: give one, not {len(bases)}")
         if mode != "none" and not bases:
-            raise PlanError(f"{name}={mode!r} scales from a base's shapes: give base=(model, inputs)")
+            raise PlanError(f"{name}={mode!r} scales from a base's shapes: give base=small, base_lr=…")
     for one in found:
         if one.init != fill.name:
             raise PlanError(
@@ -349,7 +352,7 @@ def _networks(bases: Sequence[Any], recipe: Recipe, chosen: _Chosen, seed: int) 
                 model, inputs = one
                 found[name], _ = keeping(traced(model, inputs, recipe, seed, role="base"))
             elif one.network is None:
-                raise PlanError("this Base knows no network: make it with dagscale.search, or give (model, inputs)")
+                raise PlanError("this Base knows no network: make it with dagscale.search, or give its model and rate")
             else:
                 found[name] = one.network
     return found

@@ -104,7 +104,7 @@ def resized(recipe: Recipe, bases: Sequence[Any], batch: str | None = None, hori
     found = [one for one in bases if isinstance(one, Base) and one.recipe]
     if len(found) != len(bases) or not found:
         raise PlanError(
-            "batch= and horizon= carry over from how the base was trained, which (model, inputs) and base_lr do not "
+            "batch= and horizon= carry over from how the base was trained, which a model and base_lr do not "
             "say: give a base that dagscale.search found"
         )
     growths = {_growth(recipe, one) for one in found}
