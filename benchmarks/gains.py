@@ -53,15 +53,18 @@ class Gain:
 
 HALF, ROOT = 0.5, round(math.sqrt(0.5), 3)
 FEW = (Gain(), Gain(ROOT), Gain(HALF), Gain(0.25, whole=True))
+SMALL = Gain(1, 0.25)  # as init small-readout
 MANY = (*FEW, Gain(round(1 / ROOT, 3)), Gain(1, 0.5), Gain(1, 2), Gain(HALF, same=True), Gain(HALF, biases=True))
 WHOLE = (Gain(), *(Gain(gain, whole=True) for gain in (0.5, 0.25, 0.125)))
 NORMED = (Gain(), Gain(0.7), Gain(0.5), Gain(0.35))
 TRIED: dict[str, tuple[tuple[Gain, ...], tuple[int, ...]]] = {
     "mlp, sgd": (MANY, (0, 1, 2, 3)),
     "mlp depth, sgd": (FEW, (0, 3, 5)),
-    "mlp, adamw": (WHOLE, (0, 1, 2, 3, 4)),
-    "mlp, norm, sgd": (NORMED, (0, 1, 2, 3, 4)),
-    "mlp, norm, adamw": (NORMED, (0, 1, 2, 3)),
+    "mlp, adamw": ((*WHOLE, SMALL), (0, 1, 2, 3, 4)),
+    "mlp, norm, sgd": ((*NORMED, SMALL), (0, 1, 2, 3, 4)),
+    "mlp, norm, adamw": ((*NORMED, SMALL), (0, 1, 2, 3)),
+    "resnet, norm, sgd": ((Gain(), SMALL), (0, 1, 2)),
+    "vit, adamw, cosine": ((Gain(), SMALL), (0, 1, 2)),
 }
 """Family → gains, and which of its networks, the base among them."""
 

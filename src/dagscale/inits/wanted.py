@@ -12,7 +12,8 @@ Wanted = Mapping[frozenset[str], float]
 """All parameters that a layer's weight is computed from → the second moment wanted of its output."""
 
 GAIN = 0.25
-"""What is left of a signal at the end of the longest path, under init ``damped``."""
+"""What is left of a signal at the end of the longest path under init ``damped``, and in the outputs under
+``small-readout``."""
 
 
 def wanted_moments(graph: Graph) -> dict[str, float]:
@@ -63,6 +64,16 @@ def damped_by_parameters(graph: Graph) -> dict[frozenset[str], float]:
         if arriving:
             levels[v] = prod(arriving) if graph.vertices[v].kind == "product" else fmean(arriving)
     return _least(graph, [left[id(use.op)] for use in graph.layers])
+
+
+def quieter_moments(graph: Graph) -> dict[str, float]:
+    """The same under init ``small-readout``."""
+    return single(quieter_by_parameters(graph))
+
+
+def quieter_by_parameters(graph: Graph) -> dict[frozenset[str], float]:
+    """The wanted moments of init ``small-readout``: ``1/d_in``, of a readout times the square of ``GAIN``."""
+    return _least(graph, [GAIN**2 if use.readout else 1.0 for use in graph.layers])
 
 
 def unnormalised(graph: Graph) -> set[int]:
