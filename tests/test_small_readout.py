@@ -69,4 +69,4 @@ def test_a_base_may_choose_it_and_hands_it_on() -> None:
     plan = dagscale.plan(large, base=found)
     assert found.init == plan.init
     (other,) = {"moments", "small-readout"} - {found.init}
-    assert any(f"init {other}" in note for note in found.notes), found.notes
+    assert any(f"under {other}" in note for note in found.notes), found.notes
