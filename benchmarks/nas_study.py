@@ -13,7 +13,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 
@@ -201,10 +201,10 @@ def again() -> Table:
     return head, [[cell.replace("-", "−") for cell in cells]]
 
 
-def rates() -> Table:
-    """Mean accuracy at every rate under two inits, of ``benchmarks/nas_rates.py``, and how many are best there."""
-    found = read("nas-rates")
-    best = dict(compared().chosen)
+def by_setting(file: str) -> Table:
+    """Mean accuracy at every rate and init, of ``benchmarks/nas_rates.py``, and how many are best there."""
+    found = read(file)
+    best = dict(compared(file).chosen)
     settings = sorted(found.accuracies, key=lambda key: (found.recipes[key].init, found.recipes[key].lr))
     body = []
     for key in settings:
@@ -217,14 +217,14 @@ def rates() -> Table:
 
 
 @cache
-def compared() -> Shared:
+def compared(file: str) -> Shared:
     """The settings of ``benchmarks/nas_rates.py``, shared ones against each architecture's own."""
-    return nas_rates.compared(read("nas-rates"))
+    return nas_rates.compared(read(file))
 
 
 def own_rates() -> Table:
     """One shared setting of init and rate against each architecture's own best."""
-    shared = compared()
+    shared = compared("nas-rates")
     head = ["architectures", "settings", "best shared one", "gain of each one's own best, points"]
     return head, [[str(shared.archs), str(shared.settings), shared.setting, ranged(shared.gains[0].gain)]]
 
@@ -240,8 +240,8 @@ def together() -> Table:
 
 TABLES = {
     "accuracies": accuracies, "rankings": rankings, "orders": orders, "classes": classes, "starts": starts,
-    "changes": changes, "again": again, "rates": rates, "own-rates": own_rates,
-    "together": together,
+    "changes": changes, "again": again, "rates": partial(by_setting, "nas-rates"),
+    "readouts": partial(by_setting, "nas-readouts"), "own-rates": own_rates, "together": together,
 }  # fmt: skip
 
 

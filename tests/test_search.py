@@ -27,6 +27,7 @@ from dagscale.planning.base import Base
 from dagscale.rates import default_grid, find_band, limit_of
 from dagscale.searching import search
 from dagscale.searching.fast import estimates, next_rate
+from dagscale.searching.make import _lowest
 from dagscale.training.optimizers import OPTIMIZERS, resolve
 from dagscale.training.recipe import Recipe
 
@@ -374,6 +375,16 @@ def test_of_several_inits_the_base_has_the_one_that_trains_best() -> None:
     assert all(f"{base.loss:.4g}" in both.notes[0] and str(base.init) in both.notes[0] for base in alone.values())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert dagscale.plan(mlp(), base=both, law="none").init == best.init
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"), [((1.0, 0.996), 0), ((1.0, 0.99), 1), ((-1.0, -1.002), 0), ((-1, -2), 1)]
+)
+def test_of_inits_that_are_even_the_first_is_taken(losses: tuple[float, float], chosen: int) -> None:
+    """A difference of half a percent is that of two seeds, and says nothing of the targets."""
+    base = search(mlp(), blobs(), grid=[0.05, 0.2, 0.8], seeds=1, method="grid", widen=0, batch_size=16)
+    found = [replace(base, init=init, loss=loss) for init, loss in zip(("moments", "damped"), losses, strict=True)]
+    assert _lowest(found, {}).init == found[chosen].init
 
 
 def test_an_init_under_which_nothing_trains_is_left_out_of_the_choice() -> None:

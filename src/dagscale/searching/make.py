@@ -38,6 +38,9 @@ GLANCE = 0.2
 SAME = 1e-6
 """Losses that differ by less than this part of them at all rates are one loss: rounding makes such differences."""
 
+EVEN = 0.005
+"""Inits whose lowest losses differ by less than this part of them are even: seeds differ by as much."""
+
 BOTTOMLESS = 1000.0
 """A loss that falls by so many times its first value, or 1, below 0 is not one to train with."""
 
@@ -106,7 +109,8 @@ def search(
         plan: says how the copies are initialised and how the parameters' rates relate; by default ``init`` and one rate
             for all parameters.
         init: name of the init where no plan is given, ``moments`` by default; ``keep`` for the model's own weights. Of
-            several, the search is made under each, and the base has the one whose lowest loss is the lowest.
+            several, the search is made under each, and the base has the one whose lowest loss is the lowest; of those
+            within half a percent of it, which is as much as seeds differ by, the first.
         grid: rates to try, per optimiser step; by default half an octave apart, by optimiser.
         seeds: training runs at each rate; with method ``fast``, at the rates that decide. Run ``k`` is initialised, and
             its batches are drawn, with the seed ``seed + k``, the same at every rate.
@@ -216,8 +220,11 @@ def search(
 
 
 def _lowest(found: Sequence[Base], refused: Mapping[str, DagscaleError]) -> Base:
-    """The base under the init that trains best, with the steps of all that train and a note on the others."""
-    best = min(found, key=lambda base: math.inf if base.loss is None else base.loss)
+    """The base under the init that trains best, with the steps of all that train and a note on the others. Of those
+    that are even, it is the first."""
+    losses = [math.inf if base.loss is None else base.loss for base in found]
+    even = min(losses) + EVEN * abs(min(losses))
+    best = next(base for base, loss in zip(found, losses, strict=True) if loss <= even)
     others = [f"{base.loss:.4g} under {base.init}" for base in found if base is not best]
     others += [f"none under {name} ({error})" for name, error in refused.items()]
     note = f"init {best.init}: its lowest loss is {best.loss:.4g}; {', '.join(others)}"
