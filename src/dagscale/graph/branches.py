@@ -64,11 +64,14 @@ class Residuals:
             nonlinearity, and of which none can be told to be the trunk.
         joined: edges that add to a trunk what is not computed from it: an embedding of each layer, the first layer's
             signal again.
+        begun: parameters outside all branches that are added to parameters, and those that make what is added to: the
+            first block of a trunk that begins as learned queries, which has no signal yet.
     """
 
     branches: tuple[Branch, ...]
     unclear: tuple[int, ...] = ()
     joined: tuple[int, ...] = ()
+    begun: tuple[str, ...] = ()
 
     @property
     def additions(self) -> tuple[int, ...]:
@@ -123,7 +126,20 @@ def find_branches(graph: Graph) -> Residuals:
     for v, addition in told.items():
         own = edges[v].difference(*(edges[w] for w in told if v in outer[w]))
         branches.append(_branch(graph, addition, trunks[v], folds[v], edges[v], _kind(graph, own)))
-    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within), joined)
+    inside = {name for branch in branches for name in (*branch.ends, *branch.inside)}
+    begun = tuple(name for name in _begun(graph) if name not in inside)
+    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within), joined, begun)
+
+
+def _begun(graph: Graph) -> dict[str, None]:
+    """Parameters of what is added to parameters, and those that these are computed from."""
+    found: dict[str, None] = {}
+    for edge, live in zip(graph.edges, graph.live, strict=True):
+        for i, op in enumerate(edge.ops) if live else ():
+            if op.kind == "shift" and any(p.role == "shift" for p in op.params):
+                found.update(dict.fromkeys(p.name for before in edge.ops[:i] for p in before.params))
+                found.update(dict.fromkeys(p.name for p in op.params if not p.own))
+    return found
 
 
 def _branch(
