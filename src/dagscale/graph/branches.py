@@ -274,10 +274,23 @@ def _nonlinear(graph: Graph, origin: int, e: int) -> bool:
 
 
 def _softened(graph: Graph, v: int) -> bool:
-    """Whether a softmax reads what stands at a vertex: attention's scores are no trunk, even those that are summed."""
-    return any(
-        "softmax" in next((op.name for op in graph.edges[e].ops if op.kind != "pass"), "") for e in graph.out_edges[v]
-    )
+    """Whether what stands at a vertex is attention's scores, which are no trunk, even where they are summed.
+
+    Their readers are a softmax whose shares then weigh something, and sums with other scores. A trunk is read by other
+    things too (a layer, a norm, a gate), and the softmax that reads its end makes an output.
+    """
+    softened = False
+    for e in graph.out_edges[v]:
+        if not graph.live[e]:
+            continue
+        edge = graph.edges[e]
+        first = next((op for op in edge.ops if op.kind != "pass"), None)
+        kind = graph.vertices[edge.dst].kind
+        if first is not None and "softmax" in first.name:
+            softened = softened or kind == "product"
+        elif first is not None or kind == "product":
+            return False
+    return softened
 
 
 def _share_nonlinear_origin(graph: Graph, entering: list[int], above: list[int]) -> bool:
