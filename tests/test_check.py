@@ -487,3 +487,28 @@ def test_layers_whose_input_has_no_rows_to_take_are_run_again(kind):
     words = {"data": batches, "init": "keep", "law": "none", "base_lr": 0.01, "steps": 1, "seeds": 1}
     report = check([(Net(width), batches[0][0]) for width in (8, 16)], loss=cross_entropy, **words)
     assert {fit.name for fit in report.fits if fit.quantity == "own"} == {"a", "kinds", "b"}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_experts_that_get_other_rows_after_a_step_are_compared_on_those_they_had(steps):
+    """The first router sends some rows of every batch to each expert; after its bias has moved, one may get none."""
+
+    class Routed(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.router, self.a, self.b = nn.Linear(64, 2), nn.Linear(64, width), nn.Linear(64, width)
+            self.out = nn.Linear(width, 10)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            gates = self.router(x).softmax(-1)
+            first = gates[:, 0] > gates[:, 1]
+            h = x.new_zeros(len(x), self.a.out_features)
+            h = h.index_put((first,), gates[first, :1] * self.a(x[first]))
+            h = h.index_put((~first,), gates[~first, 1:] * self.b(x[~first]))
+            return self.out(torch.relu(h))
+
+    pairs = [(Routed(width), DATA.x[:32]) for width in (8, 16)]
+    report = check(pairs, data=DATA, init="keep", law="none", base_lr=0.5, steps=steps, seeds=2)
+    assert {fit.name for fit in report.fits} >= {"a", "b", "router", "out"}
+    assert not any("diverge" in str(fault) for fault in report.faults)

@@ -142,6 +142,37 @@ def test_what_comes_between_the_end_and_the_addition(name: str) -> None:
     assert branch.ends == layer("c")
 
 
+def blocks(m: Any, x: Tensor) -> Tensor:
+    x = x + m.b(x.relu())
+    return x + m.c(x.relu())
+
+
+def with_scores(m: Any, x: Tensor) -> Tensor:
+    """Attention over channels whose scores are added up from block to block."""
+    scores = m.b(x).unsqueeze(-1) * m.d(x).unsqueeze(-2)
+    x = x + (scores.softmax(-1) @ x.unsqueeze(-1)).squeeze(-1)
+    scores = scores + m.c(x).unsqueeze(-1) * m.n(x).unsqueeze(-2)
+    return x + (scores.softmax(-1) @ x.unsqueeze(-1)).squeeze(-1)
+
+
+READ: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
+    "probabilities at its end": (lambda m, x: blocks(m, x).softmax(-1), 2),
+    "log-probabilities at its end": (lambda m, x: blocks(m, x).log_softmax(-1), 2),
+    "its own shares as a gate": (lambda m, x: (x := blocks(m, x)) + m.d(x) * x.softmax(-1), 3),
+    "its own shares as weights of a mean": (lambda m, x: m.d(((x := blocks(m, x)) * x.softmax(0)).sum(0)), 2),
+    "scores that are added up": (with_scores, 2),
+}
+"""Softmax readers of residual streams, and the number of residual additions."""
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_trunk_may_be_read_by_a_softmax(name: str) -> None:
+    function, additions = READ[name]
+    model = Written(function)
+    model.e = nn.Identity()
+    assert found(model, torch.randn(2, 8)).additions == (additions,)
+
+
 NOT_FOLDED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "tanh": (lambda m, x: x + m.b(x).tanh(), "ends in 'tanh'"),
     "norm without gain": (lambda m, x: x + F.layer_norm(m.b(x), (8,)), "norm without gain"),

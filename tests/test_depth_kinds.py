@@ -261,6 +261,41 @@ def test_growth_is_that_of_the_blocks(kind: str) -> None:
     assert sum("does not come from" in found[name].note for name in beside) >= len(beside) - 1  # the first makes it
 
 
+class Queries(nn.Module):
+    """A decoder of queries that are learned, or given as an input: its first self-attention sees parameters alone."""
+
+    def __init__(self, depth: int, learned: bool, pre_norm: bool = True) -> None:
+        super().__init__()
+        self.query, self.learned = nn.Parameter(torch.randn(5, WIDTH)), learned
+        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 4)
+        layer = nn.TransformerDecoderLayer(WIDTH, 2, WIDTH, 0.0, batch_first=True, norm_first=pre_norm)
+        self.decoder = nn.TransformerDecoder(layer, depth)
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        query = self.query.expand(len(x), -1, -1) if self.learned else query
+        out: Tensor = self.head(self.decoder(query, self.stem(x)))
+        return out
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_a_trunk_that_begins_as_parameters_grows_as_one_that_begins_as_an_input(pre_norm: bool) -> None:
+    def scaled(learned: bool) -> dict[str, Any]:
+        x = torch.randn(2, 7, 3), torch.randn(2, 5, WIDTH)
+        graphs = [dagscale.trace(Queries(depth, learned, pre_norm), x) for depth in (2, 6)]
+        return depth_scaling(graphs[0], graphs[1], resolve("adamw"))
+
+    learned, given = scaled(True), scaled(False)
+    first = {name for name, own in learned.items() if "begins as parameters" in own.note}
+    assert first == {
+        f"decoder.layers.0.{a}.{b}"
+        for a in ("self_attn", "multihead_attn")
+        for b in ("out_proj.weight", "out_proj.bias")
+    }
+    later = {name for name in learned if not name.startswith(("decoder.layers.0", "query"))}
+    assert {n: learned[n] for n in later} == {n: given[n] for n in later}
+    assert learned["decoder.layers.0.linear2.weight"].depth_mult == 3
+
+
 class Towers(nn.Module):
     """Two residual networks whose outputs are added: of that sum no operand is the trunk."""
 

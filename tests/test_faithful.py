@@ -277,6 +277,56 @@ def test_a_search_refuses_names_of_nothing(names: dict[str, str]) -> None:
         search(net(), plan=plan(net()), **names)
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"keep": "0", "reset": "0"}, "reset='0' asks to initialise what keep= says to leave"),
+        ({"keep": "*", "only": "2.bias"}, "only='2.bias' asks to initialise what keep= says to leave"),
+        ({"reset": []}, "reset= is empty"),
+        ({"only": ()}, "only= is empty"),
+        ({"reset": "2", "init": "keep"}, "init 'keep' draws nothing, and reset= asks for a draw"),
+        ({"only": "2", "init": "keep"}, "init 'keep' draws nothing, and only= asks for a draw"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(said: dict[str, Any], why: str) -> None:
+    both_refuse(why, net(), (X, Y), loss=F.cross_entropy, **said)
+
+
+def test_what_is_kept_is_an_exception_of_what_is_reset() -> None:
+    drawn = plan(net(), reset=["0", "2"], keep="2.bias").parameters
+    assert [name for name, p in drawn.items() if p.init_std is None] == ["2.bias"]
+
+
+def test_an_init_that_draws_nothing_does_not_stand_in_for_one_that_does() -> None:
+    """Of several, the one that cannot do what is asked for is left out, and named."""
+    found = search(net(), init=["keep", "moments"], reset="2")
+    assert found.init == "moments"
+    assert "none under keep (init 'keep' draws nothing" in found.notes[0]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(10, 16), nn.Linear(10, 16), nn.Linear(16, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.a(x).relu() + self.b(x))
+        return out
+
+
+@pytest.mark.parametrize("name", ["b.weight", "b", "b.*"])
+def test_a_tied_weight_goes_by_each_of_its_names(name: str) -> None:
+    own = plan(Tied(), reset=name).parameters
+    assert {n for n, p in own.items() if p.init_std is not None} - {"b.bias"} == {"a.weight"}
+    assert plan(Tied(), keep=name).parameters["a.weight"].init_std is None
+    rates = {n: p.lr for n, p in plan(Tied(), lr_scale={name: 0.5}).parameters.items()}
+    assert rates["a.weight"] == pytest.approx(0.5 * rates["a.bias"])
+    model = Tied()
+    (group,) = plan(model).param_groups(model, only=name)
+    assert "a.weight" in group["param_names"]
+
+
 # --- zeros ----------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import dagscale
 from dagscale.errors import PlanError, UnknownNameError
 from dagscale.graph import Graph
+from dagscale.graph.matrices import hidden_matrices
 from dagscale.graph.roles import roles
 from dagscale.scaling.width import WidthScaling, width_scaling
 
@@ -704,3 +705,52 @@ def test_norms_and_biases_before_the_first_signal_are_norms_and_biases() -> None
     for name, r in ((name, r) for name, r in role.items() if "body" in name):
         wanted = "norm" if "norm" in name else "bias" if "bias" in name else "hidden"
         assert r == wanted, name
+
+
+class Learned(nn.Module):
+    """Attention whose queries are learned, as latents, slots and object queries are; or looked up by ``ids``."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.kind, self.queries = kind, nn.Embedding(3, width)
+        self.embed, self.readout, self.norm = nn.Linear(6, width), nn.Linear(width, 4), nn.LayerNorm(width)
+        self.project, self.spread = nn.Linear(width, width), nn.Parameter(torch.randn(1, width))
+        self.attend = nn.MultiheadAttention(width, width // 4, batch_first=True)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        x, queries = self.embed(x), self.queries.weight.expand(len(x), -1, -1)
+        if self.kind == "given":
+            queries = self.queries(ids)
+        elif self.kind == "looked up":
+            queries = self.queries(torch.arange(3).expand(len(x), -1))
+        elif self.kind == "drawn around":
+            queries = queries + self.spread * torch.randn_like(queries)
+        elif self.kind == "behind a layer and a norm":
+            queries = self.norm(self.project(queries))
+        out: Tensor = self.readout(self.attend(queries, x, x, need_weights=False)[0])
+        return out
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["parameter", "looked up", "drawn around", "behind a layer and a norm"])
+def test_learned_queries_train_as_an_embedding(kind: str, optimizer: str) -> None:
+    x = torch.randn(2, 5, 6), torch.arange(3).expand(2, -1)
+    base, target = (graph(Learned(kind, width), x) for width in (8, 32))
+    found = width_scaling(base, target, optimizer)
+    given = width_scaling(*(graph(Learned("given", width), x) for width in (8, 32)), optimizer)  # type: ignore[misc]
+    for name in ("queries.weight", "attend.in_proj_weight", "attend.out_proj.weight", "readout.weight"):
+        assert (found[name].lr, found[name].eps) == (given[name].lr, given[name].eps), name
+    assert roles(target)["queries.weight"] == "vector"
+    if kind == "drawn around":
+        assert roles(target)["spread"] == "vector"
+    if "layer" in kind:
+        assert roles(target)["project.weight"] == "hidden"
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_column_of_gains_is_no_matrix() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Tanh())
+    found = graph(model, torch.randn(2, 6))
+    gain, weight = (f"2.parametrizations.weight.original{i}" for i in range(2))
+    assert (roles(found)[gain], roles(found)[weight]) == ("vector", "readout")
+    assert gain not in hidden_matrices(found)

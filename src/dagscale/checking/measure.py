@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -138,8 +138,7 @@ def _observed(model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int,
                 own = {name: (*own[name], *_by_itself(uses)) for name, uses in before.items()}
             after = _watch(model, looked, seed, wanted, again=False)
             for name, uses in before.items():
-                pairs = zip(uses, after.get(name, ()), strict=False)
-                changes[name].append(_mean([_square(new.z - old.z) for old, new in pairs]))
+                changes[name].append(_mean([*map(_moved, uses, _padded(after.get(name, ()), len(uses)))]))
     return Observation(
         {name: _signal(uses, own[name], tuple(changes[name])) for name, uses in before.items()}, tuple(losses), sharp
     )
@@ -276,6 +275,22 @@ def _use(use: Use, out: Any, rerun: bool) -> _Use:
     units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
     again = partial(use.kept(), use.weight) if rerun and use.own else None
     return _Use(z, _square(data[0]) if data else 1.0, units, again)
+
+
+def _padded(uses: Sequence[_Use], length: int) -> list[_Use | None]:
+    """The first ``length`` uses of a layer, None for those that a forward has not made."""
+    return [*uses[:length], *[None] * (length - len(uses))]
+
+
+def _moved(old: _Use, new: _Use | None) -> float:
+    """Mean square of how a layer's output has changed.
+
+    A layer that gets other rows than before, or none, as experts do, is run again on those that it had: what is left
+    out is the change of what enters it. One that cannot be run again counts as unchanged.
+    """
+    if new is not None and new.z.shape == old.z.shape:
+        return _square(new.z - old.z)
+    return _square(dense(old.again()) - old.z) if old.again is not None else 0.0
 
 
 def _by_itself(uses: list[_Use]) -> tuple[float, ...]:

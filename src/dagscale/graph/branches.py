@@ -64,11 +64,14 @@ class Residuals:
             nonlinearity, and of which none can be told to be the trunk.
         joined: edges that add to a trunk what is not computed from it: an embedding of each layer, the first layer's
             signal again.
+        begun: parameters outside all branches that are added to parameters, and those that make what is added to: the
+            first block of a trunk that begins as learned queries, which has no signal yet.
     """
 
     branches: tuple[Branch, ...]
     unclear: tuple[int, ...] = ()
     joined: tuple[int, ...] = ()
+    begun: tuple[str, ...] = ()
 
     @property
     def additions(self) -> tuple[int, ...]:
@@ -123,7 +126,20 @@ def find_branches(graph: Graph) -> Residuals:
     for v, addition in told.items():
         own = edges[v].difference(*(edges[w] for w in told if v in outer[w]))
         branches.append(_branch(graph, addition, trunks[v], folds[v], edges[v], _kind(graph, own)))
-    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within), joined)
+    inside = {name for branch in branches for name in (*branch.ends, *branch.inside)}
+    begun = tuple(name for name in _begun(graph) if name not in inside)
+    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within), joined, begun)
+
+
+def _begun(graph: Graph) -> dict[str, None]:
+    """Parameters of what is added to parameters, and those that these are computed from."""
+    found: dict[str, None] = {}
+    for edge, live in zip(graph.edges, graph.live, strict=True):
+        for i, op in enumerate(edge.ops) if live else ():
+            if op.kind == "shift" and any(p.role == "shift" for p in op.params):
+                found.update(dict.fromkeys(p.name for before in edge.ops[:i] for p in before.params))
+                found.update(dict.fromkeys(p.name for p in op.params if not p.own))
+    return found
 
 
 def _branch(
@@ -258,10 +274,23 @@ def _nonlinear(graph: Graph, origin: int, e: int) -> bool:
 
 
 def _softened(graph: Graph, v: int) -> bool:
-    """Whether a softmax reads what stands at a vertex: attention's scores are no trunk, even those that are summed."""
-    return any(
-        "softmax" in next((op.name for op in graph.edges[e].ops if op.kind != "pass"), "") for e in graph.out_edges[v]
-    )
+    """Whether what stands at a vertex is attention's scores, which are no trunk, even where they are summed.
+
+    Their readers are a softmax whose shares then weigh something, and sums with other scores. A trunk is read by other
+    things too (a layer, a norm, a gate), and the softmax that reads its end makes an output.
+    """
+    softened = False
+    for e in graph.out_edges[v]:
+        if not graph.live[e]:
+            continue
+        edge = graph.edges[e]
+        first = next((op for op in edge.ops if op.kind != "pass"), None)
+        kind = graph.vertices[edge.dst].kind
+        if first is not None and "softmax" in first.name:
+            softened = softened or kind == "product"
+        elif first is not None or kind == "product":
+            return False
+    return softened
 
 
 def _share_nonlinear_origin(graph: Graph, entering: list[int], above: list[int]) -> bool:

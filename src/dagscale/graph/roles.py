@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Literal
 
 from dagscale.graph.model import Graph, LayerUse, Op
@@ -62,7 +63,10 @@ def roles(graph: Graph) -> dict[str, ParameterRole]:
             for param in op.params:
                 if param.name in graph.parameter:
                     where, own = param.at(op)
-                    found.setdefault(param.name, _other(where, own.role, after if where is op else None))
+                    role = _other(where, own.role, after if where is op else None)
+                    shape = graph.parameter[param.name].shape
+                    thin = role == "hidden" and prod(shape) <= max(shape, default=1)
+                    found.setdefault(param.name, "vector" if thin else role)
             after = after if op.kind in ("pass", "scale", "shift") else op
     return {p.name: next((found[n] for n in (p.name, *p.aliases) if n in found), "vector") for p in graph.parameters}
 

@@ -24,7 +24,8 @@ from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
 from dagscale.planning.defaults import CARRIED, DEPTH, LAW, WIDTH, carries_over
-from dagscale.planning.plans import ParameterPlan, Plan, named
+from dagscale.planning.naming import known_names, named
+from dagscale.planning.plans import ParameterPlan, Plan
 from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
@@ -101,7 +102,8 @@ def plan(
             as it is (:mod:`dagscale.scaling.horizon`). ``horizon`` may be what `dagscale.scaling.horizon.fit` made of
             your own searches. Without a name such a difference is refused.
         only, keep, reset: names of parameters or modules, or patterns (``head``, ``blocks.*.mlp``): initialise these
-            alone; leave these as they are; initialise these alone in a model that otherwise stays as it is.
+            alone; leave these as they are; initialise these alone in a model that otherwise stays as it is. ``keep``
+            makes exceptions of what the others name.
         lr_scale: name, module or pattern → factor on the learning rate, as ``{"backbone": 0.1}``.
         progress: show on stderr what is being measured; by default where stderr is a terminal.
         training: the recipe in a few words, in place of ``recipe``: ``data``, ``loss``, ``optimizer``, ``batch_size``,
@@ -145,7 +147,7 @@ def plan(
         _try(rehearse, chosen, {"target": target, **networks})
         bar.say(f"init {chosen.init.name}: target")
         with about("target"):
-            target, meant = keeping(target, only, keep, reset)
+            target, meant = keeping(target, chosen.init.name, only, keep, reset)
             target = initialised(target, chosen.init.name)
         target, parts = taken_up(target, parts, meant)
         target = scaled_by(target, parts, lr_scale)
@@ -350,7 +352,7 @@ def _networks(bases: Sequence[Any], recipe: Recipe, chosen: _Chosen, seed: int) 
         with about(name):
             if not isinstance(one, Base):
                 model, inputs = one
-                found[name], _ = keeping(traced(model, inputs, recipe, seed, role="base"))
+                found[name], _ = keeping(traced(model, inputs, recipe, seed, role="base"), chosen.init.name)
             elif one.network is None:
                 raise PlanError("this Base knows no network: make it with dagscale.search, or give its model and rate")
             else:
@@ -403,7 +405,7 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
     """The target with its fills scaled, and with each parameter's settings; what is measured on it sees them."""
     role, made_of, offset = roles(target.graph), hidden_matrices(target.graph), offsets(target.graph)
     own = {name: parts.get(name, Scaling()) for name in role}
-    scale = _rate_scales([*role], lr_scale or {})
+    scale = _rate_scales(known_names(role, target.model), lr_scale or {})
     return replace(
         target,
         fills={n: f.times(own[n].factors.init, offset.get(n, 0.0)) for n, f in target.fills.items()},
@@ -510,13 +512,13 @@ def _base_errors(chosen: _Chosen, bases: Sequence[Any]) -> list[float]:
     return [] if chosen.absolute else [*map(base_error, bases)] or [base_error(None)]
 
 
-def _rate_scales(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, float]:
+def _rate_scales(known: dict[str, str], lr_scale: Mapping[str, float]) -> dict[str, float]:
     """The factor of ``lr_scale`` on each parameter's rate; the product where several patterns match it."""
     found: dict[str, float] = {}
     for pattern, factor in lr_scale.items():
         if not _positive(factor):
             raise PlanError(f"lr_scale[{pattern!r}] must be a positive number, not {factor!r}")
-        for name in named(names, pattern, "lr_scale"):
+        for name in named(known, pattern, "lr_scale"):
             found[name] = found.get(name, 1.0) * float(factor)
     return found
 

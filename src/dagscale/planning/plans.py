@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -18,6 +17,7 @@ from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
+from dagscale.planning.naming import known_names, named
 from dagscale.shown import Tabled, cell, line, load_rich
 from dagscale.training.draws import Fill
 from dagscale.training.groups import parameter_groups
@@ -273,7 +273,7 @@ class Plan(Saved, Tabled):
         decay = self.recipe.get("weight_decay") if weight_decay is None else weight_decay
         found = self._match(model)
         if only is not None:
-            chosen = named(found, only, "only")
+            chosen = named(known_names(found, model), only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
         return parameter_groups(
             found, self.parameters, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr,
@@ -532,25 +532,6 @@ def _write(parameters: Mapping[str, nn.Parameter], values: dict[str, torch.Tenso
                 "nn.Parameter(p.detach().clone())"
             ) from None
         raise
-
-
-def named(names: Iterable[str], patterns: str | Iterable[str], what: str) -> set[str]:
-    """The names that one of ``patterns`` means: a name itself, a module that it lies in, or a glob pattern.
-
-    Raises:
-        PlanError: if a pattern means none.
-    """
-    names = list(names)
-    found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not isinstance(pattern, str):
-            raise PlanError(f"{what}= holds {pattern!r}: give names of parameters or modules, or patterns")
-        own = {n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
-        if not own:
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            raise PlanError(f"{what}={pattern!r} names no parameter of the model: it has {shown}")
-        found |= own
-    return found
 
 
 def _flattened(parameter: nn.Parameter) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from textwrap import shorten
@@ -15,8 +15,9 @@ from torch import nn
 from dagscale.errors import DagscaleError, ForwardError, PlanError
 from dagscale.graph import Graph
 from dagscale.inits import INITS
+from dagscale.inits.base import DEFAULT
 from dagscale.network import Network
-from dagscale.planning.plans import named
+from dagscale.planning.naming import Patterns, chosen_alone, known_names
 from dagscale.planning.trained import by_design
 from dagscale.shown import said
 from dagscale.tracing import forward, trace
@@ -148,23 +149,21 @@ def initialised(network: Network, init: str) -> Network:
     return replace(network, init=init, fills=network.memo[key])
 
 
-Patterns = str | Iterable[str] | None
-
-
 def keeping(
-    network: Network, only: Patterns = None, keep: Patterns = None, reset: Patterns = None
+    network: Network, init: str, only: Patterns = None, keep: Patterns = None, reset: Patterns = None
 ) -> tuple[Network, set[str]]:
     """With the names of what is not to be initialised, and which of these are left out only for being so by design.
 
     Raises:
-        PlanError: if both ``only`` and ``reset`` are given, or a name or pattern means no parameter.
+        PlanError: if a name or pattern means no parameter, or what they ask for contradicts itself, see `chosen_alone`,
+            or the init, which draws nothing.
     """
-    if reset is not None and only is not None:
-        raise PlanError("only= and reset= both say what alone is initialised: give one of them")
     names = [p.name for p in network.graph.parameters]
-    chosen = only if only is not None else reset
-    asked = set() if chosen is None else named(names, chosen, "only" if only is not None else "reset")
-    kept = set() if chosen is None else set(names) - asked
-    kept |= set() if keep is None else named(names, keep, "keep")
+    asked, kept = chosen_alone(known_names(names, network.model), only, keep, reset)
+    if asked and not INITS[init].draws:
+        what = "only" if only is not None else "reset"
+        raise PlanError(
+            f"init {init!r} draws nothing, and {what}= asks for a draw: name an init that draws, as init={DEFAULT!r}"
+        )
     meant = set() if network.model is None else by_design(network.model, network.graph) - kept - asked
     return replace(network, kept=frozenset(kept | meant)), meant

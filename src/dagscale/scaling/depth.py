@@ -159,6 +159,9 @@ def depth_scaling(
     left = {name: "in a residual branch that does not recur: left as it is" for b in once for name in b.ends + b.inside}
     joined = (p.name for e in ours.joined for op in target.edges[e].ops for p in op.params)
     left |= dict.fromkeys(joined, "added to a trunk that it does not come from: left as it is")
+    ends = {pattern(name) for b in ours.branches if growth[b.addition] != 1 for name in b.ends}
+    first = (name for name in ours.begun if pattern(name) in ends)
+    left |= dict.fromkeys(first, "in the first block of a trunk that begins as parameters: left as it is")
     return found | {name: DepthScaling(note=note) for name, note in left.items() if found[name] == DepthScaling()}
 
 
@@ -226,8 +229,10 @@ def _place(branch: Branch) -> Place:
 
 
 def _places(found: Residuals, trunk: int) -> Counter[Place]:
-    """How often each place stands on a trunk."""
-    return Counter(_place(branch) for branch in found.branches if branch.trunk == trunk)
+    """How often each place stands on a trunk, in the block too that finds no signal on it yet."""
+    count = Counter(_place(branch) for branch in found.branches if branch.trunk == trunk)
+    begun = Counter(map(pattern, found.begun))
+    return Counter({place: n + begun[place[1]] for place, n in count.items()})
 
 
 def _recurring(base: Counter[Place], target: Counter[Place]) -> dict[Place, float]:

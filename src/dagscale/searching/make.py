@@ -17,8 +17,9 @@ from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair, Point
 from dagscale.planning.make import starting_plan, trained_alike
+from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
-from dagscale.planning.prepare import Patterns, initialised, keeping, traced
+from dagscale.planning.prepare import initialised, keeping, traced
 from dagscale.planning.validate import check_gradient, check_whole
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
@@ -203,13 +204,13 @@ def search(
         network = traced(model, inputs, recipe, seed, role="base")
         if plan is not None:
             return under(*_start(network, plan), bar)
-        network, meant = keeping(network, only, keep, reset)
         found: list[Base] = []
         refused: dict[str, DagscaleError] = {}
         for name in names:
             bar.say(f"init {name}")
             try:
-                own = initialised(network, name)
+                own, meant = keeping(network, name, only, keep, reset)
+                own = initialised(own, name)
                 starter = starting_plan(own, name, lr_scale=lr_scale, meant=meant)
                 found.append(under(trained_alike(own, lr_scale), starter, name, bar))
             except (PlanError, RecipeError, SearchError) as error:

@@ -211,7 +211,8 @@ def _use(nodes: list[Node], name: str, role: Role, n: int) -> ParamUse:
 
 
 def _within(nodes: list[Node], name: str, n: int) -> Op | None:
-    """The layer, the norm or the bias that a parameter is in what gives the signal-free node ``n``.
+    """The layer, the norm or the bias that a parameter is in what gives the signal-free node ``n``; a shift where it is
+    no part of a layer but what layers read, as learned queries are.
 
     None where it is used as it is, or otherwise too, as a weight that is divided by a norm of its own.
     """
@@ -225,7 +226,27 @@ def _within(nodes: list[Node], name: str, n: int) -> Op | None:
             if source not in seen:
                 seen.add(source)
                 stack.append(source)
+    if found and None in found and _only_read(nodes, name, n):
+        return Op("shift", nodes[n].op, nodes[n].module, (ParamUse(name, "shift"),))
     return found[0] if found and None not in found else None
+
+
+def _only_read(nodes: list[Node], name: str, n: int) -> bool:
+    """Whether a parameter comes to the signal-free node ``n`` through layers of other modules alone, as their data."""
+    owner = name.rpartition(".")[0]
+    stack, seen = [n], {n}
+    while stack:
+        node = nodes[stack.pop()]
+        if node.op == "parameter" and node.name == name:
+            return False
+        weights = [s for s, place in zip(node.params, node.places, strict=True) if place in ("weight", "bias")]
+        own = {_given(nodes, source).name.rpartition(".")[0] for source in weights}
+        layer = node.kind == "weight" and "embedding" not in node.op and own == {node.module} != {owner}
+        for source in weights if layer else (*node.parents, *node.params):
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return True
 
 
 def _constant_op(nodes: list[Node], node: Node, name: str, source: int, place: str) -> Op | None:
