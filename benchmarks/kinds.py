@@ -1,0 +1,163 @@
+"""Plans for kinds of network that the other studies do not have, against each target's own grid.
+
+    python benchmarks/kinds.py run FILE.json [--kinds gru …] [--seeds 2] [--minutes 10]      # resumable
+    python benchmarks/kinds.py report FILE.json [--detail]
+
+The kinds are those of ``benchmarks/kinds_networks.py``: each has one base, its smallest size, that is searched once
+under ``moments`` (sizes are layers or blocks × width), and the recipe that people train it by. Every size is trained at
+five rates, an octave apart around the base's, and at more where the best is at an end, in two ways:
+
+    own      the author's init, one rate for all parameters
+    folded   as ``plan(width="mup", depth="completep")`` starts it; without a depth rule where that is refused
+
+    kept     the same under the author's init, where the base's own lowest loss is lower under that init
+
+and at one rate as ``default``: that of ``plan()``, which chooses law, width and depth itself. *The plan* is ``folded``
+at the base's searched rate. *The base's rate* is what one does without dagscale: the author's init at the
+rate that is the best of the base's own grid under that init.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from kinds_networks import KINDS
+from torch import nn
+from transfer import Family, optimum, put
+
+import dagscale
+from dagscale.errors import PlanError
+from dagscale.planning.base import Base
+from dagscale.planning.prepare import traced
+from dagscale.training.engine import final_loss, train
+
+WAYS: dict[str, dict[str, Any]] = {
+    "own": {"init": "keep", "law": "none"},
+    "folded": {"width": "mup", "depth": "completep", "law": "none"},
+    "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
+    "default": {},
+}
+OCTAVES, FURTHEST = (0, -1, 1, -2, 2), 7
+EVALUATED = 1024
+
+Curve = dict[int, float]
+
+
+def model_of(family: Family, size: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    depth, width = map(int, size.split("x"))
+    return family.model(depth, width)
+
+
+def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float) -> None:
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        family = KINDS[name]
+        recipe = family.recipe(family.steps)
+        own = known.setdefault(name, {})
+        base = base_of(own, family, recipe)
+        put(path, known)
+        for size in family.sizes:
+            for way in (w for w in ways if needed(own, family, size, w)):
+                plan = planned(family, size, base, recipe, way)
+                for octave in octaves(own, way, size) if way != "default" else (0,):
+                    for seed in range(seeds):
+                        key = f"{way}/{size}/{octave}/{seed}"
+                        if key not in own and time.monotonic() < until:
+                            own[key] = trained(family, size, plan, recipe, plan.lr * 2.0**octave, seed)
+                            put(path, known)
+
+
+def needed(own: dict[str, Any], family: Family, size: str, way: str) -> bool:
+    """Whether a way is one of its own here: rules change nothing on the base."""
+    return way in ("own", "folded") or (size != family.sizes[0] and (way == "default" or prefers(own, family)))
+
+
+def prefers(own: dict[str, Any], family: Family) -> bool:
+    """Whether the base trains better under its author's init than under the plan's, each at its best rate."""
+    lows = [min(curve_of(own, way, family.sizes[0]).values(), default=math.inf) for way in ("own", "folded")]
+    return lows[0] < lows[1]
+
+
+def curve_of(own: dict[str, Any], way: str, size: str, judged: str = "train", seed: str = "") -> Curve:
+    """Octave → mean loss of all seeds, or of one; ``inf`` where a run diverged."""
+    found: dict[int, list[float]] = {}
+    for key, value in own.items():
+        if key.startswith(f"{way}/{size}/") and key.endswith(f"/{seed}" if seed else ""):
+            loss = value[judged]
+            found.setdefault(int(key.split("/")[2]), []).append(math.inf if loss is None else loss)
+    return {octave: fmean(losses) for octave, losses in sorted(found.items())}
+
+
+def octaves(own: dict[str, Any], way: str, size: str) -> Iterator[int]:
+    """The grid, what was run beyond it, and on beyond an end for as long as it is the best, up to ``FURTHEST``."""
+    yield from OCTAVES
+    yield from [octave for octave in curve_of(own, way, size) if octave not in OCTAVES]
+    while curve := curve_of(own, way, size):
+        best = min(curve, key=curve.__getitem__)
+        following = best + (1 if best > 0 else -1)
+        if min(curve) < best < max(curve) or abs(following) > FURTHEST:
+            return
+        yield following
+        if following not in curve_of(own, way, size):  # out of time
+            return
+
+
+def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe) -> Base:
+    """The base, searched once; its rate is kept in the file."""
+    small = model_of(family, family.sizes[0], 0)
+    if "base" not in own:
+        found = dagscale.search(small, recipe, seeds=1)
+        own["base"] = {"lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe}
+    return Base.given(traced(small, None, recipe, 0, role="base"), own["base"]["lr"])
+
+
+def planned(family: Family, size: str, base: Base, recipe: dagscale.Recipe, way: str) -> dagscale.Plan:
+    """The plan of one way; without a depth rule where there is none for these networks."""
+    model = model_of(family, size, 0)
+    try:
+        return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way])
+    except PlanError:
+        if "depth" not in WAYS[way]:
+            raise
+        return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way] | {"depth": "none"})
+
+
+def trained(
+    family: Family, size: str, plan: dagscale.Plan, recipe: dagscale.Recipe, lr: float, seed: int
+) -> dict[str, Any]:
+    """One run: its rate, training and validation loss (None where it diverged), and seconds."""
+    began = time.process_time()
+    trial = model_of(family, size, seed)
+    plan.init_(trial, seed=seed)
+    done = train(trial, recipe, plan.param_groups(trial, lr=lr), seed=seed, evaluate=EVALUATED)
+    valid = math.inf
+    if math.isfinite(done.loss):
+        trial.eval()
+        x, y = (part[:EVALUATED] for part in family.held())
+        valid = final_loss(trial, recipe.changed(data=(x, y)), len(x))
+    losses = {"train": done.loss, "valid": valid}
+    finite = {k: v if math.isfinite(v) else None for k, v in losses.items()}
+    return {"lr": lr, **finite, "seconds": round(time.process_time() - began, 2)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("file", type=Path)
+    runs.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    runs.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    runs.add_argument("--seeds", type=int, default=2)
+    runs.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    run(given.file, given.kinds, given.ways, given.seeds, time.monotonic() + 60 * given.minutes)
