@@ -1,7 +1,7 @@
 """Plans for kinds of network that the other studies do not have, against each target's own grid.
 
     python benchmarks/kinds.py run FILE.json [--kinds gru …] [--seeds 2] [--minutes 10]      # resumable
-    python benchmarks/kinds.py report FILE.json [--detail]
+    python benchmarks/kinds.py report FILE.json
 
 The kinds are those of ``benchmarks/kinds_networks.py``: each has one base, its smallest size, that is searched once
 under ``moments`` (sizes are layers or blocks × width), and the recipe that people train it by. Every size is trained at
@@ -10,7 +10,8 @@ five rates, an octave apart around the base's, and at more where the best is at 
     own      the author's init, one rate for all parameters
     folded   as ``plan(width="mup", depth="completep")`` starts it; without a depth rule where that is refused
 
-    kept     the same under the author's init, where the base's own lowest loss is lower under that init
+    placed   the same with init ``placed``, where there are learned tables to be placed
+    kept     the same with the author's init, where the base's lowest loss is lowest under that init
 
 and at one rate as ``default``: that of ``plan()``, which chooses law, width and depth itself. *The plan* is ``folded``
 at the base's searched rate. *The base's rate* is what one does without dagscale: the author's init at the
@@ -35,6 +36,8 @@ from transfer import Family, optimum, put
 
 import dagscale
 from dagscale.errors import PlanError
+from dagscale.graph import Graph
+from dagscale.inits.placed import tables
 from dagscale.planning.base import Base
 from dagscale.planning.prepare import traced
 from dagscale.training.engine import final_loss, train
@@ -42,6 +45,7 @@ from dagscale.training.engine import final_loss, train
 WAYS: dict[str, dict[str, Any]] = {
     "own": {"init": "keep", "law": "none"},
     "folded": {"width": "mup", "depth": "completep", "law": "none"},
+    "placed": {"init": "placed", "width": "mup", "depth": "completep", "law": "none"},
     "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
     "default": {},
 }
@@ -66,7 +70,7 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
         base = base_of(own, family, recipe)
         put(path, known)
         for size in family.sizes:
-            for way in (w for w in ways if needed(own, family, size, w)):
+            for way in (w for w in ways if needed(own, family, size, w, base.network.graph)):
                 plan = planned(family, size, base, recipe, way)
                 for octave in octaves(own, way, size) if way != "default" else (0,):
                     for seed in range(seeds):
@@ -76,15 +80,17 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
                             put(path, known)
 
 
-def needed(own: dict[str, Any], family: Family, size: str, way: str) -> bool:
-    """Whether a way is one of its own here: rules change nothing on the base."""
-    return way in ("own", "folded") or (size != family.sizes[0] and (way == "default" or prefers(own, family)))
+def needed(own: dict[str, Any], family: Family, size: str, way: str, graph: Graph) -> bool:
+    """Whether a way is one of its own here: rules change nothing on the base, and without tables ``placed`` nothing."""
+    if way == "placed":
+        return bool(tables(graph))
+    return way in ("own", "folded") or (size != family.sizes[0] and (way == "default" or chosen(own, family) == "kept"))
 
 
-def prefers(own: dict[str, Any], family: Family) -> bool:
-    """Whether the base trains better under its author's init than under the plan's, each at its best rate."""
-    lows = [min(curve_of(own, way, family.sizes[0]).values(), default=math.inf) for way in ("own", "folded")]
-    return lows[0] < lows[1]
+def chosen(own: dict[str, Any], family: Family) -> str:
+    """The way whose init trains the base best, each at its best rate."""
+    lows = {"folded": "folded", "placed": "placed", "kept": "own"}
+    return min(lows, key=lambda way: min(curve_of(own, lows[way], family.sizes[0]).values(), default=math.inf))
 
 
 def curve_of(own: dict[str, Any], way: str, size: str, judged: str = "train", seed: str = "") -> Curve:
@@ -149,6 +155,58 @@ def trained(
     return {"lr": lr, **finite, "seconds": round(time.process_time() - began, 2)}
 
 
+# --- report ----------------------------------------------------------------------------------------------------
+
+
+def rows(known: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """A table of what is lost, and one of where the best rates lie: their heads, and a row for every target."""
+    lost, found = [], []
+    for name, family in KINDS.items():
+        own = known.get(name, {})
+        base, *targets = family.sizes
+        start = curve_of(own, "own", base)
+        for size in targets:
+            curves = {way: curve for way in WAYS if way != "default" and (curve := curve_of(own, way, size))}
+            if "folded" not in curves or "own" not in curves or not start:
+                continue
+            best = chosen(own, family)
+            author = min(start, key=start.__getitem__)
+            single = curve_of(own, "default", size).get(0, math.nan)
+            losses = [
+                curves["folded"].get(0), min(curves["folded"].values()), curves.get(best, {}).get(0), single,
+                curves["own"].get(author, math.inf), min(curves["own"].values()),
+            ]  # fmt: skip
+            lowest = min(min(curve.values()) for curve in curves.values())
+            shown = [above(loss, lowest) for loss in losses]
+            lost.append([name, times(size), *shown[:2], INITS[best], *shown[2:]])
+            places = [optimum(curve_of(own, way, s)) for way in ("folded", "own") for s in (base, size)]
+            found.append([name, times(size), *(f"{place:+.1f}".replace("-", "−") for place in places), f"{lowest:.3f}"])
+    heads = ["kind", "target", "the plan", "its own grid", "init that the base chooses", "the plan under it",
+             "`plan()`", "base's rate, author's init", "grid, author's init"]  # fmt: skip
+    octaves = ["kind", "target", "plan's start: base", "target", "author's init: base", "target", "lowest loss"]
+    return [(heads, lost), (octaves, found)]
+
+
+INITS = {"folded": "`moments`", "placed": "`placed`", "kept": "`keep`"}
+
+
+def times(size: str) -> str:
+    return size.replace("x", " × ")
+
+
+def above(loss: float | None, lowest: float) -> str:
+    """By how much a loss is above the lowest, in percent."""
+    if loss is None or math.isnan(loss):
+        return "–"
+    return f"{100 * (loss / lowest - 1):.1f} %" if math.isfinite(loss) else "diverged"
+
+
+def report(path: Path) -> None:
+    for heads, body in rows(json.loads(path.read_text())):
+        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+        print("\n".join("| " + " | ".join(row) + " |" for row in body) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -158,6 +216,11 @@ if __name__ == "__main__":
     runs.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     runs.add_argument("--seeds", type=int, default=2)
     runs.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    shown = commands.add_parser("report")
+    shown.add_argument("file", type=Path)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.file, given.kinds, given.ways, given.seeds, time.monotonic() + 60 * given.minutes)
+    if given.command == "report":
+        report(given.file)
+    else:
+        torch.set_num_threads(1)
+        run(given.file, given.kinds, given.ways, given.seeds, time.monotonic() + 60 * given.minutes)

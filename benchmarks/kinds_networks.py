@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def split(x: Tensor, y: Tensor) -> tuple[Data, Data]:
 def mlp(*sizes: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers with an activation between them."""
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), act()]
     return nn.Sequential(*layers[:-1])
 
@@ -64,7 +65,9 @@ class Bert(nn.Module):
         self.norm = nn.LayerNorm(width)
         layer = nn.TransformerEncoderLayer(width, width // 16, 4 * width, 0.0, "gelu", batch_first=True)
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, self.LETTERS))
+        self.head = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, self.LETTERS)
+        )
         for p in self.parameters():
             if p.ndim > 1:
                 nn.init.normal_(p, 0.0, 0.02)
@@ -134,7 +137,7 @@ NODES, EDGES, ATOMS = 12, 28, 8
 
 @cache
 def molecules() -> tuple[Data, Data]:
-    """Random graphs with kinds of node → an energy: a term for every edge, and one for every two edges that meet, with noise.
+    """Random graphs with kinds of node → an energy with noise: a term for every edge, one for every two that meet.
 
     x: (graphs, nodes + 2 · edges), kinds and the two ends of each directed edge.
     """

@@ -53,7 +53,8 @@ def test_what_reads_the_sum_is_set_for_it() -> None:
     model = Encoder("weight")
     found, plain = stds(model, "placed"), stds(model, "moments")
     a, b = found["qkv.weight"], plain["qkv.weight"]
-    assert a is not None and b is not None
+    assert a
+    assert b
     assert a / b == pytest.approx(2**-0.5, rel=0.06)
 
 

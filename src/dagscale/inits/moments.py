@@ -73,7 +73,7 @@ def moments(network: Network) -> dict[str, Fill]:
 
 
 def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] = NO_OTHERS) -> dict[str, Fill]:
-    """Every layer's output gets the second moment that is wanted of it, beside ``others`` that are drawn as they say."""
+    """Every layer's output gets the second moment that is wanted of it; ``others`` are drawn as they say."""
     fills = zeros_and_ones(network.graph) | others
     copied = network.copy
     try:
