@@ -158,7 +158,21 @@ def trained(
 # --- report ----------------------------------------------------------------------------------------------------
 
 
-def rows(known: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+Sheet = tuple[list[str], list[list[str]]]
+
+
+def inits(known: dict[str, Any]) -> Sheet:
+    """The lowest loss of every base under each init, and by how much that under ``placed`` is above ``moments``."""
+    body = []
+    for name, family in KINDS.items():
+        lows = {w: min(curve_of(known.get(name, {}), w, family.sizes[0]).values(), default=math.nan) for w in WAYS}
+        if math.isfinite(lows["own"]):
+            cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded", "placed")]
+            body.append([name, times(family.sizes[0]), *cells, INITS[chosen(known[name], family)]])
+    return ["kind", "base", "author's init", "`moments`", "`placed`", "lowest"], body
+
+
+def losses(known: dict[str, Any]) -> list[Sheet]:
     """A table of what is lost, and one of where the best rates lie: their heads, and a row for every target."""
     lost, found = [], []
     for name, family in KINDS.items():
@@ -202,7 +216,8 @@ def above(loss: float | None, lowest: float) -> str:
 
 
 def report(path: Path) -> None:
-    for heads, body in rows(json.loads(path.read_text())):
+    known = json.loads(path.read_text())
+    for heads, body in (*losses(known), inits(known)):
         print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
         print("\n".join("| " + " | ".join(row) + " |" for row in body) + "\n")
 

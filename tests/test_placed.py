@@ -58,6 +58,22 @@ def test_what_reads_the_sum_is_set_for_it() -> None:
     assert a / b == pytest.approx(2**-0.5, rel=0.06)
 
 
+def test_a_plan_that_leaves_them_says_so() -> None:
+    said = {
+        init: [
+            note
+            for note in dagscale.plan(Encoder("lookup"), IDS, base_lr=1.0, law="none", init=init).notes
+            if "draws such tables" in note
+        ]
+        for init in ("moments", "placed", "keep")
+    }
+    (note,) = said["moments"]
+    assert "place.weight" in note
+    assert "near" not in note
+    assert not said["placed"]
+    assert not said["keep"]
+
+
 def test_biases_and_shared_tables_are_none() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     assert tables(dagscale.trace(model, torch.randn(4, 6))) == set()

@@ -74,7 +74,7 @@ def moments(network: Network) -> dict[str, Fill]:
 
 def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] = NO_OTHERS) -> dict[str, Fill]:
     """Every layer's output gets the second moment that is wanted of it; ``others`` are drawn as they say."""
-    fills = zeros_and_ones(network.graph) | others
+    fills = zeros_and_ones(network.graph) | dict(others)
     copied = network.copy
     try:
         model = copied.reset(train=network.recipe.data is not None)  # batch norm and dropout as training has them
