@@ -87,10 +87,13 @@ def needed(own: dict[str, Any], family: Family, size: str, way: str, graph: Grap
     return way in ("own", "folded") or (size != family.sizes[0] and (way == "default" or chosen(own, family) == "kept"))
 
 
+BASE = {"folded": "folded", "placed": "placed", "kept": "own"}
+"""Way of planning → the way that it is on the base."""
+
+
 def chosen(own: dict[str, Any], family: Family) -> str:
     """The way whose init trains the base best, each at its best rate."""
-    lows = {"folded": "folded", "placed": "placed", "kept": "own"}
-    return min(lows, key=lambda way: min(curve_of(own, lows[way], family.sizes[0]).values(), default=math.inf))
+    return min(BASE, key=lambda way: min(curve_of(own, BASE[way], family.sizes[0]).values(), default=math.inf))
 
 
 def curve_of(own: dict[str, Any], way: str, size: str, judged: str = "train", seed: str = "") -> Curve:
@@ -166,41 +169,56 @@ def inits(known: dict[str, Any]) -> Sheet:
     body = []
     for name, family in KINDS.items():
         lows = {w: min(curve_of(known.get(name, {}), w, family.sizes[0]).values(), default=math.nan) for w in WAYS}
-        if math.isfinite(lows["own"]):
+        if math.isfinite(lows["folded"]):
             cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded", "placed")]
             body.append([name, times(family.sizes[0]), *cells, INITS[chosen(known[name], family)]])
     return ["kind", "base", "author's init", "`moments`", "`placed`", "lowest"], body
 
 
-def losses(known: dict[str, Any]) -> list[Sheet]:
-    """A table of what is lost, and one of where the best rates lie: their heads, and a row for every target."""
-    lost, found = [], []
+def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
+    """Way → its curve, where that is complete."""
+    found = {way: curve_of(own, way, size) for way in WAYS}
+    return {way: curve for way, curve in found.items() if curve.keys() >= set(OCTAVES)}
+
+
+def lowest(curve: Curve) -> int:
+    return min(curve, key=curve.__getitem__)
+
+
+def lost(known: dict[str, Any]) -> Sheet:
+    """By how much each way's loss is above the lowest of all grids, for every target."""
+    body = []
     for name, family in KINDS.items():
         own = known.get(name, {})
-        base, *targets = family.sizes
-        start = curve_of(own, "own", base)
-        for size in targets:
-            curves = {way: curve for way in WAYS if way != "default" and (curve := curve_of(own, way, size))}
-            if "folded" not in curves or "own" not in curves or not start:
+        small, best = grids(own, family.sizes[0]), chosen(own, family)
+        for size in family.sizes[1:]:
+            curves = grids(own, size)
+            if not {"own", "folded"} <= curves.keys():
                 continue
-            best = chosen(own, family)
-            author = min(start, key=start.__getitem__)
-            single = curve_of(own, "default", size).get(0, math.nan)
+            least = min(min(curve.values()) for curve in curves.values())
             losses = [
-                curves["folded"].get(0), min(curves["folded"].values()), curves.get(best, {}).get(0), single,
-                curves["own"].get(author, math.inf), min(curves["own"].values()),
+                curves["folded"][0], min(curves["folded"].values()),
+                curves.get(best, {}).get(lowest(small[BASE[best]])), curve_of(own, "default", size).get(0),
+                curves["own"].get(lowest(small["own"]), math.inf), min(curves["own"].values()),
             ]  # fmt: skip
-            lowest = min(min(curve.values()) for curve in curves.values())
-            shown = [above(loss, lowest) for loss in losses]
-            lost.append([name, times(size), *shown[:2], INITS[best], *shown[2:]])
-            places = [optimum(curve_of(own, way, s)) for way in ("folded", "own") for s in (base, size)]
-            found.append([name, times(size), *(f"{place:+.1f}".replace("-", "−") for place in places), f"{lowest:.3f}"])
-    heads = ["kind", "target", "the plan", "its own grid", "init that the base chooses", "the plan under it",
-             "`plan()`", "base's rate, author's init", "grid, author's init"]  # fmt: skip
-    octaves = ["kind", "target", "plan's start: base", "target", "author's init: base", "target", "lowest loss"]
-    return [(heads, lost), (octaves, found)]
+            body.append([name, times(size), *(above(loss, least) for loss in losses)])
+    return ["kind", "target", "folded plan", "its own grid", "base's choice of init", "`plan()`",
+            "base's rate, author's init", "grid, author's init"], body  # fmt: skip
 
 
+def places(known: dict[str, Any]) -> Sheet:
+    """Octaves from the base's searched rate to the best of the grid, of base and target."""
+    body = []
+    for name, family in KINDS.items():
+        small, *others = (grids(known.get(name, {}), size) for size in family.sizes)
+        for size, curves in zip(family.sizes[1:], others, strict=True):
+            if {"own", "folded"} <= curves.keys() & small.keys():
+                bests = (optimum(curve[way]) for way in ("folded", "own") for curve in (small, curves))
+                body.append([name, times(size), *(f"{place:+.1f}".replace("-", "−") for place in bests)])
+    return ["kind", "target", "folded plan: base", "target", "author's init: base", "target"], body
+
+
+SHEETS = {"lost": lost, "places": places, "inits": inits}
 INITS = {"folded": "`moments`", "placed": "`placed`", "kept": "`keep`"}
 
 
@@ -208,16 +226,16 @@ def times(size: str) -> str:
     return size.replace("x", " × ")
 
 
-def above(loss: float | None, lowest: float) -> str:
+def above(loss: float | None, least: float) -> str:
     """By how much a loss is above the lowest, in percent."""
-    if loss is None or math.isnan(loss):
+    if loss is None:
         return "–"
-    return f"{100 * (loss / lowest - 1):.1f} %" if math.isfinite(loss) else "diverged"
+    return f"{100 * (loss / least - 1):.1f} %".replace("-", "−") if math.isfinite(loss) else "diverged"
 
 
 def report(path: Path) -> None:
     known = json.loads(path.read_text())
-    for heads, body in (*losses(known), inits(known)):
+    for heads, body in (sheet(known) for sheet in SHEETS.values()):
         print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
         print("\n".join("| " + " | ".join(row) + " |" for row in body) + "\n")
 
