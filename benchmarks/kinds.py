@@ -202,8 +202,8 @@ def lost(known: dict[str, Any]) -> Sheet:
                 curves["own"].get(lowest(small["own"]), math.inf), min(curves["own"].values()),
             ]  # fmt: skip
             body.append([name, times(size), *(above(loss, least) for loss in losses)])
-    return ["kind", "target", "folded plan", "its own grid", "base's choice of init", "`plan()`",
-            "base's rate, author's init", "grid, author's init"], body  # fmt: skip
+    heads = ["folded plan", "its grid", "base's choice", "`plan()`", "author's init", "its grid"]
+    return ["kind", "target", *heads], body
 
 
 def places(known: dict[str, Any]) -> Sheet:
