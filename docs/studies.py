@@ -138,7 +138,12 @@ def nas(which: str) -> str:
     return table(*script("nas_study").TABLES[which](), left=1)
 
 
+def kinds(which: str) -> str:
+    """``benchmarks/kinds.py``."""
+    return table(*script("kinds").SHEETS[which](read("kinds")), left=2)
+
+
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
-    "demo": demo_table, "nas": nas,
+    "demo": demo_table, "nas": nas, "kinds": kinds,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, repeat
 from math import exp, inf, log, sqrt
 from statistics import fmean, stdev
@@ -40,6 +40,9 @@ PASSES = 3
 """Forwards a draw at most: a weight that is used twice is settled by the use that wants it smallest."""
 
 
+NO_OTHERS: Mapping[str, Fill] = {}
+
+
 @init("moments", measured=True, moments=wanted_moments)
 def moments(network: Network) -> dict[str, Fill]:
     """Every layer's output gets the second moment ``1/d_in``, from a few forwards on a batch.
@@ -69,9 +72,9 @@ def moments(network: Network) -> dict[str, Fill]:
     return measured(network, by_parameters(network.graph))
 
 
-def measured(network: Network, wanted: Wanted) -> dict[str, Fill]:
-    """Every layer's output gets the second moment that is wanted of it."""
-    fills = zeros_and_ones(network.graph)
+def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] = NO_OTHERS) -> dict[str, Fill]:
+    """Every layer's output gets the second moment that is wanted of it; ``others`` are drawn as they say."""
+    fills = zeros_and_ones(network.graph) | dict(others)
     copied = network.copy
     try:
         model = copied.reset(train=network.recipe.data is not None)  # batch norm and dropout as training has them
@@ -79,7 +82,10 @@ def measured(network: Network, wanted: Wanted) -> dict[str, Fill]:
         with torch.no_grad():
             for name, fill in fills.items():
                 if name in parameters:
-                    parameters[name].fill_(fill.mean)
+                    own = parameters[name]
+                    own.fill_(fill.mean)
+                    if fill.std:
+                        own.add_(_unit(name, own, network.seed), alpha=fill.std)
         logs, gains = _scales(network, model, parameters, wanted)
     finally:
         copied.give_back()

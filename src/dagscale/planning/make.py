@@ -16,6 +16,7 @@ from dagscale.graph.matrices import WHOLE, hidden_matrices
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import offsets, roles
 from dagscale.inits import DEFAULT, INITS, WITHOUT_DATA, Init
+from dagscale.inits.placed import tables
 from dagscale.laws import LAWS, Law
 from dagscale.laws.accuracy import Accuracy, accuracy
 from dagscale.laws.base import Carried, number
@@ -552,6 +553,8 @@ def _notes(
     ]
     if kept:
         notes.append(f"left as the model drew them, since init {init.name!r} has no rule for them: {_listed(kept)}")
+    if init.name == DEFAULT and (small := [name for name in kept if name in tables(graph)]):
+        notes.append(f"added to a signal, and maybe small beside it: {_listed(small)}; init 'placed' draws such tables")
     return tuple(notes)
 
 

@@ -1,0 +1,259 @@
+"""Plans for kinds of network that the other studies do not have, against each target's own grid.
+
+    python benchmarks/kinds.py run FILE.json [--kinds gru …] [--seeds 2] [--minutes 10]      # resumable
+    python benchmarks/kinds.py report FILE.json
+
+The kinds are those of ``benchmarks/kinds_networks.py``: each has one base, its smallest size, that is searched once
+under ``moments`` (sizes are layers or blocks × width), and the recipe that people train it by. Every size is trained at
+five rates, an octave apart around the base's, and at more where the best is at an end, in two ways:
+
+    own      the author's init, one rate for all parameters
+    folded   as ``plan(width="mup", depth="completep")`` starts it; without a depth rule where that is refused
+
+    placed   the same with init ``placed``, where there are learned tables to be placed
+    kept     the same with the author's init, where the base's lowest loss is lowest under that init
+
+and at one rate as ``default``: that of ``plan()``, which chooses law, width and depth itself. *The plan* is ``folded``
+at the base's searched rate. *The base's rate* is what one does without dagscale: the author's init at the
+rate that is the best of the base's own grid under that init.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from kinds_networks import KINDS
+from torch import nn
+from transfer import Family, optimum, put
+
+import dagscale
+from dagscale.errors import PlanError
+from dagscale.graph import Graph
+from dagscale.inits.placed import tables
+from dagscale.planning.base import Base
+from dagscale.planning.prepare import traced
+from dagscale.training.engine import final_loss, train
+
+WAYS: dict[str, dict[str, Any]] = {
+    "own": {"init": "keep", "law": "none"},
+    "folded": {"width": "mup", "depth": "completep", "law": "none"},
+    "placed": {"init": "placed", "width": "mup", "depth": "completep", "law": "none"},
+    "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
+    "default": {},
+}
+OCTAVES, FURTHEST = (0, -1, 1, -2, 2), 7
+EVALUATED = 1024
+
+Curve = dict[int, float]
+
+
+def model_of(family: Family, size: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    depth, width = map(int, size.split("x"))
+    return family.model(depth, width)
+
+
+def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float) -> None:
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        family = KINDS[name]
+        recipe = family.recipe(family.steps)
+        own = known.setdefault(name, {})
+        base = base_of(own, family, recipe)
+        put(path, known)
+        for size in family.sizes:
+            for way in (w for w in ways if needed(own, family, size, w, base.network.graph)):
+                plan = planned(family, size, base, recipe, way)
+                for octave in octaves(own, way, size) if way != "default" else (0,):
+                    for seed in range(seeds):
+                        key = f"{way}/{size}/{octave}/{seed}"
+                        if key not in own and time.monotonic() < until:
+                            own[key] = trained(family, size, plan, recipe, plan.lr * 2.0**octave, seed)
+                            put(path, known)
+
+
+def needed(own: dict[str, Any], family: Family, size: str, way: str, graph: Graph) -> bool:
+    """Whether a way is one of its own here: rules change nothing on the base, and without tables ``placed`` nothing."""
+    if way == "placed":
+        return bool(tables(graph))
+    return way in ("own", "folded") or (size != family.sizes[0] and (way == "default" or chosen(own, family) == "kept"))
+
+
+BASE = {"folded": "folded", "placed": "placed", "kept": "own"}
+"""Way of planning → the way that it is on the base."""
+
+
+def chosen(own: dict[str, Any], family: Family) -> str:
+    """The way whose init trains the base best, each at its best rate."""
+    return min(BASE, key=lambda way: min(curve_of(own, BASE[way], family.sizes[0]).values(), default=math.inf))
+
+
+def curve_of(own: dict[str, Any], way: str, size: str, judged: str = "train", seed: str = "") -> Curve:
+    """Octave → mean loss of all seeds, or of one; ``inf`` where a run diverged."""
+    found: dict[int, list[float]] = {}
+    for key, value in own.items():
+        if key.startswith(f"{way}/{size}/") and key.endswith(f"/{seed}" if seed else ""):
+            loss = value[judged]
+            found.setdefault(int(key.split("/")[2]), []).append(math.inf if loss is None else loss)
+    return {octave: fmean(losses) for octave, losses in sorted(found.items())}
+
+
+def octaves(own: dict[str, Any], way: str, size: str) -> Iterator[int]:
+    """The grid, what was run beyond it, and on beyond an end for as long as it is the best, up to ``FURTHEST``."""
+    yield from OCTAVES
+    yield from [octave for octave in curve_of(own, way, size) if octave not in OCTAVES]
+    while curve := curve_of(own, way, size):
+        best = min(curve, key=curve.__getitem__)
+        following = best + (1 if best > 0 else -1)
+        if min(curve) < best < max(curve) or abs(following) > FURTHEST:
+            return
+        yield following
+        if following not in curve_of(own, way, size):  # out of time
+            return
+
+
+def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe) -> Base:
+    """The base, searched once; its rate is kept in the file."""
+    small = model_of(family, family.sizes[0], 0)
+    if "base" not in own:
+        found = dagscale.search(small, recipe, seeds=1)
+        own["base"] = {"lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe}
+    return Base.given(traced(small, None, recipe, 0, role="base"), own["base"]["lr"])
+
+
+def planned(family: Family, size: str, base: Base, recipe: dagscale.Recipe, way: str) -> dagscale.Plan:
+    """The plan of one way; without a depth rule where there is none for these networks."""
+    model = model_of(family, size, 0)
+    try:
+        return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way])
+    except PlanError:
+        if "depth" not in WAYS[way]:
+            raise
+        return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way] | {"depth": "none"})
+
+
+def trained(
+    family: Family, size: str, plan: dagscale.Plan, recipe: dagscale.Recipe, lr: float, seed: int
+) -> dict[str, Any]:
+    """One run: its rate, training and validation loss (None where it diverged), and seconds."""
+    began = time.process_time()
+    trial = model_of(family, size, seed)
+    plan.init_(trial, seed=seed)
+    done = train(trial, recipe, plan.param_groups(trial, lr=lr), seed=seed, evaluate=EVALUATED)
+    valid = math.inf
+    if math.isfinite(done.loss):
+        trial.eval()
+        x, y = (part[:EVALUATED] for part in family.held())
+        valid = final_loss(trial, recipe.changed(data=(x, y)), len(x))
+    losses = {"train": done.loss, "valid": valid}
+    finite = {k: v if math.isfinite(v) else None for k, v in losses.items()}
+    return {"lr": lr, **finite, "seconds": round(time.process_time() - began, 2)}
+
+
+# --- report ----------------------------------------------------------------------------------------------------
+
+
+Sheet = tuple[list[str], list[list[str]]]
+
+
+def inits(known: dict[str, Any]) -> Sheet:
+    """The lowest loss of every base under each init, and by how much that under ``placed`` is above ``moments``."""
+    body = []
+    for name, family in KINDS.items():
+        lows = {w: min(curve_of(known.get(name, {}), w, family.sizes[0]).values(), default=math.nan) for w in WAYS}
+        if math.isfinite(lows["folded"]):
+            cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded", "placed")]
+            body.append([name, times(family.sizes[0]), *cells, INITS[chosen(known[name], family)]])
+    return ["kind", "base", "author's init", "`moments`", "`placed`", "lowest"], body
+
+
+def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
+    """Way → its curve, where that is complete."""
+    found = {way: curve_of(own, way, size) for way in WAYS}
+    return {way: curve for way, curve in found.items() if curve.keys() >= set(OCTAVES)}
+
+
+def lowest(curve: Curve) -> int:
+    return min(curve, key=curve.__getitem__)
+
+
+def lost(known: dict[str, Any]) -> Sheet:
+    """By how much each way's loss is above the lowest of all grids, for every target."""
+    body = []
+    for name, family in KINDS.items():
+        own = known.get(name, {})
+        small, best = grids(own, family.sizes[0]), chosen(own, family)
+        for size in family.sizes[1:]:
+            curves = grids(own, size)
+            if not {"own", "folded"} <= curves.keys():
+                continue
+            least = min(min(curve.values()) for curve in curves.values())
+            losses = [
+                curves["folded"][0], min(curves["folded"].values()),
+                curves.get(best, {}).get(lowest(small[BASE[best]])), curve_of(own, "default", size).get(0),
+                curves["own"].get(lowest(small["own"]), math.inf), min(curves["own"].values()),
+            ]  # fmt: skip
+            body.append([name, times(size), *(above(loss, least) for loss in losses)])
+    heads = ["folded plan", "its grid", "base's choice", "`plan()`", "author's init", "its grid"]
+    return ["kind", "target", *heads], body
+
+
+def places(known: dict[str, Any]) -> Sheet:
+    """Octaves from the base's searched rate to the best of the grid, of base and target."""
+    body = []
+    for name, family in KINDS.items():
+        small, *others = (grids(known.get(name, {}), size) for size in family.sizes)
+        for size, curves in zip(family.sizes[1:], others, strict=True):
+            if {"own", "folded"} <= curves.keys() & small.keys():
+                bests = (optimum(curve[way]) for way in ("folded", "own") for curve in (small, curves))
+                body.append([name, times(size), *(f"{place:+.1f}".replace("-", "−") for place in bests)])
+    return ["kind", "target", "folded plan: base", "target", "author's init: base", "target"], body
+
+
+SHEETS = {"lost": lost, "places": places, "inits": inits}
+INITS = {"folded": "`moments`", "placed": "`placed`", "kept": "`keep`"}
+
+
+def times(size: str) -> str:
+    return size.replace("x", " × ")
+
+
+def above(loss: float | None, least: float) -> str:
+    """By how much a loss is above the lowest, in percent."""
+    if loss is None:
+        return "–"
+    return f"{100 * (loss / least - 1):.1f} %".replace("-", "−") if math.isfinite(loss) else "diverged"
+
+
+def report(path: Path) -> None:
+    known = json.loads(path.read_text())
+    for heads, body in (sheet(known) for sheet in SHEETS.values()):
+        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+        print("\n".join("| " + " | ".join(row) + " |" for row in body) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("file", type=Path)
+    runs.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    runs.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    runs.add_argument("--seeds", type=int, default=2)
+    runs.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    shown = commands.add_parser("report")
+    shown.add_argument("file", type=Path)
+    given = parser.parse_args()
+    if given.command == "report":
+        report(given.file)
+    else:
+        torch.set_num_threads(1)
+        run(given.file, given.kinds, given.ways, given.seeds, time.monotonic() + 60 * given.minutes)
