@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -579,3 +580,14 @@ def test_where_no_rate_trains_there_is_no_answer():
         model.weight.copy_(best[:4]), model.bias.copy_(best[4:])
     with pytest.raises(SearchError, match=r"no rate trains: the loss is 0.* before training, .*more steps or data"):
         search(model, (x, y), loss=mse_loss, init="keep", batch_size=64, grid=[0.1, 0.2], widen=0)
+
+
+def test_a_warning_of_the_users_own_code_is_shown_once(recwarn: pytest.WarningsRecorder) -> None:
+    class Warning(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            warnings.warn("mine", stacklevel=1)
+            return super().forward(x)
+
+    warnings.simplefilter("default")
+    search(Warning(*mlp()), blobs(), plan=FakePlan(), grid=[0.01, 0.1, 1.0], seeds=2, batch_size=16)
+    assert [str(one.message) for one in recwarn] == ["mine"]
