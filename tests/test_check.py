@@ -357,7 +357,6 @@ def test_bad_input_is_one_clear_line(case):
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, CheckError)
 
-
     def test_the_law_is_the_one_that_rates_were_carried_over_with(self):
         report = run(DEPTHS[:2], base_lr=0.1, seeds=1, steps=1)
         assert report.lrs[0] == 0.1

@@ -175,7 +175,7 @@ def _unwarned(message: str) -> Iterator[None]:
     """Without warnings that begin so, and, unlike under ``warnings.catch_warnings``, with each of the user's own shown
     once: that makes Python forget which it has shown, at every forward anew."""
     before = warnings.filters
-    warnings.filters = [("ignore", re.compile(message), Warning, None, 0), *before]  # type: ignore[list-item]
+    warnings.filters = [("ignore", re.compile(message), Warning, None, 0), *before]
     try:
         yield
     finally:

@@ -61,8 +61,8 @@ class Batch:
         """Examples in it: the length of its first tensor; or of its lists, where it holds nothing else and they are all
         as long, as images and boxes one by one are."""
         inputs, target = self.inputs, self.target
-        parts = [*inputs.values()] if isinstance(inputs, Mapping) else [*inputs] if isinstance(inputs, tuple) else [inputs]
-        parts += [target] if target is not None else []
+        given = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
+        parts = [*given] if target is None else [*given, target]
         lengths = {len(part) if isinstance(part, list) else 0 for part in parts}
         if len(parts) > 1 and len(lengths) == 1 and lengths != {0}:
             return lengths.pop()

@@ -223,8 +223,8 @@ def _find(source: str | Path) -> tuple[str, Splits]:
             f"{path}: no data set in this folder (formats read: {formats}); images must lie in one folder a class"
         )
     raise DataError(
-        f"{path}: not a data format read here ({formats}); it begins with {head(path, 8)!r}; for a table, or other data "
-        "of yours, name a function that returns (x, y): --data file.py:function"
+        f"{path}: not a data format read here ({formats}); it begins with {head(path, 8)!r}; for a table, or other "
+        "data of yours, name a function that returns (x, y): --data file.py:function"
     )
 
 
