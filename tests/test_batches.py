@@ -431,3 +431,37 @@ def test_rows_of_nested_tensors_are_refused() -> None:
 
 if __name__ == "__main__":
     measure_peaks()
+
+
+class Detector(nn.Module):
+    """As torchvision's: lists of images and of what is in them, one by one; in training a dict of losses."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU())
+        self.kind, self.box = nn.Linear(width, 2), nn.Linear(width, 4)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        seen = torch.stack([self.body(image).mean((1, 2)) for image in images])
+        labels, boxes = (torch.cat([target[name] for target in targets]) for name in ("labels", "boxes"))
+        return {
+            "kind": cross_entropy(self.kind(seen), labels),
+            "box": nn.functional.smooth_l1_loss(self.box(seen), boxes),
+        }
+
+
+def test_images_and_boxes_one_by_one() -> None:
+    """Batches differ in their number, since the last one is smaller, and images in their size."""
+    rows = [
+        (x.repeat(k % 3 + 2, 2)[None], {"labels": y[None], "boxes": x[None].abs()})
+        for k, (x, y) in enumerate(zip(X[:40], Y, strict=False))
+    ]
+    loader = DataLoader(rows, batch_size=16, shuffle=True, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+    recipe = Recipe(
+        loader, lambda losses: sum(losses.values()), "adam", steps=6,
+        unpack=lambda batch: ((list(batch[0]), list(batch[1])), None),
+    )  # fmt: skip
+    assert [batch.size for batch, _ in zip(recipe.source.batches(0), range(3), strict=False)] == [16, 16, 8]
+    found = dagscale.search(Detector(4), recipe, grid=[1e-3, 1e-2, 1e-1], seeds=1)
+    plan = dagscale.plan(Detector(8), base=found)
+    assert set(plan.parameters) == {name for name, _ in Detector(8).named_parameters()}

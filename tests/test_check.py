@@ -285,6 +285,7 @@ class TestReport:
     def test_reads_and_writes(self, tmp_path):
         report = run(WIDTHS, init="keep", law="none", base_lr=0.05, seeds=2)
         assert "PyTorch's own" in str(report)
+        assert f"fault: {report.faults[0]}" not in str(report), "the verdict says it already"
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["ok"] is False
         report.plot(tmp_path / "a.svg")
         assert (tmp_path / "a.svg").stat().st_size > 1000
@@ -355,6 +356,12 @@ def test_bad_input_is_one_clear_line(case):
         request()
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, CheckError)
+
+    def test_the_law_is_the_one_that_rates_were_carried_over_with(self):
+        report = run(DEPTHS[:2], base_lr=0.1, seeds=1, steps=1)
+        assert report.lrs[0] == 0.1
+        assert report.lrs[1] < 0.09
+        assert report.law == "combined"
 
 
 class TestCommand:

@@ -85,6 +85,7 @@ def recipe():
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "mymodel.py").write_text(USER_FILE)
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     return tmp_path
 
 
@@ -175,6 +176,20 @@ def test_version() -> None:
     assert dagscale("--version").stdout.strip() == f"dagscale {package.__version__}"
 
 
+def test_completion_ends_well(tmp_path: Path) -> None:
+    for asked, given, answer in (
+        (["--show-completion", "bash"], {}, "_completion"),
+        ([], {"COMP_WORDS": "dagscale pla", "COMP_CWORD": "1", "_DAGSCALE_COMPLETE": "complete_bash"}, "plan"),
+    ):
+        called = "import sys; sys.argv[0] = 'dagscale'; from dagscale.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", called, *asked], capture_output=True, text=True, timeout=120,
+            env={**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", **given},
+        )  # fmt: skip
+        assert answer in done.stdout
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -197,6 +212,7 @@ def test_version() -> None:
         (["plan", "mlp:2_22", "--base", "mymodel.py:pathless", "--base-lr", "0.1"], "base: no path"),
         (["search", "mlp:2", "--data", "mymodel.py"], "mymodel.py"),
         (["search", "mlp:2", "--data", "absent"], "absent"),
+        (["search", "mlp:2", "--data", "table.csv"], "that returns (x, y): --data file.py:function"),
         (["search", "mlp:2", "--seeds", "0"], "'--seeds'"),
         (["search", "mlp:2", "--plot", "missing/folder/x.png"], "missing/folder"),
         (["verify", "mlp-dags", "--store", "s.sqlite"], "unknown suite 'mlp-dags'; did you mean 'mlp-dag'"),

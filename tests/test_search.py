@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -590,3 +591,27 @@ def test_where_no_rate_trains_there_is_no_answer():
         model.weight.copy_(best[:4]), model.bias.copy_(best[4:])
     with pytest.raises(SearchError, match=r"no rate trains: the loss is 0.* before training, .*more steps or data"):
         search(model, (x, y), loss=mse_loss, init="keep", batch_size=64, grid=[0.1, 0.2], widen=0)
+
+
+def test_a_warning_of_the_users_own_code_is_shown_once(recwarn: pytest.WarningsRecorder) -> None:
+    class Warning(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            warnings.warn("mine", stacklevel=1)
+            return super().forward(x)
+
+    warnings.simplefilter("default")
+    search(Warning(*mlp()), blobs(), plan=FakePlan(), grid=[0.01, 0.1, 1.0], seeds=2, batch_size=16)
+    assert [str(one.message) for one in recwarn] == ["mine"]
+
+
+def test_a_lowest_loss_of_0_is_said_to_tell_little() -> None:
+    """A hinge is 0 beyond its margin, and so is the loss of a critic that has won."""
+
+    def hinge(out: Tensor, y: Tensor) -> Tensor:
+        return (1 - out[:, 0] * (2 * y - 1)).relu().mean()
+
+    x, y = blobs()
+    apart = x.sign() + 9 * torch.eye(2, 4)[y], y
+    given: dict[str, Any] = {"plan": FakePlan(), "grid": [1e-3, 0.1, 1.0], "seeds": 1, "batch_size": 16, "loss": hinge}
+    assert any("is exactly 0" in note for note in search(mlp(), apart, steps=60, **given).notes)
+    assert not search(mlp(), blobs(), steps=2, **given).notes

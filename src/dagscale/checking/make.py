@@ -117,7 +117,7 @@ def check(
         bar.expect(len(family_) * seeds)
         seen = [[_observed(m, planner, i, k, task, seed, bar) for k in range(seeds)] for i, m in enumerate(family_)]
         family_ = [_always_run(m, observations, notes) for m, observations in zip(family_, seen, strict=True)]
-        first, rule = planner.plans[0], INITS.get(planner.plans[0].init)
+        last, rule = planner.plans[-1], INITS.get(planner.plans[0].init)
         evidence = Evidence(
             family_, axis, found_sizes, seen,
             [wanted(m, p.init) for m, p in zip(family_, planner.plans, strict=True)],
@@ -139,7 +139,7 @@ def check(
     faults = find_faults(evidence, judged, slopes, hot, planner.plans)
     return Report(
         axis, tuple(m.label for m in family_), found_sizes, tuple(p.lr for p in planner.plans), tuple(judged),
-        tuple(slopes), tuple(faults), tuple(_sharp(s) for s in seen), recipe.optimizer.name, first.init, first.law,
+        tuple(slopes), tuple(faults), tuple(_sharp(s) for s in seen), recipe.optimizer.name, last.init, last.law,
         steps, seeds, tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 

@@ -69,7 +69,7 @@ class Report(Saved, Tabled, Judged[Fault]):
 
         how = f"init {self.init} · law {self.law} · {self.optimizer}"
         title = f"{self.axis} · {how} · {self.steps} steps · {self.seeds} seeds"
-        table = Table(title=cell(title), caption=cell(self.verdict))
+        table = Table(title=cell(title), caption=cell(self.verdict), caption_justify="left")
         table.add_column("layers", overflow="fold")
         table.add_column("quantity")
         for label, size in zip(self.labels, self.sizes, strict=True):
@@ -149,7 +149,7 @@ class Report(Saved, Tabled, Judged[Fault]):
             raise PlanError(f"this is no report ({error}); {mend}") from None
 
     def __str__(self) -> str:
-        lines = [f"fault: {fault}" for fault in self.faults] + [f"note: {note}" for note in self.notes]
+        lines = [f"fault: {fault}" for fault in self.faults[1:]] + [f"note: {note}" for note in self.notes]
         return "\n".join([super().__str__(), *map(plain, lines)])
 
     def plot(self, path: str | Path) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -72,8 +73,16 @@ def _answer() -> Any:
     except BaseException as error:  # no command of ours does so, but typer, where nobody reads on (`| head -1`)
         if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
             raise BrokenPipeError from None
+        if _by_typer(error):  # it has completed a word, or shown or installed the completion
+            raise
         what = f"{type(error).__name__}: {said(error)}"
         raise DagscaleError(f"the model's own code ended the program ({what}): take that out") from None
+
+
+def _by_typer(error: BaseException) -> bool:
+    """Whether typer, or click on which it stands, raised it by itself, and not what it calls."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(("typer.", "click."))
 
 
 def _end_interrupted(message: str) -> NoReturn:

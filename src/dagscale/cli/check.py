@@ -83,7 +83,7 @@ def check(
     else:
         console = screen()
         console.print(report.table())
-        for fault in report.faults:
+        for fault in report.faults[1:]:  # the verdict has the first
             console.print(f"fault: {fault}", markup=False, highlight=False)
         for note in report.notes:
             console.print(f"note: {note}", markup=False, highlight=False)

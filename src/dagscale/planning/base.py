@@ -295,7 +295,7 @@ class Base(Saved, Tabled):
         from rich.text import Text
 
         caption = Text("\n".join([str(self), *(f"note: {note}" for note in self.notes)]))
-        table = Table(title="final training loss by learning rate", caption=caption)
+        table = Table(title="final training loss by learning rate", caption=caption, caption_justify="left")
         for name in ("lr", "mean loss", "lowest", "highest", "seeds"):
             table.add_column(name, justify="right")
         table.add_column("")

@@ -194,6 +194,8 @@ def search(
         notes = (*getattr(starter, "notes", ()), *beside)
         if held is not None:
             notes = (*notes, "losses are those of the validation data")
+        if min(point.loss for point in curve) == 0:
+            notes = (*notes, ZERO)
         return Base.found(
             network, name, curve, tolerance, start=before, widened=widened, steps=runs.steps, seeds=seeds, notes=notes,
             method=method, pairs=pairs,
@@ -218,6 +220,12 @@ def search(
     if not found:
         raise next(iter(refused.values()))
     return _lowest(found, refused) if len(names) > 1 else found[0]
+
+
+ZERO = (
+    "the lowest loss is exactly 0, with which no other can be compared: the band holds the rates that reach it; give "
+    "the recipe fewer steps or more data, or a loss that does not end at 0, as that of one adversary of two does"
+)
 
 
 def _lowest(found: Sequence[Base], refused: Mapping[str, DagscaleError]) -> Base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -165,9 +166,20 @@ def plain_arithmetic() -> Iterator[None]:
         log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what we report
         stack.callback(setattr, log, "disabled", log.disabled)
         log.disabled = True
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
+        stack.enter_context(_unwarned("Using `torch.compile.module.` when there are global hooks"))
         yield
+
+
+@contextmanager
+def _unwarned(message: str) -> Iterator[None]:
+    """Without warnings that begin so, and, unlike under ``warnings.catch_warnings``, with each of the user's own shown
+    once: that makes Python forget which it has shown, at every forward anew."""
+    before = warnings.filters
+    warnings.filters = [("ignore", re.compile(message), Warning, None, 0), *before]
+    try:
+        yield
+    finally:
+        warnings.filters = before
 
 
 @contextmanager

@@ -58,7 +58,14 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Examples in it: the length of its first tensor."""
+        """Examples in it: the length of its first tensor; or of its lists, where it holds nothing else and they are all
+        as long, as images and boxes one by one are."""
+        inputs, target = self.inputs, self.target
+        given = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
+        parts = [*given] if target is None else [*given, target]
+        lengths = {len(part) if isinstance(part, list) else 0 for part in parts}
+        if len(parts) > 1 and len(lengths) == 1 and lengths != {0}:
+            return lengths.pop()
         return next((len(t) for t in tree_leaves(self.inputs) if isinstance(t, Tensor) and t.ndim), 1)
 
     def first(self, n: int) -> Batch:
@@ -391,14 +398,14 @@ def _read(function: Callable[..., T], *arguments: Any) -> T:
         raise BatchError(f"reading the data raised {one_line(error)}") from error
 
 
-def _structure(raw: Any) -> str:
+def _structure(raw: Any, inside: bool = False) -> str:
     """The structure of a batch without its sizes, for messages."""
     if isinstance(raw, Mapping):
-        return "{" + ", ".join(f"{key}: {_structure(value)}" for key, value in raw.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_structure(value, True)}" for key, value in raw.items()) + "}"
     if isinstance(raw, (tuple, list)):
-        kinds = [_structure(item) for item in raw]
-        if isinstance(raw, list) and len(set(kinds)) == 1:
-            return f"[{kinds[0]}, …]"  # lists of examples differ in length
+        kinds = [_structure(item, True) for item in raw]
+        if (inside or isinstance(raw, list)) and len(set(kinds)) == 1:
+            return f"[{kinds[0]}, …]"  # examples one by one, as detectors take them: batches differ in their number
         return "(" + ", ".join(kinds) + ")"
     return f"{raw.ndim}-d tensor" if isinstance(raw, Tensor) else type(raw).__name__
 

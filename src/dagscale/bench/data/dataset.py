@@ -222,7 +222,10 @@ def _find(source: str | Path) -> tuple[str, Splits]:
         raise DataError(
             f"{path}: no data set in this folder (formats read: {formats}); images must lie in one folder a class"
         )
-    raise DataError(f"{path}: not a data format read here ({formats}); it begins with {head(path, 8)!r}")
+    raise DataError(
+        f"{path}: not a data format read here ({formats}); it begins with {head(path, 8)!r}; for a table, or other "
+        "data of yours, name a function that returns (x, y): --data file.py:function"
+    )
 
 
 def head(path: Path, count: int) -> bytes:

@@ -115,6 +115,7 @@ def table(contest: Contest) -> Table:
     for one in rows(contest):
         made.add_row(*cells(one))
     count = len(contest.targets)
+    made.caption_justify = "left"
     made.caption = (
         f"{count} target{'s' * (count > 1)}, base {contest.base}. Losses: above the lowest of the grids, mean and "
         "worst target; steps: for one target until it is trained, the base's search shared by all targets, or alone"

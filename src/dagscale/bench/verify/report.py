@@ -178,6 +178,7 @@ def table(study: Study) -> Table:
             *(_percent(v) for v in (one.regret_mean, one.regret_cv_mean, one.regret_max, one.excess_mean)),
             f"{one.steps:,}",
         )  # fmt: skip
+    made.caption_justify = "left"
     made.caption = (
         f"{len(study.architectures)} architectures. regret: excess loss over the best of the grid under the same init "
         "(cv: chosen and read on different seeds); excess: over the best under any init; grid: a whole search on each "
