@@ -312,3 +312,45 @@ def test_without_data_example_inputs_of_zeros_are_refused() -> None:
     tokens = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 2))
     plan = dagscale.plan(tokens, torch.zeros(2, 4, dtype=torch.long), base_lr=1.0, law="none", init="moments")
     assert plan.parameters["0.weight"].init_std is not None
+
+
+class Spectral(nn.Module):
+    """A complex product of Fourier coefficients, its weight kept in one of three ways."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        w = torch.randn(3, 48, 8, dtype=torch.complex64)
+        self.kept, self.head = kept, nn.Linear(48, 4)
+        self.w = nn.Parameter(torch.view_as_real(w).clone() if kept == "two real numbers" else w)
+
+    def coefficients(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept == "read as real numbers":
+            real = torch.view_as_real(self.w).flatten(2)
+            return torch.einsum("bim,iom->bom", x[..., : real.shape[-1]], real)
+        w = torch.view_as_complex(self.w) if self.kept == "two real numbers" else self.w
+        return torch.einsum("bim,iom->bom", torch.fft.rfft(x)[..., :8], w)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.coefficients(x).abs().relu().mean(-1))
+
+
+@pytest.mark.parametrize("kept", ["a complex number", "two real numbers", "read as real numbers"])
+def test_complex_weights_bring_the_magnitude_to_one(kept: str) -> None:
+    """E|z|² = 1, whichever of weight and parameter is complex; by hand s² = 1/Σ|x|² over the inputs of an output."""
+    torch.manual_seed(0)
+    model, x = Spectral(kept), torch.randn(64, 3, 32)
+    plan = dagscale.plan(model, x, base_lr=1.0, law="none", init="moments")
+    with torch.no_grad():
+        sizes = [plan.init_(model, seed=k).coefficients(x).abs().square().mean().item() for k in range(4)]
+    assert sum(sizes) / 4 == pytest.approx(1, rel=0.1)
+
+
+def test_a_complex_parameter_is_drawn_complex() -> None:
+    """Both parts are normal with half of the variance, and the model's own are drawn as a loaded plan's are."""
+    model, x = Spectral("a complex number"), torch.randn(64, 3, 32)
+    plan = dagscale.plan(model, x, base_lr=1.0, law="none", init="moments")
+    std = plan.parameters["w"].init_std
+    assert std is not None
+    first = dagscale.Plan.from_json(plan.to_json()).init_(model).w.detach().clone()
+    assert [part.std().item() for part in (first.real, first.imag)] == pytest.approx([std / 2**0.5] * 2, rel=0.05)
+    assert torch.equal(first, plan.init_(Spectral("a complex number")).w)

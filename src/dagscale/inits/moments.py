@@ -257,7 +257,7 @@ def _start(name: str, parameter: Tensor, seed: int) -> Tensor:
 
 def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
     """The parameter drawn with standard deviation 1."""
-    return standard_normal(name, tuple(parameter.shape), seed)
+    return standard_normal(name, tuple(parameter.shape), seed, is_complex=parameter.is_complex())
 
 
 class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
@@ -290,15 +290,17 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         name = first if use.own else self.controls.get(use.names)
         if name not in self.parameters or use.names not in self.wanted:
             return
+        parameter = self.parameters[name].data  # written to unseen by gradients that the forward takes itself
         with torch.no_grad():
             moment = use.moment()
+        if use.own:  # a complex weight that is seen in two real numbers, or the other way round
+            moment *= (1 + use.weight.is_complex()) / (1 + parameter.is_complex())
         if not 0 < moment < inf:
             return
         if name in self.used:
             self.shared.add(name)
         self.used.add(name)
         padding, known = self.padding.get(id(self.parameters[name])), self.scales.get(name)
-        parameter = self.parameters[name].data  # written to unseen by gradients that the forward takes itself
         scale = sqrt(self.wanted[use.names] / moment) * (1.0 if use.own else known or 1.0)
         if known is None and use.own:
             parameter.copy_(_unit(name, parameter, self.seed) * scale)

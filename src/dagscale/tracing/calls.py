@@ -72,9 +72,9 @@ class Use:
         return run
 
     def moment(self) -> float:
-        """Mean of ``z²`` over what the layer gives without its bias.
+        """Mean of ``|z|²`` over what the layer gives without its bias.
 
-        Of ``E z²`` for independent entries of mean 0 and variance 1, if the weight is a parameter. The entries of a
+        Of ``E |z|²`` for independent entries of mean 0 and variance 1, if the weight is a parameter. The entries of a
         computed weight need not be independent (standardised rows cancel the input's mean): there, ``z`` as it is.
         """
         places = (self.meaning.weight, *self.meaning.data)
@@ -86,11 +86,12 @@ class Use:
                 probe[argument] = torch.zeros_like(value)
             elif argument == self.place and self.own:
                 probe[argument] = torch.ones_like(value)
-            elif argument in places and value.is_floating_point() and self.own:
-                probe[argument] = value.square()
+            elif argument in places and (value.is_floating_point() or value.is_complex()) and self.own:
+                probe[argument] = value.abs().square().to(value.dtype)
         out = self.func(**probe)
-        z = (out[0] if isinstance(out, (tuple, list)) else out).double()
-        return float((z if self.own else z.square()).mean())
+        z = out[0] if isinstance(out, (tuple, list)) else out
+        z = z.to(torch.complex128 if z.is_complex() else torch.float64)
+        return float((z.real if self.own else z.abs().square()).mean())
 
 
 @dataclass(frozen=True, eq=False)

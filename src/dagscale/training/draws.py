@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Draw a parameter from ``N(mean, std²)``; ``std`` 0 is a constant."""
+    """Draw a parameter from ``N(mean, std²)``; ``std`` 0 is a constant. A complex one has ``E|w - mean|² = std²``, half
+    of it in either part."""
 
     mean: float
     std: float
@@ -21,19 +22,20 @@ class Fill:
         """What makes the parameter and its offset ``factor`` times as large: of a gain ``1 + w``, the whole gain."""
         return Fill(self.mean * factor + (factor - 1) * offset, self.std * factor)
 
-    def draw(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-        """The values of parameter ``name``, float32 on the CPU."""
+    def draw(self, name: str, shape: tuple[int, ...], seed: int, *, is_complex: bool = False) -> Tensor:
+        """The values of parameter ``name`` on the CPU: float32, or complex64, as the parameter is."""
         import torch
 
         if self.std == 0:
-            return torch.full(shape, self.mean, dtype=torch.float32)
-        return standard_normal(name, shape, seed).mul_(self.std).add_(self.mean)
+            return torch.full(shape, self.mean, dtype=torch.complex64 if is_complex else torch.float32)
+        return standard_normal(name, shape, seed, is_complex=is_complex).mul_(self.std).add_(self.mean)
 
 
-def standard_normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """``N(0, 1)`` of ``shape``, float32 on the CPU: the same numbers on every device, in any order."""
+def standard_normal(name: str, shape: tuple[int, ...], seed: int, *, is_complex: bool = False) -> Tensor:
+    """``N(0, 1)`` of ``shape`` on the CPU, float32 or complex64: the same numbers on every device, in any order."""
     import torch
 
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randn(shape, generator=generator, dtype=torch.float32)  # whatever the default is
+    kind = torch.complex64 if is_complex else torch.float32  # whatever the default is
+    return torch.randn(shape, generator=generator, dtype=kind)
