@@ -554,7 +554,10 @@ def _notes(
     if kept:
         notes.append(f"left as the model drew them, since init {init.name!r} has no rule for them: {_listed(kept)}")
     if init.name == DEFAULT and (small := [name for name in kept if name in tables(graph)]):
-        notes.append(f"added to a signal, and maybe small beside it: {_listed(small)}; init 'placed' draws such tables")
+        notes.append(
+            f"of these, added to signals of a size near 1, and perhaps too small for it: {_listed(small)}; init 'placed' "
+            "draws them N(0, 1)"
+        )
     return tuple(notes)
 
 
