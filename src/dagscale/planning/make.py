@@ -555,8 +555,8 @@ def _notes(
         notes.append(f"left as the model drew them, since init {init.name!r} has no rule for them: {_listed(kept)}")
     if init.name == DEFAULT and (small := [name for name in kept if name in tables(graph)]):
         notes.append(
-            f"of these, added to signals of a size near 1, and perhaps too small for it: {_listed(small)}; init 'placed' "
-            "draws them N(0, 1)"
+            f"of these, added to signals of a size of about 1, and perhaps too small for that: {_listed(small)}; "
+            "init 'placed' draws them N(0, 1)"
         )
     return tuple(notes)
 
