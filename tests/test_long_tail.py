@@ -213,7 +213,9 @@ class Skips(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(())], ids=["python", "torch"])
 def test_layers_that_are_left_out_at_random_are_read_and_drawn(draw: Any) -> None:
-    """By chance, one forward in sixteen has them all."""
+    """By chance, one forward in sixteen has them all; from these seeds the first has not."""
+    random.seed(1)
+    torch.manual_seed(0)
     model, x = Skips(draw), torch.randn(2, 10)
     states = random.getstate(), torch.get_rng_state()
     graph = dagscale.trace(model, x)
