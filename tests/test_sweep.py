@@ -149,6 +149,17 @@ def test_every_run_once(file: Path) -> None:
     assert str(again) == "14 of 14 runs finished, 0 failed (2 executed now)"
 
 
+def test_a_transaction_that_is_let_go_of_after_its_store_has_closed_says_nothing(file: Path) -> None:
+    """As when an interrupt ends a sweep: its frames live as long as the exception, and the store is closed before."""
+    store = Store(file, write=True)
+    begun = store._transaction()
+    begun.__enter__().execute("DELETE FROM runs")
+    store.__exit__(None, None, None)
+    begun.gen.close()  # type: ignore[attr-defined]
+    with Store(file, write=True):
+        pass
+
+
 def test_results_are_read_back_by_run(file: Path) -> None:
     runs = several(3)
     sweep(runs[:2], execute, file, jobs=1)

@@ -245,7 +245,7 @@ class Store:
                 yield db
                 db.execute("COMMIT")
             finally:
-                if db.in_transaction:
+                if self._db is not None and db.in_transaction:  # closing, which an interrupt may bring, takes it back
                     db.execute("ROLLBACK")
 
     def ask(self, runs: Iterable[Run]) -> int:
