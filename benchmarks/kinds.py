@@ -24,23 +24,19 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from kinds_networks import KINDS
-from torch import nn
-from transfer import Family, optimum, put
+from transfer import Curve, Family, base_of, curve_of, lowest, model_of, octaves, optimum, put, trained
 
 import dagscale
 from dagscale.errors import PlanError
 from dagscale.graph import Graph
 from dagscale.inits.placed import tables
 from dagscale.planning.base import Base
-from dagscale.planning.prepare import traced
-from dagscale.training.engine import final_loss, train
 
 WAYS: dict[str, dict[str, Any]] = {
     "own": {"init": "keep", "law": "none"},
@@ -49,16 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
     "default": {},
 }
-OCTAVES, FURTHEST = (0, -1, 1, -2, 2), 7
-EVALUATED = 1024
-
-Curve = dict[int, float]
-
-
-def model_of(family: Family, size: str, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    depth, width = map(int, size.split("x"))
-    return family.model(depth, width)
+OCTAVES = (0, -1, 1, -2, 2)
 
 
 def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float) -> None:
@@ -72,11 +59,13 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
         for size in family.sizes:
             for way in (w for w in ways if needed(own, family, size, w, base.network.graph)):
                 plan = planned(family, size, base, recipe, way)
-                for octave in octaves(own, way, size) if way != "default" else (0,):
+                grid = octaves(partial(curve_of, own, way, size, ()), OCTAVES)
+                for octave in grid if way != "default" else (0,):
                     for seed in range(seeds):
                         key = f"{way}/{size}/{octave}/{seed}"
                         if key not in own and time.monotonic() < until:
-                            own[key] = trained(family, size, plan, recipe, plan.lr * 2.0**octave, seed)
+                            trial = model_of(family, size, seed=seed)
+                            own[key] = trained(trial, family, plan, recipe, plan.lr * 2.0**octave, seed)
                             put(path, known)
 
 
@@ -93,69 +82,18 @@ BASE = {"folded": "folded", "placed": "placed", "kept": "own"}
 
 def chosen(own: dict[str, Any], family: Family) -> str:
     """The way whose init trains the base best, each at its best rate."""
-    return min(BASE, key=lambda way: min(curve_of(own, BASE[way], family.sizes[0]).values(), default=math.inf))
-
-
-def curve_of(own: dict[str, Any], way: str, size: str, judged: str = "train", seed: str = "") -> Curve:
-    """Octave → mean loss of all seeds, or of one; ``inf`` where a run diverged."""
-    found: dict[int, list[float]] = {}
-    for key, value in own.items():
-        if key.startswith(f"{way}/{size}/") and key.endswith(f"/{seed}" if seed else ""):
-            loss = value[judged]
-            found.setdefault(int(key.split("/")[2]), []).append(math.inf if loss is None else loss)
-    return {octave: fmean(losses) for octave, losses in sorted(found.items())}
-
-
-def octaves(own: dict[str, Any], way: str, size: str) -> Iterator[int]:
-    """The grid, what was run beyond it, and on beyond an end for as long as it is the best, up to ``FURTHEST``."""
-    yield from OCTAVES
-    yield from [octave for octave in curve_of(own, way, size) if octave not in OCTAVES]
-    while curve := curve_of(own, way, size):
-        best = min(curve, key=curve.__getitem__)
-        following = best + (1 if best > 0 else -1)
-        if min(curve) < best < max(curve) or abs(following) > FURTHEST:
-            return
-        yield following
-        if following not in curve_of(own, way, size):  # out of time
-            return
-
-
-def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe) -> Base:
-    """The base, searched once; its rate is kept in the file."""
-    small = model_of(family, family.sizes[0], 0)
-    if "base" not in own:
-        found = dagscale.search(small, recipe, seeds=1)
-        own["base"] = {"lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe}
-    return Base.given(traced(small, None, recipe, 0, role="base"), own["base"]["lr"])
+    return min(BASE, key=lambda way: min(curve_of(own, BASE[way], family.sizes[0], ()).values(), default=math.inf))
 
 
 def planned(family: Family, size: str, base: Base, recipe: dagscale.Recipe, way: str) -> dagscale.Plan:
     """The plan of one way; without a depth rule where there is none for these networks."""
-    model = model_of(family, size, 0)
+    model = model_of(family, size)
     try:
         return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way])
     except PlanError:
         if "depth" not in WAYS[way]:
             raise
         return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way] | {"depth": "none"})
-
-
-def trained(
-    family: Family, size: str, plan: dagscale.Plan, recipe: dagscale.Recipe, lr: float, seed: int
-) -> dict[str, Any]:
-    """One run: its rate, training and validation loss (None where it diverged), and seconds."""
-    began = time.process_time()
-    trial = model_of(family, size, seed)
-    plan.init_(trial, seed=seed)
-    done = train(trial, recipe, plan.param_groups(trial, lr=lr), seed=seed, evaluate=EVALUATED)
-    valid = math.inf
-    if math.isfinite(done.loss):
-        trial.eval()
-        x, y = (part[:EVALUATED] for part in family.held())
-        valid = final_loss(trial, recipe.changed(data=(x, y)), len(x))
-    losses = {"train": done.loss, "valid": valid}
-    finite = {k: v if math.isfinite(v) else None for k, v in losses.items()}
-    return {"lr": lr, **finite, "seconds": round(time.process_time() - began, 2)}
 
 
 # --- report ----------------------------------------------------------------------------------------------------
@@ -168,7 +106,7 @@ def inits(known: dict[str, Any]) -> Sheet:
     """The lowest loss of every base under each init, and by how much that under ``placed`` is above ``moments``."""
     body = []
     for name, family in KINDS.items():
-        lows = {w: min(curve_of(known.get(name, {}), w, family.sizes[0]).values(), default=math.nan) for w in WAYS}
+        lows = {w: min(curve_of(known.get(name, {}), w, family.sizes[0], ()).values(), default=math.nan) for w in WAYS}
         if math.isfinite(lows["folded"]):
             cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded", "placed")]
             body.append([name, times(family.sizes[0]), *cells, INITS[chosen(known[name], family)]])
@@ -177,12 +115,8 @@ def inits(known: dict[str, Any]) -> Sheet:
 
 def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
     """Way → its curve, where that is complete."""
-    found = {way: curve_of(own, way, size) for way in WAYS}
-    return {way: curve for way, curve in found.items() if curve.keys() >= set(OCTAVES)}
-
-
-def lowest(curve: Curve) -> int:
-    return min(curve, key=curve.__getitem__)
+    found = {way: curve_of(own, way, size, OCTAVES) for way in WAYS}
+    return {way: curve for way, curve in found.items() if curve}
 
 
 def lost(known: dict[str, Any]) -> Sheet:
@@ -198,7 +132,7 @@ def lost(known: dict[str, Any]) -> Sheet:
             least = min(min(curve.values()) for curve in curves.values())
             losses = [
                 curves["folded"][0], min(curves["folded"].values()),
-                curves.get(best, {}).get(lowest(small[BASE[best]])), curve_of(own, "default", size).get(0),
+                curves.get(best, {}).get(lowest(small[BASE[best]])), curve_of(own, "default", size, ()).get(0),
                 curves["own"].get(lowest(small["own"]), math.inf), min(curves["own"].values()),
             ]  # fmt: skip
             body.append([name, times(size), *(above(loss, least) for loss in losses)])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transfer import Family, next_byte, text
+from transfer import EVALUATED, Family, next_byte, text
 
 import dagscale
 from dagscale.bench.data import load
@@ -483,7 +483,11 @@ def kind(
             data()[0], loss, optimizer, steps=steps, batch_size=batch_size, schedule=schedule, clip=clip, **settings
         )
 
-    return Family(tuple(sizes), steps, model, recipe, lambda: data()[1])
+    def held() -> Data:
+        x, y = data()[1]
+        return x[:EVALUATED], y[:EVALUATED]
+
+    return Family(tuple(sizes), steps, model, recipe, held)
 
 
 ADAMW = torch.optim.AdamW

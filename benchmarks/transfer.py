@@ -36,9 +36,9 @@ import os
 import random
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,6 +64,11 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 OCTAVES, FURTHEST = (0, -1, 1, -2, 2, -3, 3), 7
 EVALUATED = 1024
+"""Examples that a final training loss is taken over."""
+
+Curve = dict[int, float]
+"""Octave from the base's rate → loss."""
+
 CIFAR = Path(os.environ.get("CIFAR10", "data/cifar10"))
 
 
@@ -181,8 +186,8 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def model_of(family: Family, size: str, device: str = "cpu") -> nn.Module:
-    torch.manual_seed(0)
+def model_of(family: Family, size: str, device: str = "cpu", seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     depth, width = map(int, size.split("x"))
     return family.model(depth, width).to(device)
 
@@ -215,26 +220,31 @@ def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: 
                 else:
                     way = same(family, size, way)
                     plan = planned(family, size, base, recipe, way, device)
-                    trials = ((way, octave, plan.lr * 2.0**octave) for octave in octaves(own, way, size))
+                    places = octaves(partial(curve_of, own, way, size), OCTAVES)
+                    trials = ((way, octave, plan.lr * 2.0**octave) for octave in places)
                 for label, place, lr in trials:
                     for seed in range(seeds):
                         key = f"{label}/{size}/{place}/{seed}"
                         if key not in own and time.monotonic() < until:
-                            own[key] = trained(family, size, plan, recipe, lr, seed, device)
+                            own[key] = trained(model_of(family, size, device), family, plan, recipe, lr, seed)
                             put(path, known)
 
 
-def octaves(own: dict[str, Any], way: str, size: str) -> Iterator[int]:
-    """The grid, what was run beyond it, and on beyond an end for as long as it is the best, up to ``FURTHEST``."""
-    yield from OCTAVES
-    yield from [octave for octave in curves(own, "train").get((way, size), ()) if octave not in OCTAVES]
-    while curve := curves(own, "train").get((way, size)):
-        best = min(curve, key=curve.__getitem__)
+def octaves(curve: Callable[[], Curve], grid: Sequence[int]) -> Iterator[int]:
+    """The grid, what was run beyond it, and on beyond an end for as long as it is the best, up to ``FURTHEST``.
+
+    Args:
+        curve: what has been run so far.
+    """
+    yield from grid
+    yield from [octave for octave in curve() if octave not in grid]
+    while found := curve():
+        best = lowest(found)
         following = best + (1 if best > 0 else -1)
-        if min(curve) < best < max(curve) or abs(following) > FURTHEST:
+        if min(found) < best < max(found) or abs(following) > FURTHEST:
             return
         yield following
-        if f"{way}/{size}/{following}/0" not in own:  # out of time
+        if following not in curve():  # out of time
             return
 
 
@@ -242,7 +252,7 @@ def put(path: Path, known: dict[str, Any]) -> None:
     write(path, (json.dumps(known, indent=0) + "\n").encode())
 
 
-def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe, device: str) -> Base:
+def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe, device: str = "cpu") -> Base:
     """The base, searched once; its rate is kept in the file."""
     small = model_of(family, family.sizes[0], device)
     if "base" not in own:
@@ -266,11 +276,10 @@ def drawn(count: int, name: str, recipe: dagscale.Recipe) -> Iterator[float]:
 
 
 def trained(
-    family: Family, size: str, plan: dagscale.Plan, recipe: dagscale.Recipe, lr: float, seed: int, device: str
+    trial: nn.Module, family: Family, plan: dagscale.Plan, recipe: dagscale.Recipe, lr: float, seed: int
 ) -> dict[str, Any]:
     """One run: its rate, training and validation loss (None where it diverged), and seconds."""
     began = time.process_time()
-    trial = model_of(family, size, device)
     plan.init_(trial, seed=seed)
     done = train(trial, recipe, plan.param_groups(trial, lr=lr), seed=seed, evaluate=EVALUATED)
     valid = math.inf
@@ -285,11 +294,12 @@ def trained(
 
 # --- report ----------------------------------------------------------------------------------------------------
 
-Curve = dict[int, float]
 
-
-def curves(own: dict[str, Any], judged: str, seed: str | None = None) -> dict[tuple[str, str], Curve]:
-    """(way, size) → octave → mean loss of all seeds or of one, for the complete ones; ``inf`` where a run diverged."""
+def curves(
+    own: dict[str, Any], judged: str, seed: str | None = None, grid: Sequence[int] = OCTAVES
+) -> dict[tuple[str, str], Curve]:
+    """(way, size) → octave → mean loss of all seeds or of one, where all of the grid was run; ``inf`` where a run
+    diverged."""
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for key, value in own.items():
         if key != "base" and seed in (None, key.rpartition("/")[2]):
@@ -298,12 +308,22 @@ def curves(own: dict[str, Any], judged: str, seed: str | None = None) -> dict[tu
             listed = found.setdefault((way, size), {}).setdefault(int(place), [])
             listed.append(math.inf if loss is None else loss)
     means = {k: {o: fmean(v) for o, v in sorted(c.items())} for k, c in found.items()}
-    return {k: c for k, c in means.items() if k[0] == "random" or c.keys() >= set(OCTAVES)}
+    return {k: c for k, c in means.items() if k[0] == "random" or c.keys() >= set(grid)}
+
+
+def curve_of(own: dict[str, Any], way: str, size: str, grid: Sequence[int] = OCTAVES) -> Curve:
+    """The training losses of one way and size; empty where not all of the grid was run."""
+    return curves(own, "train", grid=grid).get((way, size), {})
+
+
+def lowest(curve: Curve) -> int:
+    """The octave of the lowest loss."""
+    return min(curve, key=curve.__getitem__)
 
 
 def optimum(curve: Curve) -> float:
     """The octave of the lowest loss, by a parabola through it and its neighbours."""
-    best = min(curve, key=curve.__getitem__)
+    best = lowest(curve)
     around = [curve.get(best + i, math.inf) for i in (-1, 0, 1)]
     if not all(map(math.isfinite, around)):
         return float(best)

@@ -54,7 +54,7 @@ def run(path: Path, names: list[str]) -> None:
                 plan = dagscale.plan(
                     model_of(family, size), base=base, recipe=under, law="none", width="mup", depth="completep"
                 )
-                own[key] = trained(family, size, plan, under, plan.lr, 0, "cpu") | {"decay": decay}
+                own[key] = trained(model_of(family, size), family, plan, under, plan.lr, 0) | {"decay": decay}
                 put(path, known)
 
 
