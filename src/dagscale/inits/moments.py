@@ -40,9 +40,6 @@ PASSES = 3
 """Forwards a draw at most: a weight that is used twice is settled by the use that wants it smallest."""
 
 
-NO_OTHERS: Mapping[str, Fill] = {}
-
-
 @init("moments", measured=True, moments=wanted_moments)
 def moments(network: Network) -> dict[str, Fill]:
     """Every layer's output gets the second moment ``1/d_in``, from a few forwards on a batch.
@@ -72,9 +69,9 @@ def moments(network: Network) -> dict[str, Fill]:
     return measured(network, by_parameters(network.graph))
 
 
-def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] = NO_OTHERS) -> dict[str, Fill]:
+def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] | None = None) -> dict[str, Fill]:
     """Every layer's output gets the second moment that is wanted of it; ``others`` are drawn as they say."""
-    fills = zeros_and_ones(network.graph) | dict(others)
+    fills = zeros_and_ones(network.graph) | dict(others or {})
     copied = network.copy
     try:
         model = copied.reset(train=network.recipe.data is not None)  # batch norm and dropout as training has them
@@ -82,10 +79,7 @@ def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] = NO_O
         with torch.no_grad():
             for name, fill in fills.items():
                 if name in parameters:
-                    own = parameters[name]
-                    own.fill_(fill.mean)
-                    if fill.std:
-                        own.add_(_unit(name, own, network.seed), alpha=fill.std)
+                    parameters[name].copy_(fill.draw(name, parameters[name], network.seed))
         logs, gains = _scales(network, model, parameters, wanted)
     finally:
         copied.give_back()
@@ -252,12 +246,7 @@ def _one_draw(
 
 def _start(name: str, parameter: Tensor, seed: int) -> Tensor:
     """Where what sets the scale of a computed weight begins: 1 throughout, or a draw."""
-    return torch.ones_like(parameter) if _is_gain(parameter) else _unit(name, parameter, seed)
-
-
-def _unit(name: str, parameter: Tensor, seed: int) -> Tensor:
-    """The parameter drawn with standard deviation 1."""
-    return standard_normal(name, tuple(parameter.shape), seed, is_complex=parameter.is_complex())
+    return torch.ones_like(parameter) if _is_gain(parameter) else standard_normal(name, parameter, seed)
 
 
 class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
@@ -303,7 +292,7 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         padding, known = self.padding.get(id(self.parameters[name])), self.scales.get(name)
         scale = sqrt(self.wanted[use.names] / moment) * (1.0 if use.own else known or 1.0)
         if known is None and use.own:
-            parameter.copy_(_unit(name, parameter, self.seed) * scale)
+            parameter.copy_(standard_normal(name, parameter, self.seed) * scale)
             if padding is not None:
                 parameter[padding] = 0
         elif known is None or scale < 0.99 * known or (name not in self.shared and scale > 1.01 * known):

@@ -237,10 +237,7 @@ class Plan(Saved, Tabled):
                     f"parameter {name!r} cannot be drawn from {_init_text(self.parameters[name])}: numbers "
                     f"of {kind} do not reach so far; make another plan"
                 )
-            own = fill.draw(
-                name, self.parameters[name].shape, self.seed if seed is None else seed,
-                is_complex=parameter.is_complex(),
-            )  # fmt: skip
+            own = fill.draw(name, parameter, self.seed if seed is None else seed)
             if id(parameter) in padding:
                 own[padding[id(parameter)]] = 0
             values[name] = placed_like(own, parameter)

@@ -440,7 +440,7 @@ def apply_fills(model: nn.Module, fills: Mapping[str, Fill], seed: int) -> None:
         for name, parameter in forward.plain_parameters(model).items():
             fill = fills.get(name)
             if fill is not None and parameter.requires_grad:
-                parameter.copy_(fill.draw(name, tuple(parameter.shape), seed, is_complex=parameter.is_complex()))
+                parameter.copy_(fill.draw(name, parameter, seed))
                 if id(parameter) in padding:
                     parameter[padding[id(parameter)]] = 0
 

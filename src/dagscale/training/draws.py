@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -22,20 +23,25 @@ class Fill:
         """What makes the parameter and its offset ``factor`` times as large: of a gain ``1 + w``, the whole gain."""
         return Fill(self.mean * factor + (factor - 1) * offset, self.std * factor)
 
-    def draw(self, name: str, shape: tuple[int, ...], seed: int, *, is_complex: bool = False) -> Tensor:
-        """The values of parameter ``name`` on the CPU: float32, or complex64, as the parameter is."""
+    def draw(self, name: str, parameter: Tensor, seed: int) -> Tensor:
+        """The values of a parameter, of its shape, on the CPU: complex64 if it is complex, else float32."""
         import torch
 
         if self.std == 0:
-            return torch.full(shape, self.mean, dtype=torch.complex64 if is_complex else torch.float32)
-        return standard_normal(name, shape, seed, is_complex=is_complex).mul_(self.std).add_(self.mean)
+            return torch.full(tuple(parameter.shape), self.mean, dtype=_kind(parameter))
+        return standard_normal(name, parameter, seed).mul_(self.std).add_(self.mean)
 
 
-def standard_normal(name: str, shape: tuple[int, ...], seed: int, *, is_complex: bool = False) -> Tensor:
-    """``N(0, 1)`` of ``shape`` on the CPU, float32 or complex64: the same numbers on every device, in any order."""
+def standard_normal(name: str, parameter: Tensor, seed: int) -> Tensor:
+    """``N(0, 1)`` for a parameter, as `Fill.draw` has it: the same numbers on every device, in any order."""
     import torch
 
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    kind = torch.complex64 if is_complex else torch.float32  # whatever the default is
-    return torch.randn(shape, generator=generator, dtype=kind)
+    return torch.randn(tuple(parameter.shape), generator=generator, dtype=_kind(parameter))
+
+
+def _kind(parameter: Tensor) -> torch.dtype:
+    import torch
+
+    return torch.complex64 if parameter.is_complex() else torch.float32  # whatever the default is
