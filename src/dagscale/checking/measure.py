@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -138,7 +139,9 @@ def _observed(model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int,
                 own = {name: (*own[name], *_by_itself(uses)) for name, uses in before.items()}
             after = _watch(model, looked, seed, wanted, again=False)
             for name, uses in before.items():
-                changes[name].append(_mean([*map(_moved, uses, _padded(after.get(name, ()), len(uses)))]))
+                changes[name].append(
+                    _mean([_moved(*pair) for pair in zip_longest(uses, after.get(name, ())[: len(uses)])])
+                )
     return Observation(
         {name: _signal(uses, own[name], tuple(changes[name])) for name, uses in before.items()}, tuple(losses), sharp
     )
@@ -277,13 +280,8 @@ def _use(use: Use, out: Any, rerun: bool) -> _Use:
     return _Use(z, _square(data[0]) if data else 1.0, units, again)
 
 
-def _padded(uses: Sequence[_Use], length: int) -> list[_Use | None]:
-    """The first ``length`` uses of a layer, None for those that a forward has not made."""
-    return [*uses[:length], *[None] * (length - len(uses))]
-
-
 def _moved(old: _Use, new: _Use | None) -> float:
-    """Mean square of how a layer's output has changed.
+    """Mean square of how a layer's output has changed; ``new`` is None for a use that the later forward has not made.
 
     A layer that gets other rows than before, or none, as experts do, is run again on those that it had: what is left
     out is the change of what enters it. One that cannot be run again counts as unchanged.
