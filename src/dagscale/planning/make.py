@@ -553,7 +553,8 @@ def _notes(
     ]
     if kept:
         notes.append(f"left as the model drew them, since init {init.name!r} has no rule for them: {_listed(kept)}")
-    if init.name == DEFAULT and (small := [name for name in kept if name in tables(graph)]):
+    placed = tables(graph) if kept and init.moments is not None else set()
+    if small := [name for name in kept if name in placed]:
         notes.append(
             f"of these, added to signals of a size of about 1, and perhaps too small for that: {_listed(small)}; "
             "init 'placed' draws them N(0, 1)"
