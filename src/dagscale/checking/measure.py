@@ -273,7 +273,7 @@ def _watch(network: nn.Module, batch: Batch, seed: int, wanted: set[str], again:
 
 def _use(use: Use, out: Any, rerun: bool) -> _Use:
     z = dense(next(tensors_in(out)).detach()).clone()
-    data = [v for v in use.signals.values() if v.is_floating_point()]
+    data = [v for v in use.signals.values() if v.is_floating_point() or v.is_complex()]
     kernel = use.layer.kernel if use.layer is not None else ()
     units = z.shape[-1 - len(kernel)] if z.dim() > len(kernel) else 1
     again = partial(use.kept(), use.weight) if rerun and use.own else None
@@ -301,9 +301,9 @@ def _signal(uses: list[_Use], own: tuple[float, ...], change: tuple[float, ...])
     spreads = []
     for use in uses:
         by_unit = (
-            use.z.double().square().reshape(-1, use.units)
+            use.z.abs().double().square().reshape(-1, use.units)
             if use.z.shape[-1] == use.units
-            else (use.z.double().square().flatten(2).transpose(1, 2).reshape(-1, use.units))
+            else (use.z.abs().double().square().flatten(2).transpose(1, 2).reshape(-1, use.units))
         )
         energy = by_unit.mean(0)
         mean = float(energy.mean())
@@ -344,7 +344,7 @@ def _loss(network: nn.Module, recipe: Recipe, batch: Batch, start: _Start | None
 
 
 def _square(t: Tensor) -> float:
-    return float(dense(t.detach()).double().square().mean()) if t.numel() else 0.0
+    return float(dense(t.detach()).abs().double().square().mean()) if t.numel() else 0.0
 
 
 def _mean(values: list[float]) -> float:

@@ -38,7 +38,7 @@ def relative_change(probe: Probe, count: int = 1) -> float:
         value = probe.loss(probe.output(batch), batch) * (batch.size / examples)
         value.backward()  # type: ignore[no-untyped-call]
     squared = sum(
-        float(p.grad.double().square().sum()) * ratio
+        float(p.grad.abs().double().square().sum()) * ratio
         for p, ratio in zip(probe.parameters.values(), probe.ratios, strict=True)
         if p.grad is not None
     )
@@ -53,9 +53,9 @@ def relative_change(probe: Probe, count: int = 1) -> float:
     probe.cost.forwards += 2 + 3 * len(batches)
     changes = []
     for a, b in zip(before, after, strict=True):
-        size = float(a.double().square().mean())
+        size = float(a.abs().double().square().mean())
         if size > 0:
-            changes.append(float((b - a).double().square().mean()) / size)
+            changes.append(float((b - a).abs().double().square().mean()) / size)
     return sqrt(fmean(changes)) / rate
 
 

@@ -132,5 +132,6 @@ def _mean_product(probe: Probe, batches: Sequence[Batch]) -> Callable[[Sequence[
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Inner product of two lists of tensors of the same shapes."""
-    return sum(float((s.double() * t.double()).sum()) for s, t in zip(a, b, strict=True))
+    """Inner product of two lists of tensors of the same shapes; of complex ones, that of their real numbers."""
+    wide = [[t.to(torch.promote_types(t.dtype, torch.float64)) for t in tensors] for tensors in (a, b)]
+    return sum(float((s.conj() * t).real.sum()) for s, t in zip(*wide, strict=True))

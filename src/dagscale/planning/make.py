@@ -399,7 +399,7 @@ def _try(
 def _rms(model: nn.Module | None) -> dict[str, float]:
     """Root mean square of every parameter."""
     assert model is not None
-    return {n: float(p.detach().double().square().mean().sqrt()) for n, p in plain_parameters(model).items()}
+    return {n: float(p.detach().abs().double().square().mean().sqrt()) for n, p in plain_parameters(model).items()}
 
 
 def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[str, float] | None = None) -> Network:

@@ -74,7 +74,7 @@ def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
     uses = (p for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops for p in op.params
             if p.role == "bias" and op.kind in ("weight", "shift"))  # fmt: skip
     known = {name: parameters[name] for name in dict.fromkeys(use.name for use in uses) if name in parameters}
-    biases = {n: b.detach().double() for n, b in known.items() if b.requires_grad and _has_values(b) and bool(b.any())}
+    biases = {n: _parts(b).double() for n, b in known.items() if b.requires_grad and _has_values(b) and bool(b.any())}
     places: dict[str, list[str]] = {}  # those of one place in their blocks are looked at together
     for name in biases:
         places.setdefault(pattern(name), []).append(name)
@@ -191,8 +191,8 @@ def taken_up(
             note = f"left as it is: the plan does not draw it, so the rule's factor {factor.init:.4g} on it is left out"
             changed[name] = replace(parts[name], factors=replace(factor, init=1.0), notes=(*parts[name].notes, note))
         else:
-            wide = value.detach().double()
-            fills[name] = Fill(float(wide.mean()), float(wide.std(correction=0)))
+            wide = value.detach().to(torch.promote_types(value.dtype, torch.float64))
+            fills[name] = Fill(float(wide.mean().real), float(wide.std(correction=0)))
     return replace(target, fills=fills), changed
 
 
@@ -228,13 +228,18 @@ def _partly_zero(bias: Tensor) -> bool:
     return bool(bias.any()) and int((bias == 0).sum()) >= max(2, bias.numel() // 4)
 
 
+def _parts(tensor: Tensor) -> Tensor:
+    """Its real numbers: of a complex one both parts of each, which a plain draw has independent."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+
+
 def _uneven(gain: Tensor) -> bool:
     return _has_values(gain) and gain.numel() > 1 and bool((gain != gain.flatten()[0]).any())
 
 
 def _beyond(weight: Tensor) -> float:
     """By how many times ``s`` the largest singular value is above what independent entries give; 0 if it is not."""
-    matrix = weight.detach().reshape(len(weight), -1) if weight.ndim > 1 else weight.detach().reshape(1, -1)
+    matrix = _parts(weight).reshape(len(weight) if weight.ndim > 1 else 1, -1)
     rows, columns = matrix.shape
     if min(rows, columns) < LEAST:
         return 0.0

@@ -116,7 +116,7 @@ class Window:
 
     def _keep(self, name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self.raw[name] = torch.linalg.vector_norm(entries(local(parameter.grad.detach())).float())
+            self.raw[name] = torch.linalg.vector_norm(_wide(entries(local(parameter.grad.detach()))))
 
     def enter(self) -> None:
         """A forward begins: look at the first one."""
@@ -159,7 +159,7 @@ class Window:
                 decay = float(group.get("weight_decay") or 0.0)
                 whole = own.matrix
                 here = None if grad is None else entries(local(grad.detach()))
-                norm = None if here is None else torch.linalg.vector_norm(here.float())
+                norm = None if here is None else torch.linalg.vector_norm(_wide(here))
                 part = None if here is None else _sampled(here, whole)
                 self.before[name] = _Before(group, lr, decay, _sampled(p, whole), part, norm)
 
@@ -172,19 +172,19 @@ class Window:
 
     def _changes(self, own: Planned, old: _Before) -> dict[str, Tensor]:
         new = _sampled(local(own.parameter.detach()), own.matrix)
-        change = (new - old.weight).float()
+        change = _wide(new - old.weight)
         found = {"weight": _rms(old.weight), "change": _rms(change)}
         known = self.optimizer
         step = change
         if known is not None and known.decay == "decoupled" and old.decay:
-            decayed = change + (old.lr * old.decay) * old.weight.float()
+            decayed = change + (old.lr * old.decay) * _wide(old.weight)
             step = torch.where(change == 0, change, decayed)  # what rounding loses, it loses with its decay
         found["step"] = _rms(step)
         if old.gradient is not None:
-            gradient = old.gradient.float()
+            gradient = _wide(old.gradient)
             found["gradient"] = _rms(gradient)
             coupled = known is not None and known.decay == "coupled" and old.decay
-            found["pull"] = _rms(gradient + old.decay * old.weight.float()) if coupled else found["gradient"]
+            found["pull"] = _rms(gradient + old.decay * _wide(old.weight)) if coupled else found["gradient"]
         if own.matrix:
             parts = list(matrices(step.contiguous(), old.group))
             found["top"] = torch.stack([_top(part) for part in parts]).square().mean().sqrt()
@@ -253,9 +253,9 @@ class Window:
             z, dz = [], []
             try:
                 for layer in layers:
-                    new = self._again(layer).float()
-                    z.append(layer.z.float().square().mean())
-                    dz.append((new - layer.z.float()).square().mean())
+                    new, old = _wide(self._again(layer)), _wide(layer.z)
+                    z.append(old.abs().square().mean())
+                    dz.append((new - old).abs().square().mean())
             except Exception as error:
                 self.broken = one_line(error)
                 continue
@@ -291,7 +291,12 @@ def _sampled(tensor: Tensor, whole: bool) -> Tensor:
 
 
 def _rms(tensor: Tensor) -> Tensor:
-    return tensor.float().square().mean().sqrt()
+    return _wide(tensor).abs().square().mean().sqrt()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In single precision; complex if it is."""
+    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
 
 
 def _top(matrix: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
+
 from dagscale.training.clipping import local
 from dagscale.watching.planned import Planned
 from dagscale.watching.rates import explained, listed
@@ -39,7 +41,8 @@ def initial(parameters: Mapping[str, Planned]) -> tuple[Fault, ...]:
 def _size(own: Planned) -> float | None:
     """rms over the plan's, where chance does not explain it."""
     assert own.fill is not None
-    values = local(own.parameter.detach()).double()
+    values = local(own.parameter.detach())
+    values = values.to(torch.promote_types(values.dtype, torch.float64))
     if values.numel() == 0:
         return None
     if own.fill.std == 0:
@@ -49,7 +52,7 @@ def _size(own: Planned) -> float | None:
         values = values[values.flatten(1).abs().amax(1) > 0] if values.dim() > 1 else values
     if values.numel() == 0:
         return 0.0
-    ratio = float(values.square().mean().sqrt()) / math.hypot(own.fill.std, own.fill.mean)
+    ratio = float(values.abs().square().mean().sqrt()) / math.hypot(own.fill.std, own.fill.mean)
     chance = math.exp(4 / math.sqrt(2 * values.numel()))
     within = 1 / (INIT * chance) < ratio < INIT * chance
     return None if within else ratio
