@@ -522,11 +522,11 @@ def test_factors_that_one_base_alone_has_count_by_its_share() -> None:
     assert both.lr == pytest.approx((plain.lr * normed.lr) ** 0.5)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_a_base_may_be_a_model_alone(several: bool) -> None:
+@pytest.mark.parametrize("several", ["", "models", "a model and a pair"])
+def test_a_base_may_be_a_model_alone(several: str) -> None:
     recipe = Recipe((torch.randn(8, 64), torch.arange(8)), cross_entropy, "sgd", batch_size=4, steps=2)
     (model, _), (small, _) = load("mlp:2_22?input=64"), load("mlp:2?input=64")
-    rates, bases = ((0.1, 0.2), [small, small]) if several else (0.1, small)
+    rates, bases = ((0.1, 0.2), [small, small if several == "models" else (small, None)]) if several else (0.1, small)
     pairs = [(small, None), (small, None)] if several else (small, None)
     plan, other = (dagscale.plan(model, base=b, base_lr=rates, law="paths", recipe=recipe) for b in (bases, pairs))
     assert plan == other

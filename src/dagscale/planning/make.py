@@ -232,7 +232,7 @@ class _Chosen:
 def _bases(base: Any, base_lr: Any, inputs: Any) -> tuple[list[Any], list[Any]]:
     """Bases as a list of `Base` and (model, inputs), by default the target's, and a rate for each."""
     group = isinstance(base, (tuple, list)) and bool(base)
-    several = group and (isinstance(base[0], (tuple, list, Base)) or all(isinstance(one, nn.Module) for one in base))
+    several = group and (isinstance(base[0], (tuple, list, Base)) or all(map(_is_base, base)))
     bases = [] if base is None else list(base) if several else [base]
     bases = [(one, inputs) if isinstance(one, nn.Module) else one for one in bases]
     for one in bases:
@@ -243,6 +243,11 @@ def _bases(base: Any, base_lr: Any, inputs: Any) -> tuple[list[Any], list[Any]]:
     if base_lr is None and bases and all(isinstance(one, Base) for one in bases):
         return bases, [one.lr for one in bases]
     return bases, list(base_lr) if isinstance(base_lr, (tuple, list)) else [] if base_lr is None else [base_lr]
+
+
+def _is_base(one: Any) -> bool:
+    """Whether it is a base by itself, and not the example inputs of the model before it."""
+    return isinstance(one[0] if isinstance(one, (tuple, list)) and one else one, (nn.Module, Base))
 
 
 def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any], free: Collection[str]) -> Recipe:
