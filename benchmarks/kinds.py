@@ -10,7 +10,6 @@ five rates, an octave apart around the base's, and at more where the best is at 
     own      the author's init, one rate for all parameters
     folded   as ``plan(width="mup", depth="completep")`` starts it; without a depth rule where that is refused
 
-    placed   the same with init ``placed``, where there are learned tables to be placed
     kept     the same with the author's init, where the base's lowest loss is lowest under that init
 
 and at one rate as ``default``: that of ``plan()``, which chooses law, width and depth itself. *The plan* is ``folded``
@@ -34,14 +33,11 @@ from transfer import Curve, Family, base_of, curve_of, lowest, model_of, octaves
 
 import dagscale
 from dagscale.errors import PlanError
-from dagscale.graph import Graph
-from dagscale.inits.placed import tables
 from dagscale.planning.base import Base
 
 WAYS: dict[str, dict[str, Any]] = {
     "own": {"init": "keep", "law": "none"},
     "folded": {"width": "mup", "depth": "completep", "law": "none"},
-    "placed": {"init": "placed", "width": "mup", "depth": "completep", "law": "none"},
     "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
     "default": {},
 }
@@ -57,7 +53,7 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
         base = base_of(own, family, recipe)
         put(path, known)
         for size in family.sizes:
-            for way in (w for w in ways if needed(own, family, size, w, base.network.graph)):
+            for way in (w for w in ways if needed(own, family, size, w)):
                 plan = planned(family, size, base, recipe, way)
                 grid = octaves(partial(curve_of, own, way, size, ()), OCTAVES)
                 for octave in grid if way != "default" else (0,):
@@ -69,14 +65,12 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
                             put(path, known)
 
 
-def needed(own: dict[str, Any], family: Family, size: str, way: str, graph: Graph) -> bool:
-    """Whether a way is one of its own here: rules change nothing on the base, and without tables ``placed`` nothing."""
-    if way == "placed":
-        return bool(tables(graph))
+def needed(own: dict[str, Any], family: Family, size: str, way: str) -> bool:
+    """Whether a way is one of its own here: rules change nothing on the base."""
     return way in ("own", "folded") or (size != family.sizes[0] and (way == "default" or chosen(own, family) == "kept"))
 
 
-BASE = {"folded": "folded", "placed": "placed", "kept": "own"}
+BASE = {"folded": "folded", "kept": "own"}
 """Way of planning → the way that it is on the base."""
 
 
@@ -103,14 +97,14 @@ Sheet = tuple[list[str], list[list[str]]]
 
 
 def inits(known: dict[str, Any]) -> Sheet:
-    """The lowest loss of every base under each init, and by how much that under ``placed`` is above ``moments``."""
+    """The lowest loss of every base under each init."""
     body = []
     for name, family in KINDS.items():
         lows = {w: min(curve_of(known.get(name, {}), w, family.sizes[0], ()).values(), default=math.nan) for w in WAYS}
         if math.isfinite(lows["folded"]):
-            cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded", "placed")]
+            cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded")]
             body.append([name, times(family.sizes[0]), *cells, INITS[chosen(known[name], family)]])
-    return ["kind", "base", "author's init", "`moments`", "`placed`", "lowest"], body
+    return ["kind", "base", "author's init", "`moments`", "lowest"], body
 
 
 def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
@@ -153,7 +147,7 @@ def places(known: dict[str, Any]) -> Sheet:
 
 
 SHEETS = {"lost": lost, "places": places, "inits": inits}
-INITS = {"folded": "`moments`", "placed": "`placed`", "kept": "`keep`"}
+INITS = {"folded": "`moments`", "kept": "`keep`"}
 
 
 def times(size: str) -> str:

@@ -354,3 +354,33 @@ def test_a_complex_parameter_is_drawn_complex() -> None:
     first = dagscale.Plan.from_json(plan.to_json()).init_(model).w.detach().clone()
     assert [part.std().item() for part in (first.real, first.imag)] == pytest.approx([std / 2**0.5] * 2, rel=0.05)
     assert torch.equal(first, plan.init_(Spectral("a complex number")).w)
+
+
+class Holding(nn.Module):
+    """It holds an example of its inputs, as Lightning's modules do."""
+
+    def __init__(self, example: torch.Tensor) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.example_input_array = example
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.layer(x).relu())
+        return out
+
+
+def test_inputs_that_the_model_holds_too_are_no_constants() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    model = Holding(x)
+    fills = {
+        name: dagscale.plan(model, given, base_lr=1.0, law="none", optimizer="adam", init="moments").parameters
+        for name, given in (("held", model.example_input_array), ("apart", x.clone()))
+    }
+    for name in ("layer.weight", "head.weight"):
+        assert fills["held"][name].init_std is not None
+        assert fills["held"][name].init_std == pytest.approx(fills["apart"][name].init_std)
+    seen = []
+    with torch.no_grad(), LayerCalls(model, after=lambda use, out: seen.extend(use.names), inputs=x):
+        model(x)
+    assert seen == ["layer.weight", "head.weight"]

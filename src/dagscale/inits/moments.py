@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain, repeat
 from math import exp, inf, log, sqrt
 from statistics import fmean, stdev
@@ -14,12 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.inits.base import init, zeros_and_ones
+from dagscale.inits.positions import tables as added_tables
 from dagscale.inits.wanted import Wanted, by_parameters, wanted_moments
 from dagscale.network import Network
 from dagscale.tracing import forward
 from dagscale.tracing._torch import TorchDispatchMode
 from dagscale.tracing.calls import Held, LayerCalls, Use, held_by
-from dagscale.training.batches import to_model
+from dagscale.tracing.causality import Attended
+from dagscale.training.batches import Batch
 from dagscale.training.copies import padding_rows
 from dagscale.training.draws import Fill, standard_normal
 from dagscale.training.seeds import seeded
@@ -63,15 +65,19 @@ def moments(network: Network) -> dict[str, Fill]:
     the gain of a standardised weight, as a constant; the others stay, and so does a weight that is proportional to
     none. A layer that sees only zeros is left as it is.
 
+    Learned tables that are added to a signal, such as those of positions, are N(0, 1), as embeddings are, where
+    self-attention sees in both directions: nothing else tells places apart there. Where a mask lets it see only what
+    comes before, or where there is none, they stay as they are (measured in ``docs/evidence/positions.md``).
+
     Raises:
         PlanError: if the model is on ``meta``, or the example inputs are all 0, so that nothing can be measured.
     """
     return measured(network, by_parameters(network.graph))
 
 
-def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] | None = None) -> dict[str, Fill]:
-    """Every layer's output gets the second moment that is wanted of it; ``others`` are drawn as they say."""
-    fills = zeros_and_ones(network.graph) | dict(others or {})
+def measured(network: Network, wanted: Wanted) -> dict[str, Fill]:
+    """Every layer's output gets the second moment that is wanted of it."""
+    fills = zeros_and_ones(network.graph)
     copied = network.copy
     try:
         model = copied.reset(train=network.recipe.data is not None)  # batch norm and dropout as training has them
@@ -80,7 +86,12 @@ def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] | None
             for name, fill in fills.items():
                 if name in parameters:
                     parameters[name].copy_(fill.draw(name, parameters[name], network.seed))
-        logs, gains = _scales(network, model, parameters, wanted)
+            inputs = _inputs(network, model)
+            first = next(inputs)
+            for name in _placed(network, model, parameters, first):
+                fills[name] = Fill(0.0, 1.0)
+                parameters[name].copy_(fills[name].draw(name, parameters[name], network.seed))
+        logs, gains = _scales(network, model, parameters, wanted, first, inputs)
     finally:
         copied.give_back()
     for name, values in logs.items():
@@ -90,16 +101,14 @@ def measured(network: Network, wanted: Wanted, others: Mapping[str, Fill] | None
 
 
 def _scales(
-    network: Network, model: nn.Module, parameters: dict[str, nn.Parameter], wanted: Wanted
+    network: Network,
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    wanted: Wanted,
+    first: Any,
+    inputs: Iterator[Any],
 ) -> tuple[dict[str, list[float]], set[str]]:
     """The logarithms of the scales that each draw asks for, by parameter, and which of them are constants."""
-    inputs = _inputs(network, model)
-    first = next(inputs)
-    if network.recipe.data is None and _all_zero(first):
-        raise PlanError(
-            "the example inputs are all 0, and this init measures what they become: give data, or example inputs as "
-            "training has them"
-        )
     controls = _controls(model, network, parameters, wanted, first)
     held = held_by(model)  # with what the forwards so far have left there
     logs: dict[str, list[float]] = {}
@@ -121,7 +130,12 @@ def _inputs(network: Network, model: nn.Module) -> Iterator[Any]:
     """The batches that the forward passes run on, repeated without end, on the model's device."""
     recipe = network.recipe
     if recipe.data is None:
-        yield from repeat(to_model(model, network.inputs))
+        if _all_zero(network.inputs):
+            raise PlanError(
+                "the example inputs are all 0, and this init measures what they become: give data, or example inputs "
+                "as training has them"
+            )
+        yield from repeat(Batch(network.inputs).to(model).inputs)  # the model may hold the very ones
     size = BATCH if recipe.batch_size is None else min(BATCH, recipe.batch_size)
     for batch in recipe.source.batches(network.seed, size):
         yield batch.to(model).inputs
@@ -131,6 +145,16 @@ def _all_zero(inputs: Any) -> bool:
     """Whether no signal enters. Token ids of 0 are one."""
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return all(leaf.is_floating_point() and not leaf.any() for leaf in leaves) and bool(leaves)
+
+
+def _placed(network: Network, model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Any) -> set[str]:
+    """The tables that are added to a signal whose self-attention sees in both directions."""
+    tables = {name: parameters[name] for name in added_tables(network.graph) if name in parameters}
+    if not tables:
+        return set()
+    attended = Attended(tables)
+    _forward(model, network, attended, inputs)
+    return {name for name, causal in attended.causal.items() if not causal}
 
 
 def _error(logs: list[float]) -> float:

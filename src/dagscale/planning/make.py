@@ -16,7 +16,7 @@ from dagscale.graph.matrices import WHOLE, hidden_matrices
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import offsets, roles
 from dagscale.inits import DEFAULT, INITS, WITHOUT_DATA, Init
-from dagscale.inits.placed import tables
+from dagscale.inits.positions import tables
 from dagscale.laws import LAWS, Law
 from dagscale.laws.accuracy import Accuracy, accuracy
 from dagscale.laws.base import Carried, number
@@ -558,11 +558,11 @@ def _notes(
     ]
     if kept:
         notes.append(f"left as the model drew them, since init {init.name!r} has no rule for them: {_listed(kept)}")
-    placed = tables(graph) if kept and init.moments is not None else set()
-    if small := [name for name in kept if name in placed]:
+    added = tables(graph) if kept and not init.measured else set()
+    if small := [name for name in kept if name in added]:
         notes.append(
             f"of these, added to signals of a size of about 1, and perhaps too small for that: {_listed(small)}; "
-            "init 'placed' draws them N(0, 1)"
+            "init 'moments' draws them N(0, 1) where attention sees in both directions"
         )
     return tuple(notes)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dagscale.graph import Layer
 from dagscale.tracing import forward
@@ -127,6 +127,8 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: whose forward runs under the mode.
         after: called with the use and with what the operator returned.
         held: what the model holds, where it is followed through many forwards, and the walk through its state costs.
+        inputs: what the forward is given, which is no constant though the model holds it too, as Lightning's
+            ``example_input_array``.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: nn.Module,
         after: Callable[[Use, Any], None] | None = None,
         held: Held | None = None,
+        inputs: Any = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import Operator, describe
@@ -142,6 +145,9 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held = held_by(model) if held is None else held
         self._made_of = dict(self._held.made_of)
         self._own = {key for key, names in self._made_of.items() if names}
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor) and storage_key(tensor) not in self._own:
+                self._made_of.pop(storage_key(tensor), None)
         self._kept: list[Tensor] = []
         self._makers: dict[int, tuple[Any, Any, Any, int]] = {}
         self._describe = describe

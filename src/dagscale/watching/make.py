@@ -208,7 +208,7 @@ class Watch:
     def _hang(self) -> None:
         """On the model's forward and the optimisers' steps."""
         try:
-            self._handles.append(self.model.register_forward_pre_hook(self._enter))
+            self._handles.append(self.model.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(self.model.register_forward_hook(self._leave, always_call=True))
         except RuntimeError as error:
             raise WatchError(
@@ -226,9 +226,9 @@ class Watch:
             self._window = Window(self.model, self.parameters, self.known)
             self._window.listen()
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not torch.compiler.is_compiling() and self._window is not None and torch.is_grad_enabled():
-            self._window.enter()
+            self._window.enter((args, kwargs))
 
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
         if not torch.compiler.is_compiling() and self._window is not None:

@@ -118,10 +118,10 @@ class Window:
         if parameter.grad is not None:
             self.raw[name] = torch.linalg.vector_norm(_wide(entries(local(parameter.grad.detach()))))
 
-    def enter(self) -> None:
-        """A forward begins: look at the first one."""
+    def enter(self, inputs: Any) -> None:
+        """A forward begins on these inputs: look at the first one."""
         if self._calls is None:
-            self._calls = LayerCalls(self.model, after=self._used)
+            self._calls = LayerCalls(self.model, after=self._used, inputs=inputs)
             self._looking.enter_context(biases_made_unseen())
             self._looking.enter_context(self._calls)
 

@@ -1,0 +1,128 @@
+"""How large learned tables, such as positions, should be drawn beside embeddings of second moment 1.
+
+    python benchmarks/positions.py run FILE.json [--families bert …] [--scales 0.3 …] [--seeds 2] [--minutes 10]
+    python benchmarks/positions.py report FILE.json
+
+The init ``moments`` gives an embedding's output second moment 1. A table that is only added to it, as that of
+positions, is drawn here N(0, s²) for several s; 0.02 is what the authors of all of these draw. Everything else is as
+``plan(width="mup", depth="completep")`` starts it, and every network is trained at three rates, an octave apart around
+the base's, and at more where the best is at an end.
+
+The families are those of ``benchmarks/kinds.py`` and ``benchmarks/transfer.py`` whose networks have such a table:
+encoders and vision transformers, where every token sees every other, and decoders with a causal mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from kinds_networks import KINDS
+from torch import nn
+from transfer import FAMILIES, Family, base_of, curve_of, lowest, model_of, octaves, put, trained
+
+import dagscale
+from dagscale.errors import PlanError
+from dagscale.inits.positions import tables
+from dagscale.planning.base import Base
+
+AUTHORS = "0.02"
+SCALES = (AUTHORS, "0.1", "0.3", "1", "2")
+OCTAVES = (0, -1, 1)
+
+STUDIED: Mapping[str, tuple[Family, tuple[str, ...]]] = {
+    "bert": (KINDS["bert"], ("1x32", "4x32", "1x128")),
+    "vit, digits": (KINDS["vit"], ("2x32",)),
+    "vit": (FAMILIES["vit"], ("2x32", "8x32", "2x64")),
+    "lm": (FAMILIES["lm"], ("2x64", "8x64", "2x128")),
+    "lm-long": (FAMILIES["lm-long"], ("2x64",)),
+    "lm, short": (KINDS["lm"], ("2x32",)),
+}
+
+
+def drawn(family: Family, size: str, scale: str, names: set[str], seed: int = 0) -> nn.Module:
+    """A network with these tables N(0, scale²)."""
+    model = model_of(family, size, seed=seed)
+    with torch.no_grad():
+        for name in sorted(names):
+            model.get_parameter(name).normal_(0.0, float(scale))
+    return model
+
+
+def run(path: Path, families: list[str], scales: list[str], sizes: list[str], seeds: int, until: float) -> None:
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in families:
+        family, listed = STUDIED[name]
+        recipe = family.recipe(family.steps)
+        own = known.setdefault(name, {})
+        base = base_of(own, family, recipe)
+        put(path, known)
+        names = tables(base.network.graph)
+        for size in (s for s in listed if not sizes or s in sizes):
+            for scale in scales:
+                plan = planned(drawn(family, size, scale, names), base, recipe, names)
+                for octave in octaves(partial(curve_of, own, scale, size, ()), OCTAVES):
+                    for seed in range(seeds):
+                        key = f"{scale}/{size}/{octave}/{seed}"
+                        if key not in own and time.monotonic() < until:
+                            trial = drawn(family, size, scale, names, seed)
+                            own[key] = trained(trial, family, plan, recipe, plan.lr * 2.0**octave, seed)
+                            put(path, known)
+
+
+def planned(model: nn.Module, base: Base, recipe: dagscale.Recipe, names: set[str]) -> dagscale.Plan:
+    """A plan that leaves the tables as they are."""
+    settings: dict[str, Any] = {"base": base, "recipe": recipe, "width": "mup", "law": "none", "keep": sorted(names)}
+    try:
+        return dagscale.plan(model, depth="completep", **settings)
+    except PlanError:  # a norm behind the sum, for which there is no rule
+        return dagscale.plan(model, **settings)
+
+
+def lowest_losses(known: dict[str, Any]) -> list[list[str]]:
+    """A row a network: the lowest loss under each scale, beside that under the authors'."""
+    rows = []
+    for name, (_, sizes) in STUDIED.items():
+        for size in sizes:
+            curves = {scale: curve_of(known.get(name, {}), scale, size, OCTAVES) for scale in SCALES}
+            if curves[AUTHORS]:
+                least = min(curves[AUTHORS].values())
+                cells = [
+                    f"{100 * (min(c.values()) / least - 1):+.1f} % ({lowest(c):+d})" if c else "–"
+                    for c in curves.values()
+                ]
+                rows.append([name, size.replace("x", " × "), f"{least:.3f}", *cells[1:]])
+    return rows
+
+
+def report(path: Path) -> None:
+    heads = ["family", "network", *SCALES]
+    rows = [heads, ["---"] * len(heads), *lowest_losses(json.loads(path.read_text()))]
+    print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("file", type=Path)
+    runs.add_argument("--families", nargs="+", default=list(STUDIED), choices=list(STUDIED))
+    runs.add_argument("--scales", nargs="+", default=list(SCALES))
+    runs.add_argument("--sizes", nargs="+", default=[])
+    runs.add_argument("--seeds", type=int, default=2)
+    runs.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    shown = commands.add_parser("report")
+    shown.add_argument("file", type=Path)
+    given = parser.parse_args()
+    if given.command == "report":
+        report(given.file)
+    else:
+        torch.set_num_threads(1)
+        run(given.file, given.families, given.scales, given.sizes, given.seeds, time.monotonic() + 60 * given.minutes)
