@@ -10,22 +10,25 @@ import pytest
 import torch
 from torch import nn
 
+import dagscale
 from dagscale.bench.data import Dataset
 from dagscale.bench.sweep import Run
 from dagscale.bench.verify import contest as contest_module
 from dagscale.bench.verify import curves
 from dagscale.bench.verify.compute import Contest, Entry, Trial
-from dagscale.bench.verify.contest import PLAN, contest
+from dagscale.bench.verify.contest import contest
 from dagscale.bench.verify.methods import folded
 from dagscale.bench.verify.recipes import RECIPES, examples
 from dagscale.bench.verify.rivals import calibrate
-from dagscale.bench.verify.runs import built, execute, planned, recipe_of
+from dagscale.bench.verify.runs import built, dataset, execute, planned, recipe_of
 from dagscale.bench.verify.study import named, verify
 from dagscale.bench.verify.suites import SUITES
 from dagscale.cli.app import app
 from dagscale.errors import DagscaleError, DataError, TargetError, UnknownNameError
+from dagscale.models import targets
 
 REAL = [name for name in SUITES if SUITES[name].recipe]
+PLAN = SUITES["lm"].plan
 
 
 def tried(*losses: float, steps: int = 10, valid: float = 1.0) -> tuple[Trial, ...]:
@@ -96,14 +99,31 @@ def test_a_contest_comes_back_from_json() -> None:
 # --- recipes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suite", REAL)
+@pytest.mark.parametrize("suite", [name for name in REAL if "completep" in SUITES[name].plan])
 def test_a_suite_grows_in_depth_and_in_width(suite: str) -> None:
     members = SUITES[suite].members(12, 0)
     width = {int(m.partition("width=")[2].partition("&")[0]) for m in members}
     depth = {int(m.partition(":")[2].partition("?")[0]) for m in members}
     assert (len(width), len(depth), len(set(members))) == (4, 5, 12)
-    assert SUITES[suite].recipe in RECIPES
+
+
+@pytest.mark.parametrize("suite", REAL)
+def test_a_suite_has_what_its_study_needs(suite: str) -> None:
     assert RECIPES[SUITES[suite].recipe].optimizer.name in SUITES[suite].grids
+    assert named(SUITES[suite].plan).carried
+
+
+@pytest.mark.parametrize("suite", ["mlp", "vit"])
+def test_a_suites_plan_is_what_a_plan_chooses_by_itself(suite: str) -> None:
+    """What the study calls the plan is what a user gets who asks for nothing."""
+    family = SUITES[suite]
+    run = run_of(suite, {"kind": "train"})
+    data, recipe = dataset(run), recipe_of(run)
+    small, large = (targets.load(name, data=data)[0] for name in (family.base, family.members(1, 0)[0]))
+    found = dagscale.plan(large, base=small, base_lr=0.1, recipe=recipe)
+    law, init, *scaling = family.plan.split("/")
+    assert (found.law, found.init) == (law, init)
+    assert (found.width, found.depth) == (tuple(scaling[0].split("+")) if scaling else ("none", "none"))
 
 
 def run_of(suite: str, kind: dict[str, Any], *, architecture: str = "", lr: float = 0.01, **more: Any) -> Run:

@@ -25,10 +25,9 @@ from dagscale.models import targets
 
 AFFECTS_TRAINING = False
 
-PLAN = "none/moments/mup+completep"
-METHODS = (PLAN, "short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments")
-"""By default. The first one is what searches on the target are given as many steps as. The last one says what of a
-difference is the init's."""
+METHODS = ("short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments")
+"""By default, behind the suite's plan, which searches on the target are given as many steps as. The last one says what
+of a difference is the init's."""
 
 
 def contest(
@@ -61,8 +60,8 @@ def contest(
 
     Args:
         suite: a name in ``SUITES`` whose suite has a recipe.
-        methods: names, as for `dagscale.bench.verify.study.verify`, and those in ``RIVALS``; by default ``METHODS``.
-            Those that lack their package are left out with a note.
+        methods: names, as for `dagscale.bench.verify.study.verify`, and those in ``RIVALS``; by default
+            the suite's plan and ``METHODS``. Those that lack their package are left out with a note.
         data: as `dagscale.bench.verify.recipes.examples` reads them; the recipe's own by default.
         architectures: how many targets; by default the suite's own number.
         seeds: trainings of each target at a rate, and of the base's search.
@@ -88,7 +87,7 @@ def contest(
     check_asked(seed, architectures=count, seeds=seeds, steps=length, batch_size=size, limit=limit)
     optimizer, source = practice.optimizer.name, data or practice.data
     rates = family.rates(optimizer, grid, spacing)
-    chosen, notes = choose(methods or METHODS, optimizer)
+    chosen, notes = choose(methods or (family.plan, *METHODS), optimizer)
     plans = [m for m in chosen if m.carried and m.init != "keep"] or [m for m in chosen if m.carried]
     if not plans:
         raise DagscaleError("no method carries a rate over, so that nothing says how many steps the others may take")

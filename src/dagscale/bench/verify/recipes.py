@@ -135,6 +135,8 @@ class Augmented:
 
 RECIPES: Registry[Practice] = Registry("recipe")
 
+# As the paper trains [arXiv 2402.17440]: plain SGD at a constant rate, nothing else.
+RECIPES.add("plain")(Practice("digits", resolve("sgd"), 200, 32))
 RECIPES.add("language")(
     Practice(
         "text", resolve(torch.optim.AdamW, {"betas": (0.9, 0.95)}), 200, 16,

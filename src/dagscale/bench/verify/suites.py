@@ -30,6 +30,8 @@ class Suite:
         extra: methods that only this suite has by default.
         recipe: name of the recipe that it trains under (`dagscale.bench.verify.recipes`); where there is none, runs
             are at a constant rate, under an optimiser that is chosen for each study.
+        plan: under a recipe, the method that `dagscale.plan` chooses by itself for these networks: base and targets
+            differ in size, or else in how they are wired.
     """
 
     base: str
@@ -38,6 +40,7 @@ class Suite:
     grids: Mapping[str, Exponents] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
     recipe: str = ""
+    plan: str = "none/moments/mup+completep"
 
     @property
     def summary(self) -> str:
@@ -165,3 +168,6 @@ for _name, _text, _recipe in (
 
 _resnets = sizes("resnet:{depth}?width={width}&stride=2", (8, 6), (8, 4))
 SUITES.add("resnet")(replace(_resnets, recipe="residual", grids={"nesterov": (-7.0, 0.0)}))
+
+for _name in ("mlp", "cnn"):
+    SUITES.add(_name)(replace(SUITES[f"{_name}-dag"], recipe="plain", plan="combined/moments"))
