@@ -374,7 +374,7 @@ class WatchCallback(Callback):
         if self.watch is not None:
             held, pl_module._trainer = pl_module._trainer, None  # behind it lie the data, which are no constants
             try:
-                self.watch._enter(pl_module, ())
+                self.watch._enter(pl_module, batch, {})
             finally:
                 pl_module._trainer = held
 
