@@ -65,9 +65,9 @@ def moments(network: Network) -> dict[str, Fill]:
     the gain of a standardised weight, as a constant; the others stay, and so does a weight that is proportional to
     none. A layer that sees only zeros is left as it is.
 
-    Learned tables that are added to a signal, such as those of positions, are N(0, 1), as embeddings are, where
-    self-attention sees in both directions: nothing else tells places apart there. Where a mask lets it see only what
-    comes before, or where there is none, they stay as they are (measured in ``docs/evidence/positions.md``).
+    Learned tables that are added to a signal, such as those of positions, are drawn as large as what they are added to
+    where self-attention sees in both directions: nothing else tells places apart there. Where a mask lets it see only
+    what comes before, or where there is no attention, they stay as they are (``docs/evidence/positions.md``).
 
     Raises:
         PlanError: if the model is on ``meta``, or the example inputs are all 0, so that nothing can be measured.
@@ -88,9 +88,6 @@ def measured(network: Network, wanted: Wanted) -> dict[str, Fill]:
                     parameters[name].copy_(fill.draw(name, parameters[name], network.seed))
             inputs = _inputs(network, model)
             first = next(inputs)
-            for name in _placed(network, model, parameters, first):
-                fills[name] = Fill(0.0, 1.0)
-                parameters[name].copy_(fills[name].draw(name, parameters[name], network.seed))
         logs, gains = _scales(network, model, parameters, wanted, first, inputs)
     finally:
         copied.give_back()
@@ -110,10 +107,13 @@ def _scales(
 ) -> tuple[dict[str, list[float]], set[str]]:
     """The logarithms of the scales that each draw asks for, by parameter, and which of them are constants."""
     controls = _controls(model, network, parameters, wanted, first)
+    placed = _placed(network, model, parameters, first)
     held = held_by(model)  # with what the forwards so far have left there
     logs: dict[str, list[float]] = {}
     for k, x in zip(range(DRAWS[1]), chain([first], inputs), strict=False):
-        for name, scale in _one_draw(model, network, parameters, wanted, controls, network.seed + k, x, held).items():
+        for name, scale in _one_draw(
+            model, network, parameters, wanted, controls, placed, network.seed + k, x, held
+        ).items():
             logs.setdefault(name, []).append(log(scale))
         if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
             break
@@ -121,7 +121,7 @@ def _scales(
     for k, x in zip(range(1, LUCK + 1), inputs, strict=False):  # of what the forward leaves out at random
         if not reached - logs.keys():
             break
-        other = _one_draw(model, network, parameters, wanted, controls, network.seed, x, held, luck=k)
+        other = _one_draw(model, network, parameters, wanted, controls, placed, network.seed, x, held, luck=k)
         logs.update({name: [log(scale)] for name, scale in other.items() if name in reached - logs.keys()})
     return logs, {name for name in controls.values() if _is_gain(parameters[name])}
 
@@ -249,6 +249,7 @@ def _one_draw(
     parameters: dict[str, nn.Parameter],
     wanted: Wanted,
     controls: dict[frozenset[str], str],
+    placed: set[str],
     seed: int,
     inputs: Any,
     held: Held,
@@ -261,7 +262,7 @@ def _one_draw(
             parameters[name].copy_(_start(name, parameters[name], seed))
         shared: set[str] = set()
         for _ in range(PASSES):
-            setter = _Setter(model, parameters, wanted, controls, scales, seed, shared, held)
+            setter = _Setter(model, parameters, wanted, controls, placed, scales, seed, shared, held)
             _forward(model, network, setter, inputs, luck)
             if not setter.again:
                 break
@@ -286,13 +287,14 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         parameters: dict[str, nn.Parameter],
         wanted: Wanted,
         controls: dict[frozenset[str], str],
+        placed: set[str],
         scales: dict[str, float],
         seed: int,
         shared: set[str],
         held: Held,
     ) -> None:
         super().__init__(model, held=held)
-        self.parameters, self.wanted, self.controls = parameters, wanted, controls
+        self.parameters, self.wanted, self.controls, self.placed = parameters, wanted, controls, placed
         self.scales, self.seed, self.shared = scales, seed, shared
         self.used: set[str] = set()
         self.padding = padding_rows(model)
@@ -327,3 +329,19 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
             use.weight.data.mul_(scale / (known or 1.0))
         self.scales[name] = scale
         self.again = self.again or known is not None or not use.own
+
+    def on_sum(self, names: frozenset[str], signals: list[Tensor]) -> None:
+        """Draw tables as large as what they are added to, at their first use."""
+        tables = sorted((names & self.placed) - self.used)
+        moment = fmean(float(signal.abs().double().square().mean()) for signal in signals) if tables else 0.0
+        if not 0 < moment < inf:
+            return
+        scale = sqrt(moment / len(tables))
+        for name in tables:
+            self.used.add(name)
+            known = self.scales.get(name)
+            if known is None or abs(scale / known - 1) > 0.01:
+                parameter = self.parameters[name].data
+                parameter.copy_(standard_normal(name, parameter, self.seed) * scale)
+                self.scales[name] = scale
+                self.again = True  # what was looked up in it is still as it was

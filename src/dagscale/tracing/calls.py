@@ -165,6 +165,9 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Called before the operator runs; a subclass may change the weight in place here. (A bound method given as a
         callback would be a cycle, in which the model lives on until the garbage collector comes.)"""
 
+    def on_sum(self, names: frozenset[str], signals: list[Tensor]) -> None:
+        """Called before what is computed from these parameters alone is added to signals."""
+
     def now(self, weight: Tensor) -> Tensor:
         """A weight that the forward used, computed again from what the parameters hold now."""
         from dagscale.tracing.recorder import tensors_in
@@ -199,6 +202,11 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     use = Use(func, meaning, named, place, names, storage_key(named[place]) in self._own)
         if use is not None:
             self.on_use(use)
+        elif not constant and any(sources) and getattr(meaning, "kind", "") == "sum":
+            added = frozenset().union(*(names for names in sources if names))
+            self.on_sum(
+                added, [t for v in named.values() for t in tensors_in(v) if storage_key(t) not in self._made_of]
+            )
         out = func(*args, **kwargs)
         if use is not None and self._after is not None:
             self._after(use, out)
