@@ -10,6 +10,7 @@ five rates, an octave apart around the base's, and at more where the best is at 
     own      the author's init, one rate for all parameters
     folded   as ``plan(width="mup", depth="completep")`` starts it; without a depth rule where that is refused
 
+    small    the same with init ``small-readout``
     kept     the same with the author's init, where the base's lowest loss is lowest under that init
 
 and at one rate as ``default``: that of ``plan()``, which chooses law, width and depth itself. *The plan* is ``folded``
@@ -34,10 +35,12 @@ from transfer import Curve, Family, base_of, curve_of, lowest, model_of, octaves
 import dagscale
 from dagscale.errors import PlanError
 from dagscale.planning.base import Base
+from dagscale.searching.make import EVEN
 
 WAYS: dict[str, dict[str, Any]] = {
     "own": {"init": "keep", "law": "none"},
     "folded": {"width": "mup", "depth": "completep", "law": "none"},
+    "small": {"init": "small-readout", "width": "mup", "depth": "completep", "law": "none"},
     "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
     "default": {},
 }
@@ -67,16 +70,19 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
 
 def needed(own: dict[str, Any], family: Family, size: str, way: str) -> bool:
     """Whether a way is one of its own here: rules change nothing on the base."""
-    return way in ("own", "folded") or (size != family.sizes[0] and (way == "default" or chosen(own, family) == "kept"))
+    return way in ("own", "folded", "small") or (
+        size != family.sizes[0] and (way == "default" or chosen(own, family) == "kept")
+    )
 
 
-BASE = {"folded": "folded", "kept": "own"}
+BASE = {"folded": "folded", "small": "small", "kept": "own"}
 """Way of planning → the way that it is on the base."""
 
 
 def chosen(own: dict[str, Any], family: Family) -> str:
-    """The way whose init trains the base best, each at its best rate."""
-    return min(BASE, key=lambda way: min(curve_of(own, BASE[way], family.sizes[0], ()).values(), default=math.inf))
+    """The way whose init trains the base best, each at its best rate; of even ones the first, as a search has it."""
+    lows = {way: min(curve_of(own, on, family.sizes[0], ()).values(), default=math.inf) for way, on in BASE.items()}
+    return next(way for way, low in lows.items() if low <= (1 + EVEN) * min(lows.values()))
 
 
 def planned(family: Family, size: str, base: Base, recipe: dagscale.Recipe, way: str) -> dagscale.Plan:
@@ -102,9 +108,9 @@ def inits(known: dict[str, Any]) -> Sheet:
     for name, family in KINDS.items():
         lows = {w: min(curve_of(known.get(name, {}), w, family.sizes[0], ()).values(), default=math.nan) for w in WAYS}
         if math.isfinite(lows["folded"]):
-            cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded")]
+            cells = [f"{lows[way]:.3f}" if math.isfinite(lows[way]) else "–" for way in ("own", "folded", "small")]
             body.append([name, times(family.sizes[0]), *cells, INITS[chosen(known[name], family)]])
-    return ["kind", "base", "author's init", "`moments`", "lowest"], body
+    return ["kind", "base", "author's init", "`moments`", "`small-readout`", "chosen"], body
 
 
 def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
@@ -147,7 +153,7 @@ def places(known: dict[str, Any]) -> Sheet:
 
 
 SHEETS = {"lost": lost, "places": places, "inits": inits}
-INITS = {"folded": "`moments`", "kept": "`keep`"}
+INITS = {"folded": "`moments`", "small": "`small-readout`", "kept": "`keep`"}
 
 
 def times(size: str) -> str:

@@ -346,6 +346,20 @@ class UNet(nn.Module):
         return out
 
 
+class Denoiser(nn.Module):
+    """``depth`` hidden 3×3 convolutions with ReLUs, no norm and no branch; predicts the noise in an image."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        channels = [2, *[width] * depth, 1]
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(F.relu(x) if i else x)
+        return x
+
+
 @cache
 def noisy() -> tuple[Data, Data]:
     """Each digit eight times, with noise of a share between 0 and 1 → the noise."""
@@ -511,6 +525,7 @@ KINDS = {
     "actor-critic": kind(
         ("2x32", "8x32", "2x128"), 300, ActorCritic, rollouts, weighed, 64, clip=0.5, eps=1e-5,
     ),
+    "cnn": kind(("2x8", "8x8", "2x32"), 200, Denoiser, noisy, squared, 16, ADAMW, clip=1.0, weight_decay=0.01),
     "unet": kind(("1x8", "4x8", "1x32"), 150, UNet, noisy, squared, 16, warmup=0.05, clip=1.0),
     "tabular": kind(
         ("2x32", "8x32", "2x128"), 300, lambda d, w: mlp(12, *[w] * d, 1), friedman, squared, 64, ADAMW,

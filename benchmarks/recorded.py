@@ -264,10 +264,15 @@ def alone() -> Iterator[Family]:
         yield Family("no base", kind, ", ".join(key), (key[1], "False", key[2]), square, len(own))
 
 
+PLAIN: dict[str, Kind] = {"tabular": "dense", "actor-critic": "dense", "cnn": "convolutions"}
+"""Kinds of ``results/kinds.json`` without norms, gates and attention."""
+
+
 def by_layer() -> Iterator[Family]:
     """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
 
-    Where the depth has grown, those count that have the depth rule too.
+    Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json``, those that are only
+    wider than their base.
     """
     known = read_results("transfer")
     for family, runs in known.items():
@@ -282,6 +287,13 @@ def by_layer() -> Iterator[Family]:
             kind: Kind = "norms" if family != "lm-no-norm" else "dense"
             square = fmean(o**2 for o in octaves)
             yield Family("none, by layer", kind, f"transfer, {family}", (family, "", ""), square, len(octaves))
+    for name, runs in read_results("kinds").items():
+        base = runs["base"]["size"]
+        for (way, size), curve in curves(runs, "train", grid=(0,)).items():
+            wider = size != base and size.partition("x")[0] == base.partition("x")[0]
+            if way == "folded" and wider and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
+                kind = PLAIN.get(name, "norms")
+                yield Family("none, by layer", kind, f"kinds, {name}", (name, "", ""), optimum(curve) ** 2)
 
 
 def replayed() -> Iterator[Family]:

@@ -13,7 +13,7 @@ import dagscale
 from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.network import Network
-from dagscale.planning.defaults import CARRIED, carries_over
+from dagscale.planning.defaults import DEEPER, WIDER, Way, way_over
 from dagscale.training.optimizers import resolve
 
 X = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
@@ -55,12 +55,12 @@ def planned(base: nn.Module, target: nn.Module, **options: Any) -> dagscale.Plan
 def test_a_deeper_and_wider_target_is_carried_over_without_a_step_and_the_screen_says_why() -> None:
     plan = planned(Net(2, 8), Net(6, 16))
     assert (plan.law, plan.width, plan.depth, plan.forwards, plan.lr) == ("none", "mup", "completep", 0, 0.01)
-    assert CARRIED in plan.notes
+    assert DEEPER.why in plan.notes
     shown = " ".join(str(plan).split())
     assert "by default: base and target are pre-norm residual networks of one kind" in shown
     named = planned(Net(2, 8), Net(6, 16), law="none", width="mup", depth="completep")
     assert plan.parameters == named.parameters
-    assert CARRIED not in named.notes
+    assert DEEPER.why not in named.notes
 
 
 @pytest.mark.parametrize("named", [{"law": "none"}, {"width": "none"}, {"depth": "none"}, {"width": "mup"}])
@@ -70,17 +70,40 @@ def test_whoever_names_one_of_them_has_named_them_all(named: dict[str, Any]) -> 
     assert plan.law == named.get("law", "short-run")
 
 
-def network(model: nn.Module, optimizer: str = "adamw", x: Tensor = X[:2]) -> Network:
-    return Network(dagscale.trace(model, x), recipe(optimizer=optimizer), model, x, 0)
+def network(model: nn.Module, optimizer: str = "adamw", x: Tensor = X[:2], **more: Any) -> Network:
+    return Network(dagscale.trace(model, x), recipe(optimizer=optimizer, **more), model, x, 0)
 
 
-def carried(base: nn.Module, target: nn.Module, optimizer: str = "adamw", init: str = "moments") -> bool:
-    return carries_over(network(base, optimizer), network(target, optimizer), INITS[init])
+def carried(
+    base: nn.Module, target: nn.Module, optimizer: str = "adamw", init: str = "moments", **more: Any
+) -> Way | None:
+    return way_over(*(network(model, optimizer, **more) for model in (base, target)), INITS[init])
+
+
+def plain(width: int, depth: int = 2) -> nn.Module:
+    inner = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(nn.Linear(12, width), nn.ReLU(), *inner, nn.Linear(width, 3))
+
+
+def test_a_wider_target_of_any_kind_is_carried_over() -> None:
+    plan = planned(plain(8), plain(32))
+    assert (plan.law, plan.width, plan.depth, plan.forwards, plan.lr) == ("none", "mup", "none", 0, 0.01)
+    assert WIDER.why in plan.notes
+    assert carried(plain(8), plain(32)) is WIDER
+    for norm in ("behind", "none"):
+        assert carried(Net(2, 8, norm), Net(2, 16, norm)) is WIDER
+    assert carried(plain(8), plain(32), "adagrad", weight_decay=None) is WIDER
+    assert carried(plain(8), plain(8)) is None, "the base itself"
+    assert carried(plain(32), plain(8)) is None, "narrower"
+    assert carried(plain(8), plain(32, 3)) is None, "deeper too"
+    assert carried(plain(8), plain(32), "adam") is None, "decay that is coupled to the gradient"
+    assert carried(plain(8), plain(32), "adam", weight_decay=0.0) is WIDER
+    assert carried(plain(8), plain(32), "adam", weight_decay=None) is WIDER
 
 
 def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
-    assert carried(Net(2, 8), Net(6, 16))
-    assert carried(Net(2, 8), Net(2, 8))
+    assert carried(Net(2, 8), Net(6, 16)) is DEEPER
+    assert carried(Net(2, 8), Net(2, 8)) is DEEPER
     for optimizer in ("sgd", "momentum", "adam", "lion", "muon"):
         known = resolve(optimizer)
         assert not carried(Net(2, 8), Net(6, 16), optimizer), known.name
@@ -94,8 +117,7 @@ def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
     assert carried(Net(2, 8, end="more"), Net(6, 8, end="more"))
     assert not carried(Net(6, 8), Net(2, 16)), "shallower"
     assert not carried(Net(2, 16), Net(6, 8)), "narrower"
-    plain = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
-    assert not carried(plain, plain), "no residual branch"
+    assert not carried(plain(8), plain(8, 4)), "no residual branch"
 
 
 def test_a_part_that_is_initialised_alone_is_no_case_for_it() -> None:
@@ -112,4 +134,4 @@ def test_several_bases_are_measured() -> None:
 def test_a_graph_read_from_a_file_is_enough_to_tell() -> None:
     base = network(Net(2, 8))
     again = Graph.from_json(base.graph.to_json())
-    assert carries_over(Network(again, base.recipe, None, None, 0), network(Net(6, 16)), INITS["moments"])
+    assert way_over(Network(again, base.recipe, None, None, 0), network(Net(6, 16)), INITS["moments"]) is DEEPER

@@ -1,10 +1,14 @@
 """Whether a target can be planned from its base as it is: by width and depth rules, without a step on it.
 
-What is measured (docs/evidence/transfer.md) is pre-norm residual networks under AdamW: there the base's rate, carried
-over by these rules, is the best of the target's own grid, at depths and widths at which one rate for all loses.
+What is measured is small networks under Adam and its kin. Where the width alone grows, the base's rate, carried over by
+the rule for width, is near the best of the target's own grid on every kind of network (docs/evidence/kinds.md). Where
+the depth grows too, that holds for pre-norm residual networks (docs/evidence/transfer.md), at depths and widths at
+which one rate for all loses.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
 from dagscale.graph import Graph
@@ -15,42 +19,70 @@ from dagscale.network import Network
 from dagscale.scaling.depth import depth_scaling
 from dagscale.scaling.width import pattern, width_scaling
 
-WIDTH, DEPTH, LAW = "mup", "completep", "none"
+WIDTH, LAW = "mup", "none"
 
-CARRIED = (
-    f"width={WIDTH!r}, depth={DEPTH!r}, law={LAW!r} by default: base and target are pre-norm residual networks of one "
-    "kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way, and clip "
-    "with dagscale.clip_grad_norm_"
+
+class Way(NamedTuple):
+    """How a target is planned from its base: by these rules for width and depth, without a law.
+
+    Attributes:
+        depth: the rule for depth.
+        why: for the reader of the plan.
+    """
+
+    depth: str
+    why: str
+
+
+DEEPER = Way(
+    "completep",
+    f"width={WIDTH!r}, depth='completep', law={LAW!r} by default: base and target are pre-norm residual networks of "
+    "one kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way, and "
+    "clip with dagscale.clip_grad_norm_",
+)
+WIDER = Way(
+    "none",
+    f"width={WIDTH!r}, law={LAW!r} by default: the target is the base with more channels (docs/evidence/kinds.md); "
+    "name law= or width= for another way",
 )
 
 
-def carries_over(base: Network, target: Network, init: Init) -> bool:
-    """Whether base and target differ in depth and width alone, and in a way that the rules are known to hold for.
+def way_over(base: Network, target: Network, init: Init) -> Way | None:
+    """How to plan a target that differs from its base in depth and width alone, in a way that the rules are known to
+    hold for; None if it does not.
 
-    That is: the step is of one size whatever the gradient's, and decay apart from it, as AdamW's; the init draws
-    weights ∝ fan-in^-½; every residual branch has a norm inside and an end that takes the multiplier; both have
-    parameters in the same places, with as many dimensions and the same roles; nothing is smaller than in the base; and
-    where the width grows, no size inside stays as it was (a router's, an adapter's), and no tied readout is without a
-    norm before it.
+    That is: the step is of one size whatever the gradient's, and decay, if there is any, apart from it, as AdamW's; the
+    init draws weights ∝ fan-in^-½; both have parameters in the same places, with as many dimensions and the same roles;
+    nothing is smaller than in the base; and where the width grows, no size inside stays as it was (a router's, an
+    adapter's), and no tied readout is without a norm before it. To be deeper, every residual branch must have a norm
+    inside and an end that takes the multiplier.
     """
-    optimizer = target.recipe.optimizer
-    if (optimizer.step, optimizer.decay, optimizer.eps) != ("sign", "decoupled", True):
-        return False
-    if not init.draws or init.width != "standard" or not all(map(_pre_norm, (base.graph, target.graph))):
-        return False
+    optimizer, decay = target.recipe.optimizer, target.recipe.weight_decay
+    decays = bool(optimizer.own_decay if decay is None else decay) and optimizer.decay != "decoupled"
+    if optimizer.step != "sign" or not optimizer.eps or decays:
+        return None
+    if not init.draws or init.width != "standard":
+        return None
     places, others = _places(target.graph), _places(base.graph)
     if places.keys() != others.keys() or any(places[p][0] != others[p][0] for p in places):
-        return False
+        return None
     if any(new < old for p in places for new, old in zip(places[p][1], others[p][1], strict=True)):
-        return False
+        return None
     role = roles(target.graph)
     try:
         width = width_scaling(base.graph, target.graph, optimizer)
-        depth = depth_scaling(base.graph, target.graph, optimizer, DEPTH)
     except DagscaleError:
-        return False
-    fixed = any(s.kind == "output" and role[n] in ("hidden", "embedding") for n, s in width.items())
-    return not fixed and all(scaling.depth_mult >= 1 for scaling in depth.values())
+        return None
+    if any(s.kind == "output" and role[n] in ("hidden", "embedding") for n, s in width.items()):  # a size that stays
+        return None
+    if all(map(_pre_norm, (base.graph, target.graph))):
+        try:
+            depth = depth_scaling(base.graph, target.graph, optimizer, DEEPER.depth)
+        except DagscaleError:
+            return None
+        return DEEPER if all(scaling.depth_mult >= 1 for scaling in depth.values()) else None
+    names = [{p.name for p in network.graph.parameters} for network in (base, target)]
+    return WIDER if names[0] == names[1] and base.graph.parameters != target.graph.parameters else None
 
 
 def _pre_norm(graph: Graph) -> bool:

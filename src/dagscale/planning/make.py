@@ -24,7 +24,7 @@ from dagscale.laws.combined import pictured
 from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
-from dagscale.planning.defaults import CARRIED, DEPTH, LAW, WIDTH, carries_over
+from dagscale.planning.defaults import LAW, WIDTH, way_over
 from dagscale.planning.naming import known_names, named
 from dagscale.planning.plans import ParameterPlan, Plan
 from dagscale.planning.power import fitted_power
@@ -137,8 +137,8 @@ def plan(
         with about("target"):
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
         networks = _networks(bases, recipe, chosen, target.seed)
-        if free and len(networks) == 1 and carries_over(networks["base"], target, chosen.init):
-            chosen = replace(chosen, law=LAWS[LAW], width=WIDTH, depth=DEPTH, note=CARRIED)
+        if free and len(networks) == 1 and (way := way_over(networks["base"], target, chosen.init)):
+            chosen = replace(chosen, law=LAWS[LAW], width=WIDTH, depth=way.depth, note=way.why)
         if law is None and chosen.law.steps and not all(pictured(n.graph) for n in (target, *networks.values())):
             chosen = replace(chosen, law=LAWS["none"], note=UNPICTURED)
         for name, network in networks.items():
