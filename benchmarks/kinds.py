@@ -13,9 +13,9 @@ five rates, an octave apart around the base's, and at more where the best is at 
     small    the same with init ``small-readout``
     kept     the same with the author's init, where the base's lowest loss is lowest under that init
 
-and at one rate as ``default``: that of ``plan()``, which chooses law, width and depth itself. *The plan* is ``folded``
-at the base's searched rate. *The base's rate* is what one does without dagscale: the author's init at the
-rate that is the best of the base's own grid under that init.
+and at one rate as ``measured``: that of law ``short-run``, which measures on the target, without rules for width and
+depth. *The plan* is ``folded`` at the base's searched rate. *The base's rate* is what one does without dagscale: the
+author's init at the rate that is the best of the base's own grid under that init.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "folded": {"width": "mup", "depth": "completep", "law": "none"},
     "small": {"init": "small-readout", "width": "mup", "depth": "completep", "law": "none"},
     "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
-    "default": {},
+    "measured": {"law": "short-run"},
 }
 OCTAVES = (0, -1, 1, -2, 2)
 
@@ -59,7 +59,7 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
             for way in (w for w in ways if needed(own, family, size, w)):
                 plan = planned(family, size, base, recipe, way)
                 grid = octaves(partial(curve_of, own, way, size, ()), OCTAVES)
-                for octave in grid if way != "default" else (0,):
+                for octave in grid if way != "measured" else (0,):
                     for seed in range(seeds):
                         key = f"{way}/{size}/{octave}/{seed}"
                         if key not in own and time.monotonic() < until:
@@ -71,7 +71,7 @@ def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float)
 def needed(own: dict[str, Any], family: Family, size: str, way: str) -> bool:
     """Whether a way is one of its own here: rules change nothing on the base."""
     return way in ("own", "folded", "small") or (
-        size != family.sizes[0] and (way == "default" or chosen(own, family) == "kept")
+        size != family.sizes[0] and (way == "measured" or chosen(own, family) == "kept")
     )
 
 
@@ -132,11 +132,11 @@ def lost(known: dict[str, Any]) -> Sheet:
             least = min(min(curve.values()) for curve in curves.values())
             losses = [
                 curves["folded"][0], min(curves["folded"].values()),
-                curves.get(best, {}).get(lowest(small[BASE[best]])), curve_of(own, "default", size, ()).get(0),
+                curves.get(best, {}).get(lowest(small[BASE[best]])), curve_of(own, "measured", size, ()).get(0),
                 curves["own"].get(lowest(small["own"]), math.inf), min(curves["own"].values()),
             ]  # fmt: skip
             body.append([name, times(size), *(above(loss, least) for loss in losses)])
-    heads = ["folded plan", "its grid", "base's choice", "`plan()`", "author's init", "its grid"]
+    heads = ["folded plan", "its grid", "base's choice", "measured plan", "author's init", "its grid"]
     return ["kind", "target", *heads], body
 
 

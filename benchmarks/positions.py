@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from kinds_networks import KINDS
 from torch import nn
-from transfer import FAMILIES, Family, base_of, curve_of, lowest, model_of, octaves, put, trained
+from transfer import FAMILIES, Family, base_of, curve_of, model_of, octaves, put, trained
 
 import dagscale
 from dagscale.errors import PlanError
@@ -86,26 +86,25 @@ def planned(model: nn.Module, base: Base, recipe: dagscale.Recipe, names: set[st
         return dagscale.plan(model, **settings)
 
 
-def lowest_losses(known: dict[str, Any]) -> list[list[str]]:
-    """A row a network: the lowest loss under each scale, beside that under the authors'."""
-    rows = []
+Sheet = tuple[list[str], list[list[str]]]
+
+
+def lowest_losses(known: dict[str, Any]) -> Sheet:
+    """A row a network: the lowest loss of its grid at each scale, in percent above that at the authors'."""
+    body = []
     for name, (_, sizes) in STUDIED.items():
         for size in sizes:
-            curves = {scale: curve_of(known.get(name, {}), scale, size, OCTAVES) for scale in SCALES}
-            if curves[AUTHORS]:
-                least = min(curves[AUTHORS].values())
-                cells = [
-                    f"{100 * (min(c.values()) / least - 1):+.1f} % ({lowest(c):+d})" if c else "–"
-                    for c in curves.values()
-                ]
-                rows.append([name, size.replace("x", " × "), f"{least:.3f}", *cells[1:]])
-    return rows
+            curves = [curve_of(known.get(name, {}), scale, size, OCTAVES) for scale in SCALES]
+            if any(curves[1:]) and curves[0]:
+                least = min(curves[0].values())
+                cells = [f"{100 * (min(c.values()) / least - 1):+.1f} %" if c else "–" for c in curves[1:]]
+                body.append([name, size.replace("x", " × "), f"{least:.3f}", *(c.replace("-", "−") for c in cells)])
+    return ["family", "network", f"loss at s = {AUTHORS}", *(f"s = {scale}" for scale in SCALES[1:])], body
 
 
 def report(path: Path) -> None:
-    heads = ["family", "network", *SCALES]
-    rows = [heads, ["---"] * len(heads), *lowest_losses(json.loads(path.read_text()))]
-    print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    heads, body = lowest_losses(json.loads(path.read_text()))
+    print("\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *body)))
 
 
 if __name__ == "__main__":

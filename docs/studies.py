@@ -143,7 +143,12 @@ def kinds(which: str) -> str:
     return table(*script("kinds").SHEETS[which](read("kinds")), left=2)
 
 
+def positions(which: str) -> str:
+    """``benchmarks/positions.py``."""
+    return table(*script("positions").lowest_losses(read("positions")), left=2)
+
+
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
-    "demo": demo_table, "nas": nas, "kinds": kinds,
+    "demo": demo_table, "nas": nas, "kinds": kinds, "positions": positions,
 }  # fmt: skip
