@@ -42,7 +42,16 @@ def flex(causal: bool) -> Mix:
     return mix
 
 
+def talking(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores of four heads, mixed by a matrix before and behind the softmax."""
+    q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in (q, k, v))
+    mix = torch.eye(4) + 0.1
+    weights = torch.einsum("hg,bgij->bhij", mix, q @ k.transpose(-1, -2)).softmax(-1)
+    return (torch.einsum("hg,bgij->bhij", mix, weights) @ v).transpose(1, 2).flatten(2)
+
+
 BOTH: dict[str, Mix] = {
+    "talking heads": talking,
     "eager": eager(lambda s: s),
     "einsum": lambda q, k, v: torch.einsum("bij,bjc->bic", softmax(torch.einsum("bic,bjc->bij", q, k) / 6, -1), v),
     "last key hidden": eager(lambda s: s.masked_fill(torch.arange(LENGTH) == LENGTH - 1, -1e9)),
@@ -56,6 +65,9 @@ CAUSAL: dict[str, Mix] = {
     "eager, -inf": eager(lambda s: s.masked_fill(~EARLIER, -torch.inf)),
     "eager, added": eager(lambda s: s + (~EARLIER) * -1e9),
     "eager, where": eager(lambda s: torch.where(EARLIER, s, s.new_tensor(-1e9))),
+    "eager, key by query": lambda q, k, v: (
+        softmax((k @ q.transpose(-1, -2)).masked_fill(~EARLIER.T, -torch.inf), -2).transpose(-1, -2) @ v
+    ),
     "eager, a band": eager(lambda s: s.masked_fill(~EARLIER.triu(-3), -torch.inf)),
     "fused": fused(is_causal=True),
     "fused, mask": fused(attn_mask=EARLIER),

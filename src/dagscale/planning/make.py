@@ -90,10 +90,10 @@ def plan(
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
-            ``auto``, the default: ``mup`` with depth ``completep`` and law ``none``, which takes no step on the target,
-            where there is one base, it and the target are pre-norm residual networks of one kind under AdamW
-            (:mod:`dagscale.planning.defaults`), and none of law, width, depth, ``only``, ``keep`` and ``reset`` is
-            given; else ``none``.
+            ``auto``, the default: ``mup`` with law ``none``, which takes no step on the target, where there is one
+            base, under AdamW and its kin, and either the target is only wider than it, or both are pre-norm residual
+            networks of one kind, then with depth ``completep`` (:mod:`dagscale.planning.defaults`), and where none of
+            law, width, depth, ``only``, ``keep`` and ``reset`` is given; else ``none``.
         depth: ``auto`` as for width, ``none``, or a rule for the growth of residual depth: ``completep``,
             ``completedp``, ``depth-mup`` (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter.
             With it the base's rate is carried over as it is, unless a law is named.

@@ -34,7 +34,7 @@ class Attended(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.causal: dict[str, bool] = {}
         self._from: dict[int, Names] = {storage_key(t): frozenset({name}) for name, t in tensors.items()}
         self._tables = frozenset(self._from)
-        self._scores: set[int] = set()
+        self._stages: dict[int, str | None] = {}  # storage → whether it holds attention's scores or its weights
 
     supports_higher_order_operators = True
 
@@ -54,24 +54,25 @@ class Attended(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [storage_key(t) for t in tensors_in([*args, *kwargs.values()])]
         meeting = [names for key in given if (names := self._from.get(key, NOBODY))]
         names = NOBODY.union(*meeting)
-        scores = any(key in self._scores for key in given)
+        stage = next((found for key in given if (found := self._stages.get(key))), None)
         results = list(tensors_in(out))
-        if name in _CONTRACTIONS:
-            scores = len(meeting) > 1
-            names = NOBODY if not meeting else frozenset.intersection(*meeting) if scores else names
+        if name in _CONTRACTIONS and len(meeting) > 1:
+            names, stage = frozenset.intersection(*meeting), None if stage == "weights" else "scores"
         elif "dot_product" in name and "attention" in name and "backward" not in name:
-            queries, keys = (self._from.get(storage_key(t), NOBODY) for t in args[:2])
-            self._met(queries & keys, lambda: _sees_no_later(func, args, kwargs))
-        elif "softmax" in name and scores and "backward" not in name:
-            self._met(names, lambda: _is_lower(results[0]))
+            named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+            queries, keys = (self._from.get(storage_key(named[a]), NOBODY) for a in ("query", "key"))
+            self._met(queries & keys, lambda: _sees_no_later(func, named))
+        elif "softmax" in name and stage == "scores" and "backward" not in name:
+            by_key = args[1] % results[0].ndim == results[0].ndim - 1
+            self._met(names, lambda: _is_lower(results[0] if by_key else results[0].transpose(-1, -2)))
+            stage = "weights"
         elif name == "aten::embedding" and storage_key(args[0]) in self._tables and not _differs(results[0]):
             names = NOBODY  # one row for all of them, such as that of a token's type: it tells none apart
         for tensor in results:
             key = storage_key(tensor)
-            if key in self._tables:
-                continue
-            self._from[key] = names | (self._from.get(key, NOBODY) if key in given else NOBODY)
-            (self._scores.add if scores else self._scores.discard)(key)
+            if key and key not in self._tables:
+                self._from[key] = names | (self._from.get(key, NOBODY) if key in given else NOBODY)
+                self._stages[key] = stage
         return out
 
     def _met(self, names: Names, causal: Callable[[], bool | None]) -> None:
@@ -88,19 +89,18 @@ def _is_lower(weights: Tensor) -> bool | None:
     return not bool(weights.triu(1).any())
 
 
-def _sees_no_later(func: Any, args: Any, kwargs: Any) -> bool | None:
+def _sees_no_later(func: Any, named: Mapping[str, Any]) -> bool | None:
     """Whether no query of a fused operator sees a later key; None where there are not as many of both.
 
     Values that are 1 from some key on and 0 before it come out as 0 for all earlier queries.
     """
-    query, key, value, *others = args
-    length = key.shape[-2]
-    if query.shape[-2] != length or length < 2:
+    length = named["key"].shape[-2]
+    if named["query"].shape[-2] != length or length < 2:
         return None
     for first in {1, length // 2, length - 1}:
-        marked = torch.zeros_like(value)
+        marked = torch.zeros_like(named["value"])
         marked[..., first:, :] = 1
-        found = func(query, key, marked, *others, **kwargs)
+        found = func(**{**named, "value": marked})
         if bool((found[0] if isinstance(found, tuple) else found)[..., :first, :].any()):
             return False
     return True
@@ -108,5 +108,5 @@ def _sees_no_later(func: Any, args: Any, kwargs: Any) -> bool | None:
 
 def _differs(rows: Tensor) -> bool:
     """Whether not all rows are the same."""
-    flat = rows.detach().flatten(0, -2)
+    flat = rows.detach().reshape(-1, rows.shape[-1])
     return len(flat) > 0 and bool((flat != flat[0]).any())
