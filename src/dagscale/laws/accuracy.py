@@ -63,8 +63,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(1.09, 4.0, 11),
     },
     "none, by layer": {
-        "dense": Accuracy(0.32, 2.9, 2),
-        "norms": Accuracy(0.26, 3.4, 3),
+        "dense": Accuracy(0.33, 3.0, 4),
+        "convolutions": Accuracy(0.43, 1.8, 1),
+        "norms": Accuracy(0.37, 3.9, 12),
     },
     "none, own init": {
         "dense": Accuracy(1.19, 5.3, 8),

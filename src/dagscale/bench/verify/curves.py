@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAMES = {
     "none / moments / mup+completep": "folded plan",
+    "combined / moments": "plan, law combined",
     "short-run / moments": "measured plan",
     "one-rate": "base's rate, author's init",
     "mup": "package mup",
@@ -31,6 +32,7 @@ NAMES = {
     "tpe": "TPE",
     "tpe / moments": "TPE, init moments",
     "grid / keep": "grid, author's init",
+    "grid / moments": "grid, init moments",
     "grid / moments / mup+completep": "grid, folded start",
 }
 """How tables call the methods that a contest has by default."""
@@ -145,10 +147,10 @@ def to_dict(contest: Contest) -> dict[str, Any]:
 # --- the picture --------------------------------------------------------------------------------------------
 
 COLOURS = {
-    "none / moments / mup+completep": "#1c7ed6", "short-run / moments": "#0ca678", "one-rate": "#868e96",
-    "mup": "#ae3ec9", "lr-finder": "#e8590c", "prodigy": "#e64980", "schedule-free": "#f59f00",
+    "none / moments / mup+completep": "#1c7ed6", "combined / moments": "#1c7ed6", "short-run / moments": "#0ca678",
+    "one-rate": "#868e96", "mup": "#ae3ec9", "lr-finder": "#e8590c", "prodigy": "#e64980", "schedule-free": "#f59f00",
     "random-search": "#495057", "tpe": "#000000", "tpe / moments": "#f03e3e", "grid / keep": "#adb5bd",
-    "grid / moments / mup+completep": "#74c0fc",
+    "grid / moments": "#74c0fc", "grid / moments / mup+completep": "#74c0fc",
 }  # fmt: skip
 
 
@@ -169,12 +171,16 @@ def figure(contests: list[Contest]) -> Figure:
         pair[0].set_ylabel("above the lowest of the grids")
     for axes in panels[-1]:
         axes.set_xlabel("optimiser steps for one target")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside right upper", fontsize="x-small")
+    named = {
+        label: handle for axes in panels[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    drawn.legend(named.values(), named.keys(), loc="outside right upper", fontsize="x-small")
     return drawn
 
 
 def _panel(axes: Axes, contest: Contest, metric: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     def percent(entry: Entry, count: int) -> float:
         value: float = getattr(contest.score(entry, count), metric)
         return 100 * value
@@ -197,6 +203,9 @@ def _panel(axes: Axes, contest: Contest, metric: str) -> None:
         axes.plot(ends[0], value, marker, color=colour, mfc="white")
         axes.plot(ends[1], value, marker, color=colour, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.axhline(0, color="grey", lw=0.6)
