@@ -4,12 +4,14 @@
     python benchmarks/positions.py report FILE.json
 
 The init ``moments`` gives an embedding's output second moment 1. A table that is only added to it, as that of
-positions, is drawn here N(0, s²) for several s; 0.02 is what the authors of all of these draw. Everything else is as
+positions, is drawn here N(0, s²) for several s; 0.02 is what authors of transformers draw. Everything else is as
 ``plan(width="mup", depth="completep")`` starts it, and every network is trained at three rates, an octave apart around
 the base's, and at more where the best is at an end.
 
 The families are those of ``benchmarks/kinds.py`` and ``benchmarks/transfer.py`` whose networks have such a table:
-encoders and vision transformers, where every token sees every other, and decoders with a causal mask.
+encoders, vision transformers and a transformer on tables, where every token sees every other, and decoders with a
+causal mask. The table of ``ft`` is of features' biases; what it is added to, a learned vector times a feature's value,
+is 0.15 in size.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ OCTAVES = (0, -1, 1)
 
 STUDIED: Mapping[str, tuple[Family, tuple[str, ...]]] = {
     "bert": (KINDS["bert"], ("1x32", "4x32", "1x128")),
+    "ft": (KINDS["ft"], ("1x16",)),
     "vit, digits": (KINDS["vit"], ("2x32",)),
     "vit": (FAMILIES["vit"], ("2x32", "8x32", "2x64")),
     "lm": (FAMILIES["lm"], ("2x64", "8x64", "2x128")),
-    "lm-long": (FAMILIES["lm-long"], ("2x64",)),
     "lm, short": (KINDS["lm"], ("2x32",)),
 }
 
