@@ -227,6 +227,44 @@ def test_tables_are_as_large_as_what_they_are_added_to(parts: int) -> None:
         assert found[f"more.{k}"] == pytest.approx(0.1 / parts**0.5, rel=0.05)
 
 
+class Counted(Encoder):
+    """Places are looked up by a count of the tokens so far, as RoBERTa's."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.token(ids) + self.place((ids >= 0).long().cumsum(1) - 1)
+        out: Tensor = self.head(h + self.mix(*self.qkv(h).chunk(3, -1)))
+        return out
+
+
+class Scaled(Encoder):
+    """The table is multiplied by a constant before it is added."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.token(ids) + self.place.weight * 0.05
+        out: Tensor = self.head(h + self.mix(*self.qkv(h).chunk(3, -1)))
+        return out
+
+
+class Projected(Encoder):
+    """Fixed positions are projected by a layer."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.token(ids) + self.near(torch.eye(LENGTH))
+        out: Tensor = self.head(h + self.mix(*self.qkv(h).chunk(3, -1)))
+        return out
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = nn.Linear(LENGTH, WIDTH)
+
+
+def test_tables_that_are_looked_up_by_a_signal_scaled_or_a_layers_weight() -> None:
+    torch.manual_seed(0)
+    assert stds(Counted())["place.weight"] == pytest.approx(1.0, rel=0.1)
+    assert stds(Scaled())["place.weight"] == pytest.approx(20.0, rel=0.1)
+    assert tables(dagscale.trace(Projected(), IDS)) == set()
+
+
 def test_biases_of_layers_and_of_scores_are_no_tables() -> None:
     class Scored(Encoder):
         def __init__(self) -> None:

@@ -38,6 +38,9 @@ PRECISION = 0.025
 LUCK = 8
 """Further draws at most, under other random states, for weights that no forward has used (stochastic depth)."""
 
+TABLES_APART = 0.1
+"""How far a table may be from the size of what it is added to, as a logarithm: a small one is so by chance."""
+
 PASSES = 3
 """Forwards a draw at most: a weight that is used twice is settled by the use that wants it smallest."""
 
@@ -294,7 +297,7 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         held: Held,
     ) -> None:
         super().__init__(model, held=held)
-        self.parameters, self.wanted, self.controls, self.placed = parameters, wanted, controls, placed
+        self.parameters, self.wanted, self.controls, self.tables = parameters, wanted, controls, frozenset(placed)
         self.scales, self.seed, self.shared = scales, seed, shared
         self.used: set[str] = set()
         self.padding = padding_rows(model)
@@ -330,18 +333,31 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         self.scales[name] = scale
         self.again = self.again or known is not None or not use.own
 
-    def on_sum(self, names: frozenset[str], signals: list[Tensor]) -> None:
-        """Draw tables as large as what they are added to, at their first use."""
-        tables = sorted((names & self.placed) - self.used)
-        moment = fmean(float(signal.abs().double().square().mean()) for signal in signals) if tables else 0.0
-        if not 0 < moment < inf:
+    def on_sum(self, parts: list[tuple[Tensor, frozenset[str] | None]]) -> None:
+        """Make tables as large as what they are added to, at their first use.
+
+        They are drawn of that size; what is computed from them, as by a constant factor, is looked at in the next pass.
+        """
+        names = frozenset().union(*(made for _, made in parts if made))
+        tables = sorted((names & self.tables) - self.used)
+        if not tables:
             return
-        scale = sqrt(moment / len(tables))
+        signal, added = (
+            fmean(float(t.abs().double().square().mean()) for t, made in parts if (made is None) == so)
+            for so in (True, False)
+        )
+        if not 0 < signal < inf:
+            return
+        self.used.update(tables)
         for name in tables:
-            self.used.add(name)
-            known = self.scales.get(name)
-            if known is None or abs(scale / known - 1) > 0.01:
-                parameter = self.parameters[name].data
-                parameter.copy_(standard_normal(name, parameter, self.seed) * scale)
-                self.scales[name] = scale
-                self.again = True  # what was looked up in it is still as it was
+            known, parameter = self.scales.get(name), self.parameters[name].data
+            factor = sqrt(signal / added) if known is not None and 0 < added < inf else 1.0
+            if known is None:
+                self.scales[name] = sqrt(signal / len(tables))
+                parameter.copy_(standard_normal(name, parameter, self.seed) * self.scales[name])
+            elif abs(log(factor)) > TABLES_APART:
+                self.scales[name] = known * factor
+                parameter.mul_(factor)
+            else:
+                continue
+            self.again = True  # what was looked up in it is still as it was

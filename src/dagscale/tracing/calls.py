@@ -153,6 +153,9 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._describe = describe
         self._operators: dict[Any, Operator] = {}
 
+    tables: frozenset[str] = frozenset()
+    """Parameters whose rows count as constants though a signal chooses among them."""
+
     supports_higher_order_operators = True
 
     @classmethod
@@ -165,8 +168,8 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Called before the operator runs; a subclass may change the weight in place here. (A bound method given as a
         callback would be a cycle, in which the model lives on until the garbage collector comes.)"""
 
-    def on_sum(self, names: frozenset[str], signals: list[Tensor]) -> None:
-        """Called before what is computed from these parameters alone is added to signals."""
+    def on_sum(self, parts: list[tuple[Tensor, frozenset[str] | None]]) -> None:
+        """Called before signals and constants are added up, with what each is made of; None for a signal."""
 
     def now(self, weight: Tensor) -> Tensor:
         """A weight that the forward used, computed again from what the parameters hold now."""
@@ -200,16 +203,19 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if len(held) == 1:
                     place, names = held[0]
                     use = Use(func, meaning, named, place, names, storage_key(named[place]) in self._own)
-        if use is not None:
+        table = use is not None and use.names <= self.tables
+        if use is not None and not table:
             self.on_use(use)
         elif not constant and any(sources) and getattr(meaning, "kind", "") == "sum":
-            added = frozenset().union(*(names for names in sources if names))
-            self.on_sum(
-                added, [t for v in named.values() for t in tensors_in(v) if storage_key(t) not in self._made_of]
-            )
+            given = (t for value in named.values() for t in tensors_in(value))
+            self.on_sum(list(zip(given, sources, strict=True)))
         out = func(*args, **kwargs)
         if use is not None and self._after is not None:
             self._after(use, out)
+        if use is not None and table:
+            for tensor in tensors_in(out):
+                self._made_of[storage_key(tensor)] = use.names
+                self._kept.append(tensor)
         if constant:
             names = frozenset().union(*(found for found in sources if found))
             for place, tensor in enumerate(tensors_in(out) if names and not operator.written else ()):
