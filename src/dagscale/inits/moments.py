@@ -110,12 +110,12 @@ def _scales(
 ) -> tuple[dict[str, list[float]], set[str]]:
     """The logarithms of the scales that each draw asks for, by parameter, and which of them are constants."""
     controls = _controls(model, network, parameters, wanted, first)
-    placed = _placed(network, model, parameters, first)
+    tables = _open_tables(network, model, parameters, first)
     held = held_by(model)  # with what the forwards so far have left there
     logs: dict[str, list[float]] = {}
     for k, x in zip(range(DRAWS[1]), chain([first], inputs), strict=False):
         for name, scale in _one_draw(
-            model, network, parameters, wanted, controls, placed, network.seed + k, x, held
+            model, network, parameters, wanted, controls, tables, network.seed + k, x, held
         ).items():
             logs.setdefault(name, []).append(log(scale))
         if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
@@ -124,7 +124,7 @@ def _scales(
     for k, x in zip(range(1, LUCK + 1), inputs, strict=False):  # of what the forward leaves out at random
         if not reached - logs.keys():
             break
-        other = _one_draw(model, network, parameters, wanted, controls, placed, network.seed, x, held, luck=k)
+        other = _one_draw(model, network, parameters, wanted, controls, tables, network.seed, x, held, luck=k)
         logs.update({name: [log(scale)] for name, scale in other.items() if name in reached - logs.keys()})
     return logs, {name for name in controls.values() if _is_gain(parameters[name])}
 
@@ -150,12 +150,12 @@ def _all_zero(inputs: Any) -> bool:
     return all(leaf.is_floating_point() and not leaf.any() for leaf in leaves) and bool(leaves)
 
 
-def _placed(network: Network, model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Any) -> set[str]:
+def _open_tables(network: Network, model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Any) -> set[str]:
     """The tables that are added to a signal whose self-attention sees in both directions."""
-    tables = {name: parameters[name] for name in added_tables(network.graph) if name in parameters}
-    if not tables:
+    own = {name: parameters[name] for name in added_tables(network.graph) if name in parameters}
+    if not own:
         return set()
-    attended = Attended(tables)
+    attended = Attended(own)
     _forward(model, network, attended, inputs)
     return {name for name, causal in attended.causal.items() if not causal}
 
@@ -252,7 +252,7 @@ def _one_draw(
     parameters: dict[str, nn.Parameter],
     wanted: Wanted,
     controls: dict[frozenset[str], str],
-    placed: set[str],
+    tables: set[str],
     seed: int,
     inputs: Any,
     held: Held,
@@ -265,7 +265,7 @@ def _one_draw(
             parameters[name].copy_(_start(name, parameters[name], seed))
         shared: set[str] = set()
         for _ in range(PASSES):
-            setter = _Setter(model, parameters, wanted, controls, placed, scales, seed, shared, held)
+            setter = _Setter(model, parameters, wanted, controls, tables, scales, seed, shared, held)
             _forward(model, network, setter, inputs, luck)
             if not setter.again:
                 break
@@ -290,14 +290,14 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         parameters: dict[str, nn.Parameter],
         wanted: Wanted,
         controls: dict[frozenset[str], str],
-        placed: set[str],
+        tables: set[str],
         scales: dict[str, float],
         seed: int,
         shared: set[str],
         held: Held,
     ) -> None:
         super().__init__(model, held=held)
-        self.parameters, self.wanted, self.controls, self.tables = parameters, wanted, controls, frozenset(placed)
+        self.parameters, self.wanted, self.controls, self.tables = parameters, wanted, controls, frozenset(tables)
         self.scales, self.seed, self.shared = scales, seed, shared
         self.used: set[str] = set()
         self.padding = padding_rows(model)

@@ -562,7 +562,7 @@ def _notes(
     if small := [name for name in kept if name in added]:
         notes.append(
             f"of these, added to signals of a size of about 1, and perhaps too small for that: {_listed(small)}; "
-            "init 'moments' draws them N(0, 1) where attention sees in both directions"
+            "init 'moments' draws them as large as these where attention sees in both directions"
         )
     return tuple(notes)
 
