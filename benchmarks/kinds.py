@@ -24,12 +24,14 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from kinds_networks import KINDS
+from torch import nn
 from transfer import Curve, Family, base_of, curve_of, lowest, model_of, octaves, optimum, put, trained
 
 import dagscale
@@ -86,14 +88,18 @@ def chosen(own: dict[str, Any], family: Family) -> str:
 
 
 def planned(family: Family, size: str, base: Base, recipe: dagscale.Recipe, way: str) -> dagscale.Plan:
-    """The plan of one way; without a depth rule where there is none for these networks."""
-    model = model_of(family, size)
+    """The plan of one way."""
+    return folded(model_of(family, size), base=base, recipe=recipe, **WAYS[way])
+
+
+def folded(model: nn.Module, **settings: Any) -> dagscale.Plan:
+    """A plan; without a depth rule where there is none for these networks."""
     try:
-        return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way])
+        return dagscale.plan(model, **settings)
     except PlanError:
-        if "depth" not in WAYS[way]:
+        if "depth" not in settings:
             raise
-        return dagscale.plan(model, base=base, recipe=recipe, **WAYS[way] | {"depth": "none"})
+        return dagscale.plan(model, **settings | {"depth": "none"})
 
 
 # --- report ----------------------------------------------------------------------------------------------------
@@ -167,27 +173,33 @@ def above(loss: float | None, least: float) -> str:
     return f"{100 * (loss / least - 1):.1f} %".replace("-", "−") if math.isfinite(loss) else "diverged"
 
 
-def report(path: Path) -> None:
+def report(path: Path, sheets: Iterable[Callable[[dict[str, Any]], Sheet]]) -> None:
+    """Print what each sheet makes of the file."""
     known = json.loads(path.read_text())
-    for heads, body in (sheet(known) for sheet in SHEETS.values()):
+    for heads, body in (sheet(known) for sheet in sheets):
         print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
         print("\n".join("| " + " | ".join(row) + " |" for row in body) + "\n")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The command line of a study that can be stopped and goes on, and the part of it that runs."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
-    runs.add_argument("file", type=Path)
-    runs.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    runs.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    runs, shown = commands.add_parser("run"), commands.add_parser("report")
+    for command in (runs, shown):
+        command.add_argument("file", type=Path)
     runs.add_argument("--seeds", type=int, default=2)
     runs.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
-    shown = commands.add_parser("report")
-    shown.add_argument("file", type=Path)
+    return parser, runs
+
+
+if __name__ == "__main__":
+    parser, runs = arguments(__doc__)
+    runs.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    runs.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     given = parser.parse_args()
     if given.command == "report":
-        report(given.file)
+        report(given.file, SHEETS.values())
     else:
         torch.set_num_threads(1)
         run(given.file, given.kinds, given.ways, given.seeds, time.monotonic() + 60 * given.minutes)

@@ -534,6 +534,12 @@ KINDS = {
     "ft": kind(
         ("1x16", "4x16", "1x64"), 200, FeatureTransformer, friedman, squared, 32, ADAMW, weight_decay=1e-2
     ),
+    "dlrm": kind(
+        ("1x8", "4x8", "1x32"), 300, Clicks, clicks, clicked, 64, torch.optim.Adagrad, constant=True
+    ),
+}  # fmt: skip
+
+WITH_POSITIONS = {
     "lm": kind(
         ("2x32",), 150, lambda d, w: Language(d, width=w), text, next_byte, 8, ADAMW, warmup=0.05, clip=1.0,
         betas=(0.9, 0.95), weight_decay=0.1,
@@ -542,7 +548,5 @@ KINDS = {
         ("2x32",), 100, lambda d, w: ViT(d, shape=(1, 8, 8), classes=10, width=w, heads=w // 16, patch=2), digits,
         F.cross_entropy, 32, ADAMW, warmup=0.05, clip=1.0, weight_decay=0.05,
     ),
-    "dlrm": kind(
-        ("1x8", "4x8", "1x32"), 300, Clicks, clicks, clicked, 64, torch.optim.Adagrad, constant=True
-    ),
 }  # fmt: skip
+"""Small networks of well-known kinds, for ``benchmarks/positions.py`` alone."""

@@ -16,9 +16,7 @@ is 0.15 in size.
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -26,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kinds_networks import KINDS
+from kinds import Sheet, arguments, folded, report
+from kinds_networks import KINDS, WITH_POSITIONS
 from torch import nn
 from transfer import FAMILIES, Family, base_of, curve_of, model_of, octaves, put, trained
 
-import dagscale
-from dagscale.errors import PlanError
 from dagscale.inits.positions import tables
-from dagscale.planning.base import Base
 
 AUTHORS = "0.02"
 SCALES = (AUTHORS, "0.1", "0.3", "1", "2")
@@ -42,10 +38,10 @@ OCTAVES = (0, -1, 1)
 STUDIED: Mapping[str, tuple[Family, tuple[str, ...]]] = {
     "bert": (KINDS["bert"], ("1x32", "4x32", "1x128")),
     "ft": (KINDS["ft"], ("1x16",)),
-    "vit, digits": (KINDS["vit"], ("2x32",)),
+    "vit, digits": (WITH_POSITIONS["vit"], ("2x32",)),
     "vit": (FAMILIES["vit"], ("2x32", "8x32", "2x64")),
     "lm": (FAMILIES["lm"], ("2x64", "8x64", "2x128")),
-    "lm, short": (KINDS["lm"], ("2x32",)),
+    "lm, short": (WITH_POSITIONS["lm"], ("2x32",)),
 }
 
 
@@ -67,9 +63,10 @@ def run(path: Path, families: list[str], scales: list[str], sizes: list[str], se
         base = base_of(own, family, recipe)
         put(path, known)
         names = tables(base.network.graph)
+        how = {"width": "mup", "depth": "completep", "law": "none", "keep": sorted(names)}
         for size in (s for s in listed if not sizes or s in sizes):
             for scale in scales:
-                plan = planned(drawn(family, size, scale, names), base, recipe, names)
+                plan = folded(drawn(family, size, scale, names), base=base, recipe=recipe, **how)
                 for octave in octaves(partial(curve_of, own, scale, size, ()), OCTAVES):
                     for seed in range(seeds):
                         key = f"{scale}/{size}/{octave}/{seed}"
@@ -77,18 +74,6 @@ def run(path: Path, families: list[str], scales: list[str], sizes: list[str], se
                             trial = drawn(family, size, scale, names, seed)
                             own[key] = trained(trial, family, plan, recipe, plan.lr * 2.0**octave, seed)
                             put(path, known)
-
-
-def planned(model: nn.Module, base: Base, recipe: dagscale.Recipe, names: set[str]) -> dagscale.Plan:
-    """A plan that leaves the tables as they are."""
-    settings: dict[str, Any] = {"base": base, "recipe": recipe, "width": "mup", "law": "none", "keep": sorted(names)}
-    try:
-        return dagscale.plan(model, depth="completep", **settings)
-    except PlanError:  # a norm behind the sum, for which there is no rule
-        return dagscale.plan(model, **settings)
-
-
-Sheet = tuple[list[str], list[list[str]]]
 
 
 def lowest_losses(known: dict[str, Any]) -> Sheet:
@@ -104,26 +89,14 @@ def lowest_losses(known: dict[str, Any]) -> Sheet:
     return ["family", "network", f"loss at s = {AUTHORS}", *(f"s = {scale}" for scale in SCALES[1:])], body
 
 
-def report(path: Path) -> None:
-    heads, body = lowest_losses(json.loads(path.read_text()))
-    print("\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *body)))
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
-    runs.add_argument("file", type=Path)
+    parser, runs = arguments(__doc__)
     runs.add_argument("--families", nargs="+", default=list(STUDIED), choices=list(STUDIED))
     runs.add_argument("--scales", nargs="+", default=list(SCALES))
     runs.add_argument("--sizes", nargs="+", default=[])
-    runs.add_argument("--seeds", type=int, default=2)
-    runs.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
-    shown = commands.add_parser("report")
-    shown.add_argument("file", type=Path)
     given = parser.parse_args()
     if given.command == "report":
-        report(given.file)
+        report(given.file, [lowest_losses])
     else:
         torch.set_num_threads(1)
         run(given.file, given.families, given.scales, given.sizes, given.seeds, time.monotonic() + 60 * given.minutes)
