@@ -1,8 +1,9 @@
-"""Depth: how each parameter's settings change from a base to a deeper residual network.
+"""Depth: how each parameter's settings change from a base to a deeper network.
 
-The published rules write a multiplier into the model, ``x + m^-α f(x)``, where m is the growth of the number of
-residual additions. Here it is folded into the last layer of each branch (:mod:`dagscale.scaling.folding`), so that the
-model stays as it is. ``docs/depth.md`` has the tables, their sources and what is recognised.
+The published rules are for residual networks and write a multiplier into the model, ``x + m^-α f(x)``, where m is the
+growth of the number of residual additions. Here it is folded into the last layer of each branch
+(:mod:`dagscale.scaling.folding`), so that the model stays as it is. Networks without branches have a rule of their own,
+``plain``. ``docs/depth.md`` has the tables, their sources and what is recognised.
 """
 
 from __future__ import annotations
@@ -12,64 +13,39 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
-from dagscale.errors import PlanError
+from dagscale.errors import GraphError, PlanError
 from dagscale.graph.branches import BlockType, Branch, Residuals, find_branches
 from dagscale.graph.model import Graph
+from dagscale.graph.plain import find_plain
 from dagscale.graph.roles import positions
 from dagscale.registry import Registry
 from dagscale.scaling.folding import Factors, fold
 from dagscale.scaling.width import nearest, pattern
 from dagscale.training.optimizers import Optimizer
 
-DepthRule = Callable[[Optimizer, float, float], Factors]
+BranchRule = Callable[[Optimizer, float, float], Factors]
 """(optimiser, m, α) → what a parameter inside a branch takes in a model that has the multiplier m^-α in its code."""
 
 
 @dataclass(frozen=True, slots=True)
 class DepthEntry:
-    """A depth rule: its function, the α that it takes by default for each kind of step, and whether α may be chosen."""
+    """A depth rule.
 
-    inside: DepthRule
+    Attributes:
+        scale: (base's graph, target's, optimiser, α, what the target's own init does already) → every parameter's
+            factors, see :func:`depth_scaling`.
+        alpha: kind of step → the α that it takes by default; empty for a rule without one.
+        free: whether α may be chosen.
+    """
+
+    scale: Callable[[Graph, Graph, Optimizer, float, Mapping[str, float]], dict[str, DepthScaling]]
     alpha: Mapping[str, float]
     free: bool = True
 
 
 DEPTH_RULES: Registry[DepthEntry] = Registry("depth rule")
-
-
-def depth_rule(name: str, *, gradient: float, other: float, free: bool = True) -> Callable[[DepthRule], DepthRule]:
-    """Decorator: register a depth rule.
-
-    Args:
-        gradient, other: its α for optimisers whose step is like the gradient, and for all others.
-        free: whether α may be chosen, between ½ and 1.
-    """
-
-    def put(rule: DepthRule) -> DepthRule:
-        alpha = {"gradient": gradient, "sign": other, "spectral": other, "relative": other}
-        DEPTH_RULES.add(name)(DepthEntry(rule, alpha, free))
-        return rule
-
-    return put
-
-
-@depth_rule("completep", gradient=0.5, other=1.0)
-@depth_rule("completedp", gradient=0.5, other=1.0)
-@depth_rule("depth-mup", gradient=0.5, other=0.5, free=False)
-def inside_branches(optimizer: Optimizer, m: float, alpha: float) -> Factors:
-    """Rate and eps that keep what m times as many branches change together, per step, as it was.
-
-    A branch's gradients carry its multiplier ``m^-α``, and so does its share of the output. Steps that do not have the
-    gradient's size in them therefore move the output by ``m · m^-α · η``, and steps along the gradient by
-    ``m · m^-2α · η``; eps counts in units of the gradient.
-    [CompleteP: Dey et al. 2025, arXiv 2505.01618, Table 1 and Eq. 40. Complete(d)P: arXiv 2512.22382, Table 1, with the
-    same powers of m. Depth-μP: Yang et al. 2023, arXiv 2310.02244, and Bordelon et al. 2023, arXiv 2309.16620,
-    are the case α = ½.]
-    """
-    if optimizer.step == "gradient":
-        return Factors(lr=m ** (2 * alpha - 1))
-    return Factors(lr=m ** (alpha - 1), eps=m**-alpha if optimizer.eps else 1.0)
 
 
 NOTHING = Factors()
@@ -78,11 +54,12 @@ NONE_OF_ITS_OWN: Mapping[str, float] = {}
 
 @dataclass(frozen=True, slots=True)
 class DepthScaling:
-    """What one parameter of the target takes for depth; all 1 outside branches, and where depth has not grown.
+    """What one parameter of the target takes for depth; all 1 outside of what has grown.
 
     Attributes:
         factors: on init, rate, eps and weight decay.
-        depth_mult: m, the growth of the number of residual additions on its trunk; 1 in a branch that does not recur.
+        depth_mult: m, the growth of the number of residual additions on its trunk, or of layers in a row; 1 in a branch
+            that does not recur.
         fold: the power of the multiplier that is folded into it: c, 1/c or 1. Its gradient is 1/fold of the edited
             model's, which :func:`dagscale.clip_grad_norm_` takes into account.
         note: what a reader should know of it; ``""`` mostly.
@@ -107,7 +84,7 @@ def depth_scaling(
     Args:
         base, target: traced graphs; the target may be shallower.
         optimizer: how both are trained.
-        rule: ``completep``, ``completedp``, ``depth-mup`` or another that is registered.
+        rule: ``completep``, ``completedp``, ``depth-mup``, ``plain`` or another that is registered.
         alpha: the branches' multiplier is m^-α; the rule's own by default (1, and ½ under SGD).
         own: what the target's own init already multiplies parameters in branches by, compared with the base's
             (:func:`own_scaling`); only where that init is kept. It is taken back, so that the rule's factor is left.
@@ -115,12 +92,19 @@ def depth_scaling(
     Raises:
         UnknownNameError: for a rule that is not registered.
         OptimizerError: if nothing is known of the optimiser's step or decay.
-        PlanError: for an α outside [½, 1], a base without branches where the target has some, branches of another type
-            or on other trunks, additions whose trunk cannot be told, or branches none of which can be folded.
+        PlanError: for an α outside [½, 1]; for rules on branches, a base without branches where the target has some,
+            branches of another type or on other trunks, additions whose trunk cannot be told, or branches none of which
+            can be folded; for ``plain``, networks that are not.
     """
     entry = DEPTH_RULES[rule]
     step = optimizer.known("step", f"depth={rule!r}")
-    alpha = _alpha(rule, entry, step, alpha)
+    return entry.scale(base, target, optimizer, _alpha(rule, entry, step, alpha), own)
+
+
+def branch_scaling(
+    rule: BranchRule, base: Graph, target: Graph, optimizer: Optimizer, alpha: float, own: Mapping[str, float]
+) -> dict[str, DepthScaling]:
+    """The factors of a rule for residual branches; see :func:`depth_scaling`."""
     ours, theirs = find_branches(target), find_branches(base)
     growth = _growth(theirs, ours)
     found: dict[str, DepthScaling] = {p.name: DepthScaling() for p in target.parameters}
@@ -136,7 +120,7 @@ def depth_scaling(
             continue
         c = m**-alpha
         back = "" if m >= 1 else "; the base is the deeper one, and what is known of the rule is for deeper targets"
-        inside = entry.inside(optimizer, m, alpha)
+        inside = rule(optimizer, m, alpha)
         at_end = inside * fold(optimizer, c)
         undone = inside * fold(optimizer, 1 / c)
         for name in (*branch.ends, *branch.inside):
@@ -165,7 +149,83 @@ def depth_scaling(
     return found | {name: DepthScaling(note=note) for name, note in left.items() if found[name] == DepthScaling()}
 
 
+def branch_rule(name: str, *, gradient: float, other: float, free: bool = True) -> Callable[[BranchRule], BranchRule]:
+    """Decorator: register a depth rule for residual branches.
+
+    Args:
+        gradient, other: its α for optimisers whose step is like the gradient, and for all others.
+        free: whether α may be chosen, between ½ and 1.
+    """
+
+    def put(rule: BranchRule) -> BranchRule:
+        alpha = {"gradient": gradient, "sign": other, "spectral": other, "relative": other}
+        DEPTH_RULES.add(name)(DepthEntry(partial(branch_scaling, rule), alpha, free))
+        return rule
+
+    return put
+
+
+@branch_rule("completep", gradient=0.5, other=1.0)
+@branch_rule("completedp", gradient=0.5, other=1.0)
+@branch_rule("depth-mup", gradient=0.5, other=0.5, free=False)
+def inside_branches(optimizer: Optimizer, m: float, alpha: float) -> Factors:
+    """Rate and eps that keep what m times as many branches change together, per step, as it was.
+
+    A branch's gradients carry its multiplier ``m^-α``, and so does its share of the output. Steps that do not have the
+    gradient's size in them therefore move the output by ``m · m^-α · η``, and steps along the gradient by
+    ``m · m^-2α · η``; eps counts in units of the gradient.
+    [CompleteP: Dey et al. 2025, arXiv 2505.01618, Table 1 and Eq. 40. Complete(d)P: arXiv 2512.22382, Table 1, with the
+    same powers of m. Depth-μP: Yang et al. 2023, arXiv 2310.02244, and Bordelon et al. 2023, arXiv 2309.16620,
+    are the case α = ½.]
+    """
+    if optimizer.step == "gradient":
+        return Factors(lr=m ** (2 * alpha - 1))
+    return Factors(lr=m ** (alpha - 1), eps=m**-alpha if optimizer.eps else 1.0)
+
+
+def plain_scaling(
+    base: Graph, target: Graph, optimizer: Optimizer, alpha: float, own: Mapping[str, float]
+) -> dict[str, DepthScaling]:
+    """Layers that stand behind one another share what a step may change: the inner ones take the rate over m.
+
+    m is the growth of the number of layers before the readout. One step of rate η changes what each inner layer makes
+    of its input by a part that goes as η and not as the depth. If signals and gradients keep their size, the parts of D
+    layers add up to D η, so that 1/m of the rate changes about as much as in the base. The first layers and the
+    readouts are as many as they were and keep their rate. Rate × decay stays as it was.
+    [Derived here; how far it holds is measured in ``docs/evidence/plain.md``.]
+    """
+    if optimizer.step == "gradient":
+        raise PlanError(
+            f"depth='plain' is for steps that do not grow with the gradient, as Adam's, and not for {optimizer.name}: "
+            "leave depth= out, and plan with data or law 'covariance'"
+        )
+    found = {}
+    for name, graph in (("base", base), ("target", target)):
+        try:
+            found[name] = find_plain(graph)
+        except GraphError as error:
+            raise PlanError(
+                f"depth='plain' is for layers behind one another, and the {name} is not so: {error}; residual networks "
+                "have depth='completep'"
+            ) from None
+    ours, theirs = found["target"], found["base"]
+    if theirs.depth == 0:
+        raise PlanError("the base has no layer before its readout, so that depth has no measure: give a deeper base")
+    m = ours.depth / theirs.depth
+    back = "" if m >= 1 else "; the base is the deeper one, and what is known of the rule is for deeper targets"
+    decay = 1.0 if optimizer.known("decay", "depth='plain'") == "coupled" else m
+    scaled = DepthScaling(Factors(lr=1 / m, weight_decay=decay), m, note=f"one of {ours.depth} layers in a row{back}")
+    return {p.name: scaled if m != 1 and p.name in ours.inner else DepthScaling() for p in target.parameters}
+
+
+DEPTH_RULES.add("plain")(DepthEntry(plain_scaling, {}, free=False))
+
+
 def _alpha(rule: str, entry: DepthEntry, step: str, alpha: float | None) -> float:
+    if not entry.alpha:
+        if alpha is not None:
+            raise PlanError(f"depth={rule!r} has no α: leave it out")
+        return 1.0
     default = entry.alpha[step]
     if alpha is None or alpha == default:
         return default
@@ -188,7 +248,10 @@ def _growth(base: Residuals, target: Residuals) -> dict[int, float]:
                 f"first is vertex {found.unclear[0]} of its graph): a depth rule is for residual blocks, x + f(x)"
             )
     if not target.branches:
-        raise PlanError("the target has no residual branch: a depth rule is for residual blocks, x + f(x)")
+        raise PlanError(
+            "the target has no residual branch: this depth rule is for residual blocks, x + f(x); for layers behind "
+            "one another give depth='plain'"
+        )
     if not base.branches:
         raise PlanError(
             f"the base has no residual branch and the target has {len(target.branches)}: give a base of the same blocks"
@@ -360,4 +423,4 @@ def _log_mean(values: list[float]) -> float:
     return sum(map(math.log, values)) / len(values)
 
 
-__all__ = ["DEPTH_RULES", "DepthEntry", "DepthRule", "DepthScaling", "depth_rule", "depth_scaling", "own_scaling"]
+__all__ = ["DEPTH_RULES", "BranchRule", "DepthEntry", "DepthScaling", "branch_rule", "depth_scaling", "own_scaling"]
