@@ -82,7 +82,7 @@ def test_alpha_by_default() -> None:
     for optimizer, alpha in (("adamw", 1.0), ("muon", 1.0), ("lion", 1.0), ("sgd", 0.5), ("nesterov", 0.5)):
         assert scaled(optimizer) == scaled(optimizer, alpha=alpha)
     assert scaled("adamw", "depth-mup") == scaled("adamw", alpha=0.5)
-    assert set(DEPTH_RULES) == {"completep", "completedp", "depth-mup"}
+    assert set(DEPTH_RULES) == {"completep", "completedp", "depth-mup", "plain"}
 
 
 def test_equal_depth_changes_nothing_and_back_is_the_inverse() -> None:

@@ -121,7 +121,7 @@ def plan(
             "none: one rate for all; mup: scaled by each layer's growth; auto: by what is known of such networks."
         ),
     ] = "auto",
-    depth: Annotated[str, _planned("auto, none, completep, completedp or depth-mup: by depth.")] = "auto",
+    depth: Annotated[str, _planned("auto, none, completep, completedp, depth-mup or plain: by depth.")] = "auto",
     batch: Annotated[str | None, _planned("A rule for another batch size than the base's, as sqrt.")] = None,
     horizon: Annotated[str | None, _planned("A rule for a longer run than the base's, as power.")] = None,
     data: Data = None,
