@@ -80,6 +80,59 @@ class Bert(nn.Module):
         return out
 
 
+def post_norm(depth: int, width: int) -> nn.TransformerEncoder:
+    """PyTorch's encoder, the norm behind the sum."""
+    layer = nn.TransformerEncoderLayer(width, width // 16, 4 * width, 0.0, "gelu", batch_first=True)
+    return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+
+
+class PostNormDecoder(nn.Module):
+    """Bytes → the next byte, with a causal mask and the norm behind the sum, as GPT-1; drawn as torch draws it."""
+
+    def __init__(self, depth: int, width: int, length: int = 32) -> None:
+        super().__init__()
+        self.token, self.place = nn.Embedding(256, width), nn.Embedding(length, width)
+        self.layers, self.head = post_norm(depth, width), nn.Linear(width, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        out: Tensor = self.head(self.layers(self.token(x) + self.place.weight, mask=mask, is_causal=True))
+        return out
+
+
+class PostNormViT(nn.Module):
+    """A digit in sixteen patches → its class, by the mean over patches; the norm behind the sum, drawn as torch's."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.patch, self.place = nn.Conv2d(1, width, 2, 2), nn.Parameter(0.02 * torch.randn(1, 16, width))
+        self.layers, self.head = post_norm(depth, width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.patch(x).flatten(2).transpose(1, 2) + self.place
+        out: Tensor = self.head(self.layers(h).mean(1))
+        return out
+
+
+class PostNormMlp(nn.Module):
+    """Blocks ``norm(x + W relu(V x))`` on a table, drawn as torch draws them."""
+
+    def __init__(self, depth: int, width: int, features: int = 12) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(features, width), nn.Linear(width, 1)
+        self.up, self.down = (
+            nn.ModuleList(nn.Linear(a * width, b * width) for _ in range(depth)) for a, b in ((1, 2), (2, 1))
+        )
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for up, down, norm in zip(self.up, self.down, self.norm, strict=True):
+            x = norm(x + down(F.relu(up(x))))
+        out: Tensor = self.head(x)
+        return out
+
+
 class Sorter(nn.Module):
     """``nn.Transformer``: letters, and those of their sorted order so far → the next of these. Drawn as torch's."""
 
@@ -520,6 +573,15 @@ KINDS = {
         ("1x32", "4x32", "1x128"), 200, Sorter, letters, smoothed, 16, warmup=0.1, clip=1.0,
         betas=(0.9, 0.98),
     ),
+    "post-norm lm": kind(
+        ("2x32", "8x32", "2x128"), 200, PostNormDecoder, short, next_byte, 16, ADAMW, warmup=0.1, clip=1.0,
+        weight_decay=0.1,
+    ),
+    "post-norm vit": kind(
+        ("2x32", "8x32", "2x128"), 200, PostNormViT, digits, F.cross_entropy, 32, ADAMW, warmup=0.1, clip=1.0,
+        weight_decay=0.05,
+    ),
+    "post-norm mlp": kind(("2x32", "8x32", "2x128"), 300, PostNormMlp, friedman, squared, 64, warmup=0.1),
     "gin": kind(("2x32", "8x32", "2x128"), 200, GIN, molecules, squared, 32),
     "gat": kind(("2x32", "8x32", "2x128"), 200, GAT, molecules, squared, 32),
     "actor-critic": kind(

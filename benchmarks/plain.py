@@ -11,8 +11,8 @@ base's, and at more where the best is at an end, in three ways:
     one      ``moments``, one rate
     plain    ``moments``, with ``plan(width="mup", depth="plain")``
 
-and at one rate as ``measured``: that of law ``short-run`` under ``moments``, which measures on the target. Three kinds
-of ``benchmarks/kinds.py`` are plain too, and were trained there.
+and at one rate as ``measured``: that of law ``short-run`` under ``moments``, which measures on the target. Some of the
+kinds of ``benchmarks/kinds.py`` are plain too.
 """
 
 from __future__ import annotations

@@ -148,7 +148,12 @@ def positions(which: str) -> str:
     return table(*script("positions").lowest_losses(read("positions")), left=2)
 
 
+def plain(which: str) -> str:
+    """``benchmarks/plain.py``."""
+    return table(*script("plain").SHEETS[which](read("plain")), left=2)
+
+
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
-    "demo": demo_table, "nas": nas, "kinds": kinds, "positions": positions,
+    "demo": demo_table, "nas": nas, "kinds": kinds, "positions": positions, "plain": plain,
 }  # fmt: skip

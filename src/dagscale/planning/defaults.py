@@ -2,8 +2,8 @@
 
 What is measured is small networks under Adam and its kin. Where the width alone grows, the base's rate, carried over by
 the rule for width, is near the best of the target's own grid on every kind of network (docs/evidence/kinds.md). Where
-the depth grows too, that holds for pre-norm residual networks (docs/evidence/transfer.md) and for layers behind one
-another without norms (docs/evidence/plain.md), at depths and widths at which one rate for all loses.
+the depth grows too, that holds for pre-norm residual networks (docs/evidence/transfer.md), at depths and widths at
+which one rate for all loses; for layers behind one another it does not (docs/evidence/plain.md).
 """
 
 from __future__ import annotations
@@ -40,11 +40,6 @@ DEEPER = Way(
     "one kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way, and "
     "clip with dagscale.clip_grad_norm_",
 )
-LONGER = Way(
-    "plain",
-    f"width={WIDTH!r}, depth='plain', law={LAW!r} by default: base and target are layers behind one another, without "
-    "norms, of one kind, the target not the smaller one (docs/evidence/plain.md); name law= or width= for another way",
-)
 WIDER = Way(
     "none",
     f"width={WIDTH!r}, law={LAW!r} by default: the target is the base with more channels (docs/evidence/kinds.md); "
@@ -60,7 +55,7 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     init draws weights ∝ fan-in^-½; both have parameters in the same places, with as many dimensions and the same roles;
     nothing is smaller than in the base; and where the width grows, no size inside stays as it was (a router's, an
     adapter's), and no tied readout is without a norm before it. To be deeper, every residual branch must have a norm
-    inside and an end that takes the multiplier; or both are plain networks without norms, and of the same operations.
+    inside and an end that takes the multiplier.
     """
     optimizer, decay = target.recipe.optimizer, target.recipe.weight_decay
     decays = bool(optimizer.own_decay if decay is None else decay) and optimizer.decay != "decoupled"
@@ -82,26 +77,13 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     names = [{p.name for p in network.graph.parameters} for network in (base, target)]
     wider = WIDER if names[0] == names[1] and base.graph.parameters != target.graph.parameters else None
-    if all(map(_pre_norm, (base.graph, target.graph))):
-        way = DEEPER
-    elif names[0] != names[1] and _operations(base.graph) == _operations(target.graph) and not _normed(target.graph):
-        way = LONGER
-    else:
+    if not all(map(_pre_norm, (base.graph, target.graph))):
         return wider
     try:
-        depth = depth_scaling(base.graph, target.graph, optimizer, way.depth)
+        depth = depth_scaling(base.graph, target.graph, optimizer, DEEPER.depth)
     except DagscaleError:
         return wider
-    return way if all(scaling.depth_mult >= 1 for scaling in depth.values()) else None
-
-
-def _operations(graph: Graph) -> set[tuple[str, str]]:
-    """What a signal passes, by kind and name."""
-    return {(op.kind, op.name) for edge in graph.edges for op in edge.ops if op.kind != "pass"}
-
-
-def _normed(graph: Graph) -> bool:
-    return any(kind == "norm" and "softmax" not in name for kind, name in _operations(graph))
+    return DEEPER if all(scaling.depth_mult >= 1 for scaling in depth.values()) else None
 
 
 def _pre_norm(graph: Graph) -> bool:

@@ -95,8 +95,8 @@ def plan(
             networks of one kind, then with depth ``completep`` (:mod:`dagscale.planning.defaults`), and where none of
             law, width, depth, ``only``, ``keep`` and ``reset`` is given; else ``none``.
         depth: ``auto`` as for width, ``none``, or a rule for the growth of residual depth: ``completep``,
-            ``completedp``, ``depth-mup`` (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter.
-            With it the base's rate is carried over as it is, unless a law is named.
+            ``completedp``, ``depth-mup`` (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter;
+            or ``plain`` for layers behind one another without branches. With it the base's rate is carried over as it is, unless a law is named.
         depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
         batch, horizon: named rules for a target whose recipe has another batch size, or sees more or fewer examples,
             than the base's: ``sqrt``, ``linear``, ``timescale``, ``completed-p``, ``power``, ``step-law``, ``none`` for
