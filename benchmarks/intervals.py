@@ -38,6 +38,7 @@ from recorded import (
     alone,
     by_layer,
     groups,
+    plain_depth,
     put,
     read_table,
     replayed,
@@ -92,7 +93,7 @@ def answered(group: Group, law: str) -> list[tuple[Point, float, float, int]]:
 
 def families(found: Sequence[Group]) -> list[Family]:
     """All that is known of every law."""
-    all_of = [*tabulated(), *by_layer(), *alone(), *replayed()]
+    all_of = [*tabulated(), *by_layer(), *plain_depth(), *alone(), *replayed()]
     base = base_octaves(found)
     for group in found:
         for law in MEASURED:

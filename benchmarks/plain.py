@@ -11,8 +11,8 @@ base's, and at more where the best is at an end, in three ways:
     one      ``moments``, one rate
     plain    ``moments``, with ``plan(width="mup", depth="plain")``
 
-and at one rate as ``measured``: that of law ``short-run`` under ``moments``, which measures on the target. Some of the
-kinds of ``benchmarks/kinds.py`` are plain too.
+and at one rate as ``measured``: that of law ``short-run`` under ``moments``, which measures on the target. The last
+families are those of ``benchmarks/kinds.py`` that are plain.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from kinds import Sheet, above, arguments, report, times
-from kinds_networks import ADAMW, Data, digits, friedman, kind, noisy, squared
+from kinds_networks import ADAMW, KINDS, Data, digits, friedman, kind, noisy, squared
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transfer import Curve, Family, base_of, curve_of, images, lowest, model_of, octaves, optimum, put, text, trained
@@ -118,6 +119,10 @@ FAMILIES: dict[str, Family] = {
     "noise, convolutions": kind(
         ("2x8", "4x8", "8x8", "8x16"), 200, denoiser, noisy, squared, 16, torch.optim.Adam, constant=True
     ),
+    **{
+        name: replace(KINDS[name], sizes=KINDS[name].sizes[:2])
+        for name in ("tabular", "actor-critic", "cnn", "gin", "dlrm")
+    },
 }
 """The rule was chosen on networks like the first two; on the others nothing was."""
 

@@ -4,6 +4,8 @@
     results/rates.json         families of ``benchmarks/rates.py``: every network's curve, and what was measured on it
     results/schedules.json     families of ``benchmarks/schedules.py``, likewise
     results/transfer.json      networks of ``benchmarks/transfer.py``: their base's rate as it is, layer by layer
+    results/kinds.json         networks of ``benchmarks/kinds.py``, likewise
+    results/plain.json         networks of ``benchmarks/plain.py``: by the depth rule for plain networks
     tables/without-a-base.csv  networks whose rate was measured without a base
     ../replay-*.json           finished runs of others, carried over from the smallest network
 
@@ -294,6 +296,17 @@ def by_layer() -> Iterator[Family]:
             if way == "folded" and wider and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
                 kind = PLAIN.get(name, "norms")
                 yield Family("none, by layer", kind, f"kinds, {name}", (name, "", ""), optimum(curve) ** 2)
+
+
+def plain_depth() -> Iterator[Family]:
+    """Networks that were given their base's rate by the depth rule ``plain``, of ``results/plain.json``."""
+    for name, runs in read_results("plain").items():
+        found = [c for (way, _), c in curves(runs, "train", grid=(0,)).items() if way == "plain"]
+        octaves = [optimum(c) for c in found if min(c) < min(c, key=c.__getitem__) < max(c)]
+        if octaves:
+            kind: Kind = "norms" if "norm" in name else "convolutions" if "convolutions" in name else "dense"
+            square = fmean(o**2 for o in octaves)
+            yield Family("none, plain depth", kind, f"plain, {name}", (name, "", ""), square, len(octaves))
 
 
 def replayed() -> Iterator[Family]:

@@ -33,7 +33,7 @@ PLAN = SUITES["lm"].plan
 
 def tried(*losses: float, steps: int = 10, valid: float = 1.0) -> tuple[Trial, ...]:
     """Trainings that ended with these losses, and ``valid`` above them when validated."""
-    return tuple(Trial(0.1, loss, loss + valid, 0.5, steps) for loss in losses)
+    return tuple(Trial(0.1 * 2**i, loss, loss + valid, 0.5, steps) for i, loss in enumerate(losses))
 
 
 def made(**entries: Entry) -> Contest:
@@ -77,6 +77,20 @@ def test_losses_are_held_against_the_lowest_of_the_grids_and_the_best_training_s
     assert found.score(random, 3).loss_worst == pytest.approx(0.5)
     two = made(plan=PLANNED, grid_a=GRID, grid_b=entry({"x": (tried(1.0),), "y": (tried(1.0),)}))
     assert two.score(two.entry("plan")).loss_worst == pytest.approx(1.2)
+
+
+def test_a_rate_that_another_seed_chose_is_no_lucky_one() -> None:
+    grid = entry({"x": (tried(2.0, 1.0), tried(1.0, 3.0))})
+    plan = entry({"x": (tried(2.2), tried(2.4))})
+    found = made(plan=plan, grid_keep=grid)
+    assert [found.chosen_by_others("x", k) for k in (0, 1)] == [2.0, 3.0]
+    score = found.score(found.entry("plan"))
+    assert score.cross_validated == pytest.approx((0.1 - 0.2) / 2)
+    assert score.loss == pytest.approx((1.2 + 1.4) / 2)
+    two = made(plan=plan, grid_a=grid, grid_b=entry({"x": (tried(0.5, 9.0), tried(0.7, 9.0))}))
+    assert [two.chosen_by_others("x", k) for k in (0, 1)] == [0.5, 0.7]
+    lone = made(plan=PLANNED, grid_keep=GRID)
+    assert lone.score(lone.entry("plan")).cross_validated is None
 
 
 def test_a_method_that_diverged_somewhere_has_no_mean() -> None:

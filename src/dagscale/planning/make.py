@@ -96,7 +96,8 @@ def plan(
             law, width, depth, ``only``, ``keep`` and ``reset`` is given; else ``none``.
         depth: ``auto`` as for width, ``none``, or a rule for the growth of residual depth: ``completep``,
             ``completedp``, ``depth-mup`` (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter;
-            or ``plain`` for layers behind one another without branches. With it the base's rate is carried over as it is, unless a law is named.
+            or ``plain`` for layers behind one another without branches. With one of them the base's rate is carried
+            over as it is, unless a law is named.
         depth_alpha: α of the depth rule: the branches' multiplier is ``m^-α``; by default the rule's own.
         batch, horizon: named rules for a target whose recipe has another batch size, or sees more or fewer examples,
             than the base's: ``sqrt``, ``linear``, ``timescale``, ``completed-p``, ``power``, ``step-law``, ``none`` for
@@ -510,7 +511,7 @@ def _accuracy(chosen: _Chosen, target: Network, carried: Carried) -> Accuracy | 
     """What is known of the law's error here: of a mean of which one part alone had an answer, that part's."""
     parts = [*carried.factors]
     alone = chosen.law.averaged and len(parts) == 1 and parts[0] in LAWS
-    return accuracy(parts[0] if alone else chosen.law.name, target, alone=chosen.absolute)
+    return accuracy(parts[0] if alone else chosen.law.name, target, alone=chosen.absolute, depth=chosen.depth)
 
 
 def _base_errors(chosen: _Chosen, bases: Sequence[Any]) -> list[float]:

@@ -42,6 +42,8 @@ class Score:
 
     Attributes:
         loss, loss_worst: mean and worst final training loss above the lowest of all grids of that target.
+        cross_validated: the mean above what the grids come to on a seed at the rate that is best on the other seeds;
+            None with one seed. The lowest of a grid is lucky, and this is not.
         valid, valid_worst: the same of the loss on examples held out, of the training that had the lowest training
             loss.
         accuracy: mean accuracy on examples held out; None where one training diverged.
@@ -49,6 +51,7 @@ class Score:
 
     loss: float
     loss_worst: float
+    cross_validated: float | None
     valid: float
     valid_worst: float
     accuracy: float | None
@@ -134,6 +137,18 @@ class Contest:
         lowest: float = min(getattr(trial, metric) for entry in grids for trial in entry.trials[target][seed])
         return lowest
 
+    def chosen_by_others(self, target: str, seed: int) -> float | None:
+        """The training loss of a seed at the rate of all grids whose mean over the other seeds is lowest."""
+        rows = [entry.trials[target] for entry in self.entries if entry.method.startswith("grid")]
+        found = []
+        for grid in rows:
+            losses = [{trial.lr: trial.loss for trial in row} for row in grid]
+            others = [row for k, row in enumerate(losses) if k != seed]
+            found += [
+                (fmean(row.get(lr, math.inf) for row in others), loss) for lr, loss in losses[seed].items() if others
+            ]
+        return min(found)[1] if found else None
+
     def score(self, entry: Entry, count: int | None = None) -> Score:
         """What the first so many trainings of each target came to, all by default."""
         chosen = [(a, k, trial) for a in self.targets for k, trial in enumerate(entry.best(a, count))]
@@ -141,10 +156,13 @@ class Contest:
             metric: [getattr(trial, metric) / self.lowest(a, k, metric) - 1 for a, k, trial in chosen]
             for metric in ("loss", "valid")
         }
+        apart = [(trial.loss, self.chosen_by_others(a, k)) for a, k, trial in chosen]
+        above = [loss / other - 1 for loss, other in apart if other is not None]
         rates = [trial.accuracy for _, _, trial in chosen]
         known = [rate for rate in rates if rate is not None]
         return Score(
-            fmean(found["loss"]), max(found["loss"]), fmean(found["valid"]), max(found["valid"]),
+            fmean(found["loss"]), max(found["loss"]), fmean(above) if above else None,
+            fmean(found["valid"]), max(found["valid"]),
             fmean(known) if len(known) == len(rates) else None,
         )  # fmt: skip
 

@@ -45,7 +45,7 @@ class Row:
     Attributes:
         method, name: as it is given, and as tables call it.
         trainings: of each target.
-        loss, loss_worst, valid, valid_worst, accuracy: see `dagscale.bench.verify.compute.Score`.
+        loss, loss_worst, cross_validated, valid, valid_worst, accuracy: see `dagscale.bench.verify.compute.Score`.
         steps_shared, steps_alone: for one target, the base's search divided by the targets, and as a whole.
     """
 
@@ -54,6 +54,7 @@ class Row:
     trainings: int
     loss: float | None
     loss_worst: float | None
+    cross_validated: float | None
     valid: float | None
     valid_worst: float | None
     accuracy: float | None
@@ -80,19 +81,23 @@ def row(contest: Contest, entry: Entry, count: int) -> Row:
     score = contest.score(entry, count)
     return Row(
         entry.method, NAMES.get(entry.method, entry.method), count, finite(score.loss), finite(score.loss_worst),
-        finite(score.valid), finite(score.valid_worst), score.accuracy, entry.spent(len(contest.targets), count),
-        entry.spent(1, count),
+        finite(score.cross_validated), finite(score.valid), finite(score.valid_worst), score.accuracy,
+        entry.spent(len(contest.targets), count), entry.spent(1, count),
     )  # fmt: skip
 
 
-HEAD = ("method", "trainings", "training loss", "worst", "validation loss", "worst", "accuracy", "steps", "alone")
+HEAD = (
+    "method", "trainings", "training loss", "worst", "cross-validated", "validation loss", "worst", "accuracy", "steps",
+    "alone",
+)  # fmt: skip
 
 
 def cells(one: Row) -> list[str]:
     """A row as it is printed."""
-    losses = (one.loss, one.loss_worst, one.valid, one.valid_worst)
+    apart = "–" if one.cross_validated is None and one.loss is not None else _percent(one.cross_validated)
     return [
-        one.name, str(one.trainings), *map(_percent, losses),
+        one.name, str(one.trainings), _percent(one.loss), _percent(one.loss_worst), apart, _percent(one.valid),
+        _percent(one.valid_worst),
         "–" if one.accuracy is None else f"{100 * one.accuracy:.1f} %", f"{one.steps_shared:,.0f}",
         f"{one.steps_alone:,.0f}",
     ]  # fmt: skip
@@ -120,7 +125,8 @@ def table(contest: Contest) -> Table:
     made.caption_justify = "left"
     made.caption = (
         f"{count} target{'s' * (count > 1)}, base {contest.base}. Losses: above the lowest of the grids, mean and "
-        "worst target; steps: for one target until it is trained, the base's search shared by all targets, or alone"
+        "worst target; cross-validated: above the grids' loss at the rate that is best on the other seeds; steps: "
+        "for one target until it is trained, the base's search shared by all targets, or alone"
     )
     return made
 
