@@ -114,21 +114,39 @@ class PostNormViT(nn.Module):
         return out
 
 
-class PostNormMlp(nn.Module):
-    """Blocks ``norm(x + W relu(V x))`` on a table, drawn as torch draws them."""
+class ResidualMlp(nn.Module):
+    """Blocks ``x + W relu(V x)`` on a table, with a norm behind each sum or without; drawn as torch draws them."""
 
-    def __init__(self, depth: int, width: int, features: int = 12) -> None:
+    def __init__(self, depth: int, width: int, norm: type[nn.Module], features: int = 12) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(features, width), nn.Linear(width, 1)
         self.up, self.down = (
             nn.ModuleList(nn.Linear(a * width, b * width) for _ in range(depth)) for a, b in ((1, 2), (2, 1))
         )
-        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.norm = nn.ModuleList(norm(width) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for up, down, norm in zip(self.up, self.down, self.norm, strict=True):
             x = norm(x + down(F.relu(up(x))))
+        out: Tensor = self.head(x)
+        return out
+
+
+class ResidualDenoiser(nn.Module):
+    """Blocks ``x + conv(silu(conv(x)))`` without norms; predicts the noise in an image."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(2, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
+        self.first, self.last = (
+            nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for first, last in zip(self.first, self.last, strict=True):
+            x = x + last(F.silu(first(x)))
         out: Tensor = self.head(x)
         return out
 
@@ -574,14 +592,20 @@ KINDS = {
         betas=(0.9, 0.98),
     ),
     "post-norm lm": kind(
-        ("2x32", "8x32", "2x128"), 200, PostNormDecoder, short, next_byte, 16, ADAMW, warmup=0.1, clip=1.0,
+        ("2x32", "8x32"), 200, PostNormDecoder, short, next_byte, 16, ADAMW, warmup=0.1, clip=1.0,
         weight_decay=0.1,
     ),
     "post-norm vit": kind(
-        ("2x32", "8x32", "2x128"), 200, PostNormViT, digits, F.cross_entropy, 32, ADAMW, warmup=0.1, clip=1.0,
+        ("2x32", "8x32"), 200, PostNormViT, digits, F.cross_entropy, 32, ADAMW, warmup=0.1, clip=1.0,
         weight_decay=0.05,
     ),
-    "post-norm mlp": kind(("2x32", "8x32", "2x128"), 300, PostNormMlp, friedman, squared, 64, warmup=0.1),
+    "post-norm mlp": kind(
+        ("2x32", "8x32"), 300, lambda d, w: ResidualMlp(d, w, nn.LayerNorm), friedman, squared, 64, warmup=0.1
+    ),
+    "no-norm mlp": kind(
+        ("2x32", "8x32"), 300, lambda d, w: ResidualMlp(d, w, nn.Identity), friedman, squared, 64, warmup=0.1
+    ),
+    "no-norm cnn": kind(("2x8", "8x8"), 200, ResidualDenoiser, noisy, squared, 16, ADAMW, weight_decay=0.01),
     "gin": kind(("2x32", "8x32", "2x128"), 200, GIN, molecules, squared, 32),
     "gat": kind(("2x32", "8x32", "2x128"), 200, GAT, molecules, squared, 32),
     "actor-critic": kind(

@@ -57,7 +57,7 @@ def test_a_deeper_and_wider_target_is_carried_over_without_a_step_and_the_screen
     assert (plan.law, plan.width, plan.depth, plan.forwards, plan.lr) == ("none", "mup", "completep", 0, 0.01)
     assert DEEPER.why in plan.notes
     shown = " ".join(str(plan).split())
-    assert "by default: base and target are pre-norm residual networks of one kind" in shown
+    assert "by default: base and target are residual networks of one kind" in shown
     named = planned(Net(2, 8), Net(6, 16), law="none", width="mup", depth="completep")
     assert plan.parameters == named.parameters
     assert DEEPER.why not in named.notes
@@ -90,8 +90,6 @@ def test_a_wider_target_of_any_kind_is_carried_over() -> None:
     assert (plan.law, plan.width, plan.depth, plan.forwards, plan.lr) == ("none", "mup", "none", 0, 0.01)
     assert WIDER.why in plan.notes
     assert carried(plain(8), plain(32)) is WIDER
-    for norm in ("behind", "none"):
-        assert carried(Net(2, 8, norm), Net(2, 16, norm)) is WIDER
     assert carried(plain(8), plain(32), "adagrad", weight_decay=None) is WIDER
     assert carried(Net(2, 8, end="tanh"), Net(2, 16, end="tanh")) is WIDER, "no depth rule for it, and none needed"
     assert carried(plain(8), plain(8)) is None, "the base itself"
@@ -102,16 +100,46 @@ def test_a_wider_target_of_any_kind_is_carried_over() -> None:
     assert carried(plain(8), plain(32), "adam", weight_decay=None) is WIDER
 
 
+def test_an_encoder_and_its_decoder_and_a_base_of_one_block_are_carried_over() -> None:
+    class Both(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.core = nn.Transformer(8, 2, depth, depth, 16, 0.0, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.core(x, x)[:, 0])
+            return out
+
+    class Features(nn.Module):
+        """The first block reads the input as it is, so that a base of one has no inner layer there."""
+
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            one = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True)
+            self.layers, self.head = nn.TransformerEncoder(one, depth, enable_nested_tensor=False), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.layers(x)[:, 0])
+            return out
+
+    x = torch.randn(2, 5, 8)
+    for kind in (Both, Features):
+        base, target = (network(kind(depth), x=x) for depth in (1, 4))
+        assert way_over(base, target, INITS["moments"]) is DEEPER
+
+
 def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
-    assert carried(Net(2, 8), Net(6, 16)) is DEEPER
-    assert carried(Net(2, 8), Net(2, 8)) is DEEPER
+    for norm in ("before", "behind", "none"):
+        assert carried(Net(2, 8, norm), Net(6, 16, norm)) is DEEPER
+        assert carried(Net(2, 8, norm), Net(2, 16, norm)) is DEEPER
+        assert carried(Net(2, 8, norm), Net(2, 8, norm)) is DEEPER
+    assert not carried(Net(2, 8), Net(6, 16, "behind")), "of another kind"
     for optimizer in ("sgd", "momentum", "adam", "lion", "muon"):
         known = resolve(optimizer)
         assert not carried(Net(2, 8), Net(6, 16), optimizer), known.name
     for init in ("keep", "in-degree", "released"):
         assert not carried(Net(2, 8), Net(6, 16), init=init)
-    for norm in ("behind", "none"):
-        assert not carried(Net(2, 8, norm), Net(6, 16, norm))
     assert not carried(Net(2, 8, end="tanh"), Net(6, 16, end="tanh")), "no multiplier can be folded"
     assert not carried(Net(2, 8), Net(6, 16, end="more")), "another layer"
     assert not carried(Net(2, 8, end="more"), Net(6, 16, end="more")), "a size inside that stays"

@@ -2,8 +2,9 @@
 
 What is measured is small networks under Adam and its kin. Where the width alone grows, the base's rate, carried over by
 the rule for width, is near the best of the target's own grid on every kind of network (docs/evidence/kinds.md). Where
-the depth grows too, that holds for pre-norm residual networks (docs/evidence/transfer.md), at depths and widths at
-which one rate for all loses; for layers behind one another it does not (docs/evidence/plain.md).
+the depth grows too, that holds for residual networks, wherever their norms stand (docs/evidence/transfer.md,
+docs/evidence/kinds.md), at depths and widths at which one rate for all loses. For layers behind one another it does not
+always (docs/evidence/plain.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
-from dagscale.graph import Graph
+from dagscale.graph import Graph, Op
 from dagscale.graph.branches import find_branches
 from dagscale.graph.roles import roles
 from dagscale.inits import Init
@@ -36,8 +37,8 @@ class Way(NamedTuple):
 
 DEEPER = Way(
     "completep",
-    f"width={WIDTH!r}, depth='completep', law={LAW!r} by default: base and target are pre-norm residual networks of "
-    "one kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way, and "
+    f"width={WIDTH!r}, depth='completep', law={LAW!r} by default: base and target are residual networks of one "
+    "kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way, and "
     "clip with dagscale.clip_grad_norm_",
 )
 WIDER = Way(
@@ -52,10 +53,10 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     hold for; None if it does not.
 
     That is: the step is of one size whatever the gradient's, and decay, if there is any, apart from it, as AdamW's; the
-    init draws weights ∝ fan-in^-½; both have parameters in the same places, with as many dimensions and the same roles;
-    nothing is smaller than in the base; and where the width grows, no size inside stays as it was (a router's, an
-    adapter's), and no tied readout is without a norm before it. To be deeper, every residual branch must have a norm
-    inside and an end that takes the multiplier.
+    init draws weights ∝ fan-in^-½; both have parameters in the same places, with as many dimensions, and the target has
+    there the roles that the base has; nothing is smaller than in the base; and where the width grows, no size inside
+    stays as it was (a router's, an adapter's), and no tied readout is without a norm before it. To be deeper, every
+    residual branch must have an end that takes the multiplier, and norms must stand where the base has them.
     """
     optimizer, decay = target.recipe.optimizer, target.recipe.weight_decay
     decays = bool(optimizer.own_decay if decay is None else decay) and optimizer.decay != "decoupled"
@@ -64,7 +65,7 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     if not init.draws or init.width != "standard":
         return None
     places, others = _places(target.graph), _places(base.graph)
-    if places.keys() != others.keys() or any(places[p][0] != others[p][0] for p in places):
+    if places.keys() != others.keys() or any(not others[p][0] <= places[p][0] for p in places):
         return None
     if any(new < old for p in places for new, old in zip(places[p][1], others[p][1], strict=True)):
         return None
@@ -77,7 +78,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     names = [{p.name for p in network.graph.parameters} for network in (base, target)]
     wider = WIDER if names[0] == names[1] and base.graph.parameters != target.graph.parameters else None
-    if not all(map(_pre_norm, (base.graph, target.graph))):
+    norms = [_norms(graph) for graph in (base.graph, target.graph)]
+    if None in norms or norms[0] != norms[1]:
         return wider
     try:
         depth = depth_scaling(base.graph, target.graph, optimizer, DEEPER.depth)
@@ -86,22 +88,30 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     return DEEPER if all(scaling.depth_mult >= 1 for scaling in depth.values()) else None
 
 
-def _pre_norm(graph: Graph) -> bool:
-    """Whether it has residual branches, each with a norm inside, and all of them can be multiplied."""
+def _norms(graph: Graph) -> tuple[bool, bool] | None:
+    """Whether all residual branches have norms inside, and whether there are norms at all; None if there are no
+    branches, or one that cannot be multiplied."""
     found = find_branches(graph)
-    ops = ((op for e in branch.edges for op in graph.edges[e].ops) for branch in found.branches)
-    normed = all(any(op.kind == "norm" and "softmax" not in op.name for op in inside) for inside in ops)
-    return bool(found.branches) and normed and not found.unclear and not any(b.note for b in found.branches)
+    if not found.branches or found.unclear or any(branch.note for branch in found.branches):
+        return None
+    normed = {e for e, edge in enumerate(graph.edges) if any(map(_is_norm, edge.ops))}
+    return all(normed & branch.edges for branch in found.branches), bool(normed)
 
 
-def _places(graph: Graph) -> dict[str, tuple[tuple[int, str, bool], tuple[int, ...]]]:
-    """Name with numbers left open → dimensions, role, whether it is trained; and the largest sizes there."""
+def _is_norm(op: Op) -> bool:
+    return op.kind == "norm" and "softmax" not in op.name
+
+
+Place = tuple[str, int, bool]
+"""A name with numbers left open, the number of dimensions, and whether it is trained."""
+
+
+def _places(graph: Graph) -> dict[Place, tuple[set[str], tuple[int, ...]]]:
+    """The roles that parameters have at each place, and their largest sizes."""
     role = roles(graph)
-    found: dict[str, tuple[tuple[int, str, bool], tuple[int, ...]]] = {}
+    found: dict[Place, tuple[set[str], tuple[int, ...]]] = {}
     for p in graph.parameters:
-        kind, shape = (len(p.shape), role[p.name], p.trainable), p.shape
-        place = pattern(p.name)
-        if place in found and found[place][0] == kind:
-            shape = tuple(map(max, found[place][1], shape))
-        found[place] = kind, shape
+        place = pattern(p.name), len(p.shape), p.trainable
+        known, sizes = found.get(place, (set(), p.shape))
+        found[place] = known | {role[p.name]}, tuple(map(max, sizes, p.shape))
     return found
