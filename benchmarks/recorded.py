@@ -266,15 +266,24 @@ def alone() -> Iterator[Family]:
         yield Family("no base", kind, ", ".join(key), (key[1], "False", key[2]), square, len(own))
 
 
-PLAIN: dict[str, Kind] = {"tabular": "dense", "actor-critic": "dense", "cnn": "convolutions"}
-"""Kinds of ``results/kinds.json`` without norms, gates and attention."""
+PICTURED: dict[str, Kind] = {
+    "tabular": "dense", "actor-critic": "dense", "cnn": "convolutions", "no-norm mlp": "dense",
+    "no-norm cnn": "convolutions", "digits, ReLU": "dense", "table, tanh": "dense", "CIFAR-10, GELU": "dense",
+    "bytes, GELU": "dense", "noise, convolutions": "convolutions",
+}  # fmt: skip
+"""Families of ``results/kinds.json`` and ``results/plain.json`` without norms, gates and attention."""
+
+RESIDUAL = (
+    "bert", "seq2seq", "ft", "post-norm lm", "post-norm vit", "post-norm mlp", "no-norm mlp", "no-norm cnn",
+)  # fmt: skip
+"""Kinds of ``results/kinds.json`` that a plan scales in depth by default."""
 
 
 def by_layer() -> Iterator[Family]:
     """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
 
     Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json``, those that are only
-    wider than their base.
+    wider than their base, and residual ones that are deeper.
     """
     known = read_results("transfer")
     for family, runs in known.items():
@@ -292,9 +301,10 @@ def by_layer() -> Iterator[Family]:
     for name, runs in read_results("kinds").items():
         base = runs["base"]["size"]
         for (way, size), curve in curves(runs, "train", grid=(0,)).items():
-            wider = size != base and size.partition("x")[0] == base.partition("x")[0]
-            if way == "folded" and wider and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
-                kind = PLAIN.get(name, "norms")
+            wider = size.partition("x")[0] == base.partition("x")[0]
+            scaled = size != base and (wider or name in RESIDUAL)
+            if way == "folded" and scaled and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
+                kind = PICTURED.get(name, "norms")
                 yield Family("none, by layer", kind, f"kinds, {name}", (name, "", ""), optimum(curve) ** 2)
 
 
@@ -304,9 +314,10 @@ def plain_depth() -> Iterator[Family]:
         found = [c for (way, _), c in curves(runs, "train", grid=(0,)).items() if way == "plain"]
         octaves = [optimum(c) for c in found if min(c) < min(c, key=c.__getitem__) < max(c)]
         if octaves:
-            kind: Kind = "norms" if "norm" in name else "convolutions" if "convolutions" in name else "dense"
             square = fmean(o**2 for o in octaves)
-            yield Family("none, plain depth", kind, f"plain, {name}", (name, "", ""), square, len(octaves))
+            yield Family(
+                "none, plain depth", PICTURED.get(name, "norms"), f"plain, {name}", (name, "", ""), square, len(octaves)
+            )
 
 
 def replayed() -> Iterator[Family]:

@@ -193,6 +193,13 @@ def test_a_plan_has_both_rules_at_once() -> None:
     assert found["0.weight"].lr == pytest.approx(0.01)
 
 
+def test_a_plan_knows_how_little_sure_the_rule_is() -> None:
+    deep, wide = (
+        plan(mlp(2), target, width="mup", **more) for target, more in ((mlp(8), {}), (mlp(2, 32), {"depth": "none"}))
+    )
+    assert deep.lr_errors["law"] > 2 * wide.lr_errors["law"]
+
+
 def test_what_it_is_not_for_is_refused_in_one_line() -> None:
     with pytest.raises(PlanError, match="not for sgd: leave depth= out"):
         plan(mlp(2), mlp(4), optimizer="sgd")

@@ -63,14 +63,19 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(1.09, 4.0, 11),
     },
     "none, by layer": {
-        "dense": Accuracy(0.33, 3.0, 4),
-        "convolutions": Accuracy(0.43, 1.8, 1),
-        "norms": Accuracy(0.37, 3.9, 12),
+        "dense": Accuracy(0.36, 3.5, 5),
+        "convolutions": Accuracy(0.43, 2.4, 2),
+        "norms": Accuracy(0.44, 4.9, 18),
     },
     "none, own init": {
         "dense": Accuracy(1.19, 5.3, 8),
         "convolutions": Accuracy(1.03, 2.7, 1),
         "norms": Accuracy(1.26, 5.6, 10),
+    },
+    "none, plain depth": {
+        "dense": Accuracy(1.58, 3.9, 6),
+        "convolutions": Accuracy(0.89, 2.6, 2),
+        "norms": Accuracy(1.34, 2.9, 3),
     },
     "paths": {
         "dense": Accuracy(1.73, 4.3, 4),
