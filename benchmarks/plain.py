@@ -1,6 +1,6 @@
 """Depth of plain networks, layers behind one another without residual branches, under Adam.
 
-    python benchmarks/plain.py run FILE.json [--families digits …] [--sizes 8x64 …] [--seeds 2] [--minutes 10]
+    python benchmarks/plain.py run FILE.json [--families digits …] [--sizes 8x64 …] [--ways plain …] [--seeds 2]
     python benchmarks/plain.py report FILE.json
 
 Each family has one base of two hidden layers, which is searched once under ``moments``, and targets of up to eight
@@ -11,8 +11,9 @@ base's, and at more where the best is at an end, in three ways:
     one      ``moments``, one rate
     plain    ``moments``, with ``plan(width="mup", depth="plain")``
 
-and at one rate as ``measured``: that of law ``short-run`` under ``moments``, which measures on the target. The last
-families are those of ``benchmarks/kinds.py`` that are plain.
+and at one rate as ``measured``: that of law ``short-run`` under ``moments``, which measures on the target; and on
+request (``--ways both``) as ``both``: measured with the rule's factors on. The last families are those of
+``benchmarks/kinds.py`` that are plain.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "one": {"law": "none"},
     "plain": {"width": "mup", "depth": "plain", "law": "none"},
     "measured": {"law": "short-run"},
+    "both": {"law": "short-run", "width": "mup", "depth": "plain"},
 }
+MEASURED = ("measured", "both")
 OCTAVES = (0, -1, 1, -2, 2)
 SIZES = ("2x64", "4x64", "8x64", "16x64", "8x128")
 
@@ -127,7 +130,7 @@ FAMILIES: dict[str, Family] = {
 """The rule was chosen on networks like the first two; on the others nothing was."""
 
 
-def run(path: Path, names: list[str], sizes: list[str], seeds: int, until: float) -> None:
+def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: int, until: float) -> None:
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
         family = FAMILIES[name]
@@ -136,21 +139,16 @@ def run(path: Path, names: list[str], sizes: list[str], seeds: int, until: float
         base = base_of(own, family, recipe)
         put(path, known)
         for size in (s for s in family.sizes if not sizes or s in sizes):
-            for way in ways(family, size):
+            for way in (w for w in ways if size != family.sizes[0] or w in ("own", "one")):  # the base is as it is
                 plan = dagscale.plan(model_of(family, size), base=base, recipe=recipe, **WAYS[way])
                 grid = octaves(partial(curve_of, own, way, size, ()), OCTAVES)
-                for octave in grid if way != "measured" else (0,):
+                for octave in grid if way not in MEASURED else (0,):
                     for seed in range(seeds):
                         key = f"{way}/{size}/{octave}/{seed}"
                         if key not in own and time.monotonic() < until:
                             trial = model_of(family, size, seed=seed)
                             own[key] = trained(trial, family, plan, recipe, plan.lr * 2.0**octave, seed)
                             put(path, known)
-
-
-def ways(family: Family, size: str) -> tuple[str, ...]:
-    """The ways of a size: on the base rules change nothing."""
-    return ("own", "one") if size == family.sizes[0] else tuple(WAYS)
 
 
 def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
@@ -183,12 +181,13 @@ def lost(known: dict[str, Any]) -> Sheet:
                 continue
             least = min(min(curve.values()) for curve in curves.values())
             losses = [
-                curves["plain"][0], min(curves["plain"].values()), curve_of(own, "measured", size, ()).get(0),
+                curves["plain"][0], min(curves["plain"].values()),
+                *(curve_of(own, way, size, ()).get(0) for way in MEASURED),
                 curves["one"][0], min(curves["one"].values()),
                 curves["own"].get(lowest(small["own"]), math.inf), min(curves["own"].values()),
             ]  # fmt: skip
             body.append([name, times(size), *(above(loss, least) for loss in losses)])
-    heads = ["plain", "its grid", "measured", "one rate", "its grid", "author's init", "its grid"]
+    heads = ["plain", "its grid", "measured", "both", "one rate", "its grid", "author's init", "its grid"]
     return ["family", "target", *heads], body
 
 
@@ -198,9 +197,11 @@ if __name__ == "__main__":
     parser, runs = arguments(__doc__)
     runs.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     runs.add_argument("--sizes", nargs="+", default=[])
+    runs.add_argument("--ways", nargs="+", default=[w for w in WAYS if w != "both"], choices=list(WAYS))
     given = parser.parse_args()
     if given.command == "report":
         report(given.file, SHEETS.values())
     else:
         torch.set_num_threads(1)
-        run(given.file, given.families, given.sizes, given.seeds, time.monotonic() + 60 * given.minutes)
+        until = time.monotonic() + 60 * given.minutes
+        run(given.file, given.families, given.sizes, given.ways, given.seeds, until)

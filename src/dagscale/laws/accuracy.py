@@ -73,9 +73,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(1.26, 5.6, 10),
     },
     "none, plain depth": {
-        "dense": Accuracy(1.58, 3.9, 6),
-        "convolutions": Accuracy(0.89, 2.6, 2),
-        "norms": Accuracy(1.34, 2.9, 3),
+        "dense": Accuracy(1.59, 4.0, 6),
+        "convolutions": Accuracy(0.89, 2.7, 2),
+        "norms": Accuracy(1.39, 3.4, 4),
     },
     "paths": {
         "dense": Accuracy(1.73, 4.3, 4),
