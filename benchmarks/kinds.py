@@ -25,14 +25,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from kinds_networks import KINDS
 from torch import nn
-from transfer import Curve, Family, base_of, curve_of, lowest, model_of, octaves, optimum, put, trained
+from transfer import Curve, Family, Study, curve_of, lowest, model_of, optimum, studies
 
 import dagscale
 from dagscale.errors import PlanError
@@ -50,24 +49,18 @@ OCTAVES = (0, -1, 1, -2, 2)
 
 
 def run(path: Path, names: list[str], ways: list[str], seeds: int, until: float) -> None:
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in names:
-        family = KINDS[name]
-        recipe = family.recipe(family.steps)
-        own = known.setdefault(name, {})
-        base = base_of(own, family, recipe)
-        put(path, known)
+    for study in studies(path, {name: KINDS[name] for name in names}, until):
+        family = study.family
         for size in family.sizes:
-            for way in (w for w in ways if needed(own, family, size, w)):
-                plan = planned(family, size, base, recipe, way)
-                grid = octaves(partial(curve_of, own, way, size, ()), OCTAVES)
-                for octave in grid if way != "measured" else (0,):
-                    for seed in range(seeds):
-                        key = f"{way}/{size}/{octave}/{seed}"
-                        if key not in own and time.monotonic() < until:
-                            trial = model_of(family, size, seed=seed)
-                            own[key] = trained(trial, family, plan, recipe, plan.lr * 2.0**octave, seed)
-                            put(path, known)
+            for way in (w for w in ways if needed(study.own, family, size, w)):
+                plan = planned(family, size, study.base, study.recipe, way)
+                trains(study, way, size, plan, seeds)
+
+
+def trains(study: Study, way: str, size: str, plan: dagscale.Plan, seeds: int) -> None:
+    """Train one way: over a grid, or at the plan's rate where that was measured on the target."""
+    rates = [(0, plan.lr)] if dagscale.LAWS[plan.law].measured else study.grid(way, size, plan, OCTAVES)
+    study.train(way, size, plan, rates, seeds, lambda seed: model_of(study.family, size, seed=seed))
 
 
 def needed(own: dict[str, Any], family: Family, size: str, way: str) -> bool:
@@ -119,9 +112,9 @@ def inits(known: dict[str, Any]) -> Sheet:
     return ["kind", "base", "author's init", "`moments`", "`small-readout`", "chosen"], body
 
 
-def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
+def grids(own: dict[str, Any], size: str, ways: Iterable[str] = tuple(WAYS)) -> dict[str, Curve]:
     """Way → its curve, where that is complete."""
-    found = {way: curve_of(own, way, size, OCTAVES) for way in WAYS}
+    found = {way: curve_of(own, way, size, OCTAVES) for way in ways}
     return {way: curve for way, curve in found.items() if curve}
 
 
@@ -153,13 +146,18 @@ def places(known: dict[str, Any]) -> Sheet:
         small, *others = (grids(known.get(name, {}), size) for size in family.sizes)
         for size, curves in zip(family.sizes[1:], others, strict=True):
             if {"own", "folded"} <= curves.keys() & small.keys():
-                bests = (optimum(curve[way]) for way in ("folded", "own") for curve in (small, curves))
-                body.append([name, times(size), *(f"{place:+.1f}".replace("-", "−") for place in bests)])
+                bests = (place(curve[way]) for way in ("folded", "own") for curve in (small, curves))
+                body.append([name, times(size), *bests])
     return ["kind", "target", "folded plan: base", "target", "author's init: base", "target"], body
 
 
 SHEETS = {"lost": lost, "places": places, "inits": inits}
 INITS = {"folded": "`moments`", "small": "`small-readout`", "kept": "`keep`"}
+
+
+def place(curve: Curve) -> str:
+    """The octave of its lowest loss."""
+    return f"{optimum(curve):+.1f}".replace("-", "−")
 
 
 def times(size: str) -> str:

@@ -18,21 +18,20 @@ request (``--ways both``) as ``both``: measured with the rule's factors on. The 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from kinds import Sheet, above, arguments, report, times
+from kinds import Sheet, above, arguments, grids, place, report, times, trains
 from kinds_networks import ADAMW, KINDS, Data, digits, friedman, kind, noisy, squared
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transfer import Curve, Family, base_of, curve_of, images, lowest, model_of, octaves, optimum, put, text, trained
+from transfer import Family, curve_of, images, lowest, model_of, studies, text
 
 import dagscale
 
@@ -43,18 +42,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "measured": {"law": "short-run"},
     "both": {"law": "short-run", "width": "mup", "depth": "plain"},
 }
-MEASURED = ("measured", "both")
-OCTAVES = (0, -1, 1, -2, 2)
+GRIDS, MEASURED = ("own", "one", "plain"), ("measured", "both")
 SIZES = ("2x64", "4x64", "8x64", "16x64", "8x128")
 
-Layer = Callable[[int], list[nn.Module]]
+Norm = Callable[[int], nn.Module]
 
 
-def perceptron(inputs: int, classes: int, after: Layer, depth: int, width: int) -> nn.Sequential:
-    """Hidden layers of one width; ``after(width)``: what follows each of them."""
+def perceptron(
+    inputs: int, classes: int, depth: int, width: int, act: type[nn.Module], norm: Norm | None = None
+) -> nn.Sequential:
+    """Hidden layers of one width, each with an activation behind it, and perhaps a norm between."""
     layers: list[nn.Module] = [nn.Flatten()]
     for i in range(depth):
-        layers += [nn.Linear(width if i else inputs, width), *after(width)]
+        layers += [nn.Linear(width if i else inputs, width), *([norm(width)] if norm else []), act()]
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
@@ -66,7 +66,7 @@ class Window(nn.Module):
     def __init__(self, depth: int, width: int) -> None:
         super().__init__()
         self.token = nn.Embedding(256, self.SIZE)
-        self.layers = perceptron(self.BYTES * self.SIZE, 256, lambda _: [nn.GELU()], depth, width)
+        self.layers = perceptron(self.BYTES * self.SIZE, 256, depth, width, nn.GELU)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(self.token(x))
@@ -88,15 +88,7 @@ def denoiser(depth: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1))
 
 
-def on_digits(*after: Callable[[int], nn.Module]) -> Callable[[int, int], nn.Module]:
-    return lambda depth, width: perceptron(64, 10, lambda n: [layer(n) for layer in after], depth, width)
-
-
-def act(layer: type[nn.Module]) -> Callable[[int], nn.Module]:
-    return lambda _: layer()
-
-
-def on_images(*after: Callable[[int], nn.Module]) -> Family:
+def on_images(act: type[nn.Module], norm: Norm | None = None) -> Family:
     """Perceptrons on CIFAR-10, halved, cropped and flipped at random."""
 
     def recipe(steps: int) -> dagscale.Recipe:
@@ -105,19 +97,17 @@ def on_images(*after: Callable[[int], nn.Module]) -> Family:
             schedule=dagscale.cosine(warmup=0.05), clip=1.0,
         )  # fmt: skip
 
-    def model(depth: int, width: int) -> nn.Module:
-        return perceptron(768, 10, lambda n: [layer(n) for layer in after], depth, width)
-
-    return Family(SIZES, 300, model, recipe, lambda: images()[1])
+    return Family(SIZES, 300, lambda d, w: perceptron(768, 10, d, w, act, norm), recipe, lambda: images()[1])
 
 
-FRIEDMAN = kind(SIZES, 200, lambda d, w: perceptron(12, 1, lambda _: [nn.Tanh()], d, w), friedman, squared, 64, ADAMW)
 FAMILIES: dict[str, Family] = {
-    "digits, ReLU": kind(SIZES, 200, on_digits(act(nn.ReLU)), digits, F.cross_entropy, 64, ADAMW, warmup=0.05),
-    "table, tanh": FRIEDMAN,
-    "CIFAR-10, GELU": on_images(act(nn.GELU)),
-    "CIFAR-10, layer norm": on_images(nn.LayerNorm, act(nn.ReLU)),
-    "CIFAR-10, batch norm": on_images(nn.BatchNorm1d, act(nn.ReLU)),
+    "digits, ReLU": kind(
+        SIZES, 200, lambda d, w: perceptron(64, 10, d, w, nn.ReLU), digits, F.cross_entropy, 64, ADAMW, warmup=0.05
+    ),
+    "table, tanh": kind(SIZES, 200, lambda d, w: perceptron(12, 1, d, w, nn.Tanh), friedman, squared, 64, ADAMW),
+    "CIFAR-10, GELU": on_images(nn.GELU),
+    "CIFAR-10, layer norm": on_images(nn.ReLU, nn.LayerNorm),
+    "CIFAR-10, batch norm": on_images(nn.ReLU, nn.BatchNorm1d),
     "bytes, GELU": kind(SIZES, 300, Window, windows, F.cross_entropy, 64, ADAMW, weight_decay=0.1),
     "noise, convolutions": kind(
         ("2x8", "4x8", "8x8", "8x16"), 200, denoiser, noisy, squared, 16, torch.optim.Adam, constant=True
@@ -131,30 +121,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: int, until: float) -> None:
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in names:
-        family = FAMILIES[name]
-        recipe = family.recipe(family.steps)
-        own = known.setdefault(name, {})
-        base = base_of(own, family, recipe)
-        put(path, known)
+    for study in studies(path, {name: FAMILIES[name] for name in names}, until):
+        family = study.family
         for size in (s for s in family.sizes if not sizes or s in sizes):
             for way in (w for w in ways if size != family.sizes[0] or w in ("own", "one")):  # the base is as it is
-                plan = dagscale.plan(model_of(family, size), base=base, recipe=recipe, **WAYS[way])
-                grid = octaves(partial(curve_of, own, way, size, ()), OCTAVES)
-                for octave in grid if way not in MEASURED else (0,):
-                    for seed in range(seeds):
-                        key = f"{way}/{size}/{octave}/{seed}"
-                        if key not in own and time.monotonic() < until:
-                            trial = model_of(family, size, seed=seed)
-                            own[key] = trained(trial, family, plan, recipe, plan.lr * 2.0**octave, seed)
-                            put(path, known)
-
-
-def grids(own: dict[str, Any], size: str) -> dict[str, Curve]:
-    """Way → its curve, where that is complete."""
-    found = {way: curve_of(own, way, size, OCTAVES) for way in WAYS}
-    return {way: curve for way, curve in found.items() if curve}
+                plan = dagscale.plan(model_of(family, size), base=study.base, recipe=study.recipe, **WAYS[way])
+                trains(study, way, size, plan, seeds)
 
 
 def places(known: dict[str, Any]) -> Sheet:
@@ -162,10 +134,9 @@ def places(known: dict[str, Any]) -> Sheet:
     body = []
     for name, family in FAMILIES.items():
         for size in family.sizes:
-            curves = grids(known.get(name, {}), size)
+            curves = grids(known.get(name, {}), size, GRIDS)
             if curves:
-                found = [f"{optimum(curves[w]):+.1f}" if w in curves else "–" for w in ("own", "one", "plain")]
-                body.append([name, times(size), *(place.replace("-", "−") for place in found)])
+                body.append([name, times(size), *(place(curves[way]) if way in curves else "–" for way in GRIDS)])
     return ["family", "network", "author's init", "one rate", "plain"], body
 
 
@@ -174,10 +145,10 @@ def lost(known: dict[str, Any]) -> Sheet:
     body = []
     for name, family in FAMILIES.items():
         own = known.get(name, {})
-        small = grids(own, family.sizes[0])
+        small = grids(own, family.sizes[0], GRIDS)
         for size in family.sizes[1:]:
-            curves = grids(own, size)
-            if not {"own", "one", "plain"} <= curves.keys():
+            curves = grids(own, size, GRIDS)
+            if len(curves) < len(GRIDS):
                 continue
             least = min(min(curve.values()) for curve in curves.values())
             losses = [

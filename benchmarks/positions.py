@@ -16,7 +16,6 @@ is 0.15 in size.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -27,7 +26,7 @@ import torch
 from kinds import Sheet, arguments, folded, report
 from kinds_networks import KINDS, WITH_POSITIONS
 from torch import nn
-from transfer import FAMILIES, Family, base_of, curve_of, model_of, octaves, put, trained
+from transfer import FAMILIES, Family, curve_of, model_of, studies
 
 from dagscale.inits.positions import tables
 
@@ -55,25 +54,16 @@ def drawn(family: Family, size: str, scale: str, names: set[str], seed: int = 0)
 
 
 def run(path: Path, families: list[str], scales: list[str], sizes: list[str], seeds: int, until: float) -> None:
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in families:
-        family, listed = STUDIED[name]
-        recipe = family.recipe(family.steps)
-        own = known.setdefault(name, {})
-        base = base_of(own, family, recipe)
-        put(path, known)
-        names = tables(base.network.graph)
+    for study in studies(path, {name: STUDIED[name][0] for name in families}, until):
+        family = study.family
+        listed = STUDIED[study.name][1]
+        names = tables(study.base.network.graph)
         how = {"width": "mup", "depth": "completep", "law": "none", "keep": sorted(names)}
         for size in (s for s in listed if not sizes or s in sizes):
             for scale in scales:
-                plan = folded(drawn(family, size, scale, names), base=base, recipe=recipe, **how)
-                for octave in octaves(partial(curve_of, own, scale, size, ()), OCTAVES):
-                    for seed in range(seeds):
-                        key = f"{scale}/{size}/{octave}/{seed}"
-                        if key not in own and time.monotonic() < until:
-                            trial = drawn(family, size, scale, names, seed)
-                            own[key] = trained(trial, family, plan, recipe, plan.lr * 2.0**octave, seed)
-                            put(path, known)
+                make = partial(drawn, family, size, scale, names)
+                plan = folded(make(), base=study.base, recipe=study.recipe, **how)
+                study.train(scale, size, plan, study.grid(scale, size, plan, OCTAVES), seeds, make)
 
 
 def lowest_losses(known: dict[str, Any]) -> Sheet:

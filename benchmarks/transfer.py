@@ -36,7 +36,7 @@ import os
 import random
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -203,31 +203,78 @@ def same(family: Family, size: str, way: str) -> str:
 # --- running ---------------------------------------------------------------------------------------------------
 
 
-def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: int, device: str, until: float) -> None:
+@dataclass(frozen=True)
+class Study:
+    """A family of a results file, and its base. Each run is kept as soon as it is finished, and none is made twice.
+
+    Attributes:
+        path, known: the file, and all that is in it.
+        name: of the family in there.
+        own: what is known of this family, see `curves`.
+        until: the time, as ``time.monotonic`` has it, after which no run is begun.
+    """
+
+    path: Path
+    known: dict[str, Any]
+    name: str
+    own: dict[str, Any]
+    family: Family
+    recipe: dagscale.Recipe
+    base: Base
+    until: float
+
+    def grid(self, way: str, size: str, plan: dagscale.Plan, grid: Sequence[int]) -> Iterator[tuple[int, float]]:
+        """Octaves from a plan's rate and the rates there, see `octaves`."""
+        for octave in octaves(partial(curve_of, self.own, way, size, ()), grid):
+            yield octave, plan.lr * 2.0**octave
+
+    def train(
+        self,
+        way: str,
+        size: str,
+        plan: dagscale.Plan,
+        rates: Iterable[tuple[int, float]],
+        seeds: int,
+        model: Callable[[int], nn.Module],
+    ) -> None:
+        """Train at each of the rates, numbered, with each seed; ``model(seed)`` is what a plan then draws."""
+        for place, lr in rates:
+            for seed in range(seeds):
+                key = f"{way}/{size}/{place}/{seed}"
+                if key not in self.own and time.monotonic() < self.until:
+                    self.own[key] = trained(model(seed), self.family, plan, self.recipe, lr, seed)
+                    put(self.path, self.known)
+
+
+def studies(path: Path, families: Mapping[str, Family], until: float, device: str = "cpu") -> Iterator[Study]:
+    """Each family with its base, searched where the file has none yet."""
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in names:
-        family = FAMILIES[name]
-        recipe = family.recipe(family.steps)
-        own = known.setdefault(name, {})
+    for name, family in families.items():
+        recipe, own = family.recipe(family.steps), known.setdefault(name, {})
         base = base_of(own, family, recipe, device)
         put(path, known)
-        rival = own["base"]["steps"] // family.steps
+        yield Study(path, known, name, own, family, recipe, base, until)
+
+
+def run(path: Path, names: list[str], sizes: list[str], ways: list[str], seeds: int, device: str, until: float) -> None:
+    for study in studies(path, {name: FAMILIES[name] for name in names}, until, device):
+        family, base, recipe = study.family, study.base, study.recipe
+        rival = study.own["base"]["steps"] // family.steps
         for size in sizes or family.sizes:
             for way in ways:
                 if way == "random":
-                    trials = (("random", draw, lr) for draw, lr in enumerate(drawn(rival, name, recipe)))
                     plan = planned(family, size, base, recipe, "own init", device)
+                    rates: Iterable[tuple[int, float]] = enumerate(drawn(rival, study.name, recipe))
                 else:
                     way = same(family, size, way)
                     plan = planned(family, size, base, recipe, way, device)
-                    places = octaves(partial(curve_of, own, way, size), OCTAVES)
-                    trials = ((way, octave, plan.lr * 2.0**octave) for octave in places)
-                for label, place, lr in trials:
-                    for seed in range(seeds):
-                        key = f"{label}/{size}/{place}/{seed}"
-                        if key not in own and time.monotonic() < until:
-                            own[key] = trained(model_of(family, size, device), family, plan, recipe, lr, seed)
-                            put(path, known)
+                    rates = study.grid(way, size, plan, OCTAVES)
+                study.train(way, size, plan, rates, seeds, partial(as_it_comes, family, size, device))
+
+
+def as_it_comes(family: Family, size: str, device: str, _: int) -> nn.Module:
+    """The model under any seed: what differs between seeds is the plan's draw, and the order of the data."""
+    return model_of(family, size, device)
 
 
 def octaves(curve: Callable[[], Curve], grid: Sequence[int]) -> Iterator[int]:
