@@ -110,7 +110,7 @@ def kind_of(network: Network) -> Kind:
     return "convolutions" if any(use.layer.kernel_size > 1 for use in network.graph.layers) else "dense"
 
 
-def accuracy(law: str, network: Network, *, alone: bool = False, depth: str = "none") -> Accuracy | None:
+def accuracy(law: str, network: Network, *, alone: bool = False, use: str = "") -> Accuracy | None:
     """What is known of a law's error on such a network; None where nothing is.
 
     How a law is used has a row of its own where that matters: a rate without a base; one rate as it is, where each
@@ -121,12 +121,12 @@ def accuracy(law: str, network: Network, *, alone: bool = False, depth: str = "n
         law: its name.
         network: the target, under its init.
         alone: the law gives the rate itself, without a base.
-        depth: the depth rule.
+        use: how the depth rule has it used, where its errors are recorded apart (`dagscale.scaling.depth.DepthEntry`).
     """
     if alone:
         rows = ["no base"]
     else:
-        uses = {"plain depth": depth == "plain", "by layer": network.by_layer, "own init": not network.fills}
+        uses = {use: bool(use), "by layer": network.by_layer, "own init": not network.fills}
         rows = [*(f"{law}, {use}" for use, so in uses.items() if so), law]
     found = next((ACCURACY[row] for row in rows if row in ACCURACY), {})
     return found.get(kind_of(network))

@@ -511,7 +511,8 @@ def _accuracy(chosen: _Chosen, target: Network, carried: Carried) -> Accuracy | 
     """What is known of the law's error here: of a mean of which one part alone had an answer, that part's."""
     parts = [*carried.factors]
     alone = chosen.law.averaged and len(parts) == 1 and parts[0] in LAWS
-    return accuracy(parts[0] if alone else chosen.law.name, target, alone=chosen.absolute, depth=chosen.depth)
+    use = DEPTH_RULES[chosen.depth].use if chosen.depth != "none" else ""
+    return accuracy(parts[0] if alone else chosen.law.name, target, alone=chosen.absolute, use=use)
 
 
 def _base_errors(chosen: _Chosen, bases: Sequence[Any]) -> list[float]:

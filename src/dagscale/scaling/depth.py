@@ -38,11 +38,14 @@ class DepthEntry:
             factors, see :func:`depth_scaling`.
         alpha: kind of step → the α that it takes by default; empty for a rule without one.
         free: whether α may be chosen.
+        use: what the recorded errors of laws call a rate that it is carried over with (`dagscale.laws.accuracy`), where
+            they are told apart from those of other rules; "" otherwise.
     """
 
     scale: Callable[[Graph, Graph, Optimizer, float, Mapping[str, float]], dict[str, DepthScaling]]
     alpha: Mapping[str, float]
     free: bool = True
+    use: str = ""
 
 
 DEPTH_RULES: Registry[DepthEntry] = Registry("depth rule")
@@ -218,7 +221,7 @@ def plain_scaling(
     return {p.name: scaled if m != 1 and p.name in ours.inner else DepthScaling() for p in target.parameters}
 
 
-DEPTH_RULES.add("plain")(DepthEntry(plain_scaling, {}, free=False))
+DEPTH_RULES.add("plain")(DepthEntry(plain_scaling, {}, use="plain depth"))
 
 
 def _alpha(rule: str, entry: DepthEntry, step: str, alpha: float | None) -> float:
