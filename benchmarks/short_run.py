@@ -128,7 +128,7 @@ def curve(run: Run, steps: int) -> list[list[float]]:
 def middle(rates: Sequence[float], losses: Sequence[float], limit: float) -> float:
     """Log2 of the middle of the rates around the best whose loss is at most ``limit``."""
     best = min(losses)
-    low, high = find_band(rates, [loss - best + 1 for loss in losses], limit - best)
+    low, high = find_band(rates, [loss - best + 1 for loss in losses], limit - best, widest=math.inf)
     return math.log2(low * high) / 2
 
 

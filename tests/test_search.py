@@ -25,7 +25,7 @@ from dagscale.inits import INITS, Fill
 from dagscale.inits import init as register
 from dagscale.network import Network
 from dagscale.planning.base import Base
-from dagscale.rates import default_grid, find_band, limit_of
+from dagscale.rates import default_grid, find_band, limit_of, narrowed
 from dagscale.searching import search
 from dagscale.searching.fast import estimates, next_rate
 from dagscale.searching.make import _lowest
@@ -78,6 +78,10 @@ def answer(curve: Callable[[float, int], float], plan: FakePlan | None = None, *
     return search(mlp(), Recipe(blobs(), step=step, steps=10), plan=plan or FakePlan(), **options)
 
 
+HALVES = [2.0 ** (k / 2) for k in range(10)]
+"""Ten rates, half an octave apart."""
+
+
 def valley(bottom: float) -> Callable[[float, int], float]:
     """Loss 1 at the bottom, rising by 0.05 an octave on both sides."""
     return lambda rate, seed: 1 + 0.05 * abs(math.log2(rate / bottom))
@@ -113,6 +117,31 @@ def test_band_of_a_single_rate_of_zero_and_of_negative_losses() -> None:
 
 def test_a_tolerance_of_zero_leaves_the_best_alone() -> None:
     assert find_band([1, 2, 4], [1.1, 1.0, 1.1], 0.0) == pytest.approx((2, 2))
+
+
+def test_a_band_is_four_octaves_wide_at_most() -> None:
+    """Where a wide valley has one steeper side, the middle of a narrow band is nearer to its bottom."""
+    rates = [2.0**k for k in range(-8, 9)]
+    losses = [1 + (0.004 if k < 0 else 0.012) * abs(k) for k in range(-8, 9)]
+    wide, narrow = (find_band(rates, losses, 0.05, widest=w) for w in (INF, 4.0))
+    assert math.log2(wide[1] / wide[0]) > 12
+    assert math.log2(narrow[1] / narrow[0]) == pytest.approx(4)
+    assert narrow == pytest.approx((2**-3, 2**1)), "the loss is 0.012 above the best at both ends"
+    assert narrowed(rates, losses, 0.05) == pytest.approx(0.012)
+    assert narrowed(rates, losses, 0.01) == 0.01, "wide enough already"
+
+
+def test_a_band_jumps_over_no_hump_to_be_four_octaves_wide() -> None:
+    """With a hump at 2 the band is one octave to its left, or all: the largest that is not too wide counts."""
+    losses = [1.0, 1.001, 1.03, *[1.002] * 10]
+    low, high = find_band([2.0**k for k in range(13)], losses, 0.05)
+    assert (low, high) == pytest.approx((1, 4), rel=1e-3)
+
+
+def test_even_losses_over_many_octaves_are_one_band() -> None:
+    rates = [2.0**k for k in range(13)]
+    assert narrowed(rates, [1.0] * 13, 0.05) == pytest.approx(0, abs=1e-9)
+    assert find_band(rates, [1.0] * 13, 0.05) == (1, 2.0**12)
 
 
 # --- the answer
@@ -215,7 +244,13 @@ def noisy(rate: float, seed: int) -> float:
     return 1 + 0.04 * math.log2(rate / 2**-5) ** 2 + 0.02 * noise
 
 
-@pytest.mark.parametrize("curve", [bowl, plateau, cliff, noisy])
+def flat(rate: float, seed: int) -> float:
+    """Within 5 % of the best over twelve octaves, the bottom not in their middle."""
+    above = math.log2(rate / 2**-8)
+    return 2 + (0.008 if above < 0 else 0.03) * abs(above) + 0.001 * seed
+
+
+@pytest.mark.parametrize("curve", [bowl, plateau, cliff, noisy, flat])
 def test_fast_answers_as_the_grid_with_fewer_runs(curve: Any) -> None:
     grid = answer(curve, method="grid")
     plan = FakePlan()
@@ -248,14 +283,25 @@ def test_a_lucky_high_rate_does_not_hide_the_valley_below() -> None:
     assert found.argmin == 2**-2
 
 
+@pytest.mark.parametrize("method", ["fast", "grid"])
+def test_where_the_loss_hardly_depends_on_the_rate_the_band_is_narrowed_and_a_note_says_so(method: Any) -> None:
+    found = answer(flat, method=method)
+    assert math.log2(found.band[1] / found.band[0]) == pytest.approx(4, abs=0.01)
+    assert found.argmin == 2**-8
+    assert abs(math.log2(found.lr / 2**-8)) < 2
+    assert "hardly depends on the learning rate" in " ".join(found.notes)
+    assert found.curve[-1].lr / found.curve[0].lr < 2**9 or method == "grid", "it does not walk along all of the valley"
+    assert not answer(valley(2**-8)).notes
+
+
 def test_seeds_are_added_only_where_they_decide() -> None:
     settled = {4: [1.0, 1.2, 1.1], 3: [1.3], 5: [9.0], 1: [2.0]}
-    assert next_rate(settled, 10, 3, 0.05) is None
-    assert next_rate({**settled, 5: [1.2]}, 10, 3, 0.05) == 5, "1.3 is within a fifth of the limit"
-    assert next_rate({**settled, 5: [1.2, INF]}, 10, 3, 0.05) is None, "one divergence settles it"
-    assert next_rate({**settled, 3: [0.9]}, 10, 3, 0.05) == 2, "a better rate is surrounded first"
-    assert next_rate({4: [INF]}, 10, 3, 0.05) == 0
-    assert next_rate({4: [INF], 0: [INF]}, 10, 3, 0.05) is None
+    assert next_rate(settled, HALVES, 3, 0.05) is None
+    assert next_rate({**settled, 5: [1.2]}, HALVES, 3, 0.05) == 5, "1.3 is within a fifth of the limit"
+    assert next_rate({**settled, 5: [1.2, INF]}, HALVES, 3, 0.05) is None, "one divergence settles it"
+    assert next_rate({**settled, 3: [0.9]}, HALVES, 3, 0.05) == 2, "a better rate is surrounded first"
+    assert next_rate({4: [INF]}, HALVES, 3, 0.05) == 0
+    assert next_rate({4: [INF], 0: [INF]}, HALVES, 3, 0.05) is None
 
 
 def test_levels_are_compared_on_shared_seeds() -> None:

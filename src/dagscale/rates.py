@@ -32,8 +32,17 @@ def limit_of(best: float, tolerance: float, start: float = math.inf) -> float:
     return min(best + tolerance * abs(best), max(best, (best + start) / 2))
 
 
+WIDEST = 4.0
+"""Octaves that a band is wide at most. Where more rates are within the tolerance, the loss hardly depends on the rate,
+as in runs that learn little, and the middle of all these rates says nothing (``docs/notebook.md``)."""
+
+
 def find_band(
-    rates: Sequence[float], losses: Sequence[float], tolerance: float, start: float = math.inf
+    rates: Sequence[float],
+    losses: Sequence[float],
+    tolerance: float,
+    start: float = math.inf,
+    widest: float = WIDEST,
 ) -> tuple[float, float]:
     """Lower and upper end of the rates around the best one whose loss is at most `limit_of` the best.
 
@@ -44,10 +53,40 @@ def find_band(
         rates: ascending.
         losses: mean loss at each, ``inf`` where diverged; at least one finite.
         tolerance, start: as for `limit_of`.
+        widest: octaves; a band that would be wider is that of a smaller tolerance, see `narrowed`.
     """
     best = min(range(len(losses)), key=losses.__getitem__)
-    limit = limit_of(losses[best], tolerance, start)
+    limit = limit_of(losses[best], narrowed(rates, losses, tolerance, start, widest), start)
     return _end(rates, losses, best, -1, limit), _end(rates, losses, best, 1, limit)
+
+
+def narrowed(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    tolerance: float,
+    start: float = math.inf,
+    widest: float = WIDEST,
+) -> float:
+    """The tolerance at which the band is at most so many octaves wide: the one that is given, or the largest below it.
+
+    0 where even rates of the very same loss are further apart.
+    """
+
+    def fits(tolerance: float) -> bool:
+        low, high = find_band(rates, losses, tolerance, start, math.inf)
+        return math.log2(high / low) <= widest
+
+    if math.isinf(widest) or fits(tolerance):
+        return tolerance
+    low, high = 0.0, tolerance
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+HALVINGS = 30
+"""Of the interval that a narrowed tolerance lies in."""
 
 
 def _end(rates: Sequence[float], losses: Sequence[float], start: int, step: int, limit: float) -> float:

@@ -142,7 +142,7 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
     tried = sorted(changes)
-    low, high = find_band([2.0**i for i in tried], [changes[i] for i in tried], SHARE)
+    low, high = find_band([2.0**i for i in tried], [changes[i] for i in tried], SHARE, widest=math.inf)
     return math.sqrt(low * high)
 
 

@@ -17,7 +17,7 @@ from dagscale.network import Network
 from dagscale.pictures.files import save
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.planning.validate import check_gradient, rehearse
-from dagscale.rates import find_band
+from dagscale.rates import WIDEST, find_band, narrowed
 from dagscale.shown import Tabled, finite, load_rich
 from dagscale.training.copies import all_put_back
 from dagscale.training.draws import Fill
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Of the JSON document; a document of a later format is refused."""
+
+FLAT = (
+    "the loss hardly depends on the learning rate: more than {octaves:g} octaves of rates end within {asked:.2g} % of "
+    "the best loss, so the band holds those within {own:.1g} %; longer runs tell rates apart better"
+)
 
 LARGEST_DRAW, LARGEST_LOGARITHM = 1e38, 1e6
 """The largest mean or standard deviation of a draw that single precision holds, and the largest logarithm of a rate
@@ -89,7 +94,7 @@ class Base(Saved, Tabled):
         widened: how often the grid was widened.
         steps: optimiser steps of all runs together.
         seeds: training runs at each rate; with method ``fast``, at the rates that decide.
-        tolerance: how far above the best loss the band reaches at most: 0.05 is 5 %.
+        tolerance: how far above the best loss the band reaches at most: 0.05 is 5 %, less where it would be wide.
         notes: what a reader should know, such as parameters that the init leaves as they were.
         method: how it was found, a name in ``METHODS``; ``given`` for a rate that was.
         pairs: the weight decays tried, ascending, each with its best rate; empty where the recipe's own was kept
@@ -147,7 +152,11 @@ class Base(Saved, Tabled):
             start: the loss before training, ``inf`` where nobody knows (`dagscale.rates.limit_of`).
         """
         best = min(curve, key=lambda point: point.loss)
-        low, high = find_band([point.lr for point in curve], [point.loss for point in curve], tolerance, start)
+        rates, losses = [point.lr for point in curve], [point.loss for point in curve]
+        low, high = find_band(rates, losses, tolerance, start)
+        own = narrowed(rates, losses, tolerance, start)
+        if own < tolerance:
+            notes = (*notes, FLAT.format(octaves=WIDEST, asked=100 * tolerance, own=100 * own))
         return cls(
             lr=math.sqrt(low * high),
             recipe=network.recipe.describe(),

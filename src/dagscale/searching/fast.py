@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dagscale.planning.base import Point
-from dagscale.rates import limit_of
+from dagscale.rates import limit_of, narrowed
 from dagscale.searching.methods import METHODS, WIDENING, Trials, steps_at_ends
 
 APART = 4.0
@@ -39,7 +39,7 @@ def fast(trials: Trials, rates: Sequence[float], widen: int) -> tuple[list[Point
         trials.expect(1)
         done = runs.setdefault(following, [])
         done.append(trials.run(lattice[following], len(done)))
-        following = next_rate(runs, len(lattice), trials.seeds, trials.tolerance, trials.start())
+        following = next_rate(runs, lattice, trials.seeds, trials.tolerance, trials.start())
     levels = estimates(runs, trials.seeds)
     beyond = max(len(down) - min(runs), max(runs) - len(down) - len(rates) + 1, 0)
     return [Point(lattice[i], tuple(runs[i]), levels[i]) for i in sorted(runs)], math.ceil(beyond / WIDENING)
@@ -74,13 +74,13 @@ def estimates(runs: Mapping[int, Sequence[float]], seeds: int) -> dict[int, floa
 
 
 def next_rate(
-    runs: Mapping[int, Sequence[float]], count: int, seeds: int, tolerance: float, start: float = math.inf
+    runs: Mapping[int, Sequence[float]], rates: Sequence[float], seeds: int, tolerance: float, start: float = math.inf
 ) -> int | None:
-    """The rate, a number from 0 to ``count - 1``, at which the next seed is to be run; None if the answer is settled.
+    """The number of the rate at which the next seed is to be run; None if the answer is settled.
 
     Args:
         runs: losses of the seeds run so far at each rate, at least one.
-        count: rates that may be run.
+        rates: those that may be run, ascending.
         seeds: most runs at one rate.
         tolerance: relative width of the band.
         start: the loss before training.
@@ -90,6 +90,8 @@ def next_rate(
     if math.isinf(levels[best]):
         lowest = min(runs)
         return max(0, lowest - WIDENING) if lowest else None
+    known = sorted(runs)
+    tolerance = narrowed([rates[i] for i in known], [levels[i] for i in known], tolerance, start)
     limit = limit_of(levels[best], tolerance, start)
     matter, reach, split = [best], [], []
     for side in (1, -1):
@@ -97,7 +99,7 @@ def next_rate(
         outer = next((i for i in tried if levels[i] > limit), None)
         inner = tried[-1] if outer is None else tried[tried.index(outer) - 1]
         if outer is None:  # twice as far as what is known to be inside, an octave at least
-            further = min(max(inner + side * max(2, abs(inner - best)), 0), count - 1)
+            further = min(max(inner + side * max(2, abs(inner - best)), 0), len(rates) - 1)
             reach += [further] if further != inner else []
         elif abs(outer - inner) > 1:
             split.append((inner + outer) // 2)
@@ -105,7 +107,7 @@ def next_rate(
     if reach or split:
         return min(reach or split, key=lambda i: abs(i - best))
     around = (best - 1, best + 1, *([best - GUARD] if min(runs) > best - GUARD else []))
-    if missing := [i for i in around if i not in runs and 0 <= i < count]:
+    if missing := [i for i in around if i not in runs and 0 <= i < len(rates)]:
         return missing[0]
     unsure = limit + CLEAR * abs(levels[best])
     return next((i for i in matter if len(runs[i]) < seeds and levels[i] <= unsure), None)

@@ -91,8 +91,10 @@ def search(
         found = dagscale.search(small, recipe)
 
     The answer is a band: all neighbouring rates whose final training loss is within ``tolerance`` of the best, and at
-    least half as far below the loss before training (a model that is fine-tuned may begin within the tolerance). Its
-    upper end is the maximal learning rate, and its geometric middle the rate to recommend.
+    least half as far below the loss before training (a model that is fine-tuned may begin within the tolerance). Where
+    that is more than four octaves, the loss hardly depends on the rate: the tolerance is narrowed until they are four,
+    and a note says so. The band's upper end is the maximal learning rate, and its geometric middle the rate to
+    recommend.
 
     A copy of the model is initialised and trained for every rate and seed that is tried; ``model`` itself never
     changes. Where parameters have rates of their own, one overall rate is searched and the ratios stay. The grid is
@@ -116,7 +118,7 @@ def search(
         seeds: training runs at each rate; with method ``fast``, at the rates that decide. Run ``k`` is initialised, and
             its batches are drawn, with the seed ``seed + k``, the same at every rate.
         seed: the seed of the first run.
-        tolerance: relative width of the band in the loss.
+        tolerance: relative width of the band in the loss, at most.
         widen: how often the grid may be widened; each time, four rates are added on each side that needs them.
         decay: look for the weight decay too, from the recipe's own on: what is carried over then is the pair
             (:mod:`dagscale.searching.decay`), and the base's recipe has the decay that was found.

@@ -220,7 +220,8 @@ def band_middle(optimum: Optimum, width: float) -> float:
     it, ends interpolated."""
     levels = optimum.curve.levels
     costs = [cost for _, cost in levels]
-    low, high = find_band([2.0**x for x, _ in levels], costs, width / max(abs(min(costs)), 1e-9))
+    tolerance = width / max(abs(min(costs)), 1e-9)
+    low, high = find_band([2.0**x for x, _ in levels], costs, tolerance, widest=math.inf)
     return math.sqrt(low * high)
 
 
