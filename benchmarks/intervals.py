@@ -24,7 +24,8 @@ import argparse
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean, median
 from typing import Any, get_args
 
@@ -37,6 +38,7 @@ from recorded import (
     Sheet,
     alone,
     by_layer,
+    contested,
     groups,
     plain_depth,
     put,
@@ -93,8 +95,10 @@ def answered(group: Group, law: str) -> list[tuple[Point, float, float, int]]:
 
 def families(found: Sequence[Group]) -> list[Family]:
     """All that is known of every law."""
-    all_of = [*tabulated(), *by_layer(), *plain_depth(), *alone(), *replayed()]
     base = base_octaves(found)
+    known = [*by_layer(), *plain_depth(), *contested()]
+    all_of = [*tabulated(), *alone(), *replayed()]
+    all_of += [replace(family, square=rest(family.square, base**2)) for family in known]
     for group in found:
         for law in MEASURED:
             rows = answered(group, law)
@@ -182,44 +186,39 @@ def fit(own: Sequence[Family]) -> dict[Kind, Accuracy]:
 
 @dataclass(frozen=True)
 class Covered:
-    """How many of a family's networks lie in intervals of a law that was fitted without its kin."""
+    """How many of a family's networks lie in intervals of a law that was fitted without its kin: how far each is off,
+    and half the width of its 50 % and its 95 % interval, in octaves."""
 
     family: str
     law: str
-    count: int
-    half: float
-    most: float
-    octaves: float
-    factor: float
+    off: tuple[float, ...]
+    halves: tuple[float, ...]
+    wholes: tuple[float, ...]
 
 
 def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
-    made = []
+    """Every family whose networks are known one by one; those of one name count together, each without its own kin."""
     base = base_octaves(found)
+    made: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+
+    def add(law: str, name: str, known: Accuracy | None, off: float, wrong: float = 0.0, seeds: int = 2) -> None:
+        if known is not None:
+            sources = [Spread(known.octaves, known.freedom), Spread(wrong, seeds - 1), Spread(base, math.inf)]
+            widths = half_width(sources, 0.5), half_width(sources, 0.95)
+            made.setdefault((law, name), []).append((abs(off), *widths))
+
+    without = cache(lambda kin, law: fit([f for f in all_of if f.law == law and f.kin != kin]))
+    for family in (f for f in all_of if f.octaves):
+        for off in family.octaves:
+            add(family.law, family.name, without(family.kin, family.law).get(family.kind), off)
     for group in found:
-        table = fitted([f for f in all_of if f.kin != group.kin])
         for law in MEASURED:
             rows = answered(group, law)
-            known = table.get(row_of(law, group.name.split(", ")[-1]), {}).get(group.kind)
-            if not rows or known is None:
-                continue
-            off, halves, wholes = [], [], []
+            row = row_of(law, group.name.split(", ")[-1])
             for target, rate, wrong, seeds in rows:
-                sources = [
-                    Spread(known.octaves, known.freedom),
-                    Spread(wrong, seeds - 1),
-                    Spread(base, math.inf),
-                ]
-                off.append(abs(rate - target.found))
-                halves.append(half_width(sources, 0.5))
-                wholes.append(half_width(sources, 0.95))
-            made.append(
-                Covered(
-                    group.name, law, len(rows), fmean(o <= h for o, h in zip(off, halves, strict=True)),
-                    fmean(o <= w for o, w in zip(off, wholes, strict=True)), rms(off), 2 ** median(wholes),
-                )
-            )  # fmt: skip
-    return made
+                known = without(group.kin, row).get(group.kind)
+                add(law, group.name, known, rate - target.found, wrong, seeds)
+    return [Covered(name, law, *map(tuple, zip(*rows, strict=True))) for (law, name), rows in made.items()]
 
 
 def literal(
@@ -246,20 +245,29 @@ def literal(
 def table_of(rows: Sequence[Covered]) -> Sheet:
     """The file ``intervals.csv``: a row a family and law, then one for all networks of a law."""
     made = []
-    for law in MEASURED:
+    for law in dict.fromkeys(r.law for r in rows):
         own = [r for r in rows if r.law == law]
-        for name, some in [*((r.family, [r]) for r in own), ("all", own)] if own else ():
-            count = sum(r.count for r in some)
+        for name, some in [*((r.family, [r]) for r in own), ("all", own)]:
+            off, halves, wholes = (np.concatenate([getattr(r, part) for r in some]) for part in PARTS)
             made.append({
-                "law": f"`{law}`",
+                "law": named(law),
                 "family and init": name,
-                "networks": str(count),
-                "in the 50 % interval": percent(sum(r.half * r.count for r in some) / count),
-                "in the 95 % interval": percent(sum(r.most * r.count for r in some) / count),
-                "octaves off": f"{math.sqrt(sum(r.octaves**2 * r.count for r in some) / count):.2f}",
-                "factor either way": f"{median(r.factor for r in some):.1f}",
+                "networks": str(len(off)),
+                "in the 50 % interval": percent(float((off <= halves).mean())),
+                "in the 95 % interval": percent(float((off <= wholes).mean())),
+                "octaves off": f"{rms(off):.2f}",
+                "factor either way": f"{2 ** median(wholes):.1f}",
             })  # fmt: skip
     return made
+
+
+PARTS = ("off", "halves", "wholes")
+
+
+def named(law: str) -> str:
+    """A law as tables have it, with how it is used outside of the code."""
+    name, comma, use = law.partition(",")
+    return f"`{name}`{comma}{use}"
 
 
 def calibrated(all_of: Sequence[Family], usual: float) -> Sheet:
@@ -322,7 +330,7 @@ def accuracies(table: dict[str, dict[Kind, Accuracy]]) -> Sheet:
     """The file ``intervals-laws.csv``: the table, with the factor either way that a law's error alone comes to."""
     return [
         {
-            "law": f"`{law.partition(',')[0]}`{''.join(law.partition(',')[1:])}", "networks": kind,
+            "law": named(law), "networks": kind,
             "families": str(known.families), "scale, octaves": f"{known.octaves:.2f}",
             "degrees of freedom": f"{known.freedom:.1f}",
             "factor either way, 95 %": f"{2 ** half_width([Spread(*known[:2])]):.1f}",

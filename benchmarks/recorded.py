@@ -6,6 +6,7 @@
     results/transfer.json      networks of ``benchmarks/transfer.py``: their base's rate as it is, layer by layer
     results/kinds.json         networks of ``benchmarks/kinds.py``, likewise
     results/plain.json         networks of ``benchmarks/plain.py``: by the depth rule for plain networks
+    results/contest-*.json     targets of ``dagscale verify`` under recipes: what a plan said, and a grid under it
     tables/without-a-base.csv  networks whose rate was measured without a base
     ../replay-*.json           finished runs of others, carried over from the smallest network
 
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from rates import FAMILIES, band_of, middle, of_seed, regular
-from transfer import curves, optimum
+from transfer import Curve, curves, optimum
 
 from dagscale.laws.accuracy import Kind
 from dagscale.laws.short_run import PRECISION
@@ -110,6 +111,8 @@ class Family:
         square: mean square error in squared octaves, less what does not come from the law.
         count: of its networks.
         half: share of its networks within half an octave; NaN where unknown.
+        octaves: how far each network's best rate is from the law's; empty where that is not known one by one, or a
+            `Group` has it.
     """
 
     law: str
@@ -119,6 +122,7 @@ class Family:
     square: float
     count: int = 1
     half: float = math.nan
+    octaves: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,58 +270,75 @@ def alone() -> Iterator[Family]:
         yield Family("no base", kind, ", ".join(key), (key[1], "False", key[2]), square, len(own))
 
 
-PICTURED: dict[str, Kind] = {
-    "tabular": "dense", "actor-critic": "dense", "cnn": "convolutions", "no-norm mlp": "dense",
-    "no-norm cnn": "convolutions", "digits, ReLU": "dense", "table, tanh": "dense", "CIFAR-10, GELU": "dense",
-    "bytes, GELU": "dense", "noise, convolutions": "convolutions",
+KIN = {
+    "lm": ("lm", "True", "adamw"), "lm-no-norm": ("lm", "False", "adamw"), "vit": ("vit", "True", "adamw"),
+    "mixer": ("mixer", "True", "adamw"), "resnet": ("resnet", "True", "momentum"), "mlp": ("mlp", "False", "sgd"),
 }  # fmt: skip
-"""Families of ``results/kinds.json`` and ``results/plain.json`` without norms, gates and attention."""
+"""Families of ``results/transfer.json`` and suites of contests → space, norms, optimiser."""
 
-RESIDUAL = (
-    "bert", "seq2seq", "ft", "post-norm lm", "post-norm vit", "post-norm mlp", "no-norm mlp", "no-norm cnn",
-)  # fmt: skip
-"""Kinds of ``results/kinds.json`` that a plan scales in depth by default."""
+
+def of_networks(
+    law: str, kind: Kind, name: str, kin: tuple[str, ...], found: Iterable[tuple[Curve, float]]
+) -> Iterator[Family]:
+    """A family of networks whose grids are known: curves (octave → loss) and where the law has the rate, an octave.
+
+    A network whose best rate is at an end of its grid is left out: it may lie beyond.
+    """
+    inner = [(c, at) for c, at in found if min(c) < min(c, key=c.__getitem__) < max(c)]
+    off = tuple(optimum(curve) - at for curve, at in inner)
+    if off:
+        half = fmean(abs(o) <= 0.5 for o in off)
+        yield Family(law, kind, name, kin, fmean(o**2 for o in off), len(off), half, off)
 
 
 def by_layer() -> Iterator[Family]:
     """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
 
-    Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json``, those that are only
-    wider than their base, and residual ones that are deeper.
+    Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json``, those that a plan
+    scales by default, for their width or for both.
     """
-    known = read_results("transfer")
-    for family, runs in known.items():
+    for family, runs in read_results("transfer").items():
         found = {key: curve for key, curve in curves(runs, "train").items() if key[0] in ("mup", "completep")}
-        octaves = [
-            optimum(curve)
-            for (way, size), curve in found.items()
-            if (way == "completep" or ("completep", size) not in found)
-            and min(curve) < min(curve, key=curve.__getitem__) < max(curve)
-        ]
-        if octaves:
-            kind: Kind = "norms" if family != "lm-no-norm" else "dense"
-            square = fmean(o**2 for o in octaves)
-            yield Family("none, by layer", kind, f"transfer, {family}", (family, "", ""), square, len(octaves))
+        scaled = [c for (way, size), c in found.items() if way == "completep" or ("completep", size) not in found]
+        kind = runs["base"]["kind"]
+        yield from of_networks("none, by layer", kind, f"transfer, {family}", KIN[family], ((c, 0) for c in scaled))
     for name, runs in read_results("kinds").items():
-        base = runs["base"]["size"]
-        for (way, size), curve in curves(runs, "train", grid=(0,)).items():
-            wider = size.partition("x")[0] == base.partition("x")[0]
-            scaled = size != base and (wider or name in RESIDUAL)
-            if way == "folded" and scaled and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
-                kind = PICTURED.get(name, "norms")
-                yield Family("none, by layer", kind, f"kinds, {name}", (name, "", ""), optimum(curve) ** 2)
+        found = curves(runs, "train", grid=(0,))
+        scaled = [c for (way, size), c in found.items() if way == "folded" and size in runs["base"]["carried"]]
+        kind = runs["base"]["kind"]
+        yield from of_networks("none, by layer", kind, "other kinds", (name, "", ""), ((c, 0) for c in scaled))
 
 
 def plain_depth() -> Iterator[Family]:
     """Networks that were given their base's rate by the depth rule ``plain``, of ``results/plain.json``."""
     for name, runs in read_results("plain").items():
-        found = [c for (way, _), c in curves(runs, "train", grid=(0,)).items() if way == "plain"]
-        octaves = [optimum(c) for c in found if min(c) < min(c, key=c.__getitem__) < max(c)]
-        if octaves:
-            square = fmean(o**2 for o in octaves)
-            yield Family(
-                "none, plain depth", PICTURED.get(name, "norms"), f"plain, {name}", (name, "", ""), square, len(octaves)
-            )
+        found = [(c, 0) for (way, _), c in curves(runs, "train", grid=(0,)).items() if way == "plain"]
+        yield from of_networks("none, plain depth", runs["base"]["kind"], f"plain, {name}", (name, "", ""), found)
+
+
+def contested() -> Iterator[Family]:
+    """Targets of contests: the rate that a plan said, and the grid that starts as it does."""
+    for suite, kin in KIN.items():
+        path = EVIDENCE / "results" / f"contest-{suite}.json"
+        entries = json.loads(path.read_text("utf-8"))["entries"] if path.exists() else []
+        trials = {entry["method"]: entry["trials"] for entry in entries}
+        kind: Kind = "dense" if suite == "mlp" else "norms"
+        for said, grid, law in (
+            ("none / moments / mup+completep", "grid / moments / mup+completep", "none, by layer"),
+            ("one-rate", "grid / keep", "none, own init"),
+            *((f"{law} / moments", "grid / moments", law) for law in ("combined", "short-run")),
+        ):
+            if said in trials and grid in trials:
+                found = ((_curve(runs), math.log2(trials[said][t][0][0][0])) for t, runs in trials[grid].items())
+                yield from of_networks(law, kind, f"contest, {suite}", kin, found)
+
+
+def _curve(seeds: Sequence[Sequence[Sequence[Any]]]) -> Curve:
+    """Log2 of the rate, on a grid of whole octaves → mean loss over seeds."""
+    losses: dict[int, list[float]] = {}
+    for lr, loss, *_ in (run for seed in seeds for run in seed):
+        losses.setdefault(round(math.log2(lr)), []).append(math.inf if loss is None else loss)
+    return {octave: fmean(found) for octave, found in sorted(losses.items())}
 
 
 def replayed() -> Iterator[Family]:

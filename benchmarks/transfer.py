@@ -48,10 +48,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dagscale
+from dagscale.laws.accuracy import kind_of
 from dagscale.models.lm import CONTEXT, Language
 from dagscale.models.resnet import ResNet
 from dagscale.models.vit import ViT
 from dagscale.planning.base import Base
+from dagscale.planning.defaults import way_over
 from dagscale.planning.prepare import traced
 from dagscale.replacing import write
 from dagscale.training.engine import final_loss, train
@@ -300,12 +302,18 @@ def put(path: Path, known: dict[str, Any]) -> None:
 
 
 def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe, device: str = "cpu") -> Base:
-    """The base, searched once; its rate is kept in the file."""
+    """The base, searched once; its rate is kept in the file, with its kind of network, and the sizes that ``plan()``
+    carries its rate over to by default."""
     small = model_of(family, family.sizes[0], device)
     if "base" not in own:
         found = dagscale.search(small, recipe, seeds=1)
         own["base"] = {"lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe}
-    return Base.given(traced(small, None, recipe, 0, role="base"), own["base"]["lr"])  # for any init
+    base = traced(small, None, recipe, 0, role="base")
+    if "kind" not in own["base"]:
+        others = {size: traced(model_of(family, size, device), None, recipe, 0) for size in family.sizes[1:]}
+        carried = [size for size, other in others.items() if way_over(base, other, dagscale.INITS["moments"])]
+        own["base"] |= {"kind": kind_of(base), "carried": carried}
+    return Base.given(base, own["base"]["lr"])  # for any init
 
 
 def planned(family: Family, size: str, base: Base, recipe: dagscale.Recipe, way: str, device: str) -> dagscale.Plan:
