@@ -98,7 +98,7 @@ def families(found: Sequence[Group]) -> list[Family]:
     base = base_octaves(found)
     known = [*by_layer(), *plain_depth(), *contested()]
     all_of = [*tabulated(), *alone(), *replayed()]
-    all_of += [replace(family, square=rest(family.square, base**2)) for family in known]
+    all_of += [replace(f, square=rest(f.square, base_of(f, band(found)) ** 2)) for f in known]
     for group in found:
         for law in MEASURED:
             rows = answered(group, law)
@@ -132,6 +132,11 @@ def rms(values: Iterable[float]) -> float:
 def base_octaves(found: Sequence[Group]) -> float:
     """How far a recorded base's rate is off by chance, the same for all."""
     return rms(p.spread for g in found for p in g.points)
+
+
+def base_of(family: Family, search: Sequence[float]) -> float:
+    """How far the rate of a family's base is off by chance, as a plan has it of that search."""
+    return math.hypot(search[0], search[1] * family.band) / math.sqrt(family.seeds)
 
 
 def base_side() -> float:
@@ -198,10 +203,12 @@ class Covered:
 
 def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
     """Every family whose networks are known one by one; those of one name count together, each without its own kin."""
-    base = base_octaves(found)
+    usual, search = base_octaves(found), band(found)
     made: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
 
-    def add(law: str, name: str, known: Accuracy | None, off: float, wrong: float = 0.0, seeds: int = 2) -> None:
+    def add(
+        law: str, name: str, known: Accuracy | None, off: float, base: float, wrong: float = 0.0, seeds: int = 2
+    ) -> None:
         if known is not None:
             sources = [Spread(known.octaves, known.freedom), Spread(wrong, seeds - 1), Spread(base, math.inf)]
             widths = half_width(sources, 0.5), half_width(sources, 0.95)
@@ -210,14 +217,15 @@ def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
     without = cache(lambda kin, law: fit([f for f in all_of if f.law == law and f.kin != kin]))
     for family in (f for f in all_of if f.octaves):
         for off in family.octaves:
-            add(family.law, family.name, without(family.kin, family.law).get(family.kind), off)
+            known = without(family.kin, family.law).get(family.kind)
+            add(family.law, family.name, known, off, base_of(family, search))
     for group in found:
         for law in MEASURED:
             rows = answered(group, law)
             row = row_of(law, group.name.split(", ")[-1])
             for target, rate, wrong, seeds in rows:
                 known = without(group.kin, row).get(group.kind)
-                add(law, group.name, known, rate - target.found, wrong, seeds)
+                add(law, group.name, known, rate - target.found, usual, wrong, seeds)
     return [Covered(name, law, *map(tuple, zip(*rows, strict=True))) for (law, name), rows in made.items()]
 
 

@@ -30,9 +30,11 @@ import torch
 from rates import FAMILIES, band_of, middle, of_seed, regular
 from transfer import Curve, curves, optimum
 
+from dagscale.bench.verify.truth import TOLERANCE
 from dagscale.laws.accuracy import Kind
 from dagscale.laws.short_run import PRECISION
 from dagscale.planning.certainty import OCTAVE
+from dagscale.rates import find_band
 
 Sheet = list[dict[str, str]]
 
@@ -113,6 +115,7 @@ class Family:
         half: share of its networks within half an octave; NaN where unknown.
         octaves: how far each network's best rate is from the law's; empty where that is not known one by one, or a
             `Group` has it.
+        band, seeds: half the width of the base's band in octaves, 0 where unknown, and the seeds of its search.
     """
 
     law: str
@@ -123,6 +126,8 @@ class Family:
     count: int = 1
     half: float = math.nan
     octaves: tuple[float, ...] = ()
+    band: float = 0.0
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ KIN = {
 
 
 def of_networks(
-    law: str, kind: Kind, name: str, kin: tuple[str, ...], found: Iterable[tuple[Curve, float]]
+    law: str, kind: Kind, name: str, kin: tuple[str, ...], found: Iterable[tuple[Curve, float]], band: float, seeds: int
 ) -> Iterator[Family]:
     """A family of networks whose grids are known: curves (octave → loss) and where the law has the rate, an octave.
 
@@ -288,7 +293,16 @@ def of_networks(
     off = tuple(optimum(curve) - at for curve, at in inner)
     if off:
         half = fmean(abs(o) <= 0.5 for o in off)
-        yield Family(law, kind, name, kin, fmean(o**2 for o in off), len(off), half, off)
+        yield Family(law, kind, name, kin, fmean(o**2 for o in off), len(off), half, off, band, seeds)
+
+
+def carried_over(
+    law: str, name: str, kin: tuple[str, ...], runs: dict[str, Any], scaled: Iterable[Curve], base: Curve
+) -> Iterator[Family]:
+    """Networks of a study that were given their base's rate, which one seed found; ``base`` is the base's own curve."""
+    low, high = find_band([2.0**octave for octave in base], list(base.values()), TOLERANCE)
+    half = math.log2(high / low) / 2
+    yield from of_networks(law, runs["base"]["kind"], name, kin, ((curve, 0) for curve in scaled), half, 1)
 
 
 def by_layer() -> Iterator[Family]:
@@ -297,40 +311,46 @@ def by_layer() -> Iterator[Family]:
     Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json``, those that a plan
     scales by default, for their width or for both.
     """
-    for family, runs in read_results("transfer").items():
-        found = {key: curve for key, curve in curves(runs, "train").items() if key[0] in ("mup", "completep")}
-        scaled = [c for (way, size), c in found.items() if way == "completep" or ("completep", size) not in found]
-        kind = runs["base"]["kind"]
-        yield from of_networks("none, by layer", kind, f"transfer, {family}", KIN[family], ((c, 0) for c in scaled))
+    law = "none, by layer"
+    for name, runs in read_results("transfer").items():
+        found = curves(runs, "train")
+        ways = [(way, size) for way, size in found if way in ("mup", "completep")]
+        scaled = [found[w, s] for w, s in ways if w == "completep" or ("completep", s) not in found]
+        base = found["moments", runs["base"]["size"]]
+        yield from carried_over(law, f"transfer, {name}", KIN[name], runs, scaled, base)
     for name, runs in read_results("kinds").items():
         found = curves(runs, "train", grid=(0,))
         scaled = [c for (way, size), c in found.items() if way == "folded" and size in runs["base"]["carried"]]
-        kind = runs["base"]["kind"]
-        yield from of_networks("none, by layer", kind, "other kinds", (name, "", ""), ((c, 0) for c in scaled))
+        base = found["folded", runs["base"]["size"]]
+        yield from carried_over(law, "other kinds", (name, "", ""), runs, scaled, base)
 
 
 def plain_depth() -> Iterator[Family]:
     """Networks that were given their base's rate by the depth rule ``plain``, of ``results/plain.json``."""
     for name, runs in read_results("plain").items():
-        found = [(c, 0) for (way, _), c in curves(runs, "train", grid=(0,)).items() if way == "plain"]
-        yield from of_networks("none, plain depth", runs["base"]["kind"], f"plain, {name}", (name, "", ""), found)
+        found = curves(runs, "train", grid=(0,))
+        scaled = [c for (way, _), c in found.items() if way == "plain"]
+        base = found["one", runs["base"]["size"]]
+        yield from carried_over("none, plain depth", f"plain, {name}", (name, "", ""), runs, scaled, base)
 
 
 def contested() -> Iterator[Family]:
     """Targets of contests: the rate that a plan said, and the grid that starts as it does."""
     for suite, kin in KIN.items():
         path = EVIDENCE / "results" / f"contest-{suite}.json"
-        entries = json.loads(path.read_text("utf-8"))["entries"] if path.exists() else []
-        trials = {entry["method"]: entry["trials"] for entry in entries}
+        contest = json.loads(path.read_text("utf-8")) if path.exists() else {"entries": []}
+        trials = {entry["method"]: entry["trials"] for entry in contest["entries"]}
         kind: Kind = "dense" if suite == "mlp" else "norms"
-        for said, grid, law in (
-            ("none / moments / mup+completep", "grid / moments / mup+completep", "none, by layer"),
-            ("one-rate", "grid / keep", "none, own init"),
-            *((f"{law} / moments", "grid / moments", law) for law in ("combined", "short-run")),
+        for said, init, grid, law in (
+            ("none / moments / mup+completep", "moments", "grid / moments / mup+completep", "none, by layer"),
+            ("one-rate", "keep", "grid / keep", "none, own init"),
+            *((f"{law} / moments", "moments", "grid / moments", law) for law in ("combined", "short-run")),
         ):
             if said in trials and grid in trials:
                 found = ((_curve(runs), math.log2(trials[said][t][0][0][0])) for t, runs in trials[grid].items())
-                yield from of_networks(law, kind, f"contest, {suite}", kin, found)
+                low, high = contest.get("searched", {}).get(init, {}).get("band", (1.0, 1.0))
+                seeds = len(next(iter(trials[said].values())))
+                yield from of_networks(law, kind, f"contest, {suite}", kin, found, math.log2(high / low) / 2, seeds)
 
 
 def _curve(seeds: Sequence[Sequence[Sequence[Any]]]) -> Curve:

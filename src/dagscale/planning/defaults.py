@@ -1,24 +1,84 @@
-"""Whether a target can be planned from its base as it is: by width and depth rules, without a step on it.
+"""What a plan takes where nobody names it: the init; and width and depth rules, where a target can be planned from its
+base as it is, without a step on it.
 
-What is measured is small networks under Adam and its kin. Where the width alone grows, the base's rate, carried over by
-the rule for width, is near the best of the target's own grid on every kind of network (docs/evidence/kinds.md). Where
-the depth grows too, that holds for residual networks, wherever their norms stand (docs/evidence/transfer.md,
-docs/evidence/kinds.md), at depths and widths at which one rate for all loses. For layers behind one another it does not
-always (docs/evidence/plain.md).
+*The init.* ``moments`` gives outputs the second moment 1. Under a squared error that adds as much to the loss as all
+that there is to learn, and networks train better from a readout that starts at a quarter (``small-readout``), under
+Adam and under momentum; under plain SGD, where hidden layers then wait for the readout to grow, as often worse. Under
+cross-entropies they train worse from it, and other losses have no side (docs/evidence/regression.md).
+
+*Without a step.* What is measured is small networks under Adam and its kin. Where the width alone grows, the base's
+rate, carried over by the rule for width, is near the best of the target's own grid on every kind of network
+(docs/evidence/kinds.md). Where the depth grows too, that holds for residual networks, wherever their norms stand
+(docs/evidence/transfer.md, docs/evidence/kinds.md), at depths and widths at which one rate for all loses. For layers
+behind one another it does not always (docs/evidence/plain.md).
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
 from dagscale.graph import Graph, Op
 from dagscale.graph.branches import find_branches
 from dagscale.graph.roles import roles
-from dagscale.inits import Init
+from dagscale.inits import DEFAULT, WITHOUT_DATA, Init
 from dagscale.network import Network
+from dagscale.planning.prepare import initialised
 from dagscale.scaling.depth import depth_scaling
 from dagscale.scaling.width import pattern, width_scaling
+from dagscale.training.engine import final_loss
+from dagscale.training.seeds import seeded
+
+SQUARED = "small-readout"
+"""The init under a squared error."""
+
+QUIET = (
+    f"init {SQUARED!r} by default: the loss grows as the square of the outputs, and networks that begin with small "
+    f"ones end lower (docs/evidence/regression.md); name init={DEFAULT!r} for larger ones"
+)
+
+LARGE, EXAMPLES = (8.0, 16.0), 64
+"""How many times as large readouts are drawn to see how the loss grows, and on how many examples."""
+
+
+def init_for(network: Network) -> str:
+    """The name of the init for a network: without data, under a squared error, and else; plain SGD has one for all
+    losses.
+
+    A loss is a squared error if it grows about as the square of large outputs: with readouts 16 times as large as
+    ``moments`` draws them it is nearly four times as high as with 8 times, where a cross-entropy, an absolute error or
+    Huber's loss is at most twice as high, and one with an exponential far higher. A loss that is a training step's own
+    is not looked at.
+
+    Raises:
+        DagscaleError: if ``moments`` cannot be measured on the network.
+    """
+    recipe, optimizer = network.recipe, network.recipe.optimizer
+    if recipe.data is None:
+        return WITHOUT_DATA
+    plain = optimizer.step == "gradient" and not optimizer.settings.get("momentum")
+    if plain or (recipe.step is not None and recipe.loss is None):
+        return DEFAULT
+    readouts = {p.name for use in network.graph.layers if use.readout for p in use.op.params if p.role == "weight"}
+    own = initialised(network, DEFAULT).fills
+    drawn = readouts & own.keys()
+    if not drawn:
+        return DEFAULT
+    losses = []
+    for times in LARGE:
+        fills = {name: fill.times(times) if name in drawn else fill for name, fill in own.items()}
+        try:
+            with seeded(network.seed):
+                losses.append(final_loss(network.copy.reset(fills, network.seed), recipe, EXAMPLES))
+        except DagscaleError:  # a loss that such outputs cannot be given to
+            return DEFAULT
+        finally:
+            network.copy.give_back()
+    low, high = losses
+    squared = 0 < low < high < math.inf and 1.5 < math.log(high / low, LARGE[1] / LARGE[0]) < 2.5
+    return SQUARED if squared else DEFAULT
+
 
 WIDTH, LAW = "mup", "none"
 

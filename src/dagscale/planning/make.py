@@ -24,7 +24,7 @@ from dagscale.laws.combined import pictured
 from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
-from dagscale.planning.defaults import LAW, WIDTH, way_over
+from dagscale.planning.defaults import LAW, QUIET, SQUARED, WIDTH, init_for, way_over
 from dagscale.planning.naming import known_names, named
 from dagscale.planning.plans import ParameterPlan, Plan
 from dagscale.planning.power import fitted_power
@@ -85,8 +85,8 @@ def plan(
             refused: the base's rate is for the base's training.
         law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`),
             and ``none`` where the base is the model itself.
-        init: the name of an init, see ``dagscale.INITS``; by default the base's, or ``moments`` with data, else
-            ``in-degree``.
+        init: the name of an init, see ``dagscale.INITS``; by default the base's, or with data ``moments``, under a
+            squared error ``small-readout`` (:func:`dagscale.planning.defaults.init_for`), else ``in-degree``.
         seed: seed of the initialisation.
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
@@ -137,11 +137,13 @@ def plan(
         bar.say("tracing")
         with about("target"):
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
+            if chosen.open and (name := init_for(target)) != chosen.init.name:
+                chosen = replace(chosen, init=INITS[name], notes=(QUIET,) if name == SQUARED else ())
         networks = _networks(bases, recipe, chosen, target.seed)
         if free and len(networks) == 1 and (way := way_over(networks["base"], target, chosen.init)):
-            chosen = replace(chosen, law=LAWS[LAW], width=WIDTH, depth=way.depth, note=way.why)
+            chosen = chosen.noting(way.why, law=LAWS[LAW], width=WIDTH, depth=way.depth)
         if law is None and chosen.law.steps and not all(pictured(n.graph) for n in (target, *networks.values())):
-            chosen = replace(chosen, law=LAWS["none"], note=UNPICTURED)
+            chosen = chosen.noting(UNPICTURED, law=LAWS["none"])
         for name, network in networks.items():
             with about(name):
                 check_kin(network.graph, target.graph)
@@ -164,7 +166,7 @@ def plan(
         target = replace(target, hint=_expected(target, origins, rates))
         itself = len(origins) == 1 and _the_same(origins["base"], target)
         if itself and law is None:
-            chosen = replace(chosen, law=LAWS["none"], note=ITSELF)
+            chosen = chosen.noting(ITSELF, law=LAWS["none"])
         carried, start = _carry(chosen, target, origins, rates, bar)
         known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
         if itself and known is not None:
@@ -227,7 +229,12 @@ class _Chosen:
     width: str
     depth: str
     absolute: bool
-    note: str = ""
+    open: bool = False  # nobody named the init, so that it may depend on the network
+    notes: tuple[str, ...] = ()
+
+    def noting(self, note: str, **changes: Any) -> _Chosen:
+        """With these changes, and a note on why."""
+        return replace(self, notes=(*self.notes, note), **changes)
 
 
 def _bases(base: Any, base_lr: Any, inputs: Any) -> tuple[list[Any], list[Any]]:
@@ -337,7 +344,7 @@ def _chosen(
                 f"the base's rate was found under init {one.init!r}, and the plan is for init {fill.name!r}: search "
                 f"the base with init={fill.name!r}"
             )
-    return _Chosen(rule, fill, width, depth, absolute)
+    return _Chosen(rule, fill, width, depth, absolute, open=init is None and not found and has_data)
 
 
 def _positive(number: Any) -> bool:
@@ -493,7 +500,7 @@ def _built(
         parameters[p.name] = ParameterPlan(p.shape, mean, std, **{**asdict(own), "lr": lr * own.lr})
     notes = (
         *origin,
-        *([chosen.note] if chosen.note else []),
+        *chosen.notes,
         *_notes(graph, parameters, chosen.init, target.kept),
         *(() if target.model is None else notes_on(target.model, graph, target.fills, meant, chosen.init.name)),
         *(f"{_listed(names, most=3)}: {note}" for note, names in noted(parts).items()),

@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.arguments import checked
 from dagscale.errors import DagscaleError, PlanError, RecipeError, SearchError
-from dagscale.inits import DEFAULT, INITS
+from dagscale.inits import INITS
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair, Point
+from dagscale.planning.defaults import QUIET, SQUARED, init_for
 from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
@@ -111,9 +112,10 @@ def search(
         inputs: example inputs; by default those of the first batch.
         plan: says how the copies are initialised and how the parameters' rates relate; by default ``init`` and one rate
             for all parameters.
-        init: name of the init where no plan is given, ``moments`` by default; ``keep`` for the model's own weights. Of
-            several, the search is made under each, and the base has the one whose lowest loss is the lowest; of those
-            within half a percent of it, which is as much as seeds differ by, the first.
+        init: name of the init where no plan is given, by default ``moments``, under a squared error ``small-readout``
+            (:func:`dagscale.planning.defaults.init_for`); ``keep`` for the model's own weights. Of several, the search
+            is made under each, and the base has the one whose lowest loss is the lowest; of those within half a percent
+            of it, which is as much as seeds differ by, the first.
         grid: rates to try, per optimiser step; by default half an octave apart, by optimiser.
         seeds: training runs at each rate; with method ``fast``, at the rates that decide. Run ``k`` is initialised, and
             its batches are drawn, with the seed ``seed + k``, the same at every rate.
@@ -165,8 +167,8 @@ def search(
         held = Recipe(
             validation, recipe.loss, batch_size=recipe.batch_size or 64, autocast=recipe.autocast, select=recipe.select
         )
-    names = [init or DEFAULT] if init is None or isinstance(init, str) else list(dict.fromkeys(init))
-    if not names:
+    names = [] if init is None else [init] if isinstance(init, str) else list(dict.fromkeys(init))
+    if init is not None and not names:
         raise SearchError("init is an empty list: name at least one")
     for name in names:
         INITS[name]  # an unknown one is refused before anything is trained
@@ -208,6 +210,8 @@ def search(
         network = traced(model, inputs, recipe, seed, role="base")
         if plan is not None:
             return under(*_start(network, plan), bar)
+        names = names or [init_for(network)]
+        why = (QUIET,) if init is None and names == [SQUARED] else ()
         found: list[Base] = []
         refused: dict[str, DagscaleError] = {}
         for name in names:
@@ -221,7 +225,8 @@ def search(
                 refused[name] = error
     if not found:
         raise next(iter(refused.values()))
-    return _lowest(found, refused) if len(names) > 1 else found[0]
+    one = _lowest(found, refused) if len(names) > 1 else found[0]
+    return replace(one, notes=(*why, *one.notes))
 
 
 ZERO = (

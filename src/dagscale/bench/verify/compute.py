@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -105,6 +105,7 @@ class Contest:
         entries: the methods; those whose name begins with ``grid`` are searches over the whole grid.
         plan: the method that rivals have as many steps as.
         notes: what a reader should know.
+        searched: init → what the search on the base found under it: ``lr``, ``band`` and ``steps``.
     """
 
     suite: str
@@ -116,6 +117,7 @@ class Contest:
     entries: tuple[Entry, ...]
     plan: str
     notes: tuple[str, ...] = ()
+    searched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ def contest(
     return Contest(
         suite, family.base, family.recipe, practice.recipe(both.train, length, size).describe(), both.train.name,
         length, (*(entry(m.name, m) for m in chosen), *(entry(f"grid / {truth}", None) for truth in starts)),
-        plans[0].name, tuple(notes),
+        plans[0].name, tuple(notes), found,
     )  # fmt: skip
 
 
