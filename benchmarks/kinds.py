@@ -157,7 +157,11 @@ INITS = {"folded": "`moments`", "small": "`small-readout`", "kept": "`keep`"}
 
 def place(curve: Curve) -> str:
     """The octave of its lowest loss."""
-    return f"{optimum(curve):+.1f}".replace("-", "−")
+    return signed(optimum(curve))
+
+
+def signed(octaves: float) -> str:
+    return f"{octaves:+.1f}".replace("-", "−")
 
 
 def times(size: str) -> str:

@@ -289,11 +289,17 @@ def of_networks(
 
     A network whose best rate is at an end of its grid is left out: it may lie beyond.
     """
-    inner = [(c, at) for c, at in found if min(c) < min(c, key=c.__getitem__) < max(c)]
-    off = tuple(optimum(curve) - at for curve, at in inner)
+    off = tuple(found_at(c) - at for c, at in found if min(c) < min(c, key=c.__getitem__) < max(c))
     if off:
         half = fmean(abs(o) <= 0.5 for o in off)
         yield Family(law, kind, name, kin, fmean(o**2 for o in off), len(off), half, off, band, seeds)
+
+
+def found_at(curve: Curve) -> float:
+    """The octave that a search would find: the middle of the band, or where that reaches beyond the grid, the lowest
+    point by a parabola."""
+    low, high = map(math.log2, find_band([2.0**octave for octave in curve], list(curve.values()), TOLERANCE))
+    return (low + high) / 2 if min(curve) < low <= high < max(curve) else optimum(curve)
 
 
 def carried_over(

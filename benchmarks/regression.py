@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kinds import Sheet, above, arguments, grids, planned, report, times, trains
+from kinds import Sheet, above, arguments, grids, planned, report, signed, times, trains
 from kinds_networks import ADAMW, Data, Recurrent, digits, kind, mlp, rollouts, source, split, squared
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transfer import Family, studies
+from transfer import Curve, lowest, optimum, studies
 
 GRIDS = ("own", "folded", "small")
 ADAM, SGD = torch.optim.Adam, torch.optim.SGD
@@ -276,14 +276,14 @@ FAMILIES = {
     "pendula": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), pendula, squared, 64, ADAMW, warmup=0.05,
                     weight_decay=0.01),
     "restorer": kind(("2x8", "6x8", "2x32"), 150, Restorer, masked_digits, squared, 32, ADAMW, weight_decay=0.01),
-    "values, Huber": kind(SIZES, 300, lambda d, w: mlp(3, *[w] * d, 1), values, huber, 64, eps=1e-5),
-    "pendula, 90 %": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), pendula, quantile, 64, ADAMW, warmup=0.05),
-    "counts, Poisson": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 1, act=nn.GELU), counts, poisson, 64),
     "autoencoder, momentum": kind(("1x32", "3x32", "1x128"), 200, autoencoder, pixels, squared, 32, SGD,
                                   momentum=0.9),
     "pendula, momentum": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 4), pendula, squared, 64, SGD, momentum=0.9),
     "restorer, momentum": kind(("2x8", "6x8", "2x32"), 150, Restorer, masked_digits, squared, 32, SGD, momentum=0.9,
                                nesterov=True, weight_decay=5e-4),
+    "values, Huber": kind(SIZES, 300, lambda d, w: mlp(3, *[w] * d, 1), values, huber, 64, eps=1e-5),
+    "pendula, 90 %": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), pendula, quantile, 64, ADAMW, warmup=0.05),
+    "counts, Poisson": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 1, act=nn.GELU), counts, poisson, 64),
     "autoencoder, sgd": kind(("1x32", "3x32", "1x128"), 200, autoencoder, pixels, squared, 32, SGD),
     "pendula, sgd": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 4), pendula, squared, 64, SGD, constant=True),
 }  # fmt: skip
@@ -299,25 +299,42 @@ def run(path: Path, names: list[str], seeds: int, until: float) -> None:
 # --- report -----------------------------------------------------------------------------------------------------
 
 
-def rows(known: dict[str, Any]) -> Iterator[tuple[str, Family, str, dict[str, dict[int, float]]]]:
-    """Each network whose grids are complete: the family, the size and its curves."""
+def complete(known: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Curve], dict[str, Curve]]]:
+    """Each network whose grids are complete: the family, the size, its curves and those of the family's base."""
     for name, family in FAMILIES.items():
+        bases = grids(known.get(name, {}), family.sizes[0], GRIDS)
         for size in family.sizes:
             curves = grids(known.get(name, {}), size, GRIDS)
-            if curves.keys() == set(GRIDS):
-                yield name, family, size, curves
+            if curves.keys() == bases.keys() == set(GRIDS):
+                yield name, size, curves, bases
 
 
 def readouts(known: dict[str, Any]) -> Sheet:
-    """Lowest losses against those under ``moments``, and losses at the base's rate above the lowest of all."""
+    """Lowest losses against those under ``moments``; and of targets, losses at the rate that is the base's best under
+    the same init, above the lowest of all grids."""
     body = []
-    for name, _, size, curves in rows(known):
+    for name, size, curves, bases in complete(known):
         low = {way: min(curve.values()) for way, curve in curves.items()}
-        least = min(low.values())
         changes = [above(low[way], low["folded"]) for way in ("small", "own")]
-        body.append([name, times(size), *changes, *(above(curves[way][0], least) for way in ("folded", "small"))])
-    heads = ["`small-readout`", "author's init", "`moments`, at the base's rate", "`small-readout`, there"]
+        ways = ("folded", "small") if curves is not bases and curves != bases else ()
+        carried = [above(curves[way].get(lowest(bases[way])), min(low.values())) for way in ways] or ["–", "–"]
+        body.append([name, times(size), *changes, *carried])
+    heads = ["`small-readout`", "author's init", "`moments`, carried over", "`small-readout`, carried over"]
     return ["family", "network", *heads], body
+
+
+def moved(known: dict[str, Any]) -> Sheet:
+    """Octaves from the best rate of the base to that of the target, under either init."""
+    body = []
+    for name, size, curves, bases in complete(known):
+        if curves != bases:
+            body.append(
+                [name, times(size), *(signed(optimum(curves[w]) - optimum(bases[w])) for w in ("folded", "small"))]
+            )
+    return ["family", "target", "`moments`", "`small-readout`"], body
+
+
+SHEETS = {"readouts": readouts, "moved": moved}
 
 
 if __name__ == "__main__":
@@ -325,7 +342,7 @@ if __name__ == "__main__":
     runs.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     given = parser.parse_args()
     if given.command == "report":
-        report(given.file, [readouts])
+        report(given.file, SHEETS.values())
     else:
         torch.set_num_threads(1)
         run(given.file, given.families, given.seeds, time.monotonic() + 60 * given.minutes)

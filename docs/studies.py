@@ -153,7 +153,13 @@ def plain(which: str) -> str:
     return table(*script("plain").SHEETS[which](read("plain")), left=2)
 
 
+def regression(which: str) -> str:
+    """``benchmarks/regression.py``."""
+    return table(*script("regression").SHEETS[which](read("regression")), left=2)
+
+
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
     "demo": demo_table, "nas": nas, "kinds": kinds, "positions": positions, "plain": plain,
+    "regression": regression,
 }  # fmt: skip

@@ -107,6 +107,16 @@ def test_a_search_takes_it_and_plans_begin_from_the_base_s() -> None:
     assert plan.parameters["2.weight"].init_std == pytest.approx(large.parameters["2.weight"].init_std, rel=0.1)
 
 
+def test_a_readout_that_stays_as_it_is_asks_for_nothing() -> None:
+    """And one that is drawn anew in a model that else stays starts small."""
+    kept = dagscale.plan(mlp(), recipe=recipe(F.mse_loss), keep="4")
+    assert kept.init == "moments"
+    head = dagscale.plan(mlp(), recipe=recipe(F.mse_loss), only="4")
+    assert head.init == "small-readout"
+    assert [name for name, own in head.parameters.items() if own.init_std] == ["4.weight"]
+    assert dagscale.search(mlp(), recipe(F.mse_loss), keep="4", seeds=1).init == "moments"
+
+
 def test_a_plan_without_a_base_says_why() -> None:
     plan = dagscale.plan(mlp(), recipe=recipe(F.mse_loss))
     assert plan.init == "small-readout"

@@ -34,8 +34,8 @@ class Accuracy(NamedTuple):
 # made by benchmarks/intervals.py
 ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
     "combined": {
-        "dense": Accuracy(0.33, 4.5, 13),
-        "convolutions": Accuracy(0.49, 4.0, 7),
+        "dense": Accuracy(0.32, 4.7, 13),
+        "convolutions": Accuracy(0.49, 4.1, 7),
     },
     "covariance": {
         "dense": Accuracy(0.4, 4.6, 11),
@@ -63,19 +63,19 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(1.09, 4.0, 11),
     },
     "none, by layer": {
-        "dense": Accuracy(0.31, 2.8, 4),
-        "convolutions": Accuracy(0.34, 2.1, 2),
-        "norms": Accuracy(0.3, 4.1, 19),
+        "dense": Accuracy(0.36, 2.5, 4),
+        "convolutions": Accuracy(0.19, 1.9, 2),
+        "norms": Accuracy(0.22, 3.5, 19),
     },
     "none, own init": {
-        "dense": Accuracy(1.22, 5.9, 9),
-        "convolutions": Accuracy(1.03, 2.9, 1),
-        "norms": Accuracy(1.24, 6.4, 13),
+        "dense": Accuracy(1.22, 5.7, 9),
+        "convolutions": Accuracy(1.03, 2.8, 1),
+        "norms": Accuracy(1.22, 6.2, 13),
     },
     "none, plain depth": {
-        "dense": Accuracy(1.56, 4.0, 6),
-        "convolutions": Accuracy(0.84, 2.6, 2),
-        "norms": Accuracy(1.35, 3.4, 4),
+        "dense": Accuracy(1.51, 4.0, 6),
+        "convolutions": Accuracy(0.78, 2.6, 2),
+        "norms": Accuracy(1.33, 3.3, 4),
     },
     "paths": {
         "dense": Accuracy(1.73, 4.3, 4),
@@ -83,9 +83,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(3.02, 2.7, 1),
     },
     "short-run": {
-        "dense": Accuracy(0.3, 3.7, 25),
-        "convolutions": Accuracy(0.45, 3.3, 9),
-        "norms": Accuracy(0.37, 3.6, 18),
+        "dense": Accuracy(0.3, 3.8, 25),
+        "convolutions": Accuracy(0.45, 3.4, 9),
+        "norms": Accuracy(0.37, 3.7, 18),
     },
 }
 """Law, with how it is used where that matters → kind of network → its error."""

@@ -49,7 +49,7 @@ def init_for(network: Network) -> str:
     A loss is a squared error if it grows about as the square of large outputs: with readouts 16 times as large as
     ``moments`` draws them it is nearly four times as high as with 8 times, where a cross-entropy, an absolute error or
     Huber's loss is at most twice as high, and one with an exponential far higher. A loss that is a training step's own
-    is not looked at.
+    is not looked at, nor one of a network whose readout stays as it is.
 
     Raises:
         DagscaleError: if ``moments`` cannot be measured on the network.

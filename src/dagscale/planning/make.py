@@ -137,7 +137,8 @@ def plan(
         bar.say("tracing")
         with about("target"):
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
-            if chosen.open and (name := init_for(target)) != chosen.init.name:
+            if chosen.open:
+                name = init_for(keeping(target, chosen.init.name, only, keep, reset)[0])
                 chosen = replace(chosen, init=INITS[name], notes=(QUIET,) if name == SQUARED else ())
         networks = _networks(bases, recipe, chosen, target.seed)
         if free and len(networks) == 1 and (way := way_over(networks["base"], target, chosen.init)):

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from dagscale.arguments import checked
 from dagscale.errors import DagscaleError, PlanError, RecipeError, SearchError
-from dagscale.inits import INITS
+from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair, Point
 from dagscale.planning.defaults import QUIET, SQUARED, init_for
@@ -210,7 +210,7 @@ def search(
         network = traced(model, inputs, recipe, seed, role="base")
         if plan is not None:
             return under(*_start(network, plan), bar)
-        names = names or [init_for(network)]
+        names = names or [init_for(keeping(network, DEFAULT, only, keep, reset)[0])]
         why = (QUIET,) if init is None and names == [SQUARED] else ()
         found: list[Base] = []
         refused: dict[str, DagscaleError] = {}
