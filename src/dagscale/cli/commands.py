@@ -113,7 +113,7 @@ def plan(
         str | None, _planned("Learning-rate law, `dagscale list laws`; by default by optimiser and data.")
     ] = None,
     init: Annotated[
-        str | None, _planned("Initialisation, `dagscale list inits`; by default moments with data.")
+        str | None, _planned("Initialisation, `dagscale list inits`; with data by default moments or small-readout.")
     ] = None,
     width: Annotated[
         str,
@@ -171,7 +171,11 @@ def search(
     data: Data = None,
     limit: Limit = None,
     init: Annotated[
-        str | None, option("Initialisation, by default moments; of several, as moments,damped,keep, the best.")
+        str | None,
+        option(
+            "Initialisation, by default moments, or under a squared error small-readout; of several, as "
+            "moments,damped,keep, the best."
+        ),
     ] = None,
     recipe: RecipeFile = None,
     optimizer: Optimizer = None,
