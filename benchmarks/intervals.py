@@ -50,6 +50,7 @@ from recorded import (
 )
 from scipy import optimize, stats
 
+from dagscale.laws import LAWS as REGISTERED
 from dagscale.laws.accuracy import Accuracy, Kind
 from dagscale.laws.base import FADING, Carried
 from dagscale.laws.estimate import Estimate, Spread, half_width
@@ -201,6 +202,11 @@ class Covered:
     wholes: tuple[float, ...]
 
 
+def usual_chance(found: Sequence[Group], law: str) -> float:
+    """The error by chance that a measured law usually has; of contests' targets their own is not recorded."""
+    return rms(wrong for group in found for _, _, wrong, _ in answered(group, law))
+
+
 def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
     """Every family whose networks are known one by one; those of one name count together, each without its own kin."""
     usual, search = base_octaves(found), band(found)
@@ -216,9 +222,10 @@ def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
 
     without = cache(lambda kin, law: fit([f for f in all_of if f.law == law and f.kin != kin]))
     for family in (f for f in all_of if f.octaves):
+        chance = usual_chance(found, family.law) if REGISTERED[family.law.partition(",")[0]].measured else 0.0
         for off in family.octaves:
             known = without(family.kin, family.law).get(family.kind)
-            add(family.law, family.name, known, off, base_of(family, search))
+            add(family.law, family.name, known, off, base_of(family, search), chance)
     for group in found:
         for law in MEASURED:
             rows = answered(group, law)

@@ -40,10 +40,10 @@ from dagscale.searching.make import EVEN
 
 WAYS: dict[str, dict[str, Any]] = {
     "own": {"init": "keep", "law": "none"},
-    "folded": {"width": "mup", "depth": "completep", "law": "none"},
+    "folded": {"init": "moments", "width": "mup", "depth": "completep", "law": "none"},
     "small": {"init": "small-readout", "width": "mup", "depth": "completep", "law": "none"},
     "kept": {"init": "keep", "width": "mup", "depth": "completep", "law": "none"},
-    "measured": {"law": "short-run"},
+    "measured": {"init": "moments", "law": "short-run"},
 }
 OCTAVES = (0, -1, 1, -2, 2)
 

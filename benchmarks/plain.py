@@ -37,10 +37,10 @@ import dagscale
 
 WAYS: dict[str, dict[str, Any]] = {
     "own": {"init": "keep", "law": "none"},
-    "one": {"law": "none"},
-    "plain": {"width": "mup", "depth": "plain", "law": "none"},
-    "measured": {"law": "short-run"},
-    "both": {"law": "short-run", "width": "mup", "depth": "plain"},
+    "one": {"init": "moments", "law": "none"},
+    "plain": {"init": "moments", "width": "mup", "depth": "plain", "law": "none"},
+    "measured": {"init": "moments", "law": "short-run"},
+    "both": {"init": "moments", "law": "short-run", "width": "mup", "depth": "plain"},
 }
 GRIDS, MEASURED = ("own", "one", "plain"), ("measured", "both")
 SIZES = ("2x64", "4x64", "8x64", "16x64", "8x128")

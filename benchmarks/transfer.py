@@ -60,9 +60,9 @@ from dagscale.training.engine import final_loss, train
 
 WAYS: dict[str, dict[str, Any]] = {
     "own init": {"init": "keep"},
-    "moments": {},
-    "mup": {"width": "mup"},
-    "completep": {"width": "mup", "depth": "completep"},
+    "moments": {"init": "moments"},
+    "mup": {"init": "moments", "width": "mup"},
+    "completep": {"init": "moments", "width": "mup", "depth": "completep"},
 }
 OCTAVES, FURTHEST = (0, -1, 1, -2, 2, -3, 3), 7
 EVALUATED = 1024
@@ -306,7 +306,7 @@ def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe, device
     carries its rate over to by default."""
     small = model_of(family, family.sizes[0], device)
     if "base" not in own:
-        found = dagscale.search(small, recipe, seeds=1)
+        found = dagscale.search(small, recipe, init="moments", seeds=1)
         own["base"] = {"lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe}
     base = traced(small, None, recipe, 0, role="base")
     if "kind" not in own["base"]:

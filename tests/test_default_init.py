@@ -69,6 +69,64 @@ def test_under_other_losses_they_do_not(loss: Loss, y: Tensor) -> None:
     assert chosen(loss, y) == "moments"
 
 
+class Product(nn.Module):
+    """Two readouts whose outputs are multiplied: scaled together they would square what each makes."""
+
+    def __init__(self, towers: bool) -> None:
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 5), nn.Linear(16, 5)
+        self.towers = towers
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).relu()
+        return (self.a(h) * self.b(h)).sum(-1) if self.towers else self.a(h) * self.b(h)
+
+
+@pytest.mark.parametrize("towers", [True, False])
+def test_readouts_that_are_multiplied_are_looked_at_one_by_one(towers: bool) -> None:
+    y = Y[:, 0] if towers else Y
+    kind = (y > 0).float() if towers else y.argmax(1)
+    entropy = F.binary_cross_entropy_with_logits if towers else F.cross_entropy
+    assert chosen(entropy, kind, Product(towers)) == "moments"
+    assert chosen(F.mse_loss, y, Product(towers)) == "small-readout"
+
+
+class Tied(nn.Module):
+    """A language model without norms whose readout is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.body = nn.Embedding(11, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 11, bias=False)
+        self.head.weight = self.token.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.token(x)).relu()).transpose(1, 2)
+
+
+def test_a_readout_that_is_an_embedding_too_is_not_looked_at() -> None:
+    tokens = torch.randint(0, 11, (64, 7), generator=G)
+    own = dagscale.Recipe((tokens, tokens.roll(-1, 1)), F.cross_entropy, torch.optim.AdamW, steps=4, batch_size=16)
+    assert init_for(traced(Tied(), None, own, 0)) == "moments"
+
+
+def test_all_members_of_a_check_have_one_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the first one's: targets six times as large as outputs are at the border, where networks differ."""
+    asked = []
+
+    def one(network: Any) -> str:
+        asked.append(network)
+        return "small-readout"
+
+    monkeypatch.setattr("dagscale.checking.make.init_for", one)
+    monkeypatch.setattr("dagscale.planning.make.init_for", lambda network: pytest.fail("a member was asked itself"))
+    family = [nn.Sequential(nn.Linear(6, w), nn.ReLU(), nn.Linear(w, 5)) for w in (8, 16, 32)]
+    more = {"loss": F.mse_loss, "optimizer": "adamw", "law": "none", "seeds": 1}
+    report = dagscale.check([(m, X[:8]) for m in family], data=(X, 6.3 * Y), **more)
+    assert report.init == "small-readout"
+    assert len(asked) == 1
+
+
 def test_where_nothing_can_be_seen_it_is_moments() -> None:
     assert chosen(F.mse_loss, model=mlp(nn.LayerNorm(5))) == "moments", "the readout's size makes no difference"
     own = dagscale.Recipe((X, Y), step=lambda model, optimizer, x, y: 1.0, steps=10)

@@ -33,8 +33,9 @@ def limit_of(best: float, tolerance: float, start: float = math.inf) -> float:
 
 
 WIDEST = 4.0
-"""Octaves that a band is wide at most. Where more rates are within the tolerance, the loss hardly depends on the rate,
-as in runs that learn little, and the middle of all these rates says nothing (``docs/notebook.md``)."""
+"""Octaves that a band is wide at most, but for rates of the very same loss. Where more rates are within the tolerance,
+the loss hardly depends on the rate, as in runs that learn little, and the middle of all these rates says nothing
+(``docs/notebook.md``)."""
 
 
 def find_band(
@@ -74,7 +75,7 @@ def narrowed(
 
     def fits(tolerance: float) -> bool:
         low, high = find_band(rates, losses, tolerance, start, math.inf)
-        return math.log2(high / low) <= widest
+        return math.log2(high / low) <= widest + 1e-9  # rates of a lattice are exact up to rounding
 
     if math.isinf(widest) or fits(tolerance):
         return tolerance

@@ -20,6 +20,7 @@ from dagscale.checking.verdict import Evidence, fits, levels, surely_worse, too_
 from dagscale.errors import CheckError, DagscaleError, PlanError
 from dagscale.inits import INITS, Fill
 from dagscale.planning.base import Base
+from dagscale.planning.defaults import init_for
 from dagscale.planning.make import plan as make_plan
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, traced
@@ -216,6 +217,8 @@ class _Planner:
             self.plans = listed
             return
         network = traced(family[0].make(seed), family[0].inputs, task.recipe, seed, role="base")
+        if options.get("init") is None:  # one for all members
+            options = self.options = {**options, "init": init_for(network)}
         self.base = Base.given(network, 1.0)
         if base_lr is None:
             base_lr = self._base_lr(task)

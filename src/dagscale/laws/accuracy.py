@@ -63,14 +63,14 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(1.09, 4.0, 11),
     },
     "none, by layer": {
-        "dense": Accuracy(0.36, 2.5, 4),
-        "convolutions": Accuracy(0.19, 1.9, 2),
-        "norms": Accuracy(0.22, 3.5, 19),
+        "dense": Accuracy(0.36, 2.6, 4),
+        "convolutions": Accuracy(0.19, 2.0, 2),
+        "norms": Accuracy(0.23, 3.8, 20),
     },
     "none, own init": {
-        "dense": Accuracy(1.22, 5.7, 9),
-        "convolutions": Accuracy(1.03, 2.8, 1),
-        "norms": Accuracy(1.22, 6.2, 13),
+        "dense": Accuracy(1.23, 5.9, 9),
+        "convolutions": Accuracy(1.04, 2.9, 1),
+        "norms": Accuracy(1.28, 6.5, 14),
     },
     "none, plain depth": {
         "dense": Accuracy(1.51, 4.0, 6),

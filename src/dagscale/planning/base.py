@@ -33,8 +33,8 @@ FORMAT = 1
 """Of the JSON document; a document of a later format is refused."""
 
 FLAT = (
-    "the loss hardly depends on the learning rate: more than {octaves:g} octaves of rates end within {asked:.2g} % of "
-    "the best loss, so the band holds those within {own:.1g} %; longer runs tell rates apart better"
+    "the loss hardly depends on the learning rate: more than {octaves:g} octaves of rates end within {asked} of the "
+    "best loss, so the band holds those within {own}; longer runs tell rates apart better"
 )
 
 LARGEST_DRAW, LARGEST_LOGARITHM = 1e38, 1e6
@@ -88,7 +88,7 @@ class Base(Saved, Tabled):
         edge: the maximal learning rate: the upper end of the band.
         argmin: of the rates that were tried, the one with the lowest mean loss.
         loss: the mean loss at ``argmin``; None for a rate that was given.
-        band: lower and upper end of the rates whose loss is at most `dagscale.rates.limit_of` the best (`find_band`).
+        band: lower and upper end of the rates near the best one (`dagscale.rates.find_band`).
         curve: all rates tried, ascending; empty for a rate that was given.
         at_edge: whether an end of the band is the first or last rate tried, so that the true end may lie beyond it.
         widened: how often the grid was widened.
@@ -155,8 +155,8 @@ class Base(Saved, Tabled):
         rates, losses = [point.lr for point in curve], [point.loss for point in curve]
         low, high = find_band(rates, losses, tolerance, start)
         own = narrowed(rates, losses, tolerance, start)
-        if own < tolerance:
-            notes = (*notes, FLAT.format(octaves=WIDEST, asked=100 * tolerance, own=100 * own))
+        if tolerance > own > 1e-6:  # else the rates have the very same loss
+            notes = (*notes, FLAT.format(octaves=WIDEST, asked=_percent(tolerance), own=_percent(own)))
         return cls(
             lr=math.sqrt(low * high),
             recipe=network.recipe.describe(),
@@ -392,6 +392,11 @@ def sides(curve: Sequence[Point], tolerance: float, start: float = math.inf) -> 
         return True, False
     low, high = find_band([point.lr for point in curve], losses, tolerance, start)
     return low <= curve[0].lr, high >= curve[-1].lr
+
+
+def _percent(share: float) -> str:
+    """With two digits at least, without an exponent."""
+    return f"{100 * share:.{max(0, 1 - math.floor(math.log10(100 * share)))}f} %"
 
 
 def _loss(value: Any) -> float:

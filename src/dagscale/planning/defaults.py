@@ -16,6 +16,7 @@ behind one another it does not always (docs/evidence/plain.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
@@ -39,17 +40,18 @@ QUIET = (
 )
 
 LARGE, EXAMPLES = (8.0, 16.0), 64
-"""How many times as large readouts are drawn to see how the loss grows, and on how many examples."""
+"""How many times as large a readout is drawn to see how the loss grows, and on how many examples."""
 
 
 def init_for(network: Network) -> str:
     """The name of the init for a network: without data, under a squared error, and else; plain SGD has one for all
     losses.
 
-    A loss is a squared error if it grows about as the square of large outputs: with readouts 16 times as large as
-    ``moments`` draws them it is nearly four times as high as with 8 times, where a cross-entropy, an absolute error or
-    Huber's loss is at most twice as high, and one with an exponential far higher. A loss that is a training step's own
-    is not looked at, nor one of a network whose readout stays as it is.
+    A loss is a squared error if it grows about as the square of large outputs: with one readout 16 times as large as
+    ``moments`` draws it, the loss is nearly four times as high as with 8 times, where a cross-entropy, an absolute
+    error or Huber's loss is at most twice as high, and one with an exponential far higher. That takes targets no more
+    than some times as large as outputs of second moment 1; beside larger ones the size of outputs is of no account. A
+    loss that is a training step's own is not looked at, nor a readout that stays as it is or is an embedding too.
 
     Raises:
         DagscaleError: if ``moments`` cannot be measured on the network.
@@ -60,24 +62,35 @@ def init_for(network: Network) -> str:
     plain = optimizer.step == "gradient" and not optimizer.settings.get("momentum")
     if plain or (recipe.step is not None and recipe.loss is None):
         return DEFAULT
-    readouts = {p.name for use in network.graph.layers if use.readout for p in use.op.params if p.role == "weight"}
-    own = initialised(network, DEFAULT).fills
-    drawn = readouts & own.keys()
-    if not drawn:
-        return DEFAULT
+    own = initialised(network, DEFAULT)
+    readouts = [name for name in _readouts(network.graph) if name in own.fills]
+    return SQUARED if any(1.5 < _growth(own, name) < 2.5 for name in readouts) else DEFAULT
+
+
+def _readouts(graph: Graph) -> Iterator[str]:
+    """The weights that make outputs and nothing else."""
+    uses: dict[str, list[bool]] = {}
+    for use in graph.layers:
+        for p in use.op.params:
+            if p.role == "weight":
+                uses.setdefault(p.name, []).append(use.readout)
+    return (name for name, found in uses.items() if all(found))
+
+
+def _growth(network: Network, readout: str) -> float:
+    """The power of a readout's size that the loss grows as; NaN where it cannot be told."""
     losses = []
     for times in LARGE:
-        fills = {name: fill.times(times) if name in drawn else fill for name, fill in own.items()}
+        fills = {**network.fills, readout: network.fills[readout].times(times)}
         try:
             with seeded(network.seed):
-                losses.append(final_loss(network.copy.reset(fills, network.seed), recipe, EXAMPLES))
+                losses.append(final_loss(network.copy.reset(fills, network.seed), network.recipe, EXAMPLES))
         except DagscaleError:  # a loss that such outputs cannot be given to
-            return DEFAULT
+            return math.nan
         finally:
             network.copy.give_back()
     low, high = losses
-    squared = 0 < low < high < math.inf and 1.5 < math.log(high / low, LARGE[1] / LARGE[0]) < 2.5
-    return SQUARED if squared else DEFAULT
+    return math.log(high / low, LARGE[1] / LARGE[0]) if 0 < low < high < math.inf else math.nan
 
 
 WIDTH, LAW = "mup", "none"

@@ -345,7 +345,7 @@ def _chosen(
                 f"the base's rate was found under init {one.init!r}, and the plan is for init {fill.name!r}: search "
                 f"the base with init={fill.name!r}"
             )
-    return _Chosen(rule, fill, width, depth, absolute, open=init is None and not found and has_data)
+    return _Chosen(rule, fill, width, depth, absolute, open=init is None and not found and recipe.data is not None)
 
 
 def _positive(number: Any) -> bool:

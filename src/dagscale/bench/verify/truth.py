@@ -13,7 +13,7 @@ from dagscale.rates import find_band
 AFFECTS_TRAINING = False
 
 TOLERANCE = 0.05
-"""The band of good rates: loss within 5 % of the best."""
+"""The band of good rates: loss within 5 % of the best, as far as that is no wider than a band may be."""
 
 
 @dataclass(frozen=True)
