@@ -63,14 +63,14 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(1.09, 4.0, 11),
     },
     "none, by layer": {
-        "dense": Accuracy(0.36, 2.6, 4),
-        "convolutions": Accuracy(0.19, 2.0, 2),
-        "norms": Accuracy(0.23, 3.8, 20),
+        "dense": Accuracy(0.36, 2.3, 4),
+        "convolutions": Accuracy(0.2, 1.8, 2),
+        "norms": Accuracy(0.24, 3.2, 21),
     },
     "none, own init": {
-        "dense": Accuracy(1.23, 5.9, 9),
+        "dense": Accuracy(1.23, 6.1, 9),
         "convolutions": Accuracy(1.04, 2.9, 1),
-        "norms": Accuracy(1.28, 6.5, 14),
+        "norms": Accuracy(1.31, 6.8, 15),
     },
     "none, plain depth": {
         "dense": Accuracy(1.51, 4.0, 6),
