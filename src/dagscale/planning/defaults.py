@@ -39,7 +39,7 @@ QUIET = (
     f"ones end lower (docs/evidence/regression.md); name init={DEFAULT!r} for larger ones"
 )
 
-LARGE, EXAMPLES = (8.0, 16.0), 64
+LARGE, EXAMPLES = (8.0, 16.0), 16
 """How many times as large a readout is drawn to see how the loss grows, and on how many examples."""
 
 
