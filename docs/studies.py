@@ -158,8 +158,13 @@ def regression(which: str) -> str:
     return table(*script("regression").SHEETS[which](read("regression")), left=2)
 
 
+def width(which: str) -> str:
+    """``benchmarks/width_parts.py``."""
+    return table(*script("width_parts").SHEETS[which](read("width-parts")), left=1)
+
+
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
     "demo": demo_table, "nas": nas, "kinds": kinds, "positions": positions, "plain": plain,
-    "regression": regression,
+    "regression": regression, "width": width,
 }  # fmt: skip
