@@ -39,11 +39,7 @@ the loss hardly depends on the rate, as in runs that learn little, and the middl
 
 
 def find_band(
-    rates: Sequence[float],
-    losses: Sequence[float],
-    tolerance: float,
-    start: float = math.inf,
-    widest: float = WIDEST,
+    rates: Sequence[float], losses: Sequence[float], tolerance: float, start: float = math.inf, widest: float = WIDEST
 ) -> tuple[float, float]:
     """Lower and upper end of the rates around the best one whose loss is at most `limit_of` the best.
 
@@ -56,17 +52,11 @@ def find_band(
         tolerance, start: as for `limit_of`.
         widest: octaves; a band that would be wider is that of a smaller tolerance, see `narrowed`.
     """
-    best = min(range(len(losses)), key=losses.__getitem__)
-    limit = limit_of(losses[best], narrowed(rates, losses, tolerance, start, widest), start)
-    return _end(rates, losses, best, -1, limit), _end(rates, losses, best, 1, limit)
+    return _ends(rates, losses, narrowed(rates, losses, tolerance, start, widest), start)
 
 
 def narrowed(
-    rates: Sequence[float],
-    losses: Sequence[float],
-    tolerance: float,
-    start: float = math.inf,
-    widest: float = WIDEST,
+    rates: Sequence[float], losses: Sequence[float], tolerance: float, start: float = math.inf, widest: float = WIDEST
 ) -> float:
     """The tolerance at which the band is at most so many octaves wide: the one that is given, or the largest below it.
 
@@ -74,10 +64,10 @@ def narrowed(
     """
 
     def fits(tolerance: float) -> bool:
-        low, high = find_band(rates, losses, tolerance, start, math.inf)
+        low, high = _ends(rates, losses, tolerance, start)
         return math.log2(high / low) <= widest + 1e-9  # rates of a lattice are exact up to rounding
 
-    if math.isinf(widest) or fits(tolerance):
+    if fits(tolerance):
         return tolerance
     low, high = 0.0, tolerance
     for _ in range(HALVINGS):
@@ -88,6 +78,13 @@ def narrowed(
 
 HALVINGS = 30
 """Of the interval that a narrowed tolerance lies in."""
+
+
+def _ends(rates: Sequence[float], losses: Sequence[float], tolerance: float, start: float) -> tuple[float, float]:
+    """Both ends of the band, however wide it is."""
+    best = min(range(len(losses)), key=losses.__getitem__)
+    limit = limit_of(losses[best], tolerance, start)
+    return _end(rates, losses, best, -1, limit), _end(rates, losses, best, 1, limit)
 
 
 def _end(rates: Sequence[float], losses: Sequence[float], start: int, step: int, limit: float) -> float:

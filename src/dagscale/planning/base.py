@@ -153,8 +153,8 @@ class Base(Saved, Tabled):
         """
         best = min(curve, key=lambda point: point.loss)
         rates, losses = [point.lr for point in curve], [point.loss for point in curve]
-        low, high = find_band(rates, losses, tolerance, start)
         own = narrowed(rates, losses, tolerance, start)
+        low, high = find_band(rates, losses, own, start)
         if tolerance > own > 1e-6:  # else the rates have the very same loss
             notes = (*notes, FLAT.format(octaves=WIDEST, asked=_percent(tolerance), own=_percent(own)))
         return cls(

@@ -16,13 +16,12 @@ behind one another it does not always (docs/evidence/plain.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
 from dagscale.graph import Graph, Op
 from dagscale.graph.branches import find_branches
-from dagscale.graph.roles import roles
+from dagscale.graph.roles import positions, roles
 from dagscale.inits import DEFAULT, WITHOUT_DATA, Init
 from dagscale.network import Network
 from dagscale.planning.prepare import initialised
@@ -38,6 +37,12 @@ QUIET = (
     f"init {SQUARED!r} by default: the loss grows as the square of the outputs, and networks that begin with small "
     f"ones end lower (docs/evidence/regression.md); name init={DEFAULT!r} for larger ones"
 )
+
+
+def why_init(name: str) -> tuple[str, ...]:
+    """Notes on an init that was taken because nobody named one."""
+    return (QUIET,) if name == SQUARED else ()
+
 
 LARGE, EXAMPLES = (8.0, 16.0), 16
 """How many times as large a readout is drawn to see how the loss grows, and on how many examples."""
@@ -67,14 +72,12 @@ def init_for(network: Network) -> str:
     return SQUARED if any(1.5 < _growth(own, name) < 2.5 for name in readouts) else DEFAULT
 
 
-def _readouts(graph: Graph) -> Iterator[str]:
+def _readouts(graph: Graph) -> list[str]:
     """The weights that make outputs and nothing else."""
-    uses: dict[str, list[bool]] = {}
-    for use in graph.layers:
-        for p in use.op.params:
-            if p.role == "weight":
-                uses.setdefault(p.name, []).append(use.readout)
-    return (name for name, found in uses.items() if all(found))
+    uses: dict[str, set[str]] = {}
+    for _, name, position in positions(graph):
+        uses.setdefault(name, set()).add(position)
+    return [name for name, found in uses.items() if found == {"readout"}]
 
 
 def _growth(network: Network, readout: str) -> float:

@@ -24,7 +24,7 @@ from dagscale.laws.combined import pictured
 from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
-from dagscale.planning.defaults import LAW, QUIET, SQUARED, WIDTH, init_for, way_over
+from dagscale.planning.defaults import LAW, WIDTH, init_for, way_over, why_init
 from dagscale.planning.naming import known_names, named
 from dagscale.planning.plans import ParameterPlan, Plan
 from dagscale.planning.power import fitted_power
@@ -139,7 +139,7 @@ def plan(
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
             if chosen.open:
                 name = init_for(keeping(target, chosen.init.name, only, keep, reset)[0])
-                chosen = replace(chosen, init=INITS[name], notes=(QUIET,) if name == SQUARED else ())
+                chosen = replace(chosen, init=INITS[name], notes=why_init(name))
         networks = _networks(bases, recipe, chosen, target.seed)
         if free and len(networks) == 1 and (way := way_over(networks["base"], target, chosen.init)):
             chosen = chosen.noting(way.why, law=LAWS[LAW], width=WIDTH, depth=way.depth)

@@ -16,7 +16,7 @@ from dagscale.errors import DagscaleError, PlanError, RecipeError, SearchError
 from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair, Point
-from dagscale.planning.defaults import QUIET, SQUARED, init_for
+from dagscale.planning.defaults import init_for, why_init
 from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
@@ -210,8 +210,10 @@ def search(
         network = traced(model, inputs, recipe, seed, role="base")
         if plan is not None:
             return under(*_start(network, plan), bar)
-        names = names or [init_for(keeping(network, DEFAULT, only, keep, reset)[0])]
-        why = (QUIET,) if init is None and names == [SQUARED] else ()
+        why: tuple[str, ...] = ()
+        if init is None:
+            names = [init_for(keeping(network, DEFAULT, only, keep, reset)[0])]
+            why = why_init(names[0])
         found: list[Base] = []
         refused: dict[str, DagscaleError] = {}
         for name in names:
