@@ -11,7 +11,6 @@ it, and its middle judged by the other seed's, the loss taken as linear in betwe
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from recorded import EVIDENCE, KIN, Sheet, put, read_results
+from recorded import Sheet, by_octave, contests, ends, put, read_results
 from transfer import Curve
 
-from dagscale.rates import WIDEST, find_band
+from dagscale.rates import WIDEST
 
 RULES = {
     **{f"{100 * t:.0f} %": (t, math.inf) for t in (0.01, 0.02, 0.03, 0.05)},
@@ -46,16 +45,13 @@ def families() -> Iterator[tuple[str, Families]]:
     yield "rates", rates
     for study in ("transfer", "kinds", "plain"):
         yield study, {name: list(_grids(runs)) for name, runs in read_results(study).items()}
-    contests: Families = {}
-    for suite in KIN:
-        path = EVIDENCE / "results" / f"contest-{suite}.json"
-        entries = json.loads(path.read_text("utf-8"))["entries"] if path.exists() else []
-        grids = [entry["trials"] for entry in entries if entry["method"].startswith("grid")]
-        found = [
-            [{round(math.log2(lr)): loss for lr, loss, *_ in row} for row in rows] for g in grids for rows in g.values()
+    yield "contest", {
+        contest.suite: [
+            _pair([by_octave(row) for row in rows])
+            for entry in contest.entries if entry.method.startswith("grid") for rows in entry.trials.values()
         ]
-        contests[suite] = [_pair(pair) for pair in found]
-    yield "contest", {name: found for name, found in contests.items() if found}
+        for contest in contests()
+    }  # fmt: skip
 
 
 def _grids(runs: dict[str, Any]) -> Iterator[tuple[Curve, Curve]]:
@@ -77,8 +73,7 @@ def _pair(curves: list[Any]) -> tuple[Curve, Curve]:
 
 def middle(curve: Curve, tolerance: float, widest: float) -> float:
     """The octave that a search would answer."""
-    low, high = find_band([2.0**octave for octave in curve], list(curve.values()), tolerance, widest=widest)
-    return math.log2(low * high) / 2
+    return fmean(ends(curve, tolerance, widest))
 
 
 def at(curve: Curve, octave: float) -> float:

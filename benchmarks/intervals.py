@@ -96,10 +96,10 @@ def answered(group: Group, law: str) -> list[tuple[Point, float, float, int]]:
 
 def families(found: Sequence[Group]) -> list[Family]:
     """All that is known of every law."""
-    base = base_octaves(found)
+    base, search = base_octaves(found), band(found)
     known = [*by_layer(), *plain_depth(), *contested()]
     all_of = [*tabulated(), *alone(), *replayed()]
-    all_of += [replace(f, square=rest(f.square, base_of(f, band(found)) ** 2)) for f in known]
+    all_of += [replace(f, square=rest(f.square, base_of(f, search) ** 2)) for f in known]
     for group in found:
         for law in MEASURED:
             rows = answered(group, law)

@@ -183,6 +183,20 @@ def report(path: Path, sheets: Iterable[Callable[[dict[str, Any]], Sheet]]) -> N
         print("\n".join("| " + " | ".join(row) + " |" for row in body) + "\n")
 
 
+def command(
+    parser: argparse.ArgumentParser,
+    sheets: Iterable[Callable[[dict[str, Any]], Sheet]],
+    go_on: Callable[[argparse.Namespace, float], None],
+) -> None:
+    """Do what the command line of `arguments` asks: report, or go on with the runs until a time."""
+    given = parser.parse_args()
+    if given.command == "report":
+        report(given.file, sheets)
+    else:
+        torch.set_num_threads(1)
+        go_on(given, time.monotonic() + 60 * given.minutes)
+
+
 def arguments(doc: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The command line of a study that can be stopped and goes on, and the part of it that runs."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,9 +213,4 @@ if __name__ == "__main__":
     parser, runs = arguments(__doc__)
     runs.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     runs.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    given = parser.parse_args()
-    if given.command == "report":
-        report(given.file, SHEETS.values())
-    else:
-        torch.set_num_threads(1)
-        run(given.file, given.kinds, given.ways, given.seeds, time.monotonic() + 60 * given.minutes)
+    command(parser, SHEETS.values(), lambda a, until: run(a.file, a.kinds, a.ways, a.seeds, until))

@@ -19,7 +19,6 @@ request (``--ways both``) as ``both``: measured with the rule's factors on. The 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kinds import Sheet, above, arguments, grids, place, report, times, trains
+from kinds import Sheet, above, arguments, command, grids, place, times, trains
 from kinds_networks import ADAMW, KINDS, Data, digits, friedman, kind, noisy, squared
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -169,10 +168,4 @@ if __name__ == "__main__":
     runs.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     runs.add_argument("--sizes", nargs="+", default=[])
     runs.add_argument("--ways", nargs="+", default=[w for w in WAYS if w != "both"], choices=list(WAYS))
-    given = parser.parse_args()
-    if given.command == "report":
-        report(given.file, SHEETS.values())
-    else:
-        torch.set_num_threads(1)
-        until = time.monotonic() + 60 * given.minutes
-        run(given.file, given.families, given.sizes, given.ways, given.seeds, until)
+    command(parser, SHEETS.values(), lambda a, until: run(a.file, a.families, a.sizes, a.ways, a.seeds, until))

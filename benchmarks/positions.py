@@ -16,14 +16,13 @@ is 0.15 in size.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from kinds import Sheet, arguments, folded, report
+from kinds import Sheet, arguments, command, folded
 from kinds_networks import KINDS, WITH_POSITIONS
 from torch import nn
 from transfer import FAMILIES, Family, curve_of, model_of, studies
@@ -84,9 +83,4 @@ if __name__ == "__main__":
     runs.add_argument("--families", nargs="+", default=list(STUDIED), choices=list(STUDIED))
     runs.add_argument("--scales", nargs="+", default=list(SCALES))
     runs.add_argument("--sizes", nargs="+", default=[])
-    given = parser.parse_args()
-    if given.command == "report":
-        report(given.file, [lowest_losses])
-    else:
-        torch.set_num_threads(1)
-        run(given.file, given.families, given.scales, given.sizes, given.seeds, time.monotonic() + 60 * given.minutes)
+    command(parser, [lowest_losses], lambda a, until: run(a.file, a.families, a.scales, a.sizes, a.seeds, until))

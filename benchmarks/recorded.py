@@ -30,11 +30,12 @@ import torch
 from rates import FAMILIES, band_of, middle, of_seed, regular
 from transfer import Curve, curves, optimum
 
+from dagscale.bench.verify.compute import Contest, Trial
 from dagscale.bench.verify.truth import TOLERANCE
 from dagscale.laws.accuracy import Kind
 from dagscale.laws.short_run import PRECISION
 from dagscale.planning.certainty import OCTAVE
-from dagscale.rates import find_band
+from dagscale.rates import WIDEST, find_band
 
 Sheet = list[dict[str, str]]
 
@@ -276,7 +277,8 @@ def alone() -> Iterator[Family]:
 
 
 KIN = {
-    "lm": ("lm", "True", "adamw"), "lm-no-norm": ("lm", "False", "adamw"), "vit": ("vit", "True", "adamw"),
+    "lm": ("lm", "True", "adamw"), "lm-long": ("lm", "True", "adamw"), "lm-no-norm": ("lm", "False", "adamw"),
+    "vit": ("vit", "True", "adamw"),
     "mixer": ("mixer", "True", "adamw"), "resnet": ("resnet", "True", "momentum"), "mlp": ("mlp", "False", "sgd"),
 }  # fmt: skip
 """Families of ``results/transfer.json`` and suites of contests → space, norms, optimiser."""
@@ -295,10 +297,16 @@ def of_networks(
         yield Family(law, kind, name, kin, fmean(o**2 for o in off), len(off), half, off, band, seeds)
 
 
+def ends(curve: Curve, tolerance: float = TOLERANCE, widest: float = WIDEST) -> tuple[float, float]:
+    """The octaves at both ends of the band, as a search finds it."""
+    low, high = find_band([2.0**octave for octave in curve], list(curve.values()), tolerance, widest=widest)
+    return math.log2(low), math.log2(high)
+
+
 def found_at(curve: Curve) -> float:
     """The octave that a search would find: the middle of the band, or where that reaches beyond the grid, the lowest
     point by a parabola."""
-    low, high = map(math.log2, find_band([2.0**octave for octave in curve], list(curve.values()), TOLERANCE))
+    low, high = ends(curve)
     return (low + high) / 2 if min(curve) < low <= high < max(curve) else optimum(curve)
 
 
@@ -306,9 +314,8 @@ def carried_over(
     law: str, name: str, kin: tuple[str, ...], runs: dict[str, Any], scaled: Iterable[Curve], base: Curve
 ) -> Iterator[Family]:
     """Networks of a study that were given their base's rate, which one seed found; ``base`` is the base's own curve."""
-    low, high = find_band([2.0**octave for octave in base], list(base.values()), TOLERANCE)
-    half = math.log2(high / low) / 2
-    yield from of_networks(law, runs["base"]["kind"], name, kin, ((curve, 0) for curve in scaled), half, 1)
+    low, high = ends(base)
+    yield from of_networks(law, runs["base"]["kind"], name, kin, ((c, 0) for c in scaled), (high - low) / 2, 1)
 
 
 def by_layer() -> Iterator[Family]:
@@ -340,31 +347,41 @@ def plain_depth() -> Iterator[Family]:
         yield from carried_over("none, plain depth", f"plain, {name}", (name, "", ""), runs, scaled, base)
 
 
+def contests() -> Iterator[Contest]:
+    """What is kept of ``dagscale verify`` under recipes."""
+    for path in sorted((EVIDENCE / "results").glob("contest-*.json")):
+        yield Contest.from_dict(json.loads(path.read_text("utf-8")))
+
+
 def contested() -> Iterator[Family]:
     """Targets of contests: the rate that a plan said, and the grid that starts as it does."""
-    for suite, kin in KIN.items():
-        path = EVIDENCE / "results" / f"contest-{suite}.json"
-        contest = json.loads(path.read_text("utf-8")) if path.exists() else {"entries": []}
-        trials = {entry["method"]: entry["trials"] for entry in contest["entries"]}
-        kind: Kind = "dense" if suite == "mlp" else "norms"
+    for contest in contests():
+        trials = {entry.method: entry.trials for entry in contest.entries}
+        kind: Kind = "dense" if contest.suite == "mlp" else "norms"
         for said, init, grid, law in (
             ("none / moments / mup+completep", "moments", "grid / moments / mup+completep", "none, by layer"),
             ("one-rate", "keep", "grid / keep", "none, own init"),
             *((f"{law} / moments", "moments", "grid / moments", law) for law in ("combined", "short-run")),
         ):
             if said in trials and grid in trials:
-                found = ((_curve(runs), math.log2(trials[said][t][0][0][0])) for t, runs in trials[grid].items())
-                low, high = contest.get("searched", {}).get(init, {}).get("band", (1.0, 1.0))
-                seeds = len(next(iter(trials[said].values())))
-                yield from of_networks(law, kind, f"contest, {suite}", kin, found, math.log2(high / low) / 2, seeds)
+                rates = {a: rows[0][0].lr for a, rows in trials[said].items()}
+                found = [(_mean(rows), math.log2(lr)) for a, rows in trials[grid].items() if (lr := rates[a])]
+                low, high = contest.searched.get(init, {}).get("band", (1.0, 1.0))
+                yield from of_networks(
+                    law, kind, f"contest, {contest.suite}", KIN[contest.suite], found, math.log2(high / low) / 2,
+                    contest.seeds,
+                )  # fmt: skip
 
 
-def _curve(seeds: Sequence[Sequence[Sequence[Any]]]) -> Curve:
-    """Log2 of the rate, on a grid of whole octaves → mean loss over seeds."""
-    losses: dict[int, list[float]] = {}
-    for lr, loss, *_ in (run for seed in seeds for run in seed):
-        losses.setdefault(round(math.log2(lr)), []).append(math.inf if loss is None else loss)
-    return {octave: fmean(found) for octave, found in sorted(losses.items())}
+def by_octave(row: Iterable[Trial]) -> Curve:
+    """Trainings of a grid of whole octaves: log2 of the rate → loss."""
+    return {round(math.log2(trial.lr)): trial.loss for trial in row if trial.lr is not None}
+
+
+def _mean(seeds: Iterable[Iterable[Trial]]) -> Curve:
+    """The mean over seeds."""
+    curves = [by_octave(row) for row in seeds]
+    return {octave: fmean(curve[octave] for curve in curves) for octave in sorted(curves[0])}
 
 
 def replayed() -> Iterator[Family]:

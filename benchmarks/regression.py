@@ -17,14 +17,13 @@ the Poisson loss, and momentum beside Adam. Each has one base, its smallest size
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from kinds import Sheet, above, arguments, grids, planned, report, signed, times, trains
+from kinds import Sheet, above, arguments, command, grids, planned, signed, times, trains
 from kinds_networks import ADAMW, Data, Recurrent, digits, kind, mlp, rollouts, source, split, squared
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -300,13 +299,13 @@ def run(path: Path, names: list[str], seeds: int, until: float) -> None:
 
 
 def complete(known: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Curve], dict[str, Curve]]]:
-    """Each network whose grids are complete: the family, the size, its curves and those of the family's base."""
+    """Each network whose grids are complete: the family, the size, its curves and, of a target, those of its base."""
     for name, family in FAMILIES.items():
         bases = grids(known.get(name, {}), family.sizes[0], GRIDS)
         for size in family.sizes:
             curves = grids(known.get(name, {}), size, GRIDS)
             if curves.keys() == bases.keys() == set(GRIDS):
-                yield name, size, curves, bases
+                yield name, size, curves, bases if size != family.sizes[0] else {}
 
 
 def readouts(known: dict[str, Any]) -> Sheet:
@@ -316,7 +315,7 @@ def readouts(known: dict[str, Any]) -> Sheet:
     for name, size, curves, bases in complete(known):
         low = {way: min(curve.values()) for way, curve in curves.items()}
         changes = [above(low[way], low["folded"]) for way in ("small", "own")]
-        ways = ("folded", "small") if curves is not bases and curves != bases else ()
+        ways = ("folded", "small") if bases else ()
         carried = [above(curves[way].get(lowest(bases[way])), min(low.values())) for way in ways] or ["–", "–"]
         body.append([name, times(size), *changes, *carried])
     heads = ["`small-readout`", "author's init", "`moments`, carried over", "`small-readout`, carried over"]
@@ -327,7 +326,7 @@ def moved(known: dict[str, Any]) -> Sheet:
     """Octaves from the best rate of the base to that of the target, under either init."""
     body = []
     for name, size, curves, bases in complete(known):
-        if curves != bases:
+        if bases:
             body.append(
                 [name, times(size), *(signed(optimum(curves[w]) - optimum(bases[w])) for w in ("folded", "small"))]
             )
@@ -340,9 +339,4 @@ SHEETS = {"readouts": readouts, "moved": moved}
 if __name__ == "__main__":
     parser, runs = arguments(__doc__)
     runs.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    given = parser.parse_args()
-    if given.command == "report":
-        report(given.file, SHEETS.values())
-    else:
-        torch.set_num_threads(1)
-        run(given.file, given.families, given.seeds, time.monotonic() + 60 * given.minutes)
+    command(parser, SHEETS.values(), lambda a, until: run(a.file, a.families, a.seeds, until))

@@ -15,9 +15,10 @@ seeds. Each is trained over a grid of rates an octave apart in five ways:
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
+from kinds import Sheet, arguments, command
 from torch import nn
 from transfer import put
 
@@ -46,9 +47,7 @@ TARGETS = {
 """Suite → targets, log2 of the rates, batch size, examples."""
 
 WAYS = ("one", "mup", "readout", "rates", "init")
-STEPS, SEEDS = 100, (0, 1)
-
-Sheet = tuple[list[str], list[list[str]]]
+STEPS = 100
 
 
 def plans(model: nn.Module, base: Base, recipe: dagscale.Recipe) -> dict[str, dagscale.Plan]:
@@ -74,7 +73,7 @@ def plans(model: nn.Module, base: Base, recipe: dagscale.Recipe) -> dict[str, da
     }
 
 
-def run(path: Path, suites: Iterable[str], data: str) -> None:
+def run(path: Path, suites: Iterable[str], data: str, seeds: int, until: float) -> None:
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for suite in suites:
         names, octaves, batch_size, limit = TARGETS[suite]
@@ -87,9 +86,9 @@ def run(path: Path, suites: Iterable[str], data: str) -> None:
         for name in names:
             for way, plan in plans(targets.load(name, data=train_on, seed=0)[0], base, recipe).items():
                 for octave in octaves:
-                    for seed in SEEDS:
+                    for seed in range(seeds):
                         key = f"{name}/{way}/{octave}/{seed}"
-                        if key not in known.setdefault(suite, {}):
+                        if key not in known.setdefault(suite, {}) and time.monotonic() < until:
                             model, _ = targets.load(name, data=train_on, seed=seed)
                             plan.init_(model, seed=seed)
                             loss = train(model, recipe, plan.param_groups(model, lr=2.0**octave), seed=seed).loss
@@ -98,20 +97,15 @@ def run(path: Path, suites: Iterable[str], data: str) -> None:
 
 
 def parts(known: dict[str, Any]) -> Sheet:
-    """The lowest loss of each way above that of one rate, and at how many octaves."""
+    """The lowest mean loss of each way above that of one rate."""
     body = []
     for suite, runs in known.items():
+        losses: dict[str, list[float]] = defaultdict(list)
+        for key, loss in runs.items():
+            losses[key.rpartition("/")[0]].append(math.inf if loss is None else loss)
         for name in TARGETS[suite][0]:
-            lows = {}
-            for way in WAYS:
-                curve = {
-                    octave: fmean(
-                        math.inf if v is None else v for v in (runs.get(f"{name}/{way}/{octave}/{s}") for s in SEEDS)
-                    )
-                    for octave in TARGETS[suite][1]
-                }
-                lows[way] = min((loss, octave) for octave, loss in curve.items())
-            changes = (f"{100 * (lows[way][0] / lows['one'][0] - 1):+.1f} %".replace("-", "−") for way in WAYS[1:])
+            lows = {way: min(fmean(losses[f"{name}/{way}/{octave}"]) for octave in TARGETS[suite][1]) for way in WAYS}
+            changes = (f"{100 * (lows[way] / lows['one'] - 1):+.1f} %".replace("-", "−") for way in WAYS[1:])
             body.append([f"`{name}`", *changes])
     return ["target", "`mup`", "readout's init as it is", "its rates alone", "its init alone"], body
 
@@ -119,17 +113,7 @@ def parts(known: dict[str, Any]) -> Sheet:
 SHEETS = {"parts": parts}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs, shown = commands.add_parser("run"), commands.add_parser("report")
-    for command in (runs, shown):
-        command.add_argument("file", type=Path)
+    parser, runs = arguments(__doc__)
     runs.add_argument("--suites", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     runs.add_argument("--data", default="data/cifar10")
-    given = parser.parse_args()
-    if given.command == "run":
-        torch.set_num_threads(1)
-        run(given.file, given.suites, given.data)
-    else:
-        heads, body = parts(json.loads(given.file.read_text()))
-        print("\n".join("| " + " | ".join(row) + " |" for row in (heads, *body)))
+    command(parser, SHEETS.values(), lambda a, until: run(a.file, a.suites, a.data, a.seeds, until))

@@ -138,33 +138,19 @@ def nas(which: str) -> str:
     return table(*script("nas_study").TABLES[which](), left=1)
 
 
-def kinds(which: str) -> str:
-    """``benchmarks/kinds.py``."""
-    return table(*script("kinds").SHEETS[which](read("kinds")), left=2)
-
-
 def positions(which: str) -> str:
     """``benchmarks/positions.py``."""
     return table(*script("positions").lowest_losses(read("positions")), left=2)
 
 
-def plain(which: str) -> str:
-    """``benchmarks/plain.py``."""
-    return table(*script("plain").SHEETS[which](read("plain")), left=2)
-
-
-def regression(which: str) -> str:
-    """``benchmarks/regression.py``."""
-    return table(*script("regression").SHEETS[which](read("regression")), left=2)
-
-
-def width(which: str) -> str:
-    """``benchmarks/width_parts.py``."""
-    return table(*script("width_parts").SHEETS[which](read("width-parts")), left=1)
+def sheets(name: str, left: int = 2) -> Callable[[str], str]:
+    """The sheets of a script of ``benchmarks/``, made of the results of its name."""
+    return lambda which: table(*script(name.replace("-", "_")).SHEETS[which](read(name)), left=left)
 
 
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
-    "demo": demo_table, "nas": nas, "kinds": kinds, "positions": positions, "plain": plain,
-    "regression": regression, "width": width,
+    "demo": demo_table, "nas": nas, "positions": positions,
+    "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
+    "width": sheets("width-parts", left=1),
 }  # fmt: skip
