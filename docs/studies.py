@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -66,6 +67,21 @@ def contest(suite: str) -> str:
 def read_contest(suite: str) -> Contest:
     """What a contest came to."""
     return Contest.from_dict(read(f"contest-{suite}"))
+
+
+def targets(suite: str) -> str:
+    """The plans of a contest target by target: the mean over seeds of the loss above the lowest of the grids."""
+    found = read_contest(suite)
+    plans = found.plan, "short-run / moments"
+    body = []
+    for target in found.targets:
+        lows = [found.lowest(target, seed, "loss") for seed in range(found.seeds)]
+        above = (
+            fmean(t.loss / low - 1 for t, low in zip(found.entry(method).best(target), lows, strict=True))
+            for method in plans
+        )
+        body.append([f"`{target}`", *(f"{100 * share:.1f} %".replace("-", "−") for share in above)])
+    return table(["target", *(curves.NAMES[method] for method in plans)], body, left=1)
 
 
 SPACED = {"one rate for all": "one rate for all", "as tried, 1 apart": "one octave apart",
@@ -149,7 +165,7 @@ def sheets(name: str, left: int = 2) -> Callable[[str], str]:
 
 
 STUDIES: dict[str, Callable[[str], str]] = {
-    "transfer": transfer, "schedules": schedules, "contest": contest, "spacing": spacing,
+    "transfer": transfer, "schedules": schedules, "contest": contest, "targets": targets, "spacing": spacing,
     "demo": demo_table, "nas": nas, "positions": positions,
     "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
     "width": sheets("width-parts", left=1),
