@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -334,6 +334,35 @@ def test_parameters_of_the_loss_are_told_of() -> None:
         for result in (dagscale.search(net(), recipe, seeds=1), dagscale.plan(net(), recipe=recipe, law="short-run")):
             assert any("the loss has parameters of its own, of shape (2, 2)" in note for note in result.notes) == noted
     assert torch.equal(arc.centres.grad, torch.ones(2, 2))
+
+
+def gaussian(out: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(out, y)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "told"),
+    [
+        (F.mse_loss, 300 + 40 * X[:, :1], True),
+        (F.l1_loss, 300 + 40 * X[:, :1], True),
+        (gaussian, 1e5 * X[:, :1], True),
+        (F.mse_loss, X[:, :1], False),
+        (F.mse_loss, 5 * X[:, :1], False),
+        (F.poisson_nll_loss, (30 * X[:, :1].abs()).round(), False),  # the output is a logarithm
+        (lambda out, y: F.mse_loss(out, y / 300), 300 * X[:, :1], False),  # the loss scales them itself
+    ],
+)  # fmt: skip
+def test_targets_far_larger_than_outputs_are_told_of(loss: Callable[..., Tensor], y: Tensor, told: bool) -> None:
+    torch.manual_seed(0)
+    small, model = (nn.Sequential(nn.Linear(X.shape[1], n), nn.ReLU(), nn.Linear(n, 1)) for n in (8, 16))
+    recipe = Recipe((X, y), loss, "adam", batch_size=16, steps=8)
+    results = (
+        dagscale.search(model, recipe, seeds=1),
+        dagscale.plan(model, recipe=recipe, base=small, base_lr=1e-3, law="short-run"),
+        dagscale.check([small, model], recipe=recipe, init="moments", base_lr=1e-3),
+    )
+    for result in results:
+        assert sum("standardise them" in note for note in result.notes) == told
 
 
 @pytest.mark.parametrize("momentum", ["", "x", None, []])

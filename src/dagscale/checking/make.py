@@ -110,7 +110,7 @@ def check(
         numbers = sizes if sizes is not None and all(isinstance(s, (int, float)) for s in sizes) else None
         axis, found_sizes = growth(family_, numbers)
         for member in family_:
-            attempt(member.network(recipe, seed))
+            notes += attempt(member.network(recipe, seed))
         bar.say("planning")
         planner = _Planner(family_, plans, given, task, base_lr, seed)
         notes += planner.notes

@@ -147,8 +147,11 @@ def _observed(model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int,
     )
 
 
-def attempt(network: Network) -> None:
+def attempt(network: Network) -> tuple[str, ...]:
     """Run forward and loss once in train mode, so that what cannot be trained on is said at once.
+
+    Returns:
+        Notes on the loss, see `dagscale.planning.validate.check_gradient`.
 
     Raises:
         CheckError: if forward or loss fail, no parameter gets a gradient, or the loss cannot be right.
@@ -168,7 +171,7 @@ def attempt(network: Network) -> None:
             )
     finally:
         copied.give_back()
-    check_gradient(network)
+    return check_gradient(network)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from dagscale.cli.app import (
 from dagscale.shown import line, load_rich, plain
 
 PLAIN = "mlp-depth, mlp-dag, cnn-dag (each also -gelu), mlp-dag-bn, resnet-depth, resnet-depth-bn, vit-depth, width"
-NAMES = f"Under a recipe that people use: lm, lm-no-norm, mixer, resnet, vit, mlp, cnn. At a constant rate: {PLAIN}."
+REAL = "lm, lm-no-norm, mixer, resnet, vit, mlp, cnn, mlp-adam, cnn-adam"
+NAMES = f"Under a recipe that people use: {REAL}. At a constant rate: {PLAIN}."
 
 
 @app.command(rich_help_panel=STUDIES)

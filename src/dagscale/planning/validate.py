@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from math import prod
 from operator import index
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.errors import ForwardError, PlanError, RecipeError
+from dagscale.errors import DagscaleError, ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.network import Network
 from dagscale.tracing.make import listed
@@ -91,7 +92,7 @@ def rehearse(network: Network) -> None:
         batch = probe.batch().to(probe.model)
         with seeded(network.seed):
             if recipe.step is None:
-                _checked_loss(probe, batch)
+                _checked_loss(probe, _output(probe, batch), batch)
             engine.step(probe.model, probe.optimizer(), recipe, iter([batch] * recipe.accumulate))
 
 
@@ -99,7 +100,8 @@ def check_gradient(network: Network) -> tuple[str, ...]:
     """Forward, loss and backward at initialisation, on as many batches as it takes to see a gradient.
 
     Returns:
-        A note, if the gradient reaches parameters that are the loss's own, such as the class vectors of ArcFace.
+        Notes: that the gradient reaches parameters that are the loss's own, such as the class vectors of ArcFace; that
+        targets are far larger than outputs (`_far`).
 
     Raises:
         RecipeError: if data or loss do not fit, or no weight has a gradient on any of ``LOOKS`` batches: a training run
@@ -114,10 +116,12 @@ def check_gradient(network: Network) -> tuple[str, ...]:
         for _ in range(LOOKS):
             batch = probe.batch().to(probe.model)
             with seeded(network.seed):
-                value = _checked_loss(probe, batch)
+                output = _output(probe, batch)
+                value = _checked_loss(probe, output, batch)
+                far = _far(probe, output, batch, value.item())
                 engine.backward(value)
             if any(p.grad is not None and bool(dense(p.grad).any()) for p in probe.parameters.values()):
-                return _noted(beside)
+                return (*_noted(beside), *far)
             values.append(value.item())
         taken = (p for p in probe.parameters.values() if p.grad is None)
         hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in taken)
@@ -157,6 +161,41 @@ def _noted(beside: Sequence[nn.Parameter]) -> tuple[str, ...]:
     )
 
 
+FAR = 10.0
+"""How many times as large as 1, and as the outputs, targets are at least that a note says to standardise."""
+
+
+def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, ...]:
+    """A note, if outputs should come to equal targets that are far larger than they begin.
+
+    Whether they should is asked of the loss itself: on the targets in place of the outputs it is next to nothing. So
+    it is with squared and absolute errors, and not where outputs are the logarithms of counts.
+
+    Args:
+        before: the loss on the outputs.
+    """
+    target = batch.target
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape == target.shape):
+        return ()
+    if not (output.is_floating_point() and target.is_floating_point()):
+        return ()
+    own, meant = (value.detach().double().square().mean().sqrt().item() for value in (output, target))
+    if not FAR * max(1.0, own) < meant < math.inf:
+        return ()
+    try:
+        with torch.no_grad():
+            reached = probe.loss(target.to(output), batch).item()
+    except DagscaleError:
+        return ()
+    if not 0 <= reached < 1e-3 * before:
+        return ()
+    return (
+        f"targets are {meant:.3g} in root mean square, far from where outputs begin: training goes into reaching that "
+        "size, at a rate that carries over badly; standardise them, (y - y.mean(0)) / y.std(0), and undo it on the "
+        "outputs",
+    )
+
+
 def _output(probe: Probe, batch: Batch) -> Any:
     """What the model makes of a batch; a forward that raises says which inputs it was traced on."""
     try:
@@ -166,13 +205,12 @@ def _output(probe: Probe, batch: Batch) -> Any:
         raise
 
 
-def _checked_loss(probe: Probe, batch: Batch) -> Tensor:
-    """The loss on a batch.
+def _checked_loss(probe: Probe, output: Any, batch: Batch) -> Tensor:
+    """The loss on a batch's output.
 
     Raises:
         RecipeError: where it cannot tell networks apart, or its target spreads over the output's shape.
     """
-    output = _output(probe, batch)
     with Spreading(output, batch.target) as spreading:
         value = probe.loss(output, batch)
     if spreading.found is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from dagscale.bench.data.places import placed
 from dagscale.bench.sweep import Run, code_version
 from dagscale.bench.verify.compute import Contest, Entry, Trial, affordable
-from dagscale.bench.verify.methods import Method
+from dagscale.bench.verify.methods import CHOICE, Method
 from dagscale.bench.verify.recipes import RECIPES, examples
 from dagscale.bench.verify.rivals import RIVALS
 from dagscale.bench.verify.runs import execute
@@ -25,7 +25,9 @@ from dagscale.models import targets
 
 AFFECTS_TRAINING = False
 
-METHODS = ("short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments")
+METHODS = (
+    f"dagscale/{CHOICE}", "short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments",
+)  # fmt: skip
 """By default, behind the suite's plan, which searches on the target are given as many steps as. The last one says what
 of a difference is the init's."""
 
@@ -52,8 +54,8 @@ def contest(
 ) -> Contest:
     """Hold plans and rivals against one another on the targets of a suite, by what they cost.
 
-    The base is searched as a user would (`dagscale.search`, method ``fast``), under each init that methods carry a
-    rate over from. Each target is then trained: at the rate that each method gives; over the whole grid, under the
+    The base is searched as a user would (`dagscale.search`, method ``fast``), under each init that methods begin
+    with. Each target is then trained: at the rate that each method gives; over the whole grid, under the
     author's init and as the plans start it; and by random search and TPE over the grid's range, with as many trainings
     as the first plan's steps are worth. All of it goes through a sweep: killed and called again, it goes on where it
     was.
@@ -110,14 +112,15 @@ def contest(
         )  # fmt: skip
         return every(asked, found, store)
 
-    inits = {m.init for m in chosen if m.carried}
+    inits = {m.init for m in chosen if m.searched}
     found = answers({init: run(family.base, init, {"kind": "base", "seeds": seeds}) for init in inits})
     cost = found[plans[0].init]["steps"] + length
     ranged = {"low": rates[0], "high": rates[-1]}
 
     def asked_of(m: Method, a: str, measured: int) -> dict[str, Any]:
         more = {**ranged, "trials": affordable(cost + measured, length)} if m.options["kind"] == "direct" else {}
-        return {**m.options, **more, **({"base": family.base} if m.carried else {})}
+        rate = {"lr": found[m.init]["lr"]} if m.searched and not m.carried else {}
+        return {**m.options, **more, **rate, **({"base": family.base} if m.searched else {})}
 
     predicting = {(m.name, a): run(a, m.init, asked_of(m, a, 0)) for m in chosen if not m.per_seed for a in members}
     predicted = answers(predicting)
@@ -128,8 +131,9 @@ def contest(
             answer = predicted.get((m.name, a), {})
             lr = found[m.init]["lr"] * answer["factor"] if m.carried else answer.get("lr", 1.0)
             kind = asked_of(m, a, measured) if m.per_seed else m.training(a, family.base)
+            init = found[m.init]["init"] if m.searched else m.init
             for k in range(seeds):
-                trainings[m.name, a, k] = [run(a, m.init, kind, lr, k)]
+                trainings[m.name, a, k] = [run(a, init, kind, lr, k)]
     starts = {m.truth: m for m in chosen if m.truth == m.init == "keep" or m is plans[0]}
     for truth, m in starts.items():
         for a in members:
@@ -147,7 +151,7 @@ def contest(
             for a in members
         }
         before = [predicted[name, a]["steps"] for a in members if (name, a) in predicted]
-        once = found[m.init]["steps"] if m is not None and m.carried else 0
+        once = found[m.init]["steps"] if m is not None and m.searched else 0
         return Entry(name, once, fmean(before) if before else 0.0, rows)
 
     return Contest(

@@ -13,6 +13,9 @@ from dagscale.training.optimizers import OPTIMIZERS
 
 AFFECTS_TRAINING = False
 
+CHOICE = "moments,damped,small-readout,keep"
+"""Inits of which a base may choose."""
+
 
 def plainly(target: str, base: str) -> Mapping[str, Any]:
     """Options of a training run for which the init's name alone says how it starts."""
@@ -53,7 +56,8 @@ class Method:
 
     Attributes:
         name: what tables call it.
-        init: the init that base and target get.
+        init: the init that base and target get; of several, as ``moments,keep``, the one under which the base trains
+            best.
         options: of the prediction run.
         training: (target, base) → options of the training runs that it is judged by.
         truth: a name for these runs' curves; methods that share it share the runs.
@@ -83,6 +87,11 @@ class Method:
         """Whether its rate is the base's times a factor."""
         kind: str = self.options["kind"]
         return kind == "law"
+
+    @property
+    def searched(self) -> bool:
+        """Whether it begins with a search on the base."""
+        return self.carried or self.options["kind"] == "plan"
 
 
 def law_method(law: str, init: str, scaling: str = "none") -> Method:

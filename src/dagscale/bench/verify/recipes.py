@@ -137,6 +137,8 @@ RECIPES: Registry[Practice] = Registry("recipe")
 
 # As the paper trains [arXiv 2402.17440]: plain SGD at a constant rate, nothing else.
 RECIPES.add("plain")(Practice("digits", resolve("sgd"), 200, 32))
+# The same with Adam, for who may choose the optimiser.
+RECIPES.add("plain-adam")(Practice("digits", resolve("adam"), 200, 32))
 RECIPES.add("language")(
     Practice(
         "text", resolve(torch.optim.AdamW, {"betas": (0.9, 0.95)}), 200, 16,

@@ -1,4 +1,4 @@
-"""Rivals that take as many steps as a plan does, and need a recipe: searches on the target itself, schedule-free."""
+"""Methods that need a recipe: what dagscale does by itself, searches on the target, schedule-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dagscale.bench.sweep import Run
 from dagscale.bench.verify.methods import Method
-from dagscale.bench.verify.runs import KINDS, built, decaying, recipe_of, trained, training
+from dagscale.bench.verify.runs import BY_ITSELF, KINDS, built, decaying, recipe_of, trained, training
 from dagscale.registry import Registry
 from dagscale.training.optimizers import Groups
 from dagscale.training.recipe import Recipe
@@ -22,6 +22,13 @@ RIVALS: Registry[Method] = Registry("method")
 
 STARTUP = 4
 """A quarter of the trials, at least two, are drawn at random before TPE has something to go by."""
+
+
+# --- dagscale by itself -------------------------------------------------------------------------------------
+
+RIVALS.add("dagscale")(Method("dagscale", BY_ITSELF, {"kind": "plan"}, per_seed=True))
+"""`dagscale.search` on the base and `dagscale.plan` for the target, with nothing else said; under several inits, as
+``dagscale/moments,damped,keep``, the base chooses."""
 
 
 # --- searches on the target ---------------------------------------------------------------------------------

@@ -33,6 +33,9 @@ from dagscale.training.recipe import Recipe
 
 KINDS: Registry[Callable[[Run], dict[str, Any]]] = Registry("kind of run")
 
+BY_ITSELF = "default"
+"""In place of an init's name: the one that a search takes where nobody names one."""
+
 
 def execute(run: Run) -> dict[str, Any]:
     """What a run comes to, by its kind."""
@@ -61,10 +64,23 @@ def law(run: Run) -> dict[str, Any]:
 
 @KINDS.add("base")
 def base_rate(run: Run) -> dict[str, Any]:
-    """What a user's search finds on the base, and its steps."""
+    """What a user's search finds on the base, its steps, and the init that it was left with."""
     model, _ = targets.load(run.architecture, data=dataset(run), seed=run.seed)
-    found = search(model, recipe_of(run), init=run.init, seeds=run.options["seeds"], seed=run.seed, progress=False)
-    return {"lr": found.lr, "band": list(found.band), "steps": found.steps}
+    init = None if run.init == BY_ITSELF else run.init.split(",")
+    found = search(model, recipe_of(run), init=init, seeds=run.options["seeds"], seed=run.seed, progress=False)
+    return {"lr": found.lr, "band": list(found.band), "steps": found.steps, "init": found.init}
+
+
+@KINDS.add("plan")
+def default_plan(run: Run) -> dict[str, Any]:
+    """Train as `dagscale.plan` says by itself, from the base's rate and init. What it measures costs steps of three
+    passes each, on the base too."""
+    data = dataset(run)
+    model, inputs = targets.load(run.architecture, data=data, seed=run.seed)
+    base, lr = targets.load(run.options["base"], data=data, seed=run.seed), run.options["lr"]
+    made = plan(model, inputs, recipe=recipe_of(run), base=base, base_lr=lr, init=run.init)
+    done = trained(run, made.init_(model, seed=run.seed), made.param_groups(model))
+    return {**done, "steps": done["steps"] + round(made.forwards / 3)}
 
 
 # --- what they share ----------------------------------------------------------------------------------------

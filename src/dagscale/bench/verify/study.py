@@ -239,7 +239,8 @@ def choose(names: Sequence[str], optimizer: str, extra: Sequence[str] = ()) -> t
 def named(name: str) -> Method:
     """A method by name: ``LAW/INIT`` or ``LAW/INIT/SCALING``, spaces as you like, or a peer's or a rival's.
 
-    A rival under another init than the author's is ``tpe/moments``: what of a difference is the init's, not the rate's.
+    A rival under another init than its own is ``tpe/moments``: what of a difference is the init's, not the rate's.
+    ``dagscale`` may have several, as ``dagscale/moments,keep``, of which the base's search chooses.
 
     Raises:
         UnknownNameError: for an unknown one.
@@ -249,8 +250,10 @@ def named(name: str) -> Method:
         ways = ", ".join(f"LAW/INIT/{scaling}" for scaling in SCALINGS)
         raise UnknownNameError(f"unknown method {name!r}: write LAW/INIT, {ways} or one of {', '.join(PEERS)}")
     if law in RIVALS and len(rest) == 1:
-        INITS[rest[0]]
-        return replace(RIVALS[law], name=f"{law} / {rest[0]}", init=rest[0], truth=rest[0])
+        rival, inits = RIVALS[law], rest[0]
+        for init in inits.split(",") if rival.searched else [inits]:
+            INITS[init]
+        return replace(rival, name=f"{law} / {inits}", init=inits, truth=inits)
     if rest:
         return law_method(law, *rest)
     return RIVALS.get(law) or PEERS[law]

@@ -170,4 +170,6 @@ _resnets = sizes("resnet:{depth}?width={width}&stride=2", (8, 6), (8, 4))
 SUITES.add("resnet")(replace(_resnets, recipe="residual", grids={"nesterov": (-7.0, 0.0)}))
 
 for _name in ("mlp", "cnn"):
-    SUITES.add(_name)(replace(SUITES[f"{_name}-dag"], recipe="plain", plan="combined/moments"))
+    _dags = SUITES[f"{_name}-dag"]
+    SUITES.add(_name)(replace(_dags, recipe="plain", plan="combined/moments"))
+    SUITES.add(f"{_name}-adam")(replace(_dags, recipe="plain-adam", plan="short-run/moments"))
