@@ -5,7 +5,7 @@
 
 On ``benchmarks/kinds.py`` init ``small-readout`` was better than ``moments`` where the loss is a squared error. The
 families here had no part in that: other data, other networks, and beside the squared error the Huber, the quantile and
-the Poisson loss, and momentum beside Adam. Each has one base, its smallest size, that is searched once under
+the Poisson loss, and momentum beside Adam; and three whose targets are not standardised. Each has one base, its smallest size, that is searched once under
 ``moments`` (sizes are layers or blocks × width), and is trained over a grid of rates an octave apart, as in
 ``benchmarks/kinds.py``, in three ways:
 
@@ -185,28 +185,30 @@ def masked_digits() -> tuple[Data, Data]:
 
 
 @cache
-def montage() -> tuple[Data, Data]:
-    """Coordinates in a picture of 100 digits → brightness."""
+def montage(raw: bool = False) -> tuple[Data, Data]:
+    """Coordinates in a picture of 100 digits → brightness; ``raw``: 255 times as large."""
     x = digits()[0][0][:100, 0].view(10, 10, 8, 8).transpose(1, 2).reshape(80, 80)
     line = torch.linspace(-1, 1, 80)
     places = torch.cartesian_prod(line, line)
     mix = torch.randperm(len(places), generator=source())
-    return split(places[mix], standard(x.reshape(-1, 1))[mix])
+    y = x.reshape(-1, 1)
+    return split(places[mix], (255 * y if raw else standard(y))[mix])
 
 
 @cache
-def patients() -> tuple[Data, Data]:
-    """The progress of diabetes in 442 patients from ten measurements [Efron et al. 2004]."""
+def patients(raw: bool = False) -> tuple[Data, Data]:
+    """The progress of diabetes in 442 patients from ten measurements [Efron et al. 2004]; ``raw``: from 25 to 346."""
     from sklearn.datasets import load_diabetes
 
     x, y = (torch.tensor(part, dtype=torch.float32) for part in load_diabetes(return_X_y=True))
     mix = torch.randperm(len(x), generator=source())
-    return split(standard(x)[mix], standard(y[:, None])[mix])
+    return split(standard(x)[mix], (y[:, None] if raw else standard(y[:, None]))[mix])
 
 
 @cache
-def pendula() -> tuple[Data, Data]:
-    """State of a double pendulum → how it has changed after a fifth of a second, standardised."""
+def pendula(raw: bool = False) -> tuple[Data, Data]:
+    """State of a double pendulum → how it has changed after a fifth of a second; ``raw``: in degrees and degrees a
+    second."""
     g = source()
     angles = math.pi * (2 * torch.rand(8000, 2, generator=g, dtype=torch.float64) - 1)
     state = torch.cat([angles, 2 * torch.randn(8000, 2, generator=g, dtype=torch.float64)], 1)
@@ -222,7 +224,8 @@ def pendula() -> tuple[Data, Data]:
     for _ in range(40):
         later = later + 0.005 * speed(later + 0.0025 * speed(later))
     seen = torch.cat([state[:, :2].sin(), state[:, :2].cos(), state[:, 2:] / 2], 1)
-    return split(seen.float(), standard((later - state).float()))
+    change = (later - state).float()
+    return split(seen.float(), change.rad2deg() if raw else standard(change))
 
 
 @cache
@@ -283,9 +286,17 @@ FAMILIES = {
     "values, Huber": kind(SIZES, 300, lambda d, w: mlp(3, *[w] * d, 1), values, huber, 64, eps=1e-5),
     "pendula, 90 %": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), pendula, quantile, 64, ADAMW, warmup=0.05),
     "counts, Poisson": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 1, act=nn.GELU), counts, poisson, 64),
+    "patients, raw": kind(SIZES, 200, lambda d, w: mlp(10, *[w] * d, 1, act=nn.SiLU), lambda: patients(True), squared,
+                          64, ADAMW, weight_decay=0.01),
+    "field, raw": kind(SIZES, 300, Field, lambda: montage(True), squared, 128, constant=True),
+    "pendula, raw": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), lambda: pendula(True), squared, 64, ADAMW,
+                         warmup=0.05, weight_decay=0.01),
     "autoencoder, sgd": kind(("1x32", "3x32", "1x128"), 200, autoencoder, pixels, squared, 32, SGD),
     "pendula, sgd": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 4), pendula, squared, 64, SGD, constant=True),
 }  # fmt: skip
+
+RAW = {"patients, raw": ("patients", patients), "field, raw": ("field", montage), "pendula, raw": ("pendula", pendula)}
+"""Families whose targets are left as they are → those with the same standardised, and their data."""
 
 
 def run(path: Path, names: list[str], seeds: int, until: float) -> None:
@@ -299,8 +310,11 @@ def run(path: Path, names: list[str], seeds: int, until: float) -> None:
 
 
 def complete(known: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Curve], dict[str, Curve]]]:
-    """Each network whose grids are complete: the family, the size, its curves and, of a target, those of its base."""
+    """Each network whose grids are complete: the family, the size, its curves and, of a target, those of its base;
+    families of ``RAW`` apart."""
     for name, family in FAMILIES.items():
+        if name in RAW:
+            continue
         bases = grids(known.get(name, {}), family.sizes[0], GRIDS)
         for size in family.sizes:
             curves = grids(known.get(name, {}), size, GRIDS)
@@ -333,7 +347,25 @@ def moved(known: dict[str, Any]) -> Sheet:
     return ["family", "target", "`moments`", "`small-readout`"], body
 
 
-SHEETS = {"readouts": readouts, "moved": moved}
+def unscaled(known: dict[str, Any]) -> Sheet:
+    """Lowest losses under ``moments`` over the variance of the targets, and the rate that was searched on the base, of
+    standardised targets and of the same as they are."""
+    body = []
+    for raw, (name, data) in RAW.items():
+        for size in FAMILIES[name].sizes:
+            curves = [grids(known.get(one, {}), size, ("folded",)) for one in (name, raw)]
+            if not all(curves):
+                continue
+            variances = [data(own)[0][1].var(0).mean().item() for own in (False, True)]
+            lows = [min(curve["folded"].values()) / v for curve, v in zip(curves, variances, strict=True)]
+            rates = [f"{known[one]['base']['lr']:.2g}" for one in (name, raw)]
+            first = size == FAMILIES[name].sizes[0]
+            body.append([name, times(size), *(f"{low:.3f}" for low in lows), *(rates if first else ("–", "–"))])
+    heads = ["loss, standardised", "loss, as they are", "base's rate, standardised", "base's rate, as they are"]
+    return ["family", "network", *heads], body
+
+
+SHEETS = {"readouts": readouts, "moved": moved, "unscaled": unscaled}
 
 
 if __name__ == "__main__":
