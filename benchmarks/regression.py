@@ -5,9 +5,9 @@
 
 On ``benchmarks/kinds.py`` init ``small-readout`` was better than ``moments`` where the loss is a squared error. The
 families here had no part in that: other data, other networks, and beside the squared error the Huber, the quantile and
-the Poisson loss, and momentum beside Adam; and three whose targets are not standardised. Each has one base, its smallest size, that is searched once under
-``moments`` (sizes are layers or blocks × width), and is trained over a grid of rates an octave apart, as in
-``benchmarks/kinds.py``, in three ways:
+the Poisson loss, and momentum beside Adam; and three whose targets are not standardised. Each has one base, its
+smallest size, that is searched once under ``moments`` (sizes are layers or blocks × width), and is trained over a grid
+of rates an octave apart, as in ``benchmarks/kinds.py``, in three ways:
 
     own      the author's init, one rate for all parameters
     folded   ``moments``, with the rules for width and depth, as far as there are any
