@@ -248,12 +248,14 @@ class Study:
                     put(self.path, self.known)
 
 
-def studies(path: Path, families: Mapping[str, Family], until: float, device: str = "cpu") -> Iterator[Study]:
-    """Each family with its base, searched where the file has none yet."""
+def studies(
+    path: Path, families: Mapping[str, Family], until: float, device: str = "cpu", init: str | None = "moments"
+) -> Iterator[Study]:
+    """Each family with its base, searched where the file has none yet; ``init``: as `dagscale.search` takes it."""
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name, family in families.items():
         recipe, own = family.recipe(family.steps), known.setdefault(name, {})
-        base = base_of(own, family, recipe, device)
+        base = base_of(own, family, recipe, device, init)
         put(path, known)
         yield Study(path, known, name, own, family, recipe, base, until)
 
@@ -301,17 +303,22 @@ def put(path: Path, known: dict[str, Any]) -> None:
     write(path, (json.dumps(known, indent=0) + "\n").encode())
 
 
-def base_of(own: dict[str, Any], family: Family, recipe: dagscale.Recipe, device: str = "cpu") -> Base:
-    """The base, searched once; its rate is kept in the file, with its kind of network, and the sizes that ``plan()``
-    carries its rate over to by default."""
+def base_of(
+    own: dict[str, Any], family: Family, recipe: dagscale.Recipe, device: str = "cpu", init: str | None = "moments"
+) -> Base:
+    """The base, searched once; its rate and init are kept in the file, with its kind of network, and the sizes that
+    ``plan()`` carries its rate over to by default."""
     small = model_of(family, family.sizes[0], device)
     if "base" not in own:
-        found = dagscale.search(small, recipe, init="moments", seeds=1)
-        own["base"] = {"lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe}
+        found = dagscale.search(small, recipe, init=init, seeds=1)
+        own["base"] = {
+            "lr": found.lr, "size": family.sizes[0], "steps": found.steps, "recipe": found.recipe, "init": found.init,
+        }  # fmt: skip
     base = traced(small, None, recipe, 0, role="base")
     if "kind" not in own["base"]:
         others = {size: traced(model_of(family, size, device), None, recipe, 0) for size in family.sizes[1:]}
-        carried = [size for size, other in others.items() if way_over(base, other, dagscale.INITS["moments"])]
+        init = own["base"].get("init", "moments")
+        carried = [size for size, other in others.items() if way_over(base, other, dagscale.INITS[init])]
         own["base"] |= {"kind": kind_of(base), "carried": carried}
     return Base.given(base, own["base"]["lr"])  # for any init
 

@@ -278,6 +278,36 @@ def test_a_rival_may_start_from_another_init() -> None:
     assert not curves.searches(Entry("grid / keep", 0, 0.0, {}))
 
 
+def test_a_base_may_choose_of_several_inits() -> None:
+    method = named("dagscale / moments,keep")
+    assert (method.name, method.init, method.searched, method.carried) == (
+        "dagscale / moments,keep", "moments,keep", True, False,
+    )  # fmt: skip
+    with pytest.raises(UnknownNameError, match="unknown init 'kept'"):
+        named("dagscale / moments,kept")
+    with pytest.raises(UnknownNameError, match="unknown init 'moments,keep'"):
+        named("tpe / moments,keep")
+    one, other, both = (
+        execute(run_of("mixer", {"kind": "base", "seeds": 1}, init=init))
+        for init in ("moments", "keep", "moments,keep")
+    )
+    assert both["steps"] == one["steps"] + other["steps"]
+    assert both["init"] in ("moments", "keep")
+    assert both["lr"] == {"moments": one, "keep": other}[both["init"]]["lr"]
+    assert execute(run_of("mixer", {"kind": "base", "seeds": 1}, init="default")) == one
+
+
+def test_dagscale_by_itself_is_what_a_user_gets_from_two_calls() -> None:
+    target, base = "mixer:2?width=48", "mixer:2?width=32"
+    run = run_of("mixer", {"kind": "plan", "base": base, "lr": 0.02}, architecture=target, init="moments")
+    found, data = execute(run), dataset(run)
+    (model, inputs), small = targets.load(target, data=data), targets.load(base, data=data)
+    plan = dagscale.plan(model, inputs, recipe=recipe_of(run), base=small, base_lr=0.02)
+    assert plan.law == "short-run", "its mixing of tokens has a size that stays"
+    trained = execute(run_of("mixer", {"kind": "train"}, architecture=target, init="moments", lr=plan.lr))
+    assert found == {**trained, "steps": 4 + round(plan.forwards / 3)}
+
+
 def test_schedule_free_learns_and_renews_batch_norms() -> None:
     pytest.importorskip("schedulefree")
     run = run_of("resnet", {"kind": "schedule-free"}, limit=64, steps=8)
@@ -297,7 +327,7 @@ def test_schedule_free_learns_and_renews_batch_norms() -> None:
 
 SMALL: dict[str, Any] = {
     "architectures": 2, "steps": 4, "batch_size": 16, "limit": 64, "spacing": 4.0, "grid": (-11, -3), "jobs": 1,
-    "methods": [PLAN, "one-rate", "lr-finder", "prodigy", "random-search"],
+    "methods": [PLAN, "dagscale/keep,moments", "one-rate", "lr-finder", "prodigy", "random-search"],
 }  # fmt: skip
 
 
@@ -325,6 +355,13 @@ def test_a_contest_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         grid = found.entry(f"grid / {truth}")
         assert [trial.lr for trial in grid.trials[found.targets[0]][0]] == [2.0**-11, 2.0**-7, 2.0**-3]
         assert found.score(grid).loss >= 0
+    chosen = found.entry("dagscale / keep,moments")
+    assert (
+        chosen.base
+        == found.searched["keep,moments"]["steps"]
+        == sum(found.searched[init]["steps"] for init in ("keep", "moments"))
+    )
+    assert chosen.spent() > chosen.base + 4  # one of its targets is wider, where it measures
     assert found.entry("prodigy").trials[found.targets[0]][0][0].lr is None
     assert found.entry("lr-finder").measured > 4
     shown = {(row.method, row.trainings) for row in curves.rows(found)}
