@@ -5,6 +5,7 @@
     results/schedules.json     families of ``benchmarks/schedules.py``, likewise
     results/transfer.json      networks of ``benchmarks/transfer.py``: their base's rate as it is, layer by layer
     results/kinds.json         networks of ``benchmarks/kinds.py``, likewise
+    results/sgd-depth.json     networks of ``benchmarks/sgd_depth.py``, likewise
     results/plain.json         networks of ``benchmarks/plain.py``: by the depth rule for plain networks
     results/contest-*.json     targets of ``dagscale verify`` under recipes: what a plan said, and a grid under it
     tables/without-a-base.csv  networks whose rate was measured without a base
@@ -279,9 +280,15 @@ def alone() -> Iterator[Family]:
 KIN = {
     "lm": ("lm", "True", "adamw"), "lm-long": ("lm", "True", "adamw"), "lm-no-norm": ("lm", "False", "adamw"),
     "vit": ("vit", "True", "adamw"),
-    "mixer": ("mixer", "True", "adamw"), "resnet": ("resnet", "True", "momentum"), "mlp": ("mlp", "False", "sgd"),
+    "mixer": ("mixer", "True", "adamw"), "resnet": ("resnet", "True", "momentum"),
+    "mlp": ("mlp", "False", "sgd"), "mlp-adam": ("mlp", "False", "adam"),
+    "cnn": ("cnn", "False", "sgd"), "cnn-adam": ("cnn", "False", "adam"),
 }  # fmt: skip
 """Families of ``results/transfer.json`` and suites of contests → space, norms, optimiser."""
+
+
+KINDS: dict[str, Kind] = {"mlp": "dense", "cnn": "convolutions"}
+"""Spaces of ``KIN`` without norms or attention → kind of network."""
 
 
 def of_networks(
@@ -322,7 +329,7 @@ def by_layer() -> Iterator[Family]:
     """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
 
     Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json``, those that a plan
-    scales by default, for their width or for both.
+    scales by default, for their width or for both; and those of ``results/sgd-depth.json``, which are deeper.
     """
     law = "none, by layer"
     for name, runs in read_results("transfer").items():
@@ -336,6 +343,11 @@ def by_layer() -> Iterator[Family]:
         scaled = [c for (way, size), c in found.items() if way == "folded" and size in runs["base"]["carried"]]
         base = found["folded", runs["base"]["size"]]
         yield from carried_over(law, "other kinds", (name, "", ""), runs, scaled, base)
+    for name, runs in read_results("sgd-depth").items():
+        found = curves(runs, "train", grid=(0,))
+        scaled = [c for (way, size), c in found.items() if way == "folded" and size != runs["base"]["size"]]
+        base = found["folded", runs["base"]["size"]]
+        yield from carried_over(law, "SGD", (name, "", ""), runs, scaled, base)
 
 
 def plain_depth() -> Iterator[Family]:
@@ -357,7 +369,7 @@ def contested() -> Iterator[Family]:
     """Targets of contests: the rate that a plan said, and the grid that starts as it does."""
     for contest in contests():
         trials = {entry.method: entry.trials for entry in contest.entries}
-        kind: Kind = "dense" if contest.suite == "mlp" else "norms"
+        kind = KINDS.get(KIN[contest.suite][0], "norms")
         for said, init, grid, law in (
             ("none / moments / mup+completep", "moments", "grid / moments / mup+completep", "none, by layer"),
             ("one-rate", "keep", "grid / keep", "none, own init"),

@@ -6,11 +6,12 @@ that there is to learn, and networks train better from a readout that starts at 
 Adam and under momentum; under plain SGD, where hidden layers then wait for the readout to grow, as often worse. Under
 cross-entropies they train worse from it, and other losses have no side (docs/evidence/regression.md).
 
-*Without a step.* What is measured is small networks under Adam and its kin. Where the width alone grows, the base's
-rate, carried over by the rule for width, is near the best of the target's own grid on every kind of network
-(docs/evidence/kinds.md). Where the depth grows too, that holds for residual networks, wherever their norms stand
-(docs/evidence/transfer.md, docs/evidence/kinds.md), at depths and widths at which one rate for all loses. For layers
-behind one another it does not always (docs/evidence/plain.md).
+*Without a step.* What is measured is small networks. Where the depth grows, the base's rate, carried over by the rules
+for width and depth, is near the best of the target's own grid for residual networks, wherever their norms stand, under
+Adam and its kin (docs/evidence/transfer.md, docs/evidence/kinds.md) and under SGD (docs/evidence/sgd-depth.md), at
+depths and widths at which one rate for all loses. For layers behind one another it does not always
+(docs/evidence/plain.md). Where the width alone grows, that holds under Adam and its kin for every kind of network
+(docs/evidence/kinds.md); under SGD, on ResNets in short runs, measuring ends lower (docs/evidence/real-recipes.md).
 """
 
 from __future__ import annotations
@@ -128,15 +129,17 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     """How to plan a target that differs from its base in depth and width alone, in a way that the rules are known to
     hold for; None if it does not.
 
-    That is: the step is of one size whatever the gradient's, and decay, if there is any, apart from it, as AdamW's; the
-    init draws weights ∝ fan-in^-½; both have parameters in the same places, with as many dimensions, and the target has
-    there the roles that the base has; nothing is smaller than in the base; and where the width grows, no size inside
-    stays as it was (a router's, an adapter's), and no tied readout is without a norm before it. To be deeper, every
-    residual branch must have an end that takes the multiplier, and norms must stand where the base has them.
+    That is: the step is of one size whatever the gradient's, and decay, if there is any, apart from it, as AdamW's; or
+    it is along the gradient, and the depth grows; the init draws weights ∝ fan-in^-½; both have parameters in the same
+    places, with as many dimensions, and the target has there the roles that the base has; nothing is smaller than in
+    the base; and where the width grows, no size inside stays as it was (a router's, an adapter's), and no tied readout
+    is without a norm before it. To be deeper, every residual branch must have an end that takes the multiplier, and
+    norms must stand where the base has them.
     """
     optimizer, decay = target.recipe.optimizer, target.recipe.weight_decay
     decays = bool(optimizer.own_decay if decay is None else decay) and optimizer.decay != "decoupled"
-    if optimizer.step != "sign" or not optimizer.eps or decays:
+    along = optimizer.step == "gradient"
+    if not along and (optimizer.step != "sign" or not optimizer.eps or decays):
         return None
     if not init.draws or init.width != "standard":
         return None
@@ -153,7 +156,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     if any(s.kind == "output" and role[n] in ("hidden", "embedding") for n, s in width.items()):  # a size that stays
         return None
     names = [{p.name for p in network.graph.parameters} for network in (base, target)]
-    wider = WIDER if names[0] == names[1] and base.graph.parameters != target.graph.parameters else None
+    grown = names[0] == names[1] and base.graph.parameters != target.graph.parameters
+    wider = WIDER if grown and not along else None
     norms = [_norms(graph) for graph in (base.graph, target.graph)]
     if None in norms or norms[0] != norms[1]:
         return wider
@@ -161,7 +165,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         depth = depth_scaling(base.graph, target.graph, optimizer, DEEPER.depth)
     except DagscaleError:
         return wider
-    return DEEPER if all(scaling.depth_mult >= 1 for scaling in depth.values()) else None
+    growth = [scaling.depth_mult for scaling in depth.values()]
+    return DEEPER if min(growth) >= 1 and (max(growth) > 1 or not along) else None
 
 
 def _norms(graph: Graph) -> tuple[bool, bool] | None:

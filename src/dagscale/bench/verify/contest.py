@@ -14,7 +14,7 @@ from typing import Any
 from dagscale.bench.data.places import placed
 from dagscale.bench.sweep import Run, code_version
 from dagscale.bench.verify.compute import Contest, Entry, Trial, affordable
-from dagscale.bench.verify.methods import CHOICE, Method
+from dagscale.bench.verify.methods import Method
 from dagscale.bench.verify.recipes import RECIPES, examples
 from dagscale.bench.verify.rivals import RIVALS
 from dagscale.bench.verify.runs import execute
@@ -25,9 +25,7 @@ from dagscale.models import targets
 
 AFFECTS_TRAINING = False
 
-METHODS = (
-    f"dagscale/{CHOICE}", "short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments",
-)  # fmt: skip
+METHODS = ("short-run/moments", "one-rate", "mup", "lr-finder", "prodigy", *RIVALS, "tpe/moments")
 """By default, behind the suite's plan, which searches on the target are given as many steps as. The last one says what
 of a difference is the init's."""
 

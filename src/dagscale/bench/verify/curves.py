@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.verify.compute import Contest, Entry
-from dagscale.bench.verify.methods import CHOICE
 from dagscale.pictures.files import save, write
 from dagscale.shown import finite
 
@@ -25,7 +24,6 @@ NAMES = {
     "combined / moments": "plan, law combined",
     "short-run / moments": "measured plan",
     "dagscale": "dagscale, nothing named",
-    f"dagscale / {CHOICE}": "dagscale, four inits searched",
     "one-rate": "base's rate, author's init",
     "mup": "package mup",
     "lr-finder": "learning-rate finder",
@@ -157,9 +155,8 @@ def to_dict(contest: Contest) -> dict[str, Any]:
 
 COLOURS = {
     "none / moments / mup+completep": "#1c7ed6", "combined / moments": "#1c7ed6", "short-run / moments": "#0ca678",
-    "dagscale": "#1098ad", f"dagscale / {CHOICE}": "#0b7285",
-    "one-rate": "#868e96", "mup": "#ae3ec9", "lr-finder": "#e8590c", "prodigy": "#e64980", "schedule-free": "#f59f00",
-    "random-search": "#495057", "tpe": "#000000", "tpe / moments": "#f03e3e", "grid / keep": "#adb5bd",
+    "dagscale": "#1098ad", "one-rate": "#868e96", "mup": "#ae3ec9", "lr-finder": "#e8590c", "prodigy": "#e64980",
+    "schedule-free": "#f59f00", "random-search": "#495057", "tpe": "#000000", "tpe / moments": "#f03e3e", "grid / keep": "#adb5bd",
     "grid / moments": "#74c0fc", "grid / moments / mup+completep": "#74c0fc",
 }  # fmt: skip
 

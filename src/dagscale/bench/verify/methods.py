@@ -13,9 +13,6 @@ from dagscale.training.optimizers import OPTIMIZERS
 
 AFFECTS_TRAINING = False
 
-CHOICE = "moments,damped,small-readout,keep"
-"""Inits of which a base may choose."""
-
 
 def plainly(target: str, base: str) -> Mapping[str, Any]:
     """Options of a training run for which the init's name alone says how it starts."""

@@ -1,7 +1,7 @@
 """Residual networks of growing depth under SGD: is the base's rate carried over, or is the rate measured?
 
-    python benchmarks/momentum.py run FILE.json [--families noise …] [--seeds 2] [--minutes 10]     # resumable
-    python benchmarks/momentum.py report FILE.json
+    python benchmarks/sgd_depth.py run FILE.json [--families noise …] [--seeds 2] [--minutes 10]     # resumable
+    python benchmarks/sgd_depth.py report FILE.json
 
 Each family has one base, its smallest size, that is searched once under the init that a search takes by itself, and
 targets that are four times as deep, and twice as wide besides (sizes are blocks × width). They are trained in two ways,
@@ -106,6 +106,7 @@ FAMILIES = {
     "CIFAR-10, group norm": on_images(partial(PreActivation, norm=in_groups)),
     "CIFAR-10, bottlenecks": on_images(partial(PreActivation, norm=nn.BatchNorm2d, bottleneck=True)),
     "CIFAR-10, batch norm, plain": on_images(partial(PreActivation, norm=nn.BatchNorm2d), momentum=0.0),
+    "CIFAR-10, no norm, plain": on_images(partial(PreActivation, norm=nn.Identity), momentum=0.0),
     "pendula, pre-norm, plain": kind(SIZES, 300, pre_norm, pendula, squared, 64, SGD, warmup=0.05),
     "noise, no norm, plain": kind(("2x8", "8x8", "8x16"), 200, ResidualDenoiser, noisy, squared, 16, SGD),
     "table, no norm, plain": kind(SIZES, 300, partial(ResidualMlp, norm=nn.Identity), friedman, squared, 64, SGD),
