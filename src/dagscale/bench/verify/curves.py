@@ -156,8 +156,8 @@ def to_dict(contest: Contest) -> dict[str, Any]:
 COLOURS = {
     "none / moments / mup+completep": "#1c7ed6", "combined / moments": "#1c7ed6", "short-run / moments": "#0ca678",
     "dagscale": "#1098ad", "one-rate": "#868e96", "mup": "#ae3ec9", "lr-finder": "#e8590c", "prodigy": "#e64980",
-    "schedule-free": "#f59f00", "random-search": "#495057", "tpe": "#000000", "tpe / moments": "#f03e3e", "grid / keep": "#adb5bd",
-    "grid / moments": "#74c0fc", "grid / moments / mup+completep": "#74c0fc",
+    "schedule-free": "#f59f00", "random-search": "#495057", "tpe": "#000000", "tpe / moments": "#f03e3e",
+    "grid / keep": "#adb5bd", "grid / moments": "#74c0fc", "grid / moments / mup+completep": "#74c0fc",
 }  # fmt: skip
 
 
