@@ -168,5 +168,5 @@ STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "targets": targets, "spacing": spacing,
     "demo": demo_table, "nas": nas, "positions": positions,
     "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
-    "width": sheets("width-parts", left=1),
+    "width": sheets("width-parts", left=1), "sgd-depth": sheets("sgd-depth", left=3),
 }  # fmt: skip

@@ -91,9 +91,10 @@ def plan(
         width: ``none``: one rate for all parameters, the paper's way; ``mup``: each parameter's init and rate
             also scaled by how its dimensions grow from base to target (:func:`dagscale.scaling.width.width_scaling`).
             ``auto``, the default: ``mup`` with law ``none``, which takes no step on the target, where there is one
-            base, under AdamW and its kin, and either the target is only wider than it, or both are residual
-            networks of one kind, then with depth ``completep`` (:mod:`dagscale.planning.defaults`), and where none of
-            law, width, depth, ``only``, ``keep`` and ``reset`` is given; else ``none``.
+            base and either both are residual networks of one kind, under AdamW and its kin, or under SGD where the
+            target is deeper, then with depth ``completep``; or the target is only wider than the base, under AdamW and
+            its kin (:mod:`dagscale.planning.defaults`); and where none of law, width, depth, ``only``, ``keep`` and
+            ``reset`` is given; else ``none``.
         depth: ``auto`` as for width, ``none``, or a rule for the growth of residual depth: ``completep``,
             ``completedp``, ``depth-mup`` (:mod:`dagscale.scaling.depth`), folded into the settings of each parameter;
             or ``plain`` for layers behind one another without branches. With one of them the base's rate is carried
