@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from dagscale.graph.matrices import hidden_matrices
 from dagscale.graph.model import Graph
-from dagscale.scaling.width import nearest
+from dagscale.scaling.width import width_growth
 from dagscale.training.muon import shape_correction
 
 
@@ -15,20 +13,24 @@ def matrix_rates(base: Graph, target: Graph, implementation: str = "match_rms_ad
 
     A spectral step moves a layer's output by as much at every width if it is ``√(d_out/d_in)`` large; the rest that
     the implementation's shape factor leaves to be done, against the base's, is the factor. What is no hidden matrix
-    takes AdamW's width rule. Matrices are matched by name, as layers are in `dagscale.scaling.width`; one that the base
-    lacks takes the factor of the matrices that have grown as it has: by its number of entries, else 1.
+    takes AdamW's width rule. Matrices are matched by name; one that the base lacks has the shape there that its growth
+    says (:func:`dagscale.scaling.width.width_growth`).
 
     Raises:
         UnknownNameError: for an implementation that is not registered.
+        PlanError: if base and target share no layer.
     """
-    before = _matrices(base)
-    rates: dict[str, float] = {}
-    for name, shape in _matrices(target).items():
-        match = nearest(name, before)
-        if match is not None and len(before[match]) == len(shape):
-            rates[name] = shape_correction(shape, implementation, before[match])
-    known = {prod(_matrices(target)[name]): rate for name, rate in rates.items()}
-    return {name: rates.get(name, known.get(prod(shape), 1.0)) for name, shape in _matrices(target).items()}
+    before, growths = _matrices(base), width_growth(base, target)
+
+    def origin(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(before.get(name, ())) == len(shape):
+            return before[name]
+        m_in, m_out = growths.get(name, (1.0, 1.0))
+        return max(1, round(shape[0] / m_out)), max(1, round(shape[1] / m_in)), *shape[2:]
+
+    return {
+        name: shape_correction(shape, implementation, origin(name, shape)) for name, shape in _matrices(target).items()
+    }
 
 
 def _matrices(graph: Graph) -> dict[str, tuple[int, ...]]:

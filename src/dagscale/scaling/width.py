@@ -121,8 +121,9 @@ def width_scaling(
 
     Layers are matched by name, then by name with every number wildcarded (``blocks.7`` with ``blocks.3``), each
     only where operator and position (reads the input, inner, readout) agree too; inputs and readouts, if nothing else
-    fits, by these alone. A layer that the base lacks is read from the graph: the sizes it connects have grown as they
-    have elsewhere.
+    fits, by these alone. A layer that the base lacks, or has at another place alone, which may connect other sizes
+    (the second block of a stage whose only block in the base widens it), is read from the graph: the sizes it connects
+    have grown as they have elsewhere.
 
     Args:
         base, target: traced graphs; the target may be deeper, narrower, or of another topology.
@@ -140,13 +141,9 @@ def width_scaling(
     record = resolve(optimizer)
     step = record.known("step", "a width rule")
     rule = WIDTH_RULES[step]
-    places, origins = _places(target), _places(base)
-    growths = _growths(places, origins)
-    sizes = _sizes(places, growths)
-    scalings: dict[str, WidthScaling] = {}
-    for name, place in places.items():
-        growths.setdefault(name, _inferred(place, sizes))
-        scalings[name] = _weight(place, growths[name], rule, mean_field)
+    places = _places(target)
+    growths, sizes = _grown(places, _places(base))
+    scalings = {name: _weight(place, growths[name], rule, mean_field) for name, place in places.items()}
     for name, grown in _vectors(base, target, places, growths, scalings, sizes).items():
         scalings[name] = _scaling("vector", grown, ONE, grown, rule)
     scalings.update(_tied(target, growths, rule, mean_field))
@@ -155,6 +152,25 @@ def width_scaling(
         scalings = {name: _relative(scaling, decay) for name, scaling in scalings.items()}
     nothing = WidthScaling("vector", 1.0, 1.0, 1.0, 1.0, "not on any input→output path")
     return {p.name: scalings.get(p.name, nothing) for p in target.parameters}
+
+
+def width_growth(base: Graph, target: Graph) -> dict[str, tuple[float, float]]:
+    """Every layer's weight in ``target`` → m_in and m_out, how its fan-in and its units have grown from ``base``.
+
+    Raises:
+        PlanError: if base and target share no layer.
+    """
+    growths, _ = _grown(_places(target), _places(base))
+    return {name: (float(growth.fan_in), float(growth.units)) for name, growth in growths.items()}
+
+
+def _grown(
+    places: Mapping[str, _Place], origins: Mapping[str, _Place]
+) -> tuple[dict[str, _Growth], dict[int, Fraction]]:
+    """Growth of every layer, and of the sizes inside the network."""
+    growths = _growths(places, origins)
+    sizes = _sizes(places, growths)
+    return {name: growths.get(name) or _inferred(place, sizes) for name, place in places.items()}, sizes
 
 
 def _places(graph: Graph) -> dict[str, _Place]:
@@ -186,6 +202,7 @@ def _place(use: LayerUse, name: str, shape: tuple[int, ...], position: Position)
 def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dict[str, _Growth]:
     """Growth of every layer that has a counterpart in the base."""
     growths: dict[str, _Growth] = {}
+    elsewhere: list[str] = []
     shared = not any(p.position != "readout" for p in places.values())
     for name, place in places.items():
         alike = {n: p for n, p in origins.items() if p.key == place.key}
@@ -197,12 +214,42 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
         origin = alike[match]
         shared = shared or place.position != "readout"
         growths[name] = _growth(place, origin)
+        if match != name and place.position == "inner":
+            elsewhere.append(name)
     if not growths or not shared:
         raise PlanError(
             f"a base and a target that share no layer: the base has {_listed(origins)}, the target {_listed(places)}; "
             "give a base of the same kind, narrower or shallower"
         )
-    return growths | _renumbered(places, origins, growths)
+    growths |= _renumbered(places, origins, growths)
+    return growths | _agreed(places, growths, elsewhere)
+
+
+def _agreed(
+    places: Mapping[str, _Place], growths: Mapping[str, _Growth], elsewhere: Collection[str]
+) -> dict[str, _Growth]:
+    """Growth of layers whose counterpart stands elsewhere in the base, and may connect other sizes than they do.
+
+    It is that of the sizes that they connect, where all layers that stand in both networks agree on these. A size that
+    none of these has (the inner one of a wider block) has grown beside what the layer reads as in the counterpart.
+    """
+    found = {}
+    votes = _votes(places, {name: growth for name, growth in growths.items() if name not in elsewhere})
+    for name in elsewhere:
+        place, growth = places[name], growths[name]
+        fan_in, units = (_sole(votes, size) for size in (place.fan_in, place.units))
+        if place.groups == place.units > 1 and units is not None:
+            found[name] = _Growth(ONE, units, units != 1)
+        elif place.groups == 1 and not place.outer and fan_in is not None:
+            found[name] = _Growth(fan_in, growth.units * fan_in / growth.fan_in if units is None else units)
+            votes.setdefault(place.units, Counter())[found[name].units] += 1
+    return found
+
+
+def _sole(votes: Mapping[int, Counter[Fraction]], size: int) -> Fraction | None:
+    """The growth of a size that all agree on; None where they do not, or nobody has it."""
+    found = votes.get(size, ())
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def _growth(place: _Place, origin: _Place) -> _Growth:
@@ -276,6 +323,14 @@ def _listed(places: Mapping[str, _Place]) -> str:
 
 def _sizes(places: Mapping[str, _Place], growths: Mapping[str, _Growth]) -> dict[int, Fraction]:
     """The target's sizes inside the network → how much they have grown; under 0 what to take for any other size."""
+    sizes = {size: count.most_common(1)[0][0] for size, count in _votes(places, growths).items()}
+    grown = sorted(m for m in sizes.values() if m != 1)
+    sizes[0] = grown[len(grown) // 2] if grown else ONE
+    return sizes
+
+
+def _votes(places: Mapping[str, _Place], growths: Mapping[str, _Growth]) -> dict[int, Counter[Fraction]]:
+    """The target's sizes inside the network → by how much layers say that they have grown, and how many say so."""
     votes: dict[int, Counter[Fraction]] = {}
     for name, growth in growths.items():
         place = places[name]
@@ -285,10 +340,7 @@ def _sizes(places: Mapping[str, _Place], growths: Mapping[str, _Growth]) -> dict
             votes.setdefault(place.fan_in, Counter())[growth.fan_in] += 1
         if place.position != "readout":
             votes.setdefault(place.units, Counter())[growth.units] += 1
-    sizes = {size: count.most_common(1)[0][0] for size, count in votes.items()}
-    grown = sorted(m for m in sizes.values() if m != 1)
-    sizes[0] = grown[len(grown) // 2] if grown else ONE
-    return sizes
+    return votes
 
 
 def _inferred(place: _Place, sizes: Mapping[int, Fraction]) -> _Growth:
@@ -356,6 +408,7 @@ def _vectors(
     """Growth of every parameter that is no layer's weight: as its layer's units, else by name, else by size."""
     found: dict[str, Fraction] = {}
     known = {p.name: p.shape for p in base.parameters}
+    votes = _votes(places, growths)
     for edge, live in zip(target.edges, target.live, strict=True):
         layer: str | None = None
         for op in edge.ops if live else ():
@@ -367,6 +420,8 @@ def _vectors(
                 shape = target.parameter[name].shape
                 if layer is not None and prod(shape) == places[layer].units:
                     found[name] = ONE if scalings[layer].kind == "output" else growths[layer].units
+                elif name not in known and len(shape) == 1 and (grown := _sole(votes, shape[0])) is not None:
+                    found[name] = grown
                 else:
                     found[name] = _by_shape(name, shape, known, sizes)
     return found
@@ -438,4 +493,6 @@ def _uses(graph: Graph, name: str) -> int:
     return sum(use.name == name for edge in graph.edges for op in edge.ops for use in op.params)
 
 
-__all__ = ["WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "pattern", "width_scaling"]
+__all__ = [
+    "WIDTH_RULES", "WidthKind", "WidthRule", "WidthScaling", "nearest", "pattern", "width_growth", "width_scaling",
+]  # fmt: skip
