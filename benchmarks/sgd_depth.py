@@ -4,11 +4,12 @@
     python benchmarks/sgd_depth.py report FILE.json
 
 Each family has one base, its smallest size, that is searched once under the init that a search takes by itself, and
-targets that are four times as deep, and twice as wide besides (sizes are blocks × width). They are trained in two ways,
-both under the base's init:
+targets that are four times as deep, and twice as wide besides (sizes are blocks × width). They are trained in these
+ways, all under the base's init:
 
     folded      as ``plan(width="mup", depth="completep")`` starts them, over a grid of rates an octave apart
     measured    at the one rate of law ``short-run``, which measures on the target
+    combined    under plain SGD, at the one rate of law ``combined``, the mean of ``short-run`` and a closed form
 
 On ResNets with batch norm (``benchmarks/transfer.py``, ``dagscale verify resnet``) the folded plan was better where the
 depth grows. The networks and data here are others. The data of families that begin with CIFAR-10 lie where
@@ -36,6 +37,7 @@ import dagscale
 WAYS: dict[str, dict[str, Any]] = {
     "folded": {"width": "mup", "depth": "completep", "law": "none"},
     "measured": {"law": "short-run"},
+    "combined": {"law": "combined"},
 }
 SIZES = ("2x32", "8x32", "8x64")
 SGD = torch.optim.SGD
@@ -113,11 +115,16 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def by_default(recipe: dagscale.Recipe) -> str:
+    """The measured way that a plan takes by default."""
+    return "measured" if recipe.optimizer.settings.get("momentum") else "combined"
+
+
 def run(path: Path, names: list[str], seeds: int, until: float) -> None:
     for study in studies(path, {name: FAMILIES[name] for name in names}, until, init=None):
-        init = study.own["base"]["init"]
+        init, measured = study.own["base"]["init"], by_default(study.recipe)
         for size in study.family.sizes:
-            for way in WAYS if size != study.family.sizes[0] else ("folded",):
+            for way in ("folded", measured) if size != study.family.sizes[0] else ("folded",):
                 plan = dagscale.plan(
                     model_of(study.family, size), base=study.base, recipe=study.recipe, init=init, **WAYS[way]
                 )
@@ -134,7 +141,8 @@ def compared(known: dict[str, Any]) -> Sheet:
         own = known.get(name, {})
         small = grids(own, family.sizes[0], ("folded",))
         for size in family.sizes[1:]:
-            curve, measured = grids(own, size, ("folded",)).get("folded"), curve_of(own, "measured", size, ()).get(0)
+            law = next(way for way in ("combined", "measured") if any(key.startswith(way) for key in own))
+            curve, measured = grids(own, size, ("folded",)).get("folded"), curve_of(own, law, size, ()).get(0)
             if not small or not curve or measured is None:
                 continue
             least = min(*curve.values(), measured)

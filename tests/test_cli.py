@@ -142,14 +142,18 @@ def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
     ],
 )
 def test_search_of_a_users_data_is_a_file_that_plans_are_made_from(project: Path, training: list[str]) -> None:
-    """The default plan after ``search --save`` needs what is measured on the base, without its model."""
+    """A measured plan after ``search --save`` needs what is measured on the base, without its model; by default the
+    rate of a deeper residual network needs nothing."""
     found = document(
         "search", "mymodel.py:small", *training, "--limit", "24", "--seeds", "1", "--save", "base.json", cwd=project
     )
-    made = document("plan", "mymodel.py:make", *training, "--base", "base.json", "--save", "plan.json", cwd=project)
+    command = ["plan", "mymodel.py:make", *training, "--base", "base.json", "--save", "plan.json"]
+    made = document(*command, "--width", "none", cwd=project)
     assert made["base_lr"] == found["lr"]
     assert made["law"] == "combined"
     assert json.loads((project / "plan.json").read_text())["lr"] == made["lr"]
+    carried = document(*command, cwd=project)
+    assert (carried["law"], carried["depth"], carried["lr"]) == ("none", "completep", found["lr"])
 
 
 def test_a_plan_trains_as_its_base_was_searched_unless_told_otherwise(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from dagscale.errors import PlanError, UnknownNameError
 from dagscale.graph import Graph
 from dagscale.graph.matrices import hidden_matrices
 from dagscale.graph.roles import roles
+from dagscale.models.resnet import ResNet
+from dagscale.scaling.spectral import matrix_rates
 from dagscale.scaling.width import WidthScaling, width_scaling
 
 OPTIMIZERS = ["sgd", "momentum", "adam", "adamw"]
@@ -416,6 +419,74 @@ def test_numbers_in_names_may_mean_other_layers() -> None:
     sgd = width_scaling(graph(chain(8, 1), x), graph(chain(64, 4), x), "sgd")
     assert {sgd[f"{i}.weight"].lr for i in (3, 6, 9, 12)} == {8.0}
     assert sgd["14.bias"].lr == 1.0
+
+
+class Inverted(nn.Module):
+    """Stages of blocks that widen, convolve depthwise and narrow again [MobileNetV2]; the first block of each reads
+    what the stage before made, so that a base of one block has no other."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+
+        def block(a: int, b: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(a, 6 * a, 1), nn.BatchNorm2d(6 * a), nn.Conv2d(6 * a, 6 * a, 3, padding=1, groups=6 * a),
+                nn.ReLU(), nn.Conv2d(6 * a, b, 1), nn.BatchNorm2d(b),
+            )  # fmt: skip
+
+        sizes = [2 * width, 3 * width, 4 * width]
+        self.stem, self.head = nn.Conv2d(3, sizes[0], 3), nn.Linear(sizes[-1], 10)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(block(b if i else a, b) for i in range(depth))
+            for a, b in itertools.pairwise(sizes)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            for i, block in enumerate(stage):
+                x = x + block(x) if i else block(x)
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class UpAgain(nn.Module):
+    """The second half of a U-Net: the first block of a level reads the level below and what was put aside."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.last = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(1, width if i else 3 * width), nn.ReLU(),
+                          nn.Conv2d(width if i else 3 * width, width, 3, padding=1))
+            for i in range(depth)
+        )  # fmt: skip
+        self.head = nn.Conv2d(width, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        x = torch.cat([F.interpolate(self.down(first), scale_factor=2), first], 1)
+        for i, block in enumerate(self.last):
+            x = x + block(x) if i else block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def staged(depth: int, width: int) -> nn.Module:
+    return ResNet(6 * depth + 2, in_channels=3, classes=10, width=width)
+
+
+@pytest.mark.parametrize("network", [staged, Inverted, UpAgain])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_blocks_that_the_base_has_at_another_place_alone_grow_by_their_own_sizes(
+    network: Callable[[int, int], nn.Module], optimizer: str
+) -> None:
+    x = torch.zeros(2, 3, 8, 8)
+    small, narrow, wide = (graph(network(depth, width), x) for depth, width in ((1, 4), (3, 4), (3, 8)))
+    assert {(s.lr, s.init, s.width_mult) for s in width_scaling(small, narrow, optimizer).values()} == {(1, 1, 1)}
+    assert width_scaling(small, wide, optimizer) == width_scaling(narrow, wide, optimizer)
+    assert matrix_rates(small, wide) == pytest.approx(matrix_rates(narrow, wide))
+    assert set(matrix_rates(small, narrow).values()) == {1.0}
 
 
 def test_other_names_are_matched_by_position() -> None:
