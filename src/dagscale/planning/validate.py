@@ -177,7 +177,7 @@ def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, .
     target = batch.target
     if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape == target.shape):
         return ()
-    if not (output.is_floating_point() and target.is_floating_point()):
+    if not output.is_floating_point() or target.is_complex():
         return ()
     own, meant = (value.detach().double().square().mean().sqrt().item() for value in (output, target))
     if not FAR * max(1.0, own) < meant < math.inf:
