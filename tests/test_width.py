@@ -476,7 +476,27 @@ def staged(depth: int, width: int) -> nn.Module:
     return ResNet(6 * depth + 2, in_channels=3, classes=10, width=width)
 
 
-@pytest.mark.parametrize("network", [staged, Inverted, UpAgain])
+class CountedThrough(nn.Module):
+    """Three stages of pre-activation blocks in one list, so that a number means another stage in a deeper network."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        sizes = [width, width, 2 * width, 4 * width]
+        self.stem, self.head = nn.Conv2d(3, width, 3, padding=1), nn.Linear(4 * width, 10)
+        pairs = [(b if i else a, b) for a, b in itertools.pairwise(sizes) for i in range(depth)]
+        self.norm = nn.ModuleList(nn.BatchNorm2d(a) for a, _ in pairs)
+        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
+        self.skip = nn.ModuleList(nn.Identity() if a == b else nn.Conv2d(a, b, 1) for a, b in pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, conv, skip in zip(self.norm, self.conv, self.skip, strict=True):
+            x = skip(x) + conv(F.relu(norm(x)))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("network", [staged, Inverted, UpAgain, CountedThrough])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_blocks_that_the_base_has_at_another_place_alone_grow_by_their_own_sizes(
     network: Callable[[int, int], nn.Module], optimizer: str
@@ -487,6 +507,34 @@ def test_blocks_that_the_base_has_at_another_place_alone_grow_by_their_own_sizes
     assert width_scaling(small, wide, optimizer) == width_scaling(narrow, wide, optimizer)
     assert matrix_rates(small, wide) == pytest.approx(matrix_rates(narrow, wide))
     assert set(matrix_rates(small, narrow).values()) == {1.0}
+
+
+class Gated(nn.Module):
+    """Residual blocks with an inner layer that grows, a gate of a fixed size, and a gain of a fixed size each."""
+
+    GATE = 32
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, width), nn.Linear(width, 10)
+        self.up, self.down = (nn.ModuleList(nn.Linear(width, width) for _ in range(depth)) for _ in range(2))
+        self.gate, self.back = (
+            nn.ModuleList(nn.Linear(*pair) for _ in range(depth)) for pair in ((width, self.GATE), (self.GATE, width))
+        )
+        self.gain = nn.ParameterList(torch.ones(self.GATE) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for up, down, gate, back, gain in zip(self.up, self.down, self.gate, self.back, self.gain, strict=True):
+            x = x + down(up(x).relu()) * back((gate(x) * gain).relu())
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_size_that_stays_beside_one_that_has_grown_to_it_is_told_by_name(optimizer: str) -> None:
+    small, deep, wide = (graph(Gated(depth, width), torch.zeros(2, 3)) for depth, width in ((1, 16), (3, 16), (3, 32)))
+    assert width_scaling(small, wide, optimizer) == width_scaling(deep, wide, optimizer)
 
 
 def test_other_names_are_matched_by_position() -> None:

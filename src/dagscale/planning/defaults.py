@@ -155,6 +155,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     if any(s.kind == "output" and role[n] in ("hidden", "embedding") for n, s in width.items()):  # a size that stays
         return None
+    if all(places[p][1] == others[p][1] for p in places) and any(s.lr != 1 for s in width.values()):
+        return None  # nothing is larger, so that parameters were compared with others than their own
     names = [{p.name for p in network.graph.parameters} for network in (base, target)]
     grown = names[0] == names[1] and base.graph.parameters != target.graph.parameters
     wider = WIDER if grown and not along else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isclose, prod
+
 from dagscale.graph.matrices import hidden_matrices
 from dagscale.graph.model import Graph
 from dagscale.scaling.width import width_growth
@@ -13,8 +15,8 @@ def matrix_rates(base: Graph, target: Graph, implementation: str = "match_rms_ad
 
     A spectral step moves a layer's output by as much at every width if it is ``√(d_out/d_in)`` large; the rest that
     the implementation's shape factor leaves to be done, against the base's, is the factor. What is no hidden matrix
-    takes AdamW's width rule. Matrices are matched by name; one that the base lacks has the shape there that its growth
-    says (:func:`dagscale.scaling.width.width_growth`).
+    takes AdamW's width rule. Matrices are matched by name; one that the base lacks, or has of a shape that does not go
+    with its growth (:func:`dagscale.scaling.width.width_growth`), has the shape there that this says.
 
     Raises:
         UnknownNameError: for an implementation that is not registered.
@@ -23,9 +25,9 @@ def matrix_rates(base: Graph, target: Graph, implementation: str = "match_rms_ad
     before, growths = _matrices(base), width_growth(base, target)
 
     def origin(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if len(before.get(name, ())) == len(shape):
-            return before[name]
         m_in, m_out = growths.get(name, (1.0, 1.0))
+        if len(before.get(name, ())) == len(shape) and isclose(prod(before[name]) * m_in * m_out, prod(shape)):
+            return before[name]
         return max(1, round(shape[0] / m_out)), max(1, round(shape[1] / m_in)), *shape[2:]
 
     return {

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from math import prod, sqrt
+from operator import lt
 from typing import Literal
 
 from dagscale.errors import PlanError
@@ -202,7 +203,6 @@ def _place(use: LayerUse, name: str, shape: tuple[int, ...], position: Position)
 def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dict[str, _Growth]:
     """Growth of every layer that has a counterpart in the base."""
     growths: dict[str, _Growth] = {}
-    elsewhere: list[str] = []
     shared = not any(p.position != "readout" for p in places.values())
     for name, place in places.items():
         alike = {n: p for n, p in origins.items() if p.key == place.key}
@@ -214,35 +214,68 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
         origin = alike[match]
         shared = shared or place.position != "readout"
         growths[name] = _growth(place, origin)
-        if match != name and place.position == "inner":
-            elsewhere.append(name)
     if not growths or not shared:
         raise PlanError(
             f"a base and a target that share no layer: the base has {_listed(origins)}, the target {_listed(places)}; "
             "give a base of the same kind, narrower or shallower"
         )
-    growths |= _renumbered(places, origins, growths)
-    return growths | _agreed(places, growths, elsewhere)
+    shapes = [{n: (p.fan_in, p.units) for n, p in own.items()} for own in (places, origins)]
+    unsure = {name for name in _unsure(*shapes) & growths.keys() if places[name].position == "inner"}
+    moved = _moved(places, origins, growths, unsure | _varied(*shapes))
+    return growths | moved | _agreed(places, growths | moved, unsure - moved.keys())
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _varied(own: Shapes, known: Shapes) -> set[str]:
+    """Names in the target of places in a block at which the base has several shapes, and another number of them: there
+    a number may mean another stage, as where the blocks of all stages are counted through."""
+    counts = Counter(map(pattern, own))
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in known.items():
+        shapes.setdefault(pattern(name), []).append(shape)
+    places = {at for at, found in shapes.items() if len(set(found)) > 1 and len(found) != counts[at]}
+    return {name for name in own if pattern(name) in places}
+
+
+def _unsure(own: Shapes, known: Shapes) -> set[str]:
+    """Names in the target whose counterpart in the base may be another thing, by the shapes of both.
+
+    That is: where a number may mean another stage, and under the same names something is smaller than in the base; and
+    a name that the base lacks, where the target's own bearer of the counterpart's name has another shape.
+    """
+    varied = _varied(own, known)
+    shrunk = {pattern(n) for n in varied & known.keys() if any(map(lt, own[n], known[n]))}
+    matches = {name: nearest(name, known) for name in own}
+    return {
+        name
+        for name, match in matches.items()
+        if match is not None
+        and ((name in varied and pattern(name) in shrunk) or (match != name and own.get(match) != own[name]))
+    }
 
 
 def _agreed(
-    places: Mapping[str, _Place], growths: Mapping[str, _Growth], elsewhere: Collection[str]
+    places: Mapping[str, _Place], growths: Mapping[str, _Growth], unsure: Collection[str]
 ) -> dict[str, _Growth]:
-    """Growth of layers whose counterpart stands elsewhere in the base, and may connect other sizes than they do.
+    """Growth of layers whose counterpart may be another, by the sizes that they connect.
 
-    It is that of the sizes that they connect, where all layers that stand in both networks agree on these. A size that
-    none of these has (the inner one of a wider block) has grown beside what the layer reads as in the counterpart.
+    It is that of these sizes, where all other layers agree on it. A size that no other layer has (the inner one of a
+    wider block) has grown beside what the layer reads as in the counterpart.
     """
     found = {}
-    votes = _votes(places, {name: growth for name, growth in growths.items() if name not in elsewhere})
-    for name in elsewhere:
+    votes = _votes(places, {name: growth for name, growth in growths.items() if name not in unsure})
+    for name in (n for n in places if n in unsure):
         place, growth = places[name], growths[name]
         fan_in, units = (_sole(votes, size) for size in (place.fan_in, place.units))
         if place.groups == place.units > 1 and units is not None:
             found[name] = _Growth(ONE, units, units != 1)
         elif place.groups == 1 and not place.outer and fan_in is not None:
-            found[name] = _Growth(fan_in, growth.units * fan_in / growth.fan_in if units is None else units)
-            votes.setdefault(place.units, Counter())[found[name].units] += 1
+            beside = growth.units if place.units in votes else growth.units * fan_in / growth.fan_in
+            found[name] = _Growth(fan_in, beside if units is None else units)
+            if place.units not in votes:
+                votes[place.units] = Counter([found[name].units])
     return found
 
 
@@ -265,13 +298,14 @@ def _growth(place: _Place, origin: _Place) -> _Growth:
     return _Growth(fan_in, entries / fan_in, place.groups != origin.groups)
 
 
-def _renumbered(
-    places: Mapping[str, _Place], origins: Mapping[str, _Place], growths: Mapping[str, _Growth]
+def _moved(
+    places: Mapping[str, _Place], origins: Mapping[str, _Place], growths: Mapping[str, _Growth], others: Collection[str]
 ) -> dict[str, _Growth]:
-    """Growth of inner layers with a number for a name (``5.weight`` of a flat sequence), where depth has grown too.
+    """Growth of inner layers whose name may mean another place, where depth has grown too: those with a number for a
+    name (``5.weight`` of a flat sequence), and those of ``unsure``.
 
-    Such a number means another place in a deeper network. So where the input's and the readout's side have grown alike,
-    by M, and the layer's sizes over M are sizes that the base has, it has grown by M on both sides.
+    Where the input's and the readout's side have grown alike, by M, and the layer's sizes over M are sizes that the
+    base has, it has grown by M on both sides.
     """
     ends = {
         (growth.units if places[name].position == "input" else growth.fan_in)
@@ -284,11 +318,18 @@ def _renumbered(
         return {}
     (grown,) = ends
     sizes = {size for p in origins.values() for size in (p.fan_in if p.position != "input" else p.units, p.units)}
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for name, place in places.items():
+        shapes.setdefault(pattern(name), set()).add((place.fan_in, place.units))
     found = {}
     for name, growth in growths.items():
         place = places[name]
-        numbered = name.removesuffix(".weight").rpartition(".")[2].isdigit()
-        if numbered and place.position == "inner" and {place.fan_in / grown, place.units / grown} <= sizes:
+        numbered = name.removesuffix(".weight").rpartition(".")[2].isdigit() and len(shapes[pattern(name)]) > 1
+        if place.position != "inner" or not (numbered or name in others):
+            continue
+        if place.groups == place.units > 1 and place.units / grown in sizes:
+            found[name] = _Growth(ONE, grown, grown != 1)
+        elif {place.fan_in / grown, place.units / grown} <= sizes and (numbered or place.groups == 1):
             found[name] = _Growth(grown, grown, growth.grouped)
     return found
 
@@ -336,7 +377,7 @@ def _votes(places: Mapping[str, _Place], growths: Mapping[str, _Growth]) -> dict
         place = places[name]
         if place.outer:
             continue
-        if place.position != "input":
+        if place.position != "input" and place.groups == 1:
             votes.setdefault(place.fan_in, Counter())[growth.fan_in] += 1
         if place.position != "readout":
             votes.setdefault(place.units, Counter())[growth.units] += 1
@@ -408,6 +449,8 @@ def _vectors(
     """Growth of every parameter that is no layer's weight: as its layer's units, else by name, else by size."""
     found: dict[str, Fraction] = {}
     known = {p.name: p.shape for p in base.parameters}
+    own = {p.name: p.shape for p in target.parameters}
+    unsure = _unsure(own, known) | _varied(own, known)
     votes = _votes(places, growths)
     for edge, live in zip(target.edges, target.live, strict=True):
         layer: str | None = None
@@ -420,7 +463,7 @@ def _vectors(
                 shape = target.parameter[name].shape
                 if layer is not None and prod(shape) == places[layer].units:
                     found[name] = ONE if scalings[layer].kind == "output" else growths[layer].units
-                elif name not in known and len(shape) == 1 and (grown := _sole(votes, shape[0])) is not None:
+                elif name in unsure and len(shape) == 1 and (grown := _sole(votes, shape[0])) is not None:
                     found[name] = grown
                 else:
                     found[name] = _by_shape(name, shape, known, sizes)
