@@ -12,7 +12,7 @@ ways, all under the base's init:
     combined    under plain SGD, at the one rate of law ``combined``, the mean of ``short-run`` and a closed form
 
 On ResNets with batch norm (``benchmarks/transfer.py``, ``dagscale verify resnet``) the folded plan was better where the
-depth grows. The networks and data here are others. The data of families that begin with CIFAR-10 lie where
+depth grows. The networks here are others. The data of families that begin with CIFAR-10 lie where
 ``benchmarks/transfer.py`` has them.
 """
 

@@ -169,10 +169,13 @@ class Contest:
         )  # fmt: skip
 
     def budgets(self) -> dict[str, int]:
-        """Trainings of a target that the plan's steps are worth: its base's search shared by all targets, or alone."""
+        """Trainings of a target that the plan's steps are worth: its base's search shared by all targets, or alone;
+        and those of dagscale by itself, shared."""
         plan = self.entry(self.plan)
+        own = [entry for entry in self.entries if entry.method.partition(" / ")[0] == "dagscale"]
         return {
             "shared": affordable(plan.spent(len(self.targets)), self.steps),
+            **{entry.method: affordable(entry.spent(len(self.targets)), self.steps) for entry in own},
             "alone": affordable(plan.spent(), self.steps),
         }
 

@@ -65,11 +65,13 @@ class Row:
 
 
 def rows(contest: Contest) -> list[Row]:
-    """A row a method; of a search on the target two, within the plan's steps shared and alone."""
+    """A row a method; of a search on the target some, within the plan's steps shared and alone, and those that
+    dagscale takes by itself."""
+    counts = sorted(set(contest.budgets().values()))
     return [
         row(contest, entry, count)
         for entry in contest.entries
-        for count in (dict.fromkeys(contest.budgets().values()) if searches(entry) else (entry.count,))
+        for count in (dict.fromkeys(min(n, entry.count) for n in counts) if searches(entry) else (entry.count,))
     ]
 
 
