@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 from operator import index
 from typing import Any
 
@@ -180,7 +179,7 @@ def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, .
     if not output.is_floating_point() or target.is_complex():
         return ()
     own, meant = (value.detach().double().square().mean().sqrt().item() for value in (output, target))
-    if not FAR * max(1.0, own) < meant < math.inf:
+    if not FAR * max(1.0, own) < meant < inf:
         return ()
     try:
         with torch.no_grad():

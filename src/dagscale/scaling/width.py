@@ -105,6 +105,10 @@ class _Place:
     def key(self) -> tuple[str, str]:
         return self.op, self.position
 
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.units > 1
+
 
 @dataclass(frozen=True, slots=True)
 class _Growth:
@@ -219,9 +223,10 @@ def _growths(places: Mapping[str, _Place], origins: Mapping[str, _Place]) -> dic
             f"a base and a target that share no layer: the base has {_listed(origins)}, the target {_listed(places)}; "
             "give a base of the same kind, narrower or shallower"
         )
-    shapes = [{n: (p.fan_in, p.units) for n, p in own.items()} for own in (places, origins)]
-    unsure = {name for name in _unsure(*shapes) & growths.keys() if places[name].position == "inner"}
-    moved = _moved(places, origins, growths, unsure | _varied(*shapes))
+    own, known = ({name: (p.fan_in, p.units) for name, p in found.items()} for found in (places, origins))
+    varied = _varied(own, known)
+    unsure = {n for n in _unsure(own, known, varied) & growths.keys() if places[n].position == "inner"}
+    moved = _moved(places, origins, growths, unsure | varied)
     return growths | moved | _agreed(places, growths | moved, unsure - moved.keys())
 
 
@@ -239,14 +244,13 @@ def _varied(own: Shapes, known: Shapes) -> set[str]:
     return {name for name in own if pattern(name) in places}
 
 
-def _unsure(own: Shapes, known: Shapes) -> set[str]:
+def _unsure(own: Shapes, known: Shapes, varied: Collection[str]) -> set[str]:
     """Names in the target whose counterpart in the base may be another thing, by the shapes of both.
 
-    That is: where a number may mean another stage, and under the same names something is smaller than in the base; and
-    a name that the base lacks, where the target's own bearer of the counterpart's name has another shape.
+    That is: where a number may mean another stage (`_varied`), and under the same names something is smaller than in
+    the base; and a name that the base lacks, where the target's own bearer of the counterpart's name has another shape.
     """
-    varied = _varied(own, known)
-    shrunk = {pattern(n) for n in varied & known.keys() if any(map(lt, own[n], known[n]))}
+    shrunk = {pattern(n) for n in varied if n in known and any(map(lt, own[n], known[n]))}
     matches = {name: nearest(name, known) for name in own}
     return {
         name
@@ -269,13 +273,13 @@ def _agreed(
     for name in (n for n in places if n in unsure):
         place, growth = places[name], growths[name]
         fan_in, units = (_sole(votes, size) for size in (place.fan_in, place.units))
-        if place.groups == place.units > 1 and units is not None:
+        if place.depthwise and units is not None:
             found[name] = _Growth(ONE, units, units != 1)
         elif place.groups == 1 and not place.outer and fan_in is not None:
-            beside = growth.units if place.units in votes else growth.units * fan_in / growth.fan_in
-            found[name] = _Growth(fan_in, beside if units is None else units)
             if place.units not in votes:
-                votes[place.units] = Counter([found[name].units])
+                units = growth.units * fan_in / growth.fan_in
+                votes[place.units] = Counter([units])
+            found[name] = _Growth(fan_in, growth.units if units is None else units)
     return found
 
 
@@ -302,7 +306,7 @@ def _moved(
     places: Mapping[str, _Place], origins: Mapping[str, _Place], growths: Mapping[str, _Growth], others: Collection[str]
 ) -> dict[str, _Growth]:
     """Growth of inner layers whose name may mean another place, where depth has grown too: those with a number for a
-    name (``5.weight`` of a flat sequence), and those of ``unsure``.
+    name (``5.weight`` of a flat sequence), and ``others``.
 
     Where the input's and the readout's side have grown alike, by M, and the layer's sizes over M are sizes that the
     base has, it has grown by M on both sides.
@@ -327,7 +331,7 @@ def _moved(
         numbered = name.removesuffix(".weight").rpartition(".")[2].isdigit() and len(shapes[pattern(name)]) > 1
         if place.position != "inner" or not (numbered or name in others):
             continue
-        if place.groups == place.units > 1 and place.units / grown in sizes:
+        if place.depthwise and place.units / grown in sizes:
             found[name] = _Growth(ONE, grown, grown != 1)
         elif {place.fan_in / grown, place.units / grown} <= sizes and (numbered or place.groups == 1):
             found[name] = _Growth(grown, grown, growth.grouped)
@@ -450,7 +454,8 @@ def _vectors(
     found: dict[str, Fraction] = {}
     known = {p.name: p.shape for p in base.parameters}
     own = {p.name: p.shape for p in target.parameters}
-    unsure = _unsure(own, known) | _varied(own, known)
+    varied = _varied(own, known)
+    unsure = varied | _unsure(own, known, varied)
     votes = _votes(places, growths)
     for edge, live in zip(target.edges, target.live, strict=True):
         layer: str | None = None

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+FOUR = "dagscale / moments,damped,small-readout,keep"
+
 NAMES = {
     "none / moments / mup+completep": "folded plan",
     "combined / moments": "plan, law combined",
     "short-run / moments": "measured plan",
     "dagscale": "dagscale, nothing named",
-    "dagscale / moments,damped,small-readout,keep": "dagscale, four inits searched",
+    FOUR: "dagscale, four inits searched",
     "one-rate": "base's rate, author's init",
     "mup": "package mup",
     "lr-finder": "learning-rate finder",
@@ -158,8 +160,8 @@ def to_dict(contest: Contest) -> dict[str, Any]:
 
 COLOURS = {
     "none / moments / mup+completep": "#1c7ed6", "combined / moments": "#1c7ed6", "short-run / moments": "#0ca678",
-    "dagscale": "#1098ad", "dagscale / moments,damped,small-readout,keep": "#0b7285",
-    "one-rate": "#868e96", "mup": "#ae3ec9", "lr-finder": "#e8590c", "prodigy": "#e64980",
+    "dagscale": "#1098ad", FOUR: "#0b7285", "one-rate": "#868e96", "mup": "#ae3ec9",
+    "lr-finder": "#e8590c", "prodigy": "#e64980",
     "schedule-free": "#f59f00", "random-search": "#495057", "tpe": "#000000", "tpe / moments": "#f03e3e",
     "grid / keep": "#adb5bd", "grid / moments": "#74c0fc", "grid / moments / mup+completep": "#74c0fc",
 }  # fmt: skip
