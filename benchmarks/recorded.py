@@ -328,8 +328,8 @@ def carried_over(
 def by_layer() -> Iterator[Family]:
     """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
 
-    Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json``, those that a plan
-    scales by default, for their width or for both; and those of ``results/sgd-depth.json``, which are deeper.
+    Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json`` and
+    ``results/sgd-depth.json``, those that a plan scales by default, for their width, their depth or both.
     """
     law = "none, by layer"
     for name, runs in read_results("transfer").items():
@@ -338,16 +338,12 @@ def by_layer() -> Iterator[Family]:
         scaled = [found[w, s] for w, s in ways if w == "completep" or ("completep", s) not in found]
         base = found["moments", runs["base"]["size"]]
         yield from carried_over(law, f"transfer, {name}", KIN[name], runs, scaled, base)
-    for name, runs in read_results("kinds").items():
-        found = curves(runs, "train", grid=(0,))
-        scaled = [c for (way, size), c in found.items() if way == "folded" and size in runs["base"]["carried"]]
-        base = found["folded", runs["base"]["size"]]
-        yield from carried_over(law, "other kinds", (name, "", ""), runs, scaled, base)
-    for name, runs in read_results("sgd-depth").items():
-        found = curves(runs, "train", grid=(0,))
-        scaled = [c for (way, size), c in found.items() if way == "folded" and size != runs["base"]["size"]]
-        base = found["folded", runs["base"]["size"]]
-        yield from carried_over(law, "SGD", (name, "", ""), runs, scaled, base)
+    for study, called in (("kinds", "other kinds"), ("sgd-depth", "SGD")):
+        for name, runs in read_results(study).items():
+            found = curves(runs, "train", grid=(0,))
+            scaled = [c for (way, size), c in found.items() if way == "folded" and size in runs["base"]["carried"]]
+            base = found["folded", runs["base"]["size"]]
+            yield from carried_over(law, called, (name, "", ""), runs, scaled, base)
 
 
 def plain_depth() -> Iterator[Family]:

@@ -17,8 +17,8 @@ of rates an octave apart, as in ``benchmarks/kinds.py``, in three ways:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from kinds import Sheet, above, arguments, command, grids, planned, signed, time
 from kinds_networks import ADAMW, Data, Recurrent, digits, kind, mlp, rollouts, source, split, squared
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transfer import Curve, lowest, optimum, studies
+from transfer import Curve, Family, lowest, optimum, studies
 
 GRIDS = ("own", "folded", "small")
 ADAM, SGD = torch.optim.Adam, torch.optim.SGD
@@ -267,16 +267,26 @@ def autoencoder(depth: int, width: int) -> nn.Sequential:
     return mlp(64, *[width] * depth, 8, *[width] * depth, 64, act=nn.Tanh)
 
 
+SCALED: dict[str, tuple[Callable[..., tuple[Data, Data]], Callable[[Callable[[], tuple[Data, Data]]], Family]]] = {
+    "patients": (patients, lambda data: kind(SIZES, 200, lambda d, w: mlp(10, *[w] * d, 1, act=nn.SiLU), data, squared,
+                                             64, ADAMW, weight_decay=0.01)),
+    "field": (montage, lambda data: kind(SIZES, 300, Field, data, squared, 128, constant=True)),
+    "pendula": (pendula, lambda data: kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), data, squared, 64, ADAMW,
+                                           warmup=0.05, weight_decay=0.01)),
+}  # fmt: skip
+"""Families that are trained on their targets standardised and as they are → their data, and what these make."""
+
+RAW = {f"{name}, raw": name for name in SCALED}
+"""Families whose targets are left as they are → those with the same standardised."""
+
 FAMILIES = {
-    "patients": kind(SIZES, 200, lambda d, w: mlp(10, *[w] * d, 1, act=nn.SiLU), patients, squared, 64, ADAMW,
-                     weight_decay=0.01),
+    "patients": SCALED["patients"][1](patients),
     "autoencoder": kind(("1x32", "3x32", "1x128"), 200, autoencoder, pixels, squared, 32),
     "forecast": kind(SIZES, 200, Forecaster, lorenz, squared, 32, ADAMW, warmup=0.1, clip=1.0, weight_decay=0.05),
     "gru forecast": kind(("1x32", "3x32", "1x128"), 150, RecurrentForecaster, lorenz, squared, 32, clip=1.0),
     "tcn": kind(SIZES, 200, Dilated, lorenz, squared, 32, clip=1.0),
-    "field": kind(SIZES, 300, Field, montage, squared, 128, constant=True),
-    "pendula": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), pendula, squared, 64, ADAMW, warmup=0.05,
-                    weight_decay=0.01),
+    "field": SCALED["field"][1](montage),
+    "pendula": SCALED["pendula"][1](pendula),
     "restorer": kind(("2x8", "6x8", "2x32"), 150, Restorer, masked_digits, squared, 32, ADAMW, weight_decay=0.01),
     "autoencoder, momentum": kind(("1x32", "3x32", "1x128"), 200, autoencoder, pixels, squared, 32, SGD,
                                   momentum=0.9),
@@ -286,17 +296,10 @@ FAMILIES = {
     "values, Huber": kind(SIZES, 300, lambda d, w: mlp(3, *[w] * d, 1), values, huber, 64, eps=1e-5),
     "pendula, 90 %": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), pendula, quantile, 64, ADAMW, warmup=0.05),
     "counts, Poisson": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 1, act=nn.GELU), counts, poisson, 64),
-    "patients, raw": kind(SIZES, 200, lambda d, w: mlp(10, *[w] * d, 1, act=nn.SiLU), lambda: patients(True), squared,
-                          64, ADAMW, weight_decay=0.01),
-    "field, raw": kind(SIZES, 300, Field, lambda: montage(True), squared, 128, constant=True),
-    "pendula, raw": kind(SIZES, 300, lambda d, w: PreNormMlp(6, 4, d, w), lambda: pendula(True), squared, 64, ADAMW,
-                         warmup=0.05, weight_decay=0.01),
+    **{raw: SCALED[name][1](partial(SCALED[name][0], raw=True)) for raw, name in RAW.items()},
     "autoencoder, sgd": kind(("1x32", "3x32", "1x128"), 200, autoencoder, pixels, squared, 32, SGD),
     "pendula, sgd": kind(SIZES, 300, lambda d, w: mlp(6, *[w] * d, 4), pendula, squared, 64, SGD, constant=True),
 }  # fmt: skip
-
-RAW = {"patients, raw": ("patients", patients), "field, raw": ("field", montage), "pendula, raw": ("pendula", pendula)}
-"""Families whose targets are left as they are → those with the same standardised, and their data."""
 
 
 def run(path: Path, names: list[str], seeds: int, until: float) -> None:
@@ -351,12 +354,12 @@ def unscaled(known: dict[str, Any]) -> Sheet:
     """Lowest losses under ``moments`` over the variance of the targets, and the rate that was searched on the base, of
     standardised targets and of the same as they are."""
     body = []
-    for raw, (name, data) in RAW.items():
+    for raw, name in RAW.items():
         for size in FAMILIES[name].sizes:
             curves = [grids(known.get(one, {}), size, ("folded",)) for one in (name, raw)]
             if not all(curves):
                 continue
-            variances = [data(own)[0][1].var(0).mean().item() for own in (False, True)]
+            variances = [SCALED[name][0](raw=own)[0][1].var(0).mean().item() for own in (False, True)]
             lows = [min(curve["folded"].values()) / v for curve, v in zip(curves, variances, strict=True)]
             rates = [f"{known[one]['base']['lr']:.2g}" for one in (name, raw)]
             first = size == FAMILIES[name].sizes[0]

@@ -8,8 +8,8 @@ targets that are four times as deep, and twice as wide besides (sizes are blocks
 ways, all under the base's init:
 
     folded      as ``plan(width="mup", depth="completep")`` starts them, over a grid of rates an octave apart
-    measured    at the one rate of law ``short-run``, which measures on the target
-    combined    under plain SGD, at the one rate of law ``combined``, the mean of ``short-run`` and a closed form
+    measured    at one rate, by the law that plans take by default: ``short-run``, which measures on the target; under
+                plain SGD ``combined``, the mean of that and a closed form
 
 On ResNets with batch norm (``benchmarks/transfer.py``, ``dagscale verify resnet``) the folded plan was better where the
 depth grows. The networks here are others. The data of families that begin with CIFAR-10 lie where
@@ -36,8 +36,7 @@ import dagscale
 
 WAYS: dict[str, dict[str, Any]] = {
     "folded": {"width": "mup", "depth": "completep", "law": "none"},
-    "measured": {"law": "short-run"},
-    "combined": {"law": "combined"},
+    "measured": {"width": "none"},
 }
 SIZES = ("2x32", "8x32", "8x64")
 SGD = torch.optim.SGD
@@ -115,16 +114,11 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def by_default(recipe: dagscale.Recipe) -> str:
-    """The measured way that a plan takes by default."""
-    return "measured" if recipe.optimizer.settings.get("momentum") else "combined"
-
-
 def run(path: Path, names: list[str], seeds: int, until: float) -> None:
     for study in studies(path, {name: FAMILIES[name] for name in names}, until, init=None):
-        init, measured = study.own["base"]["init"], by_default(study.recipe)
+        init = study.own["base"]["init"]
         for size in study.family.sizes:
-            for way in ("folded", measured) if size != study.family.sizes[0] else ("folded",):
+            for way in WAYS if size != study.family.sizes[0] else ("folded",):
                 plan = dagscale.plan(
                     model_of(study.family, size), base=study.base, recipe=study.recipe, init=init, **WAYS[way]
                 )
@@ -141,8 +135,7 @@ def compared(known: dict[str, Any]) -> Sheet:
         own = known.get(name, {})
         small = grids(own, family.sizes[0], ("folded",))
         for size in family.sizes[1:]:
-            law = next(way for way in ("combined", "measured") if any(key.startswith(way) for key in own))
-            curve, measured = grids(own, size, ("folded",)).get("folded"), curve_of(own, law, size, ()).get(0)
+            curve, measured = grids(own, size, ("folded",)).get("folded"), curve_of(own, "measured", size, ()).get(0)
             if not small or not curve or measured is None:
                 continue
             least = min(*curve.values(), measured)

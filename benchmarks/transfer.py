@@ -317,8 +317,8 @@ def base_of(
     base = traced(small, None, recipe, 0, role="base")
     if "kind" not in own["base"]:
         others = {size: traced(model_of(family, size, device), None, recipe, 0) for size in family.sizes[1:]}
-        init = own["base"].get("init", "moments")
-        carried = [size for size, other in others.items() if way_over(base, other, dagscale.INITS[init])]
+        found_under = dagscale.INITS[own["base"].get("init", "moments")]
+        carried = [size for size, other in others.items() if way_over(base, other, found_under)]
         own["base"] |= {"kind": kind_of(base), "carried": carried}
     return Base.given(base, own["base"]["lr"])  # for any init
 
