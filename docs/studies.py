@@ -154,6 +154,20 @@ def nas(which: str) -> str:
     return table(*script("nas_study").TABLES[which](), left=1)
 
 
+def points(name: str) -> str:
+    """``points.json`` of ``dagscale verify``: a row a network, a column a method, losses above the lowest under any
+    start."""
+    found = [one for one in read(name) if one["method"].partition(" / ")[0] not in ("grid", "middle")]
+    methods = list(dict.fromkeys(one["method"] for one in found))
+    excess = {(one["architecture"], one["method"]): one["excess"] for one in found}
+    body = [
+        [f"`{a}`", *(f"{100 * excess[a, m]:.1f} %" for m in methods)]
+        for a in dict.fromkeys(one["architecture"] for one in found)
+    ]
+    means = [f"{100 * fmean(excess[a, m] for a in {k for k, _ in excess}):.1f} %" for m in methods]
+    return table(["network", *(curves.NAMES.get(m, f"`{m}`") for m in methods)], [*body, ["mean", *means]], left=1)
+
+
 def positions(which: str) -> str:
     """``benchmarks/positions.py``."""
     return table(*script("positions").lowest_losses(read("positions")), left=2)
@@ -166,7 +180,7 @@ def sheets(name: str, left: int = 2) -> Callable[[str], str]:
 
 STUDIES: dict[str, Callable[[str], str]] = {
     "transfer": transfer, "schedules": schedules, "contest": contest, "targets": targets, "spacing": spacing,
-    "demo": demo_table, "nas": nas, "positions": positions,
+    "demo": demo_table, "nas": nas, "positions": positions, "points": points,
     "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
     "width": sheets("width-parts", left=1), "sgd-depth": sheets("sgd-depth", left=3),
 }  # fmt: skip

@@ -209,11 +209,12 @@ def save_all(study: Study, folder: Path) -> list[Path]:
 
 
 def points(study: Study) -> list[dict[str, Any]]:
-    """Every single prediction with what it came to, as plain data; a diverged one's regret is None."""
+    """Every single prediction with what it came to, as plain data; a diverged one's regret and excess are None."""
     return [
         {
             "suite": study.suite, "method": v.method, "architecture": a, "predicted": v.rates and v.rates[i],
             "found": v.found[i], "band": list(v.bands[i]), "argmin": v.argmins[i], "regret": _mean((v.regrets[i],)),
+            "excess": _mean((v.excesses[i],)),
         }
         for v in study.verdicts for i, a in enumerate(study.architectures)
     ]  # fmt: skip
