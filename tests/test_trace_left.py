@@ -17,6 +17,7 @@ from dagscale.errors import ForwardError
 from dagscale.tracing import trace
 from dagscale.tracing.forward import bind_inputs, plain_name
 from dagscale.tracing.outputs import tensors_within
+from dagscale.tracing.state import State
 
 FIXTURES = Path(__file__).parent / "fixtures"
 COUNT = itertools.count()
@@ -268,3 +269,16 @@ def test_what_a_counter_beside_the_trace_keeps_is_not_the_models() -> None:
         graph = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
     assert graph.notes == ()
     assert oracle.survivors(alive) == []
+
+
+class Asserts(nn.Linear):
+    """Its forward asserts, which pytest rewrites so that it speaks of pytest's own modules."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert len(x) < 100, f"{len(x)} examples"
+        return super().forward(x)
+
+
+def test_an_assertion_under_pytest_leads_to_nothing_but_the_model() -> None:
+    states = [State(model) for model in (nn.Linear(3, 3), Asserts(3, 3))]
+    assert len(states[1]._saved) < len(states[0]._saved) + 20

@@ -38,8 +38,9 @@ _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """Tables of hooks that a tensor keeps in C++, and not among its attributes."""
 
 _ABSENT = object()
-_FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "functorch", "builtins"}) - {"__main__"}
-"""Packages whose own functions and objects are taken to keep no model's state."""
+_FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "functorch", "builtins", "pytest", "_pytest"}) - {"__main__"}
+"""Packages whose own functions and objects are taken to keep no model's state. pytest is met wherever code under test
+asserts something, as it rewrites that; behind it lies all that is loaded."""
 _MODELS = ("dagscale.models", "dagscale.bench")
 """Of our own modules, those with models and data, which are looked into like a user's. What the others keep, such as
 the list of what is lent at present, is no model's state, and would lead from one model to every other."""
