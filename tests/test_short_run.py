@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -223,3 +224,31 @@ def test_refusals_name_the_mend() -> None:
         known(parabola(0.5))  # at the bottom already
     with pytest.raises(PlanError, match="no minimum to train towards"):
         known(parabola(loss=lambda out, y: (out - y).mean()))
+
+
+class Towers(nn.Module):
+    """How alike each of a batch is to each, as two towers see it: outputs within ±10 whatever the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = nn.functional.normalize(self.a(x), dim=1), nn.functional.normalize(self.b(-x), dim=1)
+        return 10 * one @ other.T
+
+
+def test_outputs_that_high_rates_throw_away_but_do_not_break_are_no_gain() -> None:
+    """Untrained towers do worse than towers that say the same of all; the rate is where training does better."""
+    x = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
+
+    def pairs(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(out, torch.arange(len(out)))
+
+    recipe = Recipe((x, torch.zeros(512)), pairs, "adam", batch_size=64, steps=100)
+    found = [
+        rate(replace(initialised(traced(Towers(), None, recipe, 0), "moments"), hint=hint)) for hint in (1e-5, 0.01, 4)
+    ]
+    best = dagscale.search(Towers(), recipe, seeds=1, init="moments").lr
+    assert max(found) < 2 * min(found)
+    assert abs(math.log2(found[0] / best)) < 2

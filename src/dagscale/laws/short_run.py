@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import fmean
 
@@ -32,6 +33,9 @@ SHARE = 0.15
 
 FAR = 0.5
 """A rate that loses this part of what the best of them gains is above the band, whatever the next one does."""
+
+MANY, ALIKE = 4, 0.01
+"""So many of the highest rates that change the loss alike, to within this part, have thrown away what was learnt."""
 
 HOPELESS = 6
 """Steps after which a run is given up whose loss has risen by more than that of the best has fallen."""
@@ -84,6 +88,9 @@ def measure(
     rate at which it breaks there can be another, of networks that had their outputs thrown away. Above the band one
     rate settles it that loses ``FAR`` of what the best gains; else two in a row.
 
+    Where outputs have a fixed size, high rates do not break the training: they leave a network that says the same of
+    all examples, whatever the rate. If that is better than the start, what a rate gains counts from there.
+
     Returns:
         None if no rate lowers the loss by a part of ``least``, above 0.
 
@@ -102,20 +109,24 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
             f"the loss at initialisation is {run.before}: check the init (init 'moments' keeps signals finite)"
         )
     changes = {start: run(2.0**start)}
-    nothing = NOTHING * abs(run.before)
+    nothing, ground = NOTHING * abs(run.before), 0.0
 
     def descends() -> bool:
-        return min(changes.values()) < -nothing
+        return min(changes.values()) < ground - nothing
 
     def outside(i: int, share: float = SHARE) -> bool:
         best = min(changes.values())
-        return changes[i] > (best + share * abs(best) if descends() else nothing)
+        return changes[i] > (best + share * (ground - best) if descends() else ground + nothing)
 
     def above() -> bool:
         top = max(changes)
         return outside(top) and (
             (descends() and outside(top, FAR)) or (top - SPACING in changes and outside(top - SPACING))
         )
+
+    def below() -> bool:
+        low = min(changes)
+        return outside(low) and (descends() or outside(low + SPACING))
 
     def lower() -> None:
         changes[min(changes) - SPACING] = run(2.0 ** (min(changes) - SPACING))
@@ -124,14 +135,16 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
         lower()
     while (top := max(changes)) < HIGHEST and not above():
         changes[top + SPACING] = run(2.0 ** (top + SPACING))
-    while min(changes) > LOWEST and descends() and not outside(min(changes)):
-        lower()
     if descends() and len(changes) > 3 and len(set(changes.values())) == 1:
         raise PlanError(
             f"short runs come to the same loss at every rate from 2^{min(changes)} to 2^{max(changes)}: a schedule or "
             "a training step sets its own rate, or the loss does not depend on the model"
         )
-    if least and min(changes.values()) > -least * abs(run.before):
+    if (settled := _settled(changes)) < 0:
+        ground, nothing = settled, ALIKE * abs(settled)
+    while min(changes) > LOWEST and (descends() or ground < 0) and not below():
+        lower()
+    if least and min(changes.values()) > ground - least * abs(run.before):
         return None
     if not descends():
         raise NothingLearnt(
@@ -142,8 +155,14 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
     tried = sorted(changes)
-    low, high = find_band([2.0**i for i in tried], [changes[i] for i in tried], SHARE, widest=math.inf)
+    low, high = find_band([2.0**i for i in tried], [changes[i] - ground for i in tried], SHARE, widest=math.inf)
     return math.sqrt(low * high)
+
+
+def _settled(changes: Mapping[int, float]) -> float:
+    """What the highest rates all come to, of those that do not diverge; 0 where they differ."""
+    last = [changes[i] for i in sorted(changes) if math.isfinite(changes[i])][-MANY:]
+    return max(last) if len(last) == MANY and max(last) - min(last) <= ALIKE * abs(max(last)) else 0.0
 
 
 class Runs:
