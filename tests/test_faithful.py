@@ -423,7 +423,7 @@ def test_biases_away_from_0_stay(more: dict[str, Any]) -> None:
 
 class Beginning(nn.Module):
     """What begins in a way of its author's, in parameters too small for statistics: an affine map as the identity, a
-    layer before a sine that is to be small, a mean of weights that begins as the weights, features of all nodes."""
+    layer before a steep tanh that is to be small, a mean of weights that begins as the weights, features of all nodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -437,7 +437,7 @@ class Beginning(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.theta(x).view(-1, 2, 3)
-        h = torch.sin(30 * self.wave(x)) * (1 + theta.mean((1, 2)))[:, None]
+        h = torch.tanh(30 * self.wave(x)) * (1 + theta.mean((1, 2)))[:, None]
         node = self.node.expand(len(x), -1)
         h = node + self.join(h @ self.mix + self.read(node * h))
         out: Tensor = self.out(h)
@@ -459,6 +459,45 @@ def test_what_begins_in_a_way_of_its_authors_stays_or_is_told_of(more: dict[str,
     assert "out.weight" not in apart
     (copies,) = [note for note in planned.notes if "are copies of" in note]
     assert "mean.weight" in copies
+
+
+class Sines(nn.Module):
+    """Sines of a layer as one of the usual networks has them, and a readout."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.wave, self.head = nn.Linear(10, 16), nn.Linear(32 if kind == "fourier" else 16, 4)
+        self.shift = nn.Linear(10, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 30 * self.wave(x)
+        if self.kind == "fourier":
+            z = torch.cat([z.sin(), z.cos()], 1)
+        elif self.kind == "moved":
+            z = (z + self.shift(x)).sin()
+        elif self.kind == "snake":
+            z = z + z.sin().square()
+        else:
+            z = z.sin() if self.kind == "siren" else z.tanh()
+        out: Tensor = self.head(z)
+        return out
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("siren", 2), ("fourier", 2), ("moved", 4), ("snake", 0), ("tanh", 0)])
+def test_what_only_sines_read_are_frequencies_and_stay(kind: str, kept: int) -> None:
+    """A frequency's size is what a network can draw, and no matter of keeping a signal at one level."""
+    model = Sines(kind)
+    before = copy.deepcopy(model.state_dict())
+    planned = plan(model, law="none", base_lr=0.1)
+    planned.init_(model)
+    stay = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert len([name for name in stay if name.startswith(("wave", "shift" if kind == "moved" else "wave"))]) == kept
+    assert "head.weight" not in stay
+    assert any("are frequencies" in note for note in planned.notes) == bool(kept)
+    if kept:
+        plan(model, law="none", base_lr=0.1, reset="wave").init_(model)
+        assert not torch.equal(model.wave.weight, before["wave.weight"])
 
 
 def test_a_few_entries_in_each_of_many_blocks_are_told_from_a_draw() -> None:

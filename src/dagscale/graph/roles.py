@@ -71,6 +71,33 @@ def roles(graph: Graph) -> dict[str, ParameterRole]:
     return {p.name: next((found[n] for n in (p.name, *p.aliases) if n in found), "vector") for p in graph.parameters}
 
 
+PERIODIC = ("sin", "cos")
+
+
+def frequencies(graph: Graph) -> set[str]:
+    """Weights and biases of layers that only sines and cosines read, through sums and factors at most: their sizes are
+    frequencies and phases, as in SIREN [Sitzmann et al. 2020] and in learned Fourier features."""
+    found: dict[str, list[bool]] = {}
+    for use in graph.layers:
+        ops = graph.edges[use.edge].ops
+        after = ops[next(i for i, op in enumerate(ops) if op is use.op) + 1 :]
+        only = _only_sines(graph, use.edge, after)
+        for param in use.op.params:
+            found.setdefault(param.name, []).append(only)
+    return {name for name, uses in found.items() if all(uses)}
+
+
+def _only_sines(graph: Graph, edge: int, ops: tuple[Op, ...]) -> bool:
+    """Whether a signal meets sines alone, behind these operations of an edge and beyond it."""
+    for op in ops:
+        if op.kind not in ("pass", "scale", "shift"):
+            return op.kind == "activation" and op.name in PERIODIC
+    end = graph.edges[edge].dst
+    onward = [e for e in graph.out_edges[end] if graph.live[e]]
+    through = graph.vertices[end].kind in ("fork", "sum", "product")
+    return through and bool(onward) and all(_only_sines(graph, e, graph.edges[e].ops) for e in onward)
+
+
 def offsets(graph: Graph) -> dict[str, float]:
     """Parameter → the number that the model adds to it wherever it is used, as the 1 of a gain ``1 + w``."""
     found: dict[str, set[float]] = {}

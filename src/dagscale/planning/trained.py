@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.graph import Graph
+from dagscale.graph.roles import frequencies
 from dagscale.network import Network
 from dagscale.scaling.together import Scaling
 from dagscale.scaling.width import pattern
@@ -42,8 +43,10 @@ NAMED = 3
 
 def by_design(model: nn.Module, graph: Graph) -> set[str]:
     """Trainable parameters that no init should draw unless it is asked to: what is 0 by design, biases that are away
-    from 0, and weights that are set and not drawn."""
-    return zero_by_design(model, graph) | biased_by_design(model, graph) | set_by_design(model, graph)
+    from 0, weights that are set and not drawn, and the frequencies and phases of sines."""
+    own = plain_parameters(model)
+    sines = {n for n in frequencies(graph) if n in own and own[n].requires_grad and _has_values(own[n])}
+    return zero_by_design(model, graph) | biased_by_design(model, graph) | set_by_design(model, graph) | sines
 
 
 def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
@@ -114,6 +117,9 @@ def notes_on(
     if zeros:
         yield f"all 0 and taken to be so by design, left at 0: {_some(zeros)}; draw them with reset="
     others = set(meant) - set(zeros)
+    if sines := others & frequencies(graph):
+        yield f"only sines read them, so that they are frequencies, left as they are: {_some(sines)}; draw with reset="
+    others -= sines
     if weights := others & _weights(model, graph).keys():
         yield f"constant or partly 0 by design, left as they are: {_some(weights)}; draw them with reset="
     if biases := others - weights:
