@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dagscale
+from dagscale.errors import PlanError
 from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.network import Network
@@ -153,7 +158,7 @@ def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
     for optimizer in ("adam", "lion", "muon"):
         known = resolve(optimizer)
         assert not carried(Net(2, 8), Net(6, 16), optimizer), known.name
-    for init in ("keep", "in-degree", "released"):
+    for init in ("in-degree", "released"):
         assert not carried(Net(2, 8), Net(6, 16), init=init)
     assert not carried(Net(2, 8, end="tanh"), Net(6, 16, end="tanh")), "no multiplier can be folded"
     assert not carried(Net(2, 8), Net(6, 16, end="more")), "another layer"
@@ -162,6 +167,50 @@ def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
     assert not carried(Net(6, 8), Net(2, 16)), "shallower"
     assert not carried(Net(2, 16), Net(6, 8)), "narrower"
     assert not carried(plain(8), plain(8, 4)), "no residual branch"
+
+
+def drawn(model: nn.Module, draw: Callable[[Tensor], object]) -> nn.Module:
+    """The model with each of its matrices drawn so."""
+    for p in model.parameters():
+        if p.ndim > 1:
+            draw(p)
+    return model
+
+
+def scaled(matrix: Tensor) -> None:
+    nn.init.normal_(matrix, 0.0, 0.5 * matrix.shape[1] ** -0.5)
+
+
+def fixed(matrix: Tensor) -> None:
+    nn.init.normal_(matrix, 0.0, 0.1)
+
+
+def test_an_authors_own_weights_are_carried_over_where_they_go_with_the_fan_in() -> None:
+    for draw in (scaled, nn.init.kaiming_uniform_, nn.init.orthogonal_):
+        assert carried(drawn(Net(2, 8), draw), drawn(Net(6, 16), draw), init="keep") is DEEPER
+    assert carried(plain(8), plain(32), init="keep") is WIDER
+    assert carried(drawn(Net(2, 32), fixed), drawn(Net(6, 32), fixed), init="keep") is DEEPER, "nothing is wider"
+    assert not carried(drawn(Net(2, 16), fixed), drawn(Net(6, 64), fixed), init="keep"), "the same at all sizes"
+    assert not carried(drawn(Net(2, 16), scaled), drawn(Net(2, 64), fixed), init="keep")
+    whole = Net(6, 16)
+    with torch.no_grad():
+        whole.up[0].weight += torch.outer(torch.ones(32), torch.randn(16))
+    assert not carried(Net(2, 8), whole, init="keep"), "it looks trained"
+
+
+def test_what_a_base_keeps_is_known_of_its_file_too(tmp_path: Path) -> None:
+    found = dagscale.search(Net(2, 16), recipe(), init="keep", seeds=1)
+    found.save(tmp_path / "base.json")
+    again = dagscale.Base.load(tmp_path / "base.json")
+    for base in (found, again, pickle.loads(pickle.dumps(found))):
+        plan = dagscale.plan(Net(6, 64), X[:2], base=base, recipe=recipe())
+        assert (plan.init, plan.law, plan.depth) == ("keep", "none", "completep")
+    fixed_too = dagscale.plan(drawn(Net(6, 64), fixed), X[:2], base=found, recipe=recipe())
+    assert fixed_too.law == "short-run"
+    raw = json.loads((tmp_path / "base.json").read_text())
+    raw["network"]["spreads"]["stem.weight"] = "wide"
+    with pytest.raises(PlanError, match="no number of its network"):
+        dagscale.Base.from_json(json.dumps(raw))
 
 
 def test_a_part_that_is_initialised_alone_is_no_case_for_it() -> None:

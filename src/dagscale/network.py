@@ -43,6 +43,8 @@ class Network:
         by_layer: whether base and target are compared under rates that differ by layer.
         hint: a rate near which its best one is expected, for measurements to begin at; None where nothing is known.
         kept: names of the parameters that stay as they are, whatever the init says.
+        spreads: standard deviation of the weights that the model's author gave it, by name, where it is a base that
+            keeps them; so it is known of a base without a model too.
         memo: what was measured, by name.
         copies: the one copy that everything is measured on, once it is made; shared by all that this one becomes.
     """
@@ -59,6 +61,7 @@ class Network:
     by_layer: bool = False
     hint: float | None = None
     kept: frozenset[str] = frozenset()
+    spreads: Mapping[str, float] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
     copies: list[WorkingCopy] = field(default_factory=list, repr=False)
 

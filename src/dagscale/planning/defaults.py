@@ -17,6 +17,8 @@ depths and widths at which one rate for all loses. For layers behind one another
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from statistics import fmean
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
@@ -26,8 +28,9 @@ from dagscale.graph.roles import positions, roles
 from dagscale.inits import DEFAULT, WITHOUT_DATA, Init
 from dagscale.network import Network
 from dagscale.planning.prepare import initialised
+from dagscale.planning.trained import own_spreads
 from dagscale.scaling.depth import depth_scaling
-from dagscale.scaling.width import pattern, width_scaling
+from dagscale.scaling.width import WidthScaling, pattern, width_scaling
 from dagscale.training.engine import final_loss
 from dagscale.training.seeds import seeded
 
@@ -130,18 +133,18 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     hold for; None if it does not.
 
     That is: the step is of one size whatever the gradient's, and decay, if there is any, apart from it, as AdamW's; or
-    it is along the gradient, and the depth grows; the init draws weights ∝ fan-in^-½; both have parameters in the same
-    places, with as many dimensions, and the target has there the roles that the base has; nothing is smaller than in
-    the base; and where the width grows, no size inside stays as it was (a router's, an adapter's), and no tied readout
-    is without a norm before it. To be deeper, every residual branch must have an end that takes the multiplier, and
-    norms must stand where the base has them.
+    it is along the gradient, and the depth grows; weights are drawn ∝ fan-in^-½, by the init or by the model's author,
+    if that is kept; both have parameters in the same places, with as many dimensions, and the target has there the
+    roles that the base has; nothing is smaller than in the base; and where the width grows, no size inside stays as it
+    was (a router's, an adapter's), and no tied readout is without a norm before it. To be deeper, every residual branch
+    must have an end that takes the multiplier, and norms must stand where the base has them.
     """
     optimizer, decay = target.recipe.optimizer, target.recipe.weight_decay
     decays = bool(optimizer.own_decay if decay is None else decay) and optimizer.decay != "decoupled"
     along = optimizer.step == "gradient"
     if not along and (optimizer.step != "sign" or not optimizer.eps or decays):
         return None
-    if not init.draws or init.width != "standard":
+    if init.draws and init.width != "standard":
         return None
     places, others = _places(target.graph), _places(base.graph)
     if places.keys() != others.keys() or any(not others[p][0] <= places[p][0] for p in places):
@@ -157,6 +160,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     if all(places[p][1] == others[p][1] for p in places) and any(s.lr != 1 for s in width.values()):
         return None  # nothing is larger, so that parameters were compared with others than their own
+    if not init.draws and not _as_fan_in(base, target, width):
+        return None
     names = [{p.name for p in network.graph.parameters} for network in (base, target)]
     grown = names[0] == names[1] and base.graph.parameters != target.graph.parameters
     wider = WIDER if grown and not along else None
@@ -169,6 +174,31 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return wider
     growth = [scaling.depth_mult for scaling in depth.values()]
     return DEEPER if min(growth) >= 1 and (max(growth) > 1 or not along) else None
+
+
+FAN_IN = 2**0.25
+"""A spread that is so many times away from where fan-in^-½ has it is of another rule: one that is the same at all sizes
+is away by as much where the fan-in has grown by half."""
+
+
+def _as_fan_in(base: Network, target: Network, width: Mapping[str, WidthScaling]) -> bool:
+    """Whether the weights that both have from their author go as fan-in^-½ from one to the other, to within chance."""
+    known: dict[str, list[float]] = {}
+    for name, spread in own_spreads(base).items():
+        known.setdefault(pattern(name), []).append(spread)
+    own = own_spreads(target)
+    sizes = {p.name: math.prod(p.shape) for p in target.graph.parameters}
+    for name, spread in own.items():
+        if pattern(name) not in known:
+            return False
+        grown = width[name].width_mult if width[name].kind in ("hidden", "output") else 1.0
+        wanted = fmean(known[pattern(name)]) / math.sqrt(grown)
+        if not spread or not wanted:
+            if spread != wanted:
+                return False
+        elif abs(math.log(spread / wanted)) > math.log(FAN_IN) + 2 * math.sqrt(grown / sizes[name]):
+            return False
+    return bool(own)
 
 
 def _norms(graph: Graph) -> tuple[bool, bool] | None:

@@ -173,6 +173,15 @@ def fresh(network: Network) -> bool:
     return not looking_trained(model, network.graph)
 
 
+def own_spreads(network: Network) -> dict[str, float]:
+    """Standard deviation of each weight of a layer, as the model's author drew it; empty where nobody knows, or the
+    weights are no fresh draw."""
+    if network.spreads or not fresh(network) or network.model is None:
+        return dict(network.spreads)
+    weights = _weights(network.model, network.graph)
+    return {name: float(_parts(weight).double().std(correction=0)) for name, weight in weights.items()}
+
+
 def taken_up(
     target: Network, parts: Mapping[str, Scaling], meant: Collection[str]
 ) -> tuple[Network, Mapping[str, Scaling]]:
