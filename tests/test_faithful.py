@@ -423,7 +423,7 @@ def test_biases_away_from_0_stay(more: dict[str, Any]) -> None:
 
 class Beginning(nn.Module):
     """What begins in a way of its author's, in parameters too small for statistics: an affine map as the identity, a
-    layer before a steep tanh that is to be small, a mean of weights that begins as the weights, features of all nodes."""
+    layer before a steep tanh that is to be small, a mean of weights that begins as they are, features of all nodes."""
 
     def __init__(self) -> None:
         super().__init__()

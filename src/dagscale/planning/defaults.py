@@ -4,7 +4,9 @@ base as it is, without a step on it.
 *The init.* ``moments`` gives outputs the second moment 1. Under a squared error that adds as much to the loss as all
 that there is to learn, and networks train better from a readout that starts at a quarter (``small-readout``), under
 Adam and under momentum; under plain SGD, where hidden layers then wait for the readout to grow, as often worse. Under
-cross-entropies they train worse from it, and other losses have no side (docs/evidence/regression.md).
+cross-entropies they train worse from it, and other losses have no side (docs/evidence/regression.md). A search does not
+try other inits by itself, as a base mostly does not know which is better for its targets
+(docs/evidence/default-init.md).
 
 *Without a step.* What is measured is small networks. Where the depth grows, the base's rate, carried over by the rules
 for width and depth, is near the best of the target's own grid for residual networks, wherever their norms stand, under
