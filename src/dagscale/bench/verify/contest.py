@@ -90,7 +90,10 @@ def contest(
     chosen, notes = choose(methods or (family.plan, *METHODS), optimizer)
     plans = [m for m in chosen if m.carried and m.init != "keep"] or [m for m in chosen if m.carried]
     if not plans:
-        raise DagscaleError("no method carries a rate over, so that nothing says how many steps the others may take")
+        raise DagscaleError(
+            "no method carries a rate over, so that nothing says how many steps the others may take: add one, as "
+            f"{family.plan}"
+        )
     members, both = family.members(count, seed), examples(source, limit)
     for a in (family.base, *members):
         targets.load(a, data=both.train)  # what cannot be built is refused before anything is trained
