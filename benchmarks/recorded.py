@@ -33,10 +33,11 @@ from transfer import Curve, curves, optimum
 
 from dagscale.bench.verify.compute import Contest, Trial
 from dagscale.bench.verify.truth import TOLERANCE
-from dagscale.laws.accuracy import Kind
+from dagscale.laws.accuracy import Kind, by_layer_row
 from dagscale.laws.short_run import PRECISION
 from dagscale.planning.certainty import OCTAVE
 from dagscale.rates import WIDEST, find_band
+from dagscale.training.optimizers import resolve
 
 Sheet = list[dict[str, str]]
 
@@ -171,11 +172,12 @@ def tabulated() -> Iterator[Family]:
             base = float(noise[0]["octaves_rms"]) / 2 if noise else 0.0  # half of the seeds against the other half
             one = next(r for r in rows if r["init"] == row["init"] and r["rule"] in ("none", "one-rate"))
             count = round(int(noise[0]["steps"]) / int(one["steps"])) if noise else 4  # of a whole grid each
-            law = row_of("none" if row["rule"] == "one-rate" else row["rule"], row["init"], bool(row["width"]))
             words = path.stem.replace("digits-", "").split("-")
             norms = "bn" in words or "vit" in words
             convolves = not norms and words[0] in ("cnn", "resnet")
             optimizer = next(w for w in words if w in ("sgd", "momentum", "adamw"))
+            law = "none" if row["rule"] == "one-rate" else row["rule"]
+            law = layered(optimizer) if row["width"] and law == "none" else row_of(law, row["init"])
             yield Family(
                 law, "norms" if norms else "convolutions" if convolves else "dense",
                 f"{path.stem}, {row['init']}{', ' + row['width'] if row['width'] else ''}",
@@ -184,12 +186,12 @@ def tabulated() -> Iterator[Family]:
             )  # fmt: skip
 
 
-def row_of(law: str, init: str, by_layer: bool = False) -> str:
+def row_of(law: str, init: str) -> str:
     """The row of the table. One rate for all is one thing where an init makes networks alike, and another where their
     authors' do not."""
     if law != "none":
         return law
-    return "none, by layer" if by_layer else "none, own init" if init == "keep" else "none"
+    return "none, own init" if init == "keep" else "none"
 
 
 def rest(square: float, other: float) -> float:
@@ -318,32 +320,53 @@ def found_at(curve: Curve) -> float:
 
 
 def carried_over(
-    law: str, name: str, kin: tuple[str, ...], runs: dict[str, Any], scaled: Iterable[Curve], base: Curve
+    law: str,
+    name: str,
+    kin: tuple[str, ...],
+    about: dict[str, Any],
+    scaled: Iterable[Curve],
+    base: Curve,
+    at: float = 0,
 ) -> Iterator[Family]:
-    """Networks of a study that were given their base's rate, which one seed found; ``base`` is the base's own curve."""
+    """Networks of a study that were given their base's rate, which one seed found.
+
+    Args:
+        about: what is kept of the base.
+        base: its own curve, where ``at`` is the octave of the rate that was found.
+    """
     low, high = ends(base)
-    yield from of_networks(law, runs["base"]["kind"], name, kin, ((c, 0) for c in scaled), (high - low) / 2, 1)
+    yield from of_networks(law, about["kind"], name, kin, ((c, at) for c in scaled), (high - low) / 2, 1)
+
+
+def layered(optimizer: str) -> str:
+    """The row of rates that are scaled layer by layer."""
+    return f"none, {by_layer_row(resolve(optimizer))}"
 
 
 def by_layer() -> Iterator[Family]:
     """Networks that were given their base's rate, scaled layer by layer (``results/transfer.json``).
 
     Where the depth has grown, those count that have the depth rule too. Of ``results/kinds.json`` and
-    ``results/sgd-depth.json``, those that a plan scales by default, for their width, their depth or both.
+    ``results/sgd-depth.json``, those that a plan scales by default, for their width, their depth or both; and the same
+    networks of the first that keep their authors' weights, with the base's best rate under these.
     """
-    law = "none, by layer"
     for name, runs in read_results("transfer").items():
+        about, law = runs["base"], layered(runs["base"]["recipe"]["optimizer"]["name"])
         found = curves(runs, "train")
         ways = [(way, size) for way, size in found if way in ("mup", "completep")]
         scaled = [found[w, s] for w, s in ways if w == "completep" or ("completep", s) not in found]
-        base = found["moments", runs["base"]["size"]]
-        yield from carried_over(law, f"transfer, {name}", KIN[name], runs, scaled, base)
+        base = found["moments", about["size"]]
+        yield from carried_over(law, f"transfer, {name}", KIN[name], about, scaled, base)
     for study, called in (("kinds", "other kinds"), ("sgd-depth", "SGD")):
         for name, runs in read_results(study).items():
+            about, law = runs["base"], layered(runs["base"]["recipe"]["optimizer"]["name"])
             found = curves(runs, "train", grid=(0,))
-            scaled = [c for (way, size), c in found.items() if way == "folded" and size in runs["base"]["carried"]]
-            base = found["folded", runs["base"]["size"]]
-            yield from carried_over(law, called, (name, "", ""), runs, scaled, base)
+            for way, on_base, more in (("folded", "folded", ""), ("kept", "own", ", own init")):
+                scaled = [c for (w, size), c in found.items() if w == way and size in about["carried"]]
+                base = found.get((on_base, about["size"]))
+                if scaled and base:
+                    at = found_at(base) if more else 0.0
+                    yield from carried_over(law, called + more, (name, "", ""), about, scaled, base, at)
 
 
 def plain_depth() -> Iterator[Family]:
@@ -352,7 +375,7 @@ def plain_depth() -> Iterator[Family]:
         found = curves(runs, "train", grid=(0,))
         scaled = [c for (way, _), c in found.items() if way == "plain"]
         base = found["one", runs["base"]["size"]]
-        yield from carried_over("none, plain depth", f"plain, {name}", (name, "", ""), runs, scaled, base)
+        yield from carried_over("none, plain depth", f"plain, {name}", (name, "", ""), runs["base"], scaled, base)
 
 
 def contests() -> Iterator[Contest]:
@@ -367,7 +390,12 @@ def contested() -> Iterator[Family]:
         trials = {entry.method: entry.trials for entry in contest.entries}
         kind = KINDS.get(KIN[contest.suite][0], "norms")
         for said, init, grid, law in (
-            ("none / moments / mup+completep", "moments", "grid / moments / mup+completep", "none, by layer"),
+            (
+                "none / moments / mup+completep",
+                "moments",
+                "grid / moments / mup+completep",
+                layered(contest.training["optimizer"]["name"]),
+            ),
             ("one-rate", "keep", "grid / keep", "none, own init"),
             *((f"{law} / moments", "moments", "grid / moments", law) for law in ("combined", "short-run")),
         ):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,18 @@ def test_one_rate_for_networks_of_their_authors_inits_is_another_matter() -> Non
     assert alike is not None
     assert own == ACCURACY["none, own init"]["dense"]
     assert own.octaves > alike.octaves
+
+
+def test_rates_scaled_by_layer_are_surer_under_adam_than_along_the_gradient() -> None:
+    found = {}
+    for optimizer in ("adamw", "sgd", "momentum"):
+        recipe = dagscale.Recipe(optimizer=optimizer)
+        scaled = replace(network("mlp:2?width=8"), by_layer=True, recipe=recipe)
+        found[optimizer] = accuracy("none", scaled)
+        assert found[optimizer] is not None
+    assert found["sgd"] == found["momentum"] == ACCURACY["none, by layer, SGD"]["dense"]
+    assert found["adamw"] == ACCURACY["none, by layer"]["dense"]
+    assert found["adamw"].octaves < found["sgd"].octaves  # type: ignore[union-attr]
 
 
 def test_every_plan_says_how_sure_it_is_and_from_what() -> None:

@@ -390,7 +390,7 @@ def test_refusals(tmp_path: Path) -> None:
         verify("lm", optimizer="adamw", store=tmp_path / "s")
     with pytest.raises(DagscaleError, match="tpe is held against plans with equal steps"):
         verify("mlp-dag", methods=["tpe"], store=tmp_path / "s")
-    with pytest.raises(DagscaleError, match="no method carries a rate over.* add one, as none/moments"):
+    with pytest.raises(DagscaleError, match=r"no method carries a rate over.* add one, as none/moments"):
         contest("mixer", methods=["prodigy"], limit=64, store=tmp_path / "s")
     for name in ("steps", "batch_size"):
         with pytest.raises(DagscaleError, match=f"{name} must be at least 1, got 0"):

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from dagscale.laws.combined import pictured
 from dagscale.network import Network
+from dagscale.training.optimizers import Optimizer
 
 Kind = Literal["dense", "convolutions", "norms"]
 
@@ -63,9 +64,14 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(1.09, 4.0, 11),
     },
     "none, by layer": {
-        "dense": Accuracy(0.43, 2.0, 6),
-        "convolutions": Accuracy(0.45, 2.0, 6),
-        "norms": Accuracy(0.23, 2.5, 29),
+        "dense": Accuracy(0.33, 2.0, 4),
+        "convolutions": Accuracy(0.17, 2.0, 4),
+        "norms": Accuracy(0.24, 3.0, 24),
+    },
+    "none, by layer, SGD": {
+        "dense": Accuracy(0.46, 2.4, 3),
+        "convolutions": Accuracy(0.63, 2.5, 4),
+        "norms": Accuracy(0.31, 3.2, 10),
     },
     "none, own init": {
         "dense": Accuracy(1.2, 6.3, 10),
@@ -110,12 +116,17 @@ def kind_of(network: Network) -> Kind:
     return "convolutions" if any(use.layer.kernel_size > 1 for use in network.graph.layers) else "dense"
 
 
+def by_layer_row(optimizer: Optimizer) -> str:
+    """How rates that are scaled layer by layer are used: under SGD they are off by more than under Adam and its kin."""
+    return "by layer, SGD" if optimizer.step == "gradient" else "by layer"
+
+
 def accuracy(law: str, network: Network, *, alone: bool = False, use: str = "") -> Accuracy | None:
     """What is known of a law's error on such a network; None where nothing is.
 
     How a law is used has a row of its own where that matters: a rate without a base; one rate as it is, where each
-    parameter's own is scaled by rules for width and depth, by the depth rule for plain networks, and where networks
-    keep their authors' inits, which make them less alike than one init for all.
+    parameter's own is scaled by rules for width and depth (under SGD and else), by the depth rule for plain networks,
+    and where networks keep their authors' inits, which make them less alike than one init for all.
 
     Args:
         law: its name.
@@ -126,7 +137,9 @@ def accuracy(law: str, network: Network, *, alone: bool = False, use: str = "") 
     if alone:
         rows = ["no base"]
     else:
-        uses = {use: bool(use), "by layer": network.by_layer, "own init": not network.fills}
+        uses = {
+            use: bool(use), by_layer_row(network.recipe.optimizer): network.by_layer, "own init": not network.fills
+        }  # fmt: skip
         rows = [*(f"{law}, {use}" for use, so in uses.items() if so), law]
     found = next((ACCURACY[row] for row in rows if row in ACCURACY), {})
     return found.get(kind_of(network))
