@@ -183,5 +183,5 @@ STUDIES: dict[str, Callable[[str], str]] = {
     "demo": demo_table, "nas": nas, "positions": positions, "points": points,
     "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
     "width": sheets("width-parts", left=1), "sgd-depth": sheets("sgd-depth", left=3),
-    "default-init": sheets("default-init", left=3),
+    "default-init": sheets("default-init", left=3), "products": sheets("products", left=1),
 }  # fmt: skip

@@ -75,27 +75,47 @@ PERIODIC = ("sin", "cos")
 
 
 def frequencies(graph: Graph) -> set[str]:
-    """Weights and biases of layers that only sines and cosines read, through sums and factors at most: their sizes are
-    frequencies and phases, as in SIREN [Sitzmann et al. 2020] and in learned Fourier features."""
+    """Weights and biases of layers, readouts apart, that only sines and cosines read, through sums and factors at most:
+    their sizes are frequencies and phases, as in SIREN [Sitzmann et al. 2020] and in learned Fourier features."""
+    only = [False] * len(graph.vertices)  # whether what leaves here meets sines alone
     found: dict[str, list[bool]] = {}
-    for use in graph.layers:
-        ops = graph.edges[use.edge].ops
-        after = ops[next(i for i, op in enumerate(ops) if op is use.op) + 1 :]
-        only = _only_sines(graph, use.edge, after)
-        for param in use.op.params:
-            found.setdefault(param.name, []).append(only)
+    readouts = {id(use.op) for use in graph.layers if use.readout}
+    for v in reversed(range(len(graph.vertices))):
+        onward = []
+        for e in (e for e in graph.out_edges[v] if graph.live[e]):
+            sines = only[graph.edges[e].dst]
+            for op in reversed(graph.edges[e].ops):
+                moves = op.kind in ("pass", "scale", "shift")
+                reads = moves or (op.layer is not None and id(op) not in readouts)
+                for param in op.params:
+                    found.setdefault(param.name, []).append(sines and reads)
+                sines = sines if moves else op.kind == "activation" and op.name in PERIODIC
+            onward.append(sines)
+        only[v] = graph.vertices[v].kind in ("fork", "sum", "product") and bool(onward) and all(onward)
     return {name for name, uses in found.items() if all(uses)}
 
 
-def _only_sines(graph: Graph, edge: int, ops: tuple[Op, ...]) -> bool:
-    """Whether a signal meets sines alone, behind these operations of an edge and beyond it."""
-    for op in ops:
-        if op.kind not in ("pass", "scale", "shift"):
-            return op.kind == "activation" and op.name in PERIODIC
-    end = graph.edges[edge].dst
-    onward = [e for e in graph.out_edges[end] if graph.live[e]]
-    through = graph.vertices[end].kind in ("fork", "sum", "product")
-    return through and bool(onward) and all(_only_sines(graph, e, graph.edges[e].ops) for e in onward)
+def output_factors(graph: Graph) -> set[str]:
+    """Weights of layers from whose output the model's is computed by products or sums over elements, with no further
+    layer, norm or activation that would set its size: the two tables of a factorisation, whose rows are multiplied and
+    summed; the layer that gives each node's share of a sum over nodes. A weight with another use is none."""
+    clear = [vertex.kind == "output" for vertex in graph.vertices]  # some way on to an output meets nothing of these
+    moved = [False] * len(graph.vertices)  # and a product or a sum on it
+    found: dict[str, list[bool]] = {}
+    for v in reversed(range(len(graph.vertices))):
+        for e in graph.out_edges[v]:
+            edge = graph.edges[e]
+            on, through = clear[edge.dst], moved[edge.dst] or graph.vertices[edge.dst].kind == "product"
+            for op in reversed(edge.ops):
+                if op.layer is not None:
+                    for param in op.params:
+                        if param.role == "weight":
+                            found.setdefault(param.name, []).append(on and through)
+                on = on and op.kind in ("pass", "pool", "scale", "shift")
+                through = through or op.kind == "pool"
+            clear[v] = clear[v] or on
+            moved[v] = moved[v] or (on and through)
+    return {name for name, uses in found.items() if all(uses)}
 
 
 def offsets(graph: Graph) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dagscale.inits.base import init
 from dagscale.inits.moments import measured
-from dagscale.inits.wanted import damped_by_parameters, damped_moments
+from dagscale.inits.wanted import GAIN, damped_by_parameters, damped_moments
 from dagscale.network import Network
 from dagscale.training.draws import Fill
 
@@ -22,4 +22,4 @@ def damped(network: Network) -> dict[str, Fill]:
     Raises:
         PlanError: if the model is on ``meta``, or the example inputs are all 0, so that nothing can be measured.
     """
-    return measured(network, damped_by_parameters(network.graph))
+    return measured(network, damped_by_parameters(network.graph), GAIN**2)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from dagscale.errors import DagscaleError, PlanError
 from dagscale.inits.base import init, zeros_and_ones
 from dagscale.inits.positions import tables as added_tables
+from dagscale.inits.products import shrunk
 from dagscale.inits.wanted import Wanted, by_parameters, wanted_moments
 from dagscale.network import Network
 from dagscale.tracing import forward
@@ -58,7 +59,8 @@ def moments(network: Network) -> dict[str, Fill]:
     order in which the forward uses them, each from the signal that the ones before it produce, so identity
     edges, sums of activations (whose mean is not zero), pooling, attention and any activation count as what
     they are. Eq. 12 is the special case of a ReLU of a symmetric signal, ``E x² = ½``; readouts get output
-    moment 1, norm gains 1, biases 0 and other vectors stay.
+    moment 1, norm gains 1, biases 0 and other vectors stay. Where outputs are products of layers' outputs, or sums over
+    their elements, these layers are drawn as much smaller as it takes for outputs of moment 1.
 
     Each draw of the weights sees a batch of its own, a random sample of the data if there are any, else the example
     inputs; no batch is larger than those of training. Deterministic given the seed. A standard
@@ -78,8 +80,13 @@ def moments(network: Network) -> dict[str, Fill]:
     return measured(network, by_parameters(network.graph))
 
 
-def measured(network: Network, wanted: Wanted) -> dict[str, Fill]:
-    """Every layer's output gets the second moment that is wanted of it."""
+def measured(network: Network, wanted: Wanted, outputs: float = 1.0) -> dict[str, Fill]:
+    """Every layer's output gets the second moment that is wanted of it.
+
+    Args:
+        outputs: part of 1 that is wanted of the model's, where products and sums make them
+            (`dagscale.inits.products.shrunk`).
+    """
     fills = zeros_and_ones(network.graph)
     copied = network.copy
     try:
@@ -92,12 +99,12 @@ def measured(network: Network, wanted: Wanted) -> dict[str, Fill]:
             inputs = _inputs(network, model)
             first = next(inputs)
         logs, gains = _scales(network, model, parameters, wanted, first, inputs)
+        for name, values in logs.items():
+            scale = exp(fmean(values))
+            fills[name] = Fill(scale, 0.0) if name in gains else Fill(0.0, scale)
+        return shrunk(network, fills, first, outputs)
     finally:
         copied.give_back()
-    for name, values in logs.items():
-        scale = exp(fmean(values))
-        fills[name] = Fill(scale, 0.0) if name in gains else Fill(0.0, scale)
-    return fills
 
 
 def _scales(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dagscale.inits.base import init
 from dagscale.inits.moments import measured
-from dagscale.inits.wanted import quieter_by_parameters, quieter_moments
+from dagscale.inits.wanted import GAIN, quieter_by_parameters, quieter_moments
 from dagscale.network import Network
 from dagscale.training.draws import Fill
 
@@ -20,4 +20,4 @@ def small_readout(network: Network) -> dict[str, Fill]:
     Raises:
         PlanError: if the model is on ``meta``, or the example inputs are all 0, so that nothing can be measured.
     """
-    return measured(network, quieter_by_parameters(network.graph))
+    return measured(network, quieter_by_parameters(network.graph), GAIN**2)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import prod
 from statistics import fmean
 
-from dagscale.graph import Graph
+from dagscale.graph import Graph, LayerUse
+from dagscale.graph.roles import output_factors
 
 Wanted = Mapping[frozenset[str], float]
 """All parameters that a layer's weight is computed from → the second moment wanted of its output."""
@@ -72,8 +73,10 @@ def quieter_moments(graph: Graph) -> dict[str, float]:
 
 
 def quieter_by_parameters(graph: Graph) -> dict[frozenset[str], float]:
-    """The wanted moments of init ``small-readout``: ``1/d_in``, of a readout times the square of ``GAIN``."""
-    return _least(graph, [GAIN**2 if use.readout else 1.0 for use in graph.layers])
+    """The wanted moments of init ``small-readout``: ``1/d_in``, of a readout times the square of ``GAIN``; outputs that
+    are products of several are set as a whole (`dagscale.inits.products`)."""
+    factors = output_factors(graph)
+    return _least(graph, [GAIN**2 if use.readout and not factors & _weights(use) else 1.0 for use in graph.layers])
 
 
 def unnormalised(graph: Graph) -> set[int]:
@@ -95,6 +98,10 @@ def _least(graph: Graph, left: list[float]) -> dict[frozenset[str], float]:
     """``1/d_in`` times what is left at each use; of several uses of a weight, the least."""
     wanted: dict[frozenset[str], float] = {}
     for use, share in zip(graph.layers, left, strict=True):
-        names = frozenset(p.name for p in use.op.params if p.role == "weight")
+        names = _weights(use)
         wanted[names] = min(share / use.in_degree, wanted.get(names, 1.0))
     return wanted
+
+
+def _weights(use: LayerUse) -> frozenset[str]:
+    return frozenset(p.name for p in use.op.params if p.role == "weight")

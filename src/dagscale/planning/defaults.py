@@ -19,20 +19,18 @@ depths and widths at which one rate for all loses. For layers behind one another
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from statistics import fmean
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
 from dagscale.graph import Graph, Op
 from dagscale.graph.branches import find_branches
-from dagscale.graph.roles import positions, roles
+from dagscale.graph.roles import output_factors, positions, roles
 from dagscale.inits import DEFAULT, WITHOUT_DATA, Init
 from dagscale.network import Network
 from dagscale.planning.prepare import initialised
-from dagscale.planning.trained import own_spreads
+from dagscale.planning.trained import own_rms
 from dagscale.scaling.depth import depth_scaling
-from dagscale.scaling.width import WidthScaling, pattern, width_scaling
+from dagscale.scaling.width import pattern, width_scaling
 from dagscale.training.engine import final_loss
 from dagscale.training.seeds import seeded
 
@@ -74,7 +72,7 @@ def init_for(network: Network) -> str:
     if plain or (recipe.step is not None and recipe.loss is None):
         return DEFAULT
     own = initialised(network, DEFAULT)
-    readouts = [name for name in _readouts(network.graph) if name in own.fills]
+    readouts = [name for name in (*_readouts(network.graph), *output_factors(network.graph)) if name in own.fills]
     return SQUARED if any(1.5 < _growth(own, name) < 2.5 for name in readouts) else DEFAULT
 
 
@@ -162,7 +160,9 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     if all(places[p][1] == others[p][1] for p in places) and any(s.lr != 1 for s in width.values()):
         return None  # nothing is larger, so that parameters were compared with others than their own
-    if not init.draws and not _as_fan_in(base, target, width):
+    if not _same(base.graph, target.graph, output_factors(target.graph)):
+        return None  # how much a dot product moves goes with its length, of which the width rule knows nothing
+    if not init.draws and not (_as_fan_in(base, target) and _same(base.graph, target.graph, _tied(target.graph))):
         return None
     names = [{p.name for p in network.graph.parameters} for network in (base, target)]
     grown = names[0] == names[1] and base.graph.parameters != target.graph.parameters
@@ -179,28 +179,46 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
 
 
 FAN_IN = 2**0.25
-"""A spread that is so many times away from where fan-in^-½ has it is of another rule: one that is the same at all sizes
-is away by as much where the fan-in has grown by half."""
+"""A weight that is so many times larger or smaller than fan-in^-½ has it is of another rule. One of the same size at
+all widths is told where the fan-in has grown to 1.4 times, the square of this, or more."""
 
 
-def _as_fan_in(base: Network, target: Network, width: Mapping[str, WidthScaling]) -> bool:
-    """Whether the weights that both have from their author go as fan-in^-½ from one to the other, to within chance."""
+def _as_fan_in(base: Network, target: Network) -> bool:
+    """Whether the weights of layers that both have from their authors go as fan-in^-½ from one to the other: what is
+    left without it is found at the same place of the base, to within chance."""
     known: dict[str, list[float]] = {}
-    for name, spread in own_spreads(base).items():
-        known.setdefault(pattern(name), []).append(spread)
-    own = own_spreads(target)
-    sizes = {p.name: math.prod(p.shape) for p in target.graph.parameters}
-    for name, spread in own.items():
-        if pattern(name) not in known:
-            return False
-        grown = width[name].width_mult if width[name].kind in ("hidden", "output") else 1.0
-        wanted = fmean(known[pattern(name)]) / math.sqrt(grown)
-        if not spread or not wanted:
-            if spread != wanted:
-                return False
-        elif abs(math.log(spread / wanted)) > math.log(FAN_IN) + 2 * math.sqrt(grown / sizes[name]):
-            return False
-    return bool(own)
+    for name, size in _without_fan_in(base).items():
+        known.setdefault(pattern(name), []).append(size)
+    entries = {p.name: math.prod(p.shape) for p in target.graph.parameters}
+
+    def alike(name: str, size: float) -> bool:
+        chance = 2 / math.sqrt(entries[name])
+        return any(
+            size == other or (size and other and abs(math.log(size / other)) <= math.log(FAN_IN) + chance)
+            for other in known.get(pattern(name), ())
+        )
+
+    own = _without_fan_in(target)
+    return bool(own) and all(alike(name, size) for name, size in own.items())
+
+
+def _without_fan_in(network: Network) -> dict[str, float]:
+    """The root mean square of each layer's weight times √fan-in."""
+    rms = own_rms(network)
+    found = {name: use.layer.fan_in for use, name, _ in positions(network.graph)}
+    return {name: rms[name] * math.sqrt(fan_in) for name, fan_in in found.items() if name in rms}
+
+
+def _tied(graph: Graph) -> set[str]:
+    """Embeddings that are readouts too: the width rule scales the norm before them."""
+    role = roles(graph)
+    return {name for _, name, position in positions(graph) if position == "readout" and role[name] == "embedding"}
+
+
+def _same(base: Graph, target: Graph, names: set[str]) -> bool:
+    """Whether these parameters are as large in the base."""
+    shapes = {p.name: p.shape for p in base.parameters}
+    return all(target.parameter[name].shape == shapes.get(name) for name in names)
 
 
 def _norms(graph: Graph) -> tuple[bool, bool] | None:
