@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import dagscale
 from dagscale.errors import PlanError, SearchError
+from dagscale.graph.roles import frequencies
 from dagscale.models.targets import load
 from dagscale.models.timm import declare_torchvision_ops
 from dagscale.planning.trained import biased_by_design, looking_trained, zero_by_design
@@ -468,7 +469,7 @@ class Sines(nn.Module):
         super().__init__()
         self.kind = kind
         self.wave, self.head = nn.Linear(10, 16), nn.Linear(32 if kind == "fourier" else 16, 4)
-        self.shift = nn.Linear(10, 16)
+        self.shift, self.phase = nn.Linear(16 if kind == "angle" else 10, 16), nn.Parameter(6 * torch.rand(16))
 
     def forward(self, x: Tensor) -> Tensor:
         z = 30 * self.wave(x)
@@ -476,28 +477,62 @@ class Sines(nn.Module):
             z = torch.cat([z.sin(), z.cos()], 1)
         elif self.kind == "moved":
             z = (z + self.shift(x)).sin()
+        elif self.kind == "phase":
+            z = (z + self.phase).cos()
         elif self.kind == "snake":
             z = z + z.sin().square()
+        elif self.kind == "angle":
+            angle = self.shift(z.relu())
+            return torch.cat([angle.sin(), angle.cos()], 1)[:, :4]
         else:
             z = z.sin() if self.kind == "siren" else z.tanh()
         out: Tensor = self.head(z)
         return out
 
 
-@pytest.mark.parametrize(("kind", "kept"), [("siren", 2), ("fourier", 2), ("moved", 4), ("snake", 0), ("tanh", 0)])
-def test_what_only_sines_read_are_frequencies_and_stay(kind: str, kept: int) -> None:
-    """A frequency's size is what a network can draw, and no matter of keeping a signal at one level."""
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("siren", {"wave.weight", "wave.bias"}),
+        ("fourier", {"wave.weight", "wave.bias"}),
+        ("moved", {"wave.weight", "wave.bias", "shift.weight", "shift.bias"}),
+        ("phase", {"wave.weight", "wave.bias", "phase"}),
+        ("snake", set()),
+        ("tanh", set()),
+        ("angle", set()),
+    ],
+)
+def test_what_only_sines_read_are_frequencies_and_stay(kind: str, kept: set[str]) -> None:
+    """A frequency's size is what a network can draw, and no matter of keeping a signal at one level. The readout of an
+    angle is none."""
     model = Sines(kind)
     before = copy.deepcopy(model.state_dict())
+    graph = trace(model, X[:4])
+    assert frequencies(graph) == kept
     planned = plan(model, law="none", base_lr=0.1)
     planned.init_(model)
-    stay = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
-    assert len([name for name in stay if name.startswith(("wave", "shift" if kind == "moved" else "wave"))]) == kept
-    assert "head.weight" not in stay
+    used = {use.name for edge in graph.edges for op in edge.ops for use in op.params}
+    assert {name for name in used if torch.equal(model.state_dict()[name], before[name])} == kept
     assert any("are frequencies" in note for note in planned.notes) == bool(kept)
     if kept:
         plan(model, law="none", base_lr=0.1, reset="wave").init_(model)
         assert not torch.equal(model.wave.weight, before["wave.weight"])
+
+
+def test_many_sums_and_forks_on_the_way_to_a_sine_are_walked_once() -> None:
+    class Pendulum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.push, self.out = nn.Linear(10, 4), nn.Linear(10, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            angle, push = self.into(x), self.push(x)
+            for _ in range(200):
+                angle = angle + 0.1 * (push - 0.1 * angle - angle.sin())
+            out: Tensor = self.out(angle)
+            return out
+
+    assert frequencies(trace(Pendulum(), X[:4])) == set()
 
 
 def test_a_few_entries_in_each_of_many_blocks_are_told_from_a_draw() -> None:

@@ -80,9 +80,9 @@ def network(model: nn.Module, optimizer: str = "adamw", x: Tensor = X[:2], **mor
 
 
 def carried(
-    base: nn.Module, target: nn.Module, optimizer: str = "adamw", init: str = "moments", **more: Any
+    base: nn.Module, target: nn.Module, optimizer: str = "adamw", init: str = "moments", x: Tensor = X[:2], **more: Any
 ) -> Way | None:
-    return way_over(*(network(model, optimizer, **more) for model in (base, target)), INITS[init])
+    return way_over(*(network(model, optimizer, x, **more) for model in (base, target)), INITS[init])
 
 
 def plain(width: int, depth: int = 2) -> nn.Module:
@@ -177,6 +177,10 @@ def drawn(model: nn.Module, draw: Callable[[Tensor], object]) -> nn.Module:
     return model
 
 
+def chain(inputs: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+
+
 def scaled(matrix: Tensor) -> None:
     nn.init.normal_(matrix, 0.0, 0.5 * matrix.shape[1] ** -0.5)
 
@@ -188,7 +192,10 @@ def fixed(matrix: Tensor) -> None:
 def test_an_authors_own_weights_are_carried_over_where_they_go_with_the_fan_in() -> None:
     for draw in (scaled, nn.init.kaiming_uniform_, nn.init.orthogonal_):
         assert carried(drawn(Net(2, 8), draw), drawn(Net(6, 16), draw), init="keep") is DEEPER
-    assert carried(plain(8), plain(32), init="keep") is WIDER
+    for inputs in (12, 400):  # layers of one place need not have one fan-in
+        x = torch.randn(2, inputs)
+        assert carried(chain(inputs, 16), chain(inputs, 64), init="keep", x=x) is WIDER
+        assert not carried(drawn(chain(inputs, 16), fixed), drawn(chain(inputs, 64), fixed), init="keep", x=x)
     assert carried(drawn(Net(2, 32), fixed), drawn(Net(6, 32), fixed), init="keep") is DEEPER, "nothing is wider"
     assert not carried(drawn(Net(2, 16), fixed), drawn(Net(6, 64), fixed), init="keep"), "the same at all sizes"
     assert not carried(drawn(Net(2, 16), scaled), drawn(Net(2, 64), fixed), init="keep")
@@ -198,17 +205,40 @@ def test_an_authors_own_weights_are_carried_over_where_they_go_with_the_fan_in()
     assert not carried(Net(2, 8), whole, init="keep"), "it looks trained"
 
 
+class Tied(nn.Module):
+    """Letters → the next one, by an embedding that is the readout too."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token, self.block, self.norm = nn.Embedding(8, width), nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.token(x)
+        return self.norm(h + self.block(h).relu()) @ self.token.weight.T
+
+
+def test_a_readout_that_is_the_embedding_too_has_no_rule_where_it_is_kept() -> None:
+    """The rule scales the norm before it, which nothing draws."""
+    x = torch.randint(8, (2, 5))
+    assert carried(Tied(16), Tied(64), init="moments", x=x) is not None
+    assert carried(Tied(16), Tied(64), init="keep", x=x) is None
+
+
 def test_what_a_base_keeps_is_known_of_its_file_too(tmp_path: Path) -> None:
     found = dagscale.search(Net(2, 16), recipe(), init="keep", seeds=1)
     found.save(tmp_path / "base.json")
     again = dagscale.Base.load(tmp_path / "base.json")
-    for base in (found, again, pickle.loads(pickle.dumps(found))):
-        plan = dagscale.plan(Net(6, 64), X[:2], base=base, recipe=recipe())
-        assert (plan.init, plan.law, plan.depth) == ("keep", "none", "completep")
+    large = Net(6, 64)
+    plans = [
+        dagscale.plan(large, X[:2], base=base, recipe=recipe())
+        for base in (found, again, pickle.loads(pickle.dumps(found)))
+    ]
+    assert (plans[0].init, plans[0].law, plans[0].depth) == ("keep", "none", "completep")
+    assert plans[0].parameters == plans[1].parameters == plans[2].parameters
     fixed_too = dagscale.plan(drawn(Net(6, 64), fixed), X[:2], base=found, recipe=recipe())
     assert fixed_too.law == "short-run"
     raw = json.loads((tmp_path / "base.json").read_text())
-    raw["network"]["spreads"]["stem.weight"] = "wide"
+    raw["network"]["own_rms"]["stem.weight"] = "wide"
     with pytest.raises(PlanError, match="no number of its network"):
         dagscale.Base.from_json(json.dumps(raw))
 

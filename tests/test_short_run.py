@@ -252,3 +252,15 @@ def test_outputs_that_high_rates_throw_away_but_do_not_break_are_no_gain() -> No
     best = dagscale.search(Towers(), recipe, seeds=1, init="moments").lr
     assert max(found) < 2 * min(found)
     assert abs(math.log2(found[0] / best)) < 2
+
+
+def test_a_start_among_rates_that_all_come_to_one_loss_is_no_refusal() -> None:
+    """Outputs that saturate: high rates leave the very same loss."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 8, generator=g)
+    y = (x[:, :1] + 0.3 * torch.randn(512, 1, generator=g) > 1.8).float()
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1), nn.Sigmoid())
+    recipe = Recipe((x, y), mse_loss, "adam", batch_size=64, steps=96)
+    own = initialised(traced(model, None, recipe, 0), "moments")
+    found = [rate(replace(own, hint=hint, memo={})) for hint in (1e-4, 0.5, 64.0)]
+    assert max(found) < 3 * min(found)

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dagscale.errors import PlanError
+from dagscale.frozen import FrozenMapping
 from dagscale.graph import Graph
 from dagscale.training.draws import Fill
 
@@ -43,8 +44,8 @@ class Network:
         by_layer: whether base and target are compared under rates that differ by layer.
         hint: a rate near which its best one is expected, for measurements to begin at; None where nothing is known.
         kept: names of the parameters that stay as they are, whatever the init says.
-        spreads: standard deviation of the weights that the model's author gave it, by name, where it is a base that
-            keeps them; so it is known of a base without a model too.
+        own_rms: root mean square of each parameter as the model's author drew it, where it is a base that keeps them;
+            so it is known of a base without a model too.
         memo: what was measured, by name.
         copies: the one copy that everything is measured on, once it is made; shared by all that this one becomes.
     """
@@ -61,7 +62,7 @@ class Network:
     by_layer: bool = False
     hint: float | None = None
     kept: frozenset[str] = frozenset()
-    spreads: Mapping[str, float] = field(default_factory=dict)
+    own_rms: Mapping[str, float] = FrozenMapping({})
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
     copies: list[WorkingCopy] = field(default_factory=list, repr=False)
 

@@ -120,9 +120,12 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
 
     def above() -> bool:
         top = max(changes)
-        return outside(top) and (
-            (descends() and outside(top, FAR)) or (top - SPACING in changes and outside(top - SPACING))
-        )
+        if not outside(top):
+            return False
+        two = [changes[top], changes.get(top - SPACING, math.inf)]
+        if max(two) <= min(two) * (1 - ALIKE) < 0:
+            return _settled(changes) < 0  # high rates may all come to this: two more would tell
+        return (descends() and outside(top, FAR)) or (top - SPACING in changes and outside(top - SPACING))
 
     def below() -> bool:
         low = min(changes)
@@ -135,17 +138,22 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
         lower()
     while (top := max(changes)) < HIGHEST and not above():
         changes[top + SPACING] = run(2.0 ** (top + SPACING))
-    if descends() and len(changes) > 3 and len(set(changes.values())) == 1:
-        raise PlanError(
-            f"short runs come to the same loss at every rate from 2^{min(changes)} to 2^{max(changes)}: a schedule or "
-            "a training step sets its own rate, or the loss does not depend on the model"
-        )
     if (settled := _settled(changes)) < 0:
         ground, nothing = settled, ALIKE * abs(settled)
     while min(changes) > LOWEST and (descends() or ground < 0) and not below():
         lower()
+    if min(changes.values()) < 0 and len(changes) > 3 and len(set(changes.values())) == 1:
+        raise PlanError(
+            f"short runs come to the same loss at every rate from 2^{min(changes)} to 2^{max(changes)}: a schedule or "
+            "a training step sets its own rate, or the loss does not depend on the model"
+        )
     if least and min(changes.values()) > ground - least * abs(run.before):
         return None
+    if not descends() and ground < 0:
+        raise NothingLearnt(
+            f"no short run of {run.probe.recipe.optimizer.name} does better than high rates do, which throw away what "
+            "the model says and all come to one loss: check the labels and the loss, or give longer runs"
+        )
     if not descends():
         raise NothingLearnt(
             f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "

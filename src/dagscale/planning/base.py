@@ -17,7 +17,7 @@ from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
-from dagscale.planning.trained import own_spreads
+from dagscale.planning.trained import own_rms
 from dagscale.planning.validate import check_gradient, rehearse
 from dagscale.rates import WIDEST, find_band, narrowed
 from dagscale.shown import Tabled, finite, load_rich
@@ -154,7 +154,7 @@ class Base(Saved, Tabled):
             start: the loss before training, ``inf`` where nobody knows (`dagscale.rates.limit_of`).
         """
         if init is not None and not INITS[init].draws:
-            network = replace(network, spreads=own_spreads(network))
+            network = replace(network, own_rms=own_rms(network))
         best = min(curve, key=lambda point: point.loss)
         rates, losses = [point.lr for point in curve], [point.loss for point in curve]
         own = narrowed(rates, losses, tolerance, start)
@@ -221,7 +221,7 @@ class Base(Saved, Tabled):
                 "graph": network.graph.to_dict(),
                 "fills": {name: [fill.mean, fill.std] for name, fill in network.fills.items()},
                 "ratios": network.ratios,
-                "spreads": dict(network.spreads),
+                "own_rms": dict(network.own_rms),
                 "measured": {k: asdict(v) for k, v in network.memo.items() if isinstance(v, Estimate)},
             }
         return json.dumps({"format": FORMAT, **self.to_dict(), "network": more or None}, indent=1)
@@ -261,7 +261,7 @@ class Base(Saved, Tabled):
                 fills={name: Fill(mean, std) for name, (mean, std) in more["fills"].items()},
                 relative={name: Relative(float(ratio)) for name, ratio in more.get("ratios", {}).items()},
                 role="base",
-                spreads=more.get("spreads", {}),
+                own_rms=more.get("own_rms", {}),
                 memo={name: Estimate(**own) for name, own in more["measured"].items()},
             )
             _check_numbers(network)
@@ -374,7 +374,7 @@ def _check_numbers(network: Network) -> None:
     for own in network.memo.values():
         bounded += [(own.log_rate, -log, log), (own.error, 0, log), (own.seeds, 0, many), (own.forwards, 0, many)]
     bounded += [(own.lr, 1 / many, many) for own in network.relative.values()]
-    bounded += [(spread, 0, draw) for spread in network.spreads.values()]
+    bounded += [(rms, 0, draw) for rms in network.own_rms.values()]
     for value, low, high in bounded:
         if not is_number(value) or not low <= value <= high:
             raise ValueError(f"no number of its network can be {value!r}")
@@ -388,7 +388,7 @@ def _light(network: Network) -> Network:
     relative = {name: Relative(ratio) for name, ratio in network.ratios.items()}
     return Network(
         network.graph, Recipe(), seed=network.seed, fills=dict(network.fills), relative=relative, role=network.role,
-        by_layer=network.by_layer, spreads=dict(network.spreads), memo=memo,
+        by_layer=network.by_layer, own_rms=network.own_rms, memo=memo,
     )  # fmt: skip
 
 

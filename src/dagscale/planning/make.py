@@ -30,12 +30,11 @@ from dagscale.planning.plans import ParameterPlan, Plan
 from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
-from dagscale.planning.trained import fresh, notes_on, taken_up
+from dagscale.planning.trained import notes_on, own_rms, taken_up
 from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, noted, scaling
-from dagscale.tracing.forward import plain_parameters
 from dagscale.training.copies import all_put_back
 from dagscale.training.groups import Relative
 from dagscale.training.optimizers import Optimizer, resolve
@@ -391,8 +390,8 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
         return {}
     base, rule = bases[0], chosen.init
     own: Mapping[str, float] = {}
-    if chosen.depth != "none" and not rule.draws and all(map(fresh, (base, target))):
-        own = own_scaling(base.graph, target.graph, *(_rms(network.model) for network in (base, target)))
+    if chosen.depth != "none" and not rule.draws and all(rms := [own_rms(network) for network in (base, target)]):
+        own = own_scaling(base.graph, target.graph, *rms)
     return scaling(
         base.graph, target.graph, target.recipe.optimizer, width=chosen.width, depth=chosen.depth, alpha=alpha,
         mean_field=rule.width == "mean-field", own_width=rule.width == "own", own=own,
@@ -409,12 +408,6 @@ def _try(
             with about(name):
                 notes.update(dict.fromkeys(check(network) or ()))
     return tuple(notes)
-
-
-def _rms(model: nn.Module | None) -> dict[str, float]:
-    """Root mean square of every parameter."""
-    assert model is not None
-    return {n: float(p.detach().abs().double().square().mean().sqrt()) for n, p in plain_parameters(model).items()}
 
 
 def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[str, float] | None = None) -> Network:

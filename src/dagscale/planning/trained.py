@@ -113,13 +113,14 @@ def notes_on(
 ) -> Iterator[str]:
     """What an init overwrites that its author may want to keep, and what it leaves because its author meant it."""
     parameters = plain_parameters(model)
-    zeros = [name for name in meant if _is_zero(parameters[name])]
+    sines = set(meant) & frequencies(graph)
+    if sines:
+        yield f"only sines read them, so that they are frequencies, left as they are: {_some(sines)}; draw with reset="
+    others = set(meant) - sines
+    zeros = [name for name in others if _is_zero(parameters[name])]
     if zeros:
         yield f"all 0 and taken to be so by design, left at 0: {_some(zeros)}; draw them with reset="
-    others = set(meant) - set(zeros)
-    if sines := others & frequencies(graph):
-        yield f"only sines read them, so that they are frequencies, left as they are: {_some(sines)}; draw with reset="
-    others -= sines
+    others -= set(zeros)
     if weights := others & _weights(model, graph).keys():
         yield f"constant or partly 0 by design, left as they are: {_some(weights)}; draw them with reset="
     if biases := others - weights:
@@ -173,13 +174,13 @@ def fresh(network: Network) -> bool:
     return not looking_trained(model, network.graph)
 
 
-def own_spreads(network: Network) -> dict[str, float]:
-    """Standard deviation of each weight of a layer, as the model's author drew it; empty where nobody knows, or the
-    weights are no fresh draw."""
-    if network.spreads or not fresh(network) or network.model is None:
-        return dict(network.spreads)
-    weights = _weights(network.model, network.graph)
-    return {name: float(_parts(weight).double().std(correction=0)) for name, weight in weights.items()}
+def own_rms(network: Network) -> Mapping[str, float]:
+    """Root mean square of each parameter as the model's author drew it; empty where nobody knows, or the weights are no
+    fresh draw."""
+    if network.own_rms or network.model is None or not fresh(network):
+        return network.own_rms
+    own = plain_parameters(network.model)
+    return {n: float(p.detach().abs().double().square().mean().sqrt()) for n, p in own.items()}
 
 
 def taken_up(
