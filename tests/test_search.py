@@ -154,6 +154,13 @@ def test_a_band_of_exactly_four_octaves_is_not_narrowed_by_rounding() -> None:
 # --- the answer
 
 
+def test_one_loss_over_many_octaves_is_told_of() -> None:
+    """A margin loss whose network collapses ends at the margin, at any rate that is high enough."""
+    found = answer(lambda rate, seed: 1.0 if rate > 2**-6 else 2.0, method="grid")
+    assert any("the very same at rates" in note and "says the same of all examples" in note for note in found.notes)
+    assert not any("the very same" in note for note in answer(valley(2**-4.0), method="grid").notes)
+
+
 def test_lr_edge_and_argmin_of_a_valley() -> None:
     found = answer(valley(2**-4.0), method="grid")
     assert found.argmin == 2**-4

@@ -39,6 +39,11 @@ FLAT = (
     "best loss, so the band holds those within {own}; longer runs tell rates apart better"
 )
 
+ONE_LOSS = (
+    "the lowest loss, {loss:.4g}, is the very same at rates {octaves:.3g} octaves apart, as that of a network which "
+    "says the same of all examples: nothing may have been learnt; check the loss, and try lower rates"
+)
+
 LARGEST_DRAW, LARGEST_LOGARITHM = 1e38, 1e6
 """The largest mean or standard deviation of a draw that single precision holds, and the largest logarithm of a rate
 that a file may have."""
@@ -159,8 +164,10 @@ class Base(Saved, Tabled):
         rates, losses = [point.lr for point in curve], [point.loss for point in curve]
         own = narrowed(rates, losses, tolerance, start)
         low, high = find_band(rates, losses, own, start)
-        if tolerance > own > 1e-6:  # else the rates have the very same loss
+        if tolerance > own > 1e-6:
             notes = (*notes, FLAT.format(octaves=WIDEST, asked=_percent(tolerance), own=_percent(own)))
+        elif tolerance > own:
+            notes = (*notes, ONE_LOSS.format(loss=best.loss, octaves=math.log2(high / low)))
         return cls(
             lr=math.sqrt(low * high),
             recipe=network.recipe.describe(),
