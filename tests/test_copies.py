@@ -458,3 +458,58 @@ def test_no_graph_of_the_user_is_spoilt() -> None:
     made.give_back()
     again = torch.autograd.grad(loss, list(model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(right, again, strict=True))
+
+
+width = 1  # a global variable of the user's by a name that the model's code has for something else
+SEEN: list[int] = []
+
+
+class Wide(nn.Module):
+    """Its code speaks of ``width``, an attribute; it keeps a list, and may be one that cannot be copied."""
+
+    times = 2.0
+
+    def __init__(self, own: int, copied: bool = True) -> None:
+        super().__init__()
+        self.width, self.layer, self.copied = own, nn.Linear(4, own), copied
+        self.head = nn.Linear(own, 2)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        if not self.copied:
+            raise RuntimeError("not this one")
+        new = Wide(self.width)
+        new.load_state_dict(self.state_dict())
+        return new
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        SEEN.append(self.width)
+        out: torch.Tensor = self.head(self.times * self.layer(x).relu()[:, : self.width])
+        return out
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_what_the_user_changes_between_two_calls_stays_as_changed(copied: bool) -> None:
+    """A base is measured on again when a target is planned: nothing goes back to how it was when that was searched."""
+    global width
+    width = 1
+    SEEN.clear()
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    recipe = dagscale.Recipe((x, (x[:, 0] > 0).long()), F.cross_entropy, "sgd", steps=30, batch_size=16)
+    small = Wide(8, copied)
+    found = dagscale.search(small, recipe, seeds=1)
+    width, Wide.times, small.note = 2, 3.0, "mine"  # type: ignore[assignment]
+    SEEN.append(7)
+    small.head = nn.Linear(8, 2)
+    with torch.no_grad():
+        small.layer.weight.fill_(0.5)
+        small.head.weight.fill_(0.25)
+    try:
+        for own in (16, 32):
+            width = own
+            plan = dagscale.plan(Wide(own, copied), base=found, law="short-run")
+            assert plan.forwards > 0
+            assert (width, Wide.times, small.note, SEEN) == (own, 3.0, "mine", [7])
+            assert bool((small.layer.weight == 0.5).all())
+            assert bool((small.head.weight == 0.25).all())
+    finally:
+        Wide.times = 2.0

@@ -119,13 +119,18 @@ class WorkingCopy:
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 if tensor.dtype in HALF:
                     tensor.data = tensor.data.float()
-        self._state = State(*forward.roots(self.model), *beside)
+        self._beside = tuple(beside)
+        self._state = State(*forward.roots(self.model), *self._beside)
         held = _leaves(self.model, self._state)
         theirs = [] if self.borrowed else _leaves(original, State(*forward.roots(original)))
         sources = {id(memo.get(id(t))): t for t in theirs}
         self._values = [_Value(t, sources.get(id(t))) for t in held]
         self._resting = True
-        self.parameters = {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Those that are trained."""
+        return {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}
 
     def reset(self, fills: Mapping[str, Fill] | None = None, seed: int = 0, *, train: bool = True) -> nn.Module:
         """The model with the user's values, then drawn anew as ``fills`` say, without gradients; in train mode, or in
@@ -149,8 +154,19 @@ class WorkingCopy:
             self._restore()
             _closed(self._restore)
 
+    def _take(self) -> None:
+        """Before a loan: what is put back after it is what there is now. Between two loans all but a copy's own values
+        is the user's, who may have changed any of it."""
+        self._state = State(*forward.roots(self.model), *self._beside)
+        linked = {id(value.tensor): value for value in self._values if value.source is not None}
+        self._values = []  # before it is made anew: one copy of the weights at a time
+        self._values = [linked.get(id(t)) or _Value(t, None) for t in _leaves(self.model, self._state)]
+
     def _restore(self) -> None:
-        self._state.restore()
+        if self._resting:
+            self._take()
+        else:
+            self._state.restore()
         changed = [value for value in self._values if value.changed]
         if changed and not self._resting:
             raise CopyError(
