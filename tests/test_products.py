@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import dagscale
 from dagscale.graph.roles import output_factors
 from dagscale.inits import INITS
-from dagscale.planning.defaults import init_for, way_over
+from dagscale.planning.defaults import WIDER, init_for, way_over
 from dagscale.planning.prepare import traced
 
 G = torch.Generator().manual_seed(0)
@@ -37,9 +37,9 @@ class Factorisation(nn.Module):
 class Energy(nn.Module):
     """What each node adds to the whole, summed over nodes, or the mean of it."""
 
-    def __init__(self, reduce: str, times: float = 1.0) -> None:
+    def __init__(self, reduce: str, times: float = 1.0, width: int = 16) -> None:
         super().__init__()
-        self.body, self.head, self.reduce, self.times = nn.Linear(8, 16), nn.Linear(16, 1), reduce, times
+        self.body, self.head, self.reduce, self.times = nn.Linear(8, width), nn.Linear(width, 1), reduce, times
 
     def forward(self, x: Tensor) -> Tensor:
         each = self.times * self.head(self.body(x).relu())[..., 0]
@@ -123,3 +123,6 @@ def test_under_a_squared_error_they_start_small_by_default() -> None:
 def test_longer_dot_products_are_not_carried_over_by_a_rule_that_does_not_know_them() -> None:
     base, wide = (traced(Factorisation(width), None, recipe(PAIRS, RATINGS), 0) for width in (8, 32))
     assert way_over(base, wide, INITS["moments"]) is None
+    for reduce in ("sum", "mean"):  # as many numbers are added as before
+        base, wide = (traced(Energy(reduce, width=width), None, recipe(NODES, RATINGS), 0) for width in (8, 32))
+        assert way_over(base, wide, INITS["moments"]) is WIDER

@@ -160,7 +160,7 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     if all(places[p][1] == others[p][1] for p in places) and any(s.lr != 1 for s in width.values()):
         return None  # nothing is larger, so that parameters were compared with others than their own
-    if not _same(base.graph, target.graph, output_factors(target.graph)):
+    if _units(base.graph, target.graph) != _units(target.graph, target.graph):
         return None  # how much a dot product moves goes with its length, of which the width rule knows nothing
     if not init.draws and not (_as_fan_in(base, target) and _same(base.graph, target.graph, _tied(target.graph))):
         return None
@@ -213,6 +213,12 @@ def _tied(graph: Graph) -> set[str]:
     """Embeddings that are readouts too: the width rule scales the norm before them."""
     role = roles(graph)
     return {name for _, name, position in positions(graph) if position == "readout" and role[name] == "embedding"}
+
+
+def _units(graph: Graph, target: Graph) -> dict[str, float]:
+    """How many units the layers have whose products the target's outputs are, the length of these products."""
+    factors = output_factors(target)
+    return {n: graph.parameter[n].numel / use.layer.fan_in for use, n, _ in positions(graph) if n in factors}
 
 
 def _same(base: Graph, target: Graph, names: set[str]) -> bool:
