@@ -159,6 +159,8 @@ def test_one_loss_over_many_octaves_is_told_of() -> None:
     found = answer(lambda rate, seed: 1.0 if rate > 2**-6 else 2.0, method="grid")
     assert any("the very same at rates" in note and "says the same of all examples" in note for note in found.notes)
     assert not any("the very same" in note for note in answer(valley(2**-4.0), method="grid").notes)
+    perfect = answer(lambda rate, seed: 0.0 if rate > 2**-6 else 2.0, method="grid")
+    assert not any("the very same" in note for note in perfect.notes), "a note of its own says that the loss is 0"
 
 
 def test_lr_edge_and_argmin_of_a_valley() -> None:

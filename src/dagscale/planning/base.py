@@ -166,7 +166,7 @@ class Base(Saved, Tabled):
         low, high = find_band(rates, losses, own, start)
         if tolerance > own > 1e-6:
             notes = (*notes, FLAT.format(octaves=WIDEST, asked=_percent(tolerance), own=_percent(own)))
-        elif tolerance > own:
+        elif tolerance > own and best.loss:
             notes = (*notes, ONE_LOSS.format(loss=best.loss, octaves=math.log2(high / low)))
         return cls(
             lr=math.sqrt(low * high),
