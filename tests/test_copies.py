@@ -513,3 +513,45 @@ def test_what_the_user_changes_between_two_calls_stays_as_changed(copied: bool) 
             assert bool((small.head.weight == 0.25).all())
     finally:
         Wide.times = 2.0
+
+
+@pytest.mark.parametrize("write", ["fused", "data"])
+def test_a_base_is_measured_as_it_was_searched_however_its_model_was_trained_since(write: str) -> None:
+    """Fused optimisers and writes to ``.data`` count no version up."""
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    recipe = dagscale.Recipe((x, (x[:, 0] > 0).long()), F.cross_entropy, "sgd", steps=30, batch_size=16)
+    rates = []
+    for change in (False, True):
+        torch.manual_seed(0)
+        small, large = Wide(8), Wide(16)
+        found = dagscale.search(small, recipe, seeds=1, init="keep")
+        if change and write == "data":
+            small.layer.weight.data.mul_(5)
+        elif change:
+            optimizer = torch.optim.Adam(small.parameters(), lr=1.0, fused=True)
+            F.cross_entropy(small(x), (x[:, 0] > 0).long()).backward()
+            optimizer.step()
+        rates.append(dagscale.plan(large, base=found, law="short-run").lr)
+    assert rates[0] == rates[1]
+
+
+def test_after_a_copy_was_spoilt_another_is_made() -> None:
+    """The original was changed while it was lent: what the copy's code keeps is put back once, and no later again."""
+    global width
+    width = 1
+    small = Plain()
+    x = torch.randn(8, 10)
+    network = traced(small, x, dagscale.Recipe(optimizer="sgd"), 0)
+    spoilt = network.copy
+    with all_put_back():
+        spoilt.reset()
+        with torch.no_grad():
+            next(small.parameters()).add_(1)
+        with pytest.raises(CopyError, match="while a copy of it was trained"):
+            spoilt.reset()
+    width = 2
+    assert network.copy is not spoilt
+    network.copy.reset()
+    network.copy.give_back()
+    spoilt.give_back()
+    assert width == 2

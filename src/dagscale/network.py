@@ -85,6 +85,8 @@ class Network:
         from dagscale.training.batches import call, each, to_model
         from dagscale.training.copies import WorkingCopy
 
+        if self.copies and self.copies[0].spoilt:
+            self.copies.clear()
         if self.copies:
             return self.copies[0]
         if self.model is None:

@@ -95,27 +95,38 @@ def frequencies(graph: Graph) -> set[str]:
     return {name for name, uses in found.items() if all(uses)}
 
 
-def output_factors(graph: Graph) -> set[str]:
+def output_factors(graph: Graph) -> dict[str, float]:
     """Weights of layers from whose output the model's is computed by products or sums over elements, with no further
     layer, norm or activation that would set its size: the two tables of a factorisation, whose rows are multiplied and
-    summed; the layer that gives each node's share of a sum over nodes. A weight with another use is none."""
-    clear = [vertex.kind == "output" for vertex in graph.vertices]  # some way on to an output meets nothing of these
-    moved = [False] * len(graph.vertices)  # and a product or a sum on it
-    found: dict[str, list[bool]] = {}
+    summed; the layer that gives each node's share of a sum over nodes. A weight whose output goes elsewhere too, to
+    another layer or to an output as it is, is none.
+
+    Returns:
+        The weight's name → the part of the output's second moment that is due to it: 1 over the in-degree of each
+        vertex on the way where signals are added.
+    """
+    clear = [vertex.kind == "output" for vertex in graph.vertices]  # all ways on lead to outputs, past none of these
+    moved = [False] * len(graph.vertices)  # and all of them meet a product or a sum over elements
+    part = [1.0] * len(graph.vertices)
+    found: dict[str, list[float]] = {}
     for v in reversed(range(len(graph.vertices))):
-        for e in graph.out_edges[v]:
+        onward = []
+        for e in (e for e in graph.out_edges[v] if graph.live[e]):
             edge = graph.edges[e]
-            on, through = clear[edge.dst], moved[edge.dst] or graph.vertices[edge.dst].kind == "product"
+            kind, due = graph.vertices[edge.dst].kind, part[edge.dst]
+            due = due / graph.in_degree[edge.dst] if kind == "sum" else due
+            on, through = clear[edge.dst], moved[edge.dst] or kind == "product"
             for op in reversed(edge.ops):
-                if op.layer is not None:
-                    for param in op.params:
-                        if param.role == "weight":
-                            found.setdefault(param.name, []).append(on and through)
+                for param in op.params if op.layer is not None else ():
+                    if param.role == "weight":
+                        found.setdefault(param.name, []).append(due if on and through else 0.0)
                 on = on and op.kind in ("pass", "pool", "scale", "shift")
                 through = through or op.kind == "pool"
-            clear[v] = clear[v] or on
-            moved[v] = moved[v] or (on and through)
-    return {name for name, uses in found.items() if all(uses)}
+            onward.append((on, through, due))
+        if onward:
+            ways, meets, dues = zip(*onward, strict=True)
+            clear[v], moved[v], part[v] = all(ways), all(meets), min(dues)
+    return {name: min(dues) for name, dues in found.items() if min(dues) > 0}
 
 
 def offsets(graph: Graph) -> dict[str, float]:

@@ -84,7 +84,7 @@ def measured(network: Network, wanted: Wanted, outputs: float = 1.0) -> dict[str
     """Every layer's output gets the second moment that is wanted of it.
 
     Args:
-        outputs: part of 1 that is wanted of the model's, where products and sums make them
+        outputs: the second moment that is wanted of the model's, where products and sums make them
             (`dagscale.inits.products.shrunk`).
     """
     fills = zeros_and_ones(network.graph)
@@ -102,7 +102,7 @@ def measured(network: Network, wanted: Wanted, outputs: float = 1.0) -> dict[str
         for name, values in logs.items():
             scale = exp(fmean(values))
             fills[name] = Fill(scale, 0.0) if name in gains else Fill(0.0, scale)
-        return shrunk(network, fills, first, outputs)
+        return shrunk(network, fills, logs, first, outputs)
     finally:
         copied.give_back()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dagscale.graph.roles import output_factors
@@ -17,6 +18,8 @@ from dagscale.tracing.outputs import tensors_within
 from dagscale.training.draws import Fill
 from dagscale.training.seeds import seeded
 
+Fills = dict[str, Fill]
+
 DRAWS = 16
 """Draws of the weights that the size of outputs is a mean over: that of a single output is off by as much as itself in
 one draw."""
@@ -24,51 +27,61 @@ one draw."""
 NOTHING = 2.0**-12
 """A factor at which nothing is left of what the weights add to the outputs."""
 
-LEAST_PART = 0.1
-"""Part of the outputs' second moment that these weights have at least, however much comes from elsewhere."""
 
-
-def shrunk(network: Network, fills: Mapping[str, Fill], inputs: Any, share: float) -> dict[str, Fill]:
-    """The fills with `output_factors` drawn smaller where outputs are larger than they should be.
+def shrunk(network: Network, fills: Mapping[str, Fill], drawn: Collection[str], inputs: Any, wanted: float) -> Fills:
+    """The fills with `output_factors` drawn smaller where what they add to the outputs is larger than it should be.
 
     A layer's output has the second moment that is wanted of it, but what products and sums over elements make of
     several is larger: a dot product of ``n`` pairs of second moment 1 has ``n``. No layer behind them sets it right. So
-    all of these weights are drawn smaller by one factor, which leaves the outputs that they change with a second moment
-    of 1 in the mean over draws. Outputs that are smaller stay as they are.
+    all of these weights are drawn smaller by one factor, which leaves what they add to any output, against what it is
+    without them, with their part of the second moment ``wanted`` in the mean over draws. What is smaller stays as it
+    is.
 
     Args:
-        share: part of that second moment that these weights are to give their share of, as a small readout does.
+        drawn: the parameters that the init has set the scale of.
     """
-    names = {name for name in output_factors(network.graph) if name in fills and fills[name].std}
-    if not names:
+    due = {name: part for name, part in output_factors(network.graph).items() if name in drawn}
+    if not due:
         return dict(fills)
+    wanted *= min(due.values())
 
-    def scaled(factor: float) -> dict[str, Fill]:
-        return {**fills, **{name: fills[name].times(factor) for name in names}}
+    def scaled(factor: float) -> Fills:
+        return {**fills, **{name: fills[name].times(factor) for name in due}}
 
-    wholes = _moments(network, fills, inputs)
-    if max(wholes, default=0.0) <= share * LEAST_PART:
-        return dict(fills)
-    less, factor = [_moments(network, scaled(factor), inputs) for factor in (0.5, NOTHING)], 1.0
-    for whole, half, rest in zip(wholes, *less, strict=False):
-        theirs, allowed = whole - rest, share * max(1 - rest, LEAST_PART)
-        if math.isfinite(whole) and theirs > allowed and 0 < half - rest < theirs:
-            factor = min(factor, (allowed / theirs) ** (1 / math.log2(theirs / (half - rest))))
+    whole, half = (_moments(network, scaled(factor), scaled(NOTHING), inputs) for factor in (1.0, 0.5))
+    factor = 1.0
+    for one, other in zip(whole, half, strict=False):
+        if one > wanted and 0 < other < one:
+            factor = min(factor, (wanted / one) ** (1 / math.log2(one / other)))
     return scaled(factor)
 
 
-def _moments(network: Network, fills: Mapping[str, Fill], inputs: Any) -> list[float]:
-    """The second moment of each of the model's outputs under these fills; 0 for those that are no numbers."""
+def _moments(network: Network, fills: Fills, without: Fills, inputs: Any) -> list[float]:
+    """The second moment of what each of the model's outputs differs by under these fills and those, 0 where it does
+    not; none where the outputs are not the same ones from draw to draw."""
     found: list[list[float]] = []
     for k in range(DRAWS):
-        model = network.copy.reset(fills, network.seed + k, train=network.recipe.data is not None)
-        args, kwargs = forward.bind_inputs(model, inputs)
-        with seeded(network.seed + k), forward.plain_eager():
-            outputs = forward.without_record(partial(model, *args, **kwargs))
-        found.append([_moment(tensor.detach()) for tensor in tensors_within(outputs)])
-    return [fmean(moments) for moments in zip(*found, strict=False)]
+        ours, theirs = (_outputs(network, own, network.seed + k, inputs) for own in (fills, without))
+        if [t.shape for t in ours] != [t.shape for t in theirs]:
+            return []
+        found.append([_moment(one, other) for one, other in zip(ours, theirs, strict=True)])
+    same = len({len(moments) for moments in found}) == 1
+    return [fmean(moments) for moments in zip(*found, strict=True)] if same else []
 
 
-def _moment(tensor: Tensor) -> float:
-    numbers = tensor.numel() and (tensor.is_floating_point() or tensor.is_complex())
-    return float(tensor.abs().double().square().mean()) if numbers else 0.0
+def _outputs(network: Network, fills: Fills, seed: int, inputs: Any) -> list[Tensor]:
+    """The model's outputs that are dense numbers, under one draw."""
+    kept = {name: fill for name, fill in fills.items() if name not in network.kept}
+    model = network.copy.reset(kept, seed, train=network.recipe.data is not None)
+    args, kwargs = forward.bind_inputs(model, inputs)
+    with seeded(seed), forward.plain_eager():
+        outputs = tensors_within(forward.without_record(partial(model, *args, **kwargs)))
+    numbers = (t.detach() for t in outputs if t.is_floating_point() or t.is_complex())
+    return [t.clone() for t in numbers if t.layout is torch.strided and not t.is_nested]
+
+
+def _moment(one: Tensor, other: Tensor) -> float:
+    """Of the difference, over the entries that differ; scores that a mask has set do not."""
+    apart = (one - other).abs().double()
+    apart = apart[apart.isfinite() & (apart > 0)]
+    return float(apart.square().mean()) if apart.numel() else 0.0

@@ -76,7 +76,9 @@ def quieter_by_parameters(graph: Graph) -> dict[frozenset[str], float]:
     """The wanted moments of init ``small-readout``: ``1/d_in``, of a readout times the square of ``GAIN``; outputs that
     are products of several are set as a whole (`dagscale.inits.products`)."""
     factors = output_factors(graph)
-    return _least(graph, [GAIN**2 if use.readout and not factors & _weights(use) else 1.0 for use in graph.layers])
+    return _least(
+        graph, [GAIN**2 if use.readout and not factors.keys() & _weights(use) else 1.0 for use in graph.layers]
+    )
 
 
 def unnormalised(graph: Graph) -> set[int]:

@@ -40,8 +40,8 @@ FLAT = (
 )
 
 ONE_LOSS = (
-    "the lowest loss, {loss:.4g}, is the very same at rates {octaves:.3g} octaves apart, as that of a network which "
-    "says the same of all examples: nothing may have been learnt; check the loss, and try lower rates"
+    "the lowest loss, {loss:.4g}, is the very same at rates {octaves:.3g} octaves apart, so that none of these can be "
+    "preferred; if that is the loss of a network which says the same of all examples, try lower rates, or another loss"
 )
 
 LARGEST_DRAW, LARGEST_LOGARITHM = 1e38, 1e6
@@ -166,7 +166,7 @@ class Base(Saved, Tabled):
         low, high = find_band(rates, losses, own, start)
         if tolerance > own > 1e-6:
             notes = (*notes, FLAT.format(octaves=WIDEST, asked=_percent(tolerance), own=_percent(own)))
-        elif tolerance > own and best.loss:
+        elif tolerance > own == 0 and best.loss:
             notes = (*notes, ONE_LOSS.format(loss=best.loss, octaves=math.log2(high / low)))
         return cls(
             lr=math.sqrt(low * high),

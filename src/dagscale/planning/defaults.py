@@ -215,10 +215,15 @@ def _tied(graph: Graph) -> set[str]:
     return {name for _, name, position in positions(graph) if position == "readout" and role[name] == "embedding"}
 
 
-def _units(graph: Graph, target: Graph) -> dict[str, float]:
-    """How many units the layers have whose products the target's outputs are, the length of these products."""
-    factors = output_factors(target)
-    return {n: graph.parameter[n].numel / use.layer.fan_in for use, n, _ in positions(graph) if n in factors}
+def _units(graph: Graph, target: Graph) -> dict[str, set[int]]:
+    """How many units the layers have whose products the target's outputs are, by place: these products' length."""
+    places = {pattern(name) for name in output_factors(target)}
+    found: dict[str, set[int]] = {}
+    for use, name, _ in positions(graph):
+        if pattern(name) in places:
+            shape = graph.parameter[name].shape
+            found.setdefault(pattern(name), set()).add(shape[-1] if "embedding" in use.op.name else shape[0])
+    return found
 
 
 def _same(base: Graph, target: Graph, names: set[str]) -> bool:

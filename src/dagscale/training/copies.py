@@ -126,6 +126,7 @@ class WorkingCopy:
         sources = {id(memo.get(id(t))): t for t in theirs}
         self._values = [_Value(t, sources.get(id(t))) for t in held]
         self._resting = True
+        self.spoilt = False  # changed behind our back: what it holds is no longer the user's
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -163,12 +164,16 @@ class WorkingCopy:
         self._values = [linked.get(id(t)) or _Value(t, None) for t in _leaves(self.model, self._state)]
 
     def _restore(self) -> None:
+        if self.spoilt:
+            return
         if self._resting:
             self._take()
+            changed = [value for value in self._values if value.differs]
         else:
             self._state.restore()
-        changed = [value for value in self._values if value.changed]
+            changed = [value for value in self._values if value.changed]
         if changed and not self._resting:
+            self.spoilt = True
             raise CopyError(
                 "the model was changed while a copy of it was trained: loss, step and hooks must use the model that "
                 "they are given"
@@ -193,6 +198,17 @@ class _Value:
     def changed(self) -> bool:
         """Whether the original has changed since."""
         return self.source is not None and _version(self.source) != self.made
+
+    @property
+    def differs(self) -> bool:
+        """The same where the copy is at rest and holds what the original had: fused optimisers and writes to ``.data``
+        leave no other trace."""
+        if self.source is None or self.changed:
+            return self.changed
+        try:
+            return not torch.equal(self.tensor.detach(), self.source.detach().to(self.tensor.dtype))
+        except (RuntimeError, NotImplementedError):  # sparse, or of a kind that cannot be compared
+            return False
 
     def keep(self) -> None:
         """From now on, put back what the copy holds now: at rest, the original's values from before."""
