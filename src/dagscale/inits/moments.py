@@ -60,7 +60,8 @@ def moments(network: Network) -> dict[str, Fill]:
     edges, sums of activations (whose mean is not zero), pooling, attention and any activation count as what
     they are. Eq. 12 is the special case of a ReLU of a symmetric signal, ``E x² = ½``; readouts get output
     moment 1, norm gains 1, biases 0 and other vectors stay. Where outputs are products of layers' outputs, or sums over
-    their elements, these layers are drawn as much smaller as it takes for outputs of moment 1.
+    their elements, these layers are drawn as much smaller as it takes for outputs of moment 1
+    (`dagscale.inits.products`).
 
     Each draw of the weights sees a batch of its own, a random sample of the data if there are any, else the example
     inputs; no batch is larger than those of training. Deterministic given the seed. A standard
