@@ -1,6 +1,6 @@
 """How large the factors of a dot product should start: a factorisation of ratings, by width.
 
-    python benchmarks/products.py run FILE.json [--seeds 2]
+    python benchmarks/products.py run FILE.json [--seeds 2] [--minutes 10]      # resumable
     python benchmarks/products.py report FILE.json
 
 Ratings of 100 users for 100 items are half the dot product of four hidden numbers of each. The model has a row of
@@ -15,16 +15,18 @@ rate for 300 steps of 32 ratings under a squared error. Rates are an octave apar
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
+import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from kinds import Sheet, arguments, command
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transfer import put
 
 import dagscale
 from dagscale.training.engine import train
@@ -54,7 +56,7 @@ def ratings() -> tuple[Tensor, Tensor]:
     return x, (user[x[:, 0]] * item[x[:, 1]]).sum(1) / 2
 
 
-def run(path: Path, seeds: int) -> None:
+def run(path: Path, seeds: int, until: float) -> None:
     known: dict[str, float | None] = json.loads(path.read_text()) if path.exists() else {}
     recipe = dagscale.Recipe(ratings(), F.mse_loss, "adam", steps=300, batch_size=32)
     for width in WIDTHS:
@@ -63,10 +65,10 @@ def run(path: Path, seeds: int) -> None:
             for k, rate in enumerate(RATES):
                 for seed in range(seeds):
                     key = f"{way}/{width}/{k}/{seed}"
-                    if key not in known:
+                    if key not in known and time.monotonic() < until:
                         loss = trained(width, way, plan, recipe, rate, seed)
                         known[key] = loss if math.isfinite(loss) else None
-            path.write_text(json.dumps(known, indent=0) + "\n")
+            put(path, known)
 
 
 def trained(width: int, way: str, plan: dagscale.Plan, recipe: dagscale.Recipe, rate: float, seed: int) -> float:
@@ -79,23 +81,18 @@ def trained(width: int, way: str, plan: dagscale.Plan, recipe: dagscale.Recipe, 
     return train(model, recipe, plan.param_groups(model, lr=rate), seed=seed, evaluate=2048).loss
 
 
-def lowest(known: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The lowest mean loss over rates of each way, and the rate."""
+def lowest(known: dict[str, Any]) -> Sheet:
+    """The lowest mean loss over rates of each way, and the rate; of the widths that are complete."""
+    losses: dict[tuple[str, int, int], list[float]] = {}
+    for key, loss in known.items():
+        way, width, k, _ = key.split("/")
+        losses.setdefault((way, int(width), int(k)), []).append(math.inf if loss is None else loss)
     body = []
     for width in WIDTHS:
-        cells = []
-        for way in INITS:
-            curve = [
-                fmean(
-                    math.inf if loss is None else loss
-                    for key, loss in known.items()
-                    if key.startswith(f"{way}/{width}/{k}/")
-                )
-                for k in range(len(RATES))
-            ]
-            best = min(range(len(RATES)), key=curve.__getitem__)
-            cells.append(f"{curve[best]:.3f} at {RATES[best]:.3g}")
-        body.append([str(width), *cells])
+        curves = [[losses.get((way, width, k)) for k in range(len(RATES))] for way in INITS]
+        if not any(None in curve for curve in curves):
+            bests = (min(zip(map(fmean, curve), RATES, strict=True)) for curve in curves)
+            body.append([str(width), *(f"{loss:.3f} at {rate:.3g}" for loss, rate in bests)])
     return ["width", "author's", "each layer at 1", "`moments`", "by default"], body
 
 
@@ -103,14 +100,5 @@ SHEETS = {"lowest": lowest}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--seeds", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    if given.command == "run":
-        run(given.file, given.seeds)
-    else:
-        heads, rows = lowest(json.loads(given.file.read_text()))
-        print("\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)))
+    parser, _ = arguments(__doc__)
+    command(parser, SHEETS.values(), lambda a, until: run(a.file, a.seeds, until))

@@ -388,14 +388,9 @@ def contested() -> Iterator[Family]:
     """Targets of contests: the rate that a plan said, and the grid that starts as it does."""
     for contest in contests():
         trials = {entry.method: entry.trials for entry in contest.entries}
-        kind = KINDS.get(KIN[contest.suite][0], "norms")
+        kind, scaled = KINDS.get(KIN[contest.suite][0], "norms"), layered(contest.training["optimizer"]["name"])
         for said, init, grid, law in (
-            (
-                "none / moments / mup+completep",
-                "moments",
-                "grid / moments / mup+completep",
-                layered(contest.training["optimizer"]["name"]),
-            ),
+            ("none / moments / mup+completep", "moments", "grid / moments / mup+completep", scaled),
             ("one-rate", "keep", "grid / keep", "none, own init"),
             *((f"{law} / moments", "moments", "grid / moments", law) for law in ("combined", "short-run")),
         ):

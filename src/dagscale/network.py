@@ -85,9 +85,7 @@ class Network:
         from dagscale.training.batches import call, each, to_model
         from dagscale.training.copies import WorkingCopy
 
-        if self.copies and self.copies[0].spoilt:
-            self.copies.clear()
-        if self.copies:
+        if self.copies and not self.copies[0].spoilt:
             return self.copies[0]
         if self.model is None:
             raise PlanError(
@@ -104,7 +102,7 @@ class Network:
             return call(model, to_model(model, each(lambda t: t.detach().clone(), self.inputs)))
 
         recipe = self.recipe
-        self.copies.append(WorkingCopy(self.model, run, float32=True, beside=(recipe.loss, recipe.step)))
+        self.copies[:] = [WorkingCopy(self.model, run, float32=True, beside=(recipe.loss, recipe.step))]
         return self.copies[0]
 
     def give_back(self) -> None:

@@ -12,20 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dagscale.errors import DagscaleError, PlanError
+from dagscale.errors import PlanError
 from dagscale.inits.base import init, zeros_and_ones
+from dagscale.inits.passes import outputs_of
 from dagscale.inits.positions import tables as added_tables
 from dagscale.inits.products import shrunk
 from dagscale.inits.wanted import Wanted, by_parameters, wanted_moments
 from dagscale.network import Network
-from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode
 from dagscale.tracing.calls import Held, LayerCalls, Use, held_by
 from dagscale.tracing.causality import Attended
 from dagscale.training.batches import Batch
 from dagscale.training.copies import padding_rows
 from dagscale.training.draws import Fill, standard_normal
-from dagscale.training.seeds import seeded
 
 BATCH = 256
 """Examples of ``data`` that the forward runs on."""
@@ -164,7 +162,7 @@ def _open_tables(network: Network, model: nn.Module, parameters: dict[str, nn.Pa
     if not own:
         return set()
     attended = Attended(own)
-    _forward(model, network, attended, inputs)
+    outputs_of(model, inputs, network.seed, attended)
     return {name for name, causal in attended.causal.items() if not causal}
 
 
@@ -175,23 +173,6 @@ def _error(logs: list[float]) -> float:
 def _is_gain(parameter: Tensor) -> bool:
     """Whether a parameter is a number or a vector, so that nothing is drawn at random for it."""
     return parameter.numel() == max(parameter.shape, default=1)
-
-
-def _forward(model: nn.Module, network: Network, mode: TorchDispatchMode, inputs: Any, luck: int = 0) -> None:
-    """Run one forward pass; the random state and the buffers that it changes are not those of the user."""
-    args, kwargs = forward.bind_inputs(model, inputs)
-
-    def run() -> None:
-        with seeded(network.seed + luck), mode:
-            model(*args, **kwargs)
-
-    try:
-        with forward.plain_eager():
-            forward.without_record(run)
-    except DagscaleError:
-        raise
-    except Exception as error:  # the forward is the user's
-        raise forward.forward_error(model, None, error, inputs) from error
 
 
 # --- weights that are computed from parameters ------------------------------------------------------------
@@ -219,7 +200,7 @@ def _controls(
     """What a computed weight is made of → the parameter that it is proportional to: doubled, it doubles the weight."""
     found: dict[frozenset[str], str] = {}
     before = _Sizes(model)
-    _forward(model, network, before, inputs)
+    outputs_of(model, inputs, network.seed, before)
     used = {name for names in wanted if len(names) == 1 and names not in before.weights for name in names}
     ops = (op for edge in network.graph.edges for op in edge.ops)
     used |= {use.name for op in ops for use in op.params if use.role != "weight"}  # a table that is added elsewhere
@@ -235,10 +216,10 @@ def _controls(
         with torch.no_grad():
             for name in own:
                 parameters[name].copy_(_start(name, parameters[name], network.seed))
-            _forward(model, network, drawn, inputs)
+            outputs_of(model, inputs, network.seed, drawn)
             for name in own:
                 parameters[name].mul_(2)
-            _forward(model, network, doubled, inputs)
+            outputs_of(model, inputs, network.seed, doubled)
             for name, value in own.items():
                 parameters[name].copy_(value)
         for names, name in tried.items():
@@ -274,7 +255,7 @@ def _one_draw(
         shared: set[str] = set()
         for _ in range(PASSES):
             setter = _Setter(model, parameters, wanted, controls, tables, scales, seed, shared, held)
-            _forward(model, network, setter, inputs, luck)
+            outputs_of(model, inputs, network.seed + luck, setter)
             if not setter.again:
                 break
     return scales

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 
 from dagscale.graph.roles import output_factors
+from dagscale.inits.passes import outputs_of
 from dagscale.network import Network
-from dagscale.tracing import forward
 from dagscale.tracing.outputs import tensors_within
 from dagscale.training.draws import Fill
-from dagscale.training.seeds import seeded
 
 Fills = dict[str, Fill]
 
@@ -48,35 +46,34 @@ def shrunk(network: Network, fills: Mapping[str, Fill], drawn: Collection[str], 
     def scaled(factor: float) -> Fills:
         return {**fills, **{name: fills[name].times(factor) for name in due}}
 
-    whole, half = (_moments(network, scaled(factor), scaled(NOTHING), inputs) for factor in (1.0, 0.5))
+    whole, half = _added(network, (scaled(1.0), scaled(0.5)), scaled(NOTHING), inputs)
     factor = 1.0
-    for one, other in zip(whole, half, strict=False):
+    for one, other in zip(whole, half, strict=True):
         if one > wanted and 0 < other < one:
             factor = min(factor, (wanted / one) ** (1 / math.log2(one / other)))
     return scaled(factor)
 
 
-def _moments(network: Network, fills: Fills, without: Fills, inputs: Any) -> list[float]:
-    """The second moment of what each of the model's outputs differs by under these fills and those, 0 where it does
-    not; none where the outputs are not the same ones from draw to draw."""
-    found: list[list[float]] = []
-    for k in range(DRAWS):
-        ours, theirs = (_outputs(network, own, network.seed + k, inputs) for own in (fills, without))
-        if [t.shape for t in ours] != [t.shape for t in theirs]:
-            return []
-        found.append([_moment(one, other) for one, other in zip(ours, theirs, strict=True)])
-    same = len({len(moments) for moments in found}) == 1
-    return [fmean(moments) for moments in zip(*found, strict=True)] if same else []
+def _added(network: Network, drawn: Sequence[Fills], without: Fills, inputs: Any) -> list[list[float]]:
+    """For each of the draws, the second moment of what each of the model's outputs differs by from the one without, 0
+    where it does not; of no output where these are not the same ones under all."""
+    found: list[list[list[float]]] = []
+    for seed in range(network.seed, network.seed + DRAWS):
+        rest, *others = (_outputs(network, fills, seed, inputs) for fills in (without, *drawn))
+        if any([t.shape for t in ours] != [t.shape for t in rest] for ours in others):
+            return [[] for _ in drawn]
+        found.append([[_moment(a, b) for a, b in zip(ours, rest, strict=True)] for ours in others])
+    if len({len(moments) for moments, *_ in found}) > 1:
+        return [[] for _ in drawn]
+    return [[fmean(seeds) for seeds in zip(*draw, strict=True)] for draw in zip(*found, strict=True)]
 
 
 def _outputs(network: Network, fills: Fills, seed: int, inputs: Any) -> list[Tensor]:
     """The model's outputs that are dense numbers, under one draw."""
-    kept = {name: fill for name, fill in fills.items() if name not in network.kept}
-    model = network.copy.reset(kept, seed, train=network.recipe.data is not None)
-    args, kwargs = forward.bind_inputs(model, inputs)
-    with seeded(seed), forward.plain_eager():
-        outputs = tensors_within(forward.without_record(partial(model, *args, **kwargs)))
-    numbers = (t.detach() for t in outputs if t.is_floating_point() or t.is_complex())
+    own = {name: fill for name, fill in fills.items() if name not in network.kept}
+    model = network.copy.reset(own, seed, train=network.recipe.data is not None)
+    found = (t.detach() for t in tensors_within(outputs_of(model, inputs, seed)))
+    numbers = (t for t in found if t.is_floating_point() or t.is_complex())
     return [t.clone() for t in numbers if t.layout is torch.strided and not t.is_nested]
 
 

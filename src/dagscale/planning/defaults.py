@@ -160,7 +160,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     if all(places[p][1] == others[p][1] for p in places) and any(s.lr != 1 for s in width.values()):
         return None  # nothing is larger, so that parameters were compared with others than their own
-    if _units(base.graph, target.graph) != _units(target.graph, target.graph):
+    factors = {pattern(name) for name in output_factors(target.graph)}
+    if _units(base.graph, factors) != _units(target.graph, factors):
         return None  # how much a dot product moves goes with its length, of which the width rule knows nothing
     if not init.draws and not (_as_fan_in(base, target) and _same(base.graph, target.graph, _tied(target.graph))):
         return None
@@ -215,12 +216,11 @@ def _tied(graph: Graph) -> set[str]:
     return {name for _, name, position in positions(graph) if position == "readout" and role[name] == "embedding"}
 
 
-def _units(graph: Graph, target: Graph) -> dict[str, set[int]]:
-    """How many units the layers have whose products the target's outputs are, by place: these products' length."""
-    places = {pattern(name) for name in output_factors(target)}
+def _units(graph: Graph, names: set[str]) -> dict[str, set[int]]:
+    """How many units the layers at these places have: if outputs are their products, the length of these."""
     found: dict[str, set[int]] = {}
     for use, name, _ in positions(graph):
-        if pattern(name) in places:
+        if pattern(name) in names:
             shape = graph.parameter[name].shape
             found.setdefault(pattern(name), set()).add(shape[-1] if "embedding" in use.op.name else shape[0])
     return found
