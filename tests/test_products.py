@@ -176,6 +176,24 @@ def test_what_stands_beside_them_does_not_count() -> None:
     assert free < 0.5 / math.sqrt(8), "a dot product of 64"
 
 
+def test_a_forward_that_bears_no_vanishing_weights_is_planned() -> None:
+    """A kernel matrix of features that all but vanish is singular."""
+
+    class Kernel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 64), nn.Linear(8, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = (self.a(x) * self.b(x)).sum(-1)
+            if float(out.abs().max()) < 1e-3:
+                raise ValueError("singular")
+            return out
+
+    plan = dagscale.plan(Kernel(), NODES[:2, 0], recipe=recipe(NODES[:, 0], RATINGS), law="none", base_lr=0.1)
+    assert plan.parameters["a.weight"].init_std == pytest.approx(1 / math.sqrt(8), rel=0.2), "as layers have it"
+
+
 def test_what_another_layer_reads_too_is_left_alone() -> None:
     assert "body.weight" not in output_factors(dagscale.trace(Scores("returned"), NODES[:2]))
     assert drawn("returned")["body.weight"].init_std == pytest.approx(drawn("sum")["body.weight"].init_std, rel=0.05)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dagscale.errors import ForwardError
 from dagscale.graph.roles import output_factors
 from dagscale.inits.passes import outputs_of
 from dagscale.network import Network
@@ -33,7 +34,7 @@ def shrunk(network: Network, fills: Mapping[str, Fill], drawn: Collection[str], 
     several is larger: a dot product of ``n`` pairs of second moment 1 has ``n``. No layer behind them sets it right. So
     all of these weights are drawn smaller by one factor, which leaves what they add to any output, against what it is
     without them, with their part of the second moment ``wanted`` in the mean over draws. What is smaller stays as it
-    is.
+    is, and so does all where the forward raises without them.
 
     Args:
         drawn: the parameters that the init has set the scale of.
@@ -46,7 +47,10 @@ def shrunk(network: Network, fills: Mapping[str, Fill], drawn: Collection[str], 
     def scaled(factor: float) -> Fills:
         return {**fills, **{name: fills[name].times(factor) for name in due}}
 
-    whole, half = _added(network, (scaled(1.0), scaled(0.5)), scaled(NOTHING), inputs)
+    try:
+        whole, half = _added(network, (scaled(1.0), scaled(0.5)), scaled(NOTHING), inputs)
+    except ForwardError:  # some forwards bear no weights as small as these, which nobody asked for
+        return dict(fills)
     factor = 1.0
     for one, other in zip(whole, half, strict=True):
         if one > wanted and 0 < other < one:
