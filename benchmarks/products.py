@@ -8,8 +8,8 @@ Ratings of 100 users for 100 items are half the dot product of four hidden numbe
 rate for 300 steps of 32 ratings under a squared error. Rates are an octave apart. Ways to start:
 
     author's    as ``nn.Embedding`` draws, N(0, 1)
-    layers      what init ``moments`` made of each table before it looked at products: a second moment of 1
-    moments     as it draws them now, for a second moment of 1 of the sum
+    layers      each table with a second moment of 1, as ``moments`` draws other layers
+    moments     as it draws these, for a second moment of 1 of the sum
     default     ``small-readout``, as plans take it under a squared error
 """
 
