@@ -1,4 +1,4 @@
-"""How far the output moves in three steps of the branches' parameters, against depth: the tables of docs/depth.md.
+"""How far the output moves in three steps of the branches' parameters, against depth: the tables of docs/how/depth.md.
 
 ``python benchmarks/depth_step.py`` takes about five minutes on one core.
 """

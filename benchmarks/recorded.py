@@ -9,7 +9,7 @@
     results/plain.json         networks of ``benchmarks/plain.py``: by the depth rule for plain networks
     results/contest-*.json     targets of ``dagscale verify`` under recipes: what a plan said, and a grid under it
     tables/without-a-base.csv  networks whose rate was measured without a base
-    ../replay-*.json           finished runs of others, carried over from the smallest network
+    results/replay-*.json      finished runs of others, carried over from the smallest network
 
 ``benchmarks/intervals.py`` and ``benchmarks/constants.py`` make tables of it.
 """
@@ -416,9 +416,9 @@ def _mean(seeds: Iterable[Iterable[Trial]]) -> Curve:
 
 
 def replayed() -> Iterator[Family]:
-    """Finished runs of others, from the smallest network of a kind to the others (``docs/replay-*.json``)."""
+    """Finished runs of others, from the smallest network of a kind to the others (``results/replay-*.json``)."""
     for name in ("resnet-cifar", "step-law"):
-        study = json.loads((ROOT / "docs" / f"replay-{name}.json").read_text())
+        study = json.loads((EVIDENCE / "results" / f"replay-{name}.json").read_text())
         axes = {axis["axis"]: axis for axis in study["metrics"][0]["axes"]}
         for row in axes["network"]["smallest"] if "network" in axes else ():
             law = {"one rate": "none, own init"}.get(row["rule"], row["rule"])

@@ -1,7 +1,7 @@
 """Traces every model of timm, torchvision and transformers that can be built here, and checks each trace.
 
     python benchmarks/zoo.py run [LIBRARY...] [--only REGEX] [--timeout S]   # resumable; appends to out/zoo.jsonl
-    python benchmarks/zoo.py report [--csv docs/evidence/tables/zoo.csv]     # the table of docs/tracing.md
+    python benchmarks/zoo.py report [--csv docs/evidence/tables/zoo.csv]     # the table of docs/how/tracing.md
 
 It goes on from ``docs/evidence/tables/zoo.csv``: models that have a line there are not looked at again.
 

@@ -52,7 +52,7 @@ TABLE = {  # optimiser, α: of a branch's end, and of what is inside
     ("momentum", 1.0): (Factors(1 / M, 1 / M, 1, M**2), Factors(1, M, 1, 1)),
     ("adafactor", 1.0): (Factors(1 / M, 1, 1, 1), Factors(1, 1, 1, 1)),
 }
-"""[docs/depth.md; CompleteP's Table 1 folded]"""
+"""[docs/how/depth.md; CompleteP's Table 1 folded]"""
 
 TABLE = {key: rows for key, rows in TABLE.items() if key[0] in dagscale.OPTIMIZERS}  # before torch 2.5 one is missing
 

@@ -28,7 +28,7 @@ LONGEST = 120
 FIRST = ("index", "start", "concepts", "when-not")
 """Pages that a newcomer reads first, beside the folders of guides."""
 
-LONG_ROWS = frozenset({"data.md", "evidence-replay.md", "real-recipes.md"})
+LONG_ROWS = frozenset({"data.md", "replay.md", "real-recipes.md"})
 """Pages with rows that a command makes, or that hold names of files."""
 
 

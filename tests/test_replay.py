@@ -541,14 +541,15 @@ def test_the_command_refuses_in_one_line(arguments: tuple[str, ...], message: st
 
 # --- the page -------------------------------------------------------------------------------------------------------
 
-DOCS = Path(__file__).parent.parent / "docs"
+EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
+RESULTS = EVIDENCE / "results"
 
 
 def test_every_table_of_the_page_is_made_from_the_kept_results() -> None:
-    page_ = (DOCS / "evidence-replay.md").read_text(encoding="utf-8")
+    page_ = (EVIDENCE / "replay.md").read_text(encoding="utf-8")
     made = {}
     for name in ("resnet-cifar", "step-law"):
-        for sheet in sheets(json.loads((DOCS / f"replay-{name}.json").read_text(encoding="utf-8"))):
+        for sheet in sheets(json.loads((RESULTS / f"replay-{name}.json").read_text(encoding="utf-8"))):
             made[name, sheet.title] = markdown(sheet)
     for key, text in made.items():
         assert text in page_ or key == ("step-law", "By base"), key
@@ -559,7 +560,7 @@ def test_every_table_of_the_page_is_made_from_the_kept_results() -> None:
 def test_figures_in_the_pages_words_are_those_of_its_tables() -> None:
     """What the summary says, against the numbers behind it."""
     nets, texts = (
-        json.loads((DOCS / f"replay-{name}.json").read_text(encoding="utf-8"))["metrics"][0]
+        json.loads((RESULTS / f"replay-{name}.json").read_text(encoding="utf-8"))["metrics"][0]
         for name in ("resnet-cifar", "step-law")
     )
 
@@ -572,7 +573,7 @@ def test_figures_in_the_pages_words_are_those_of_its_tables() -> None:
         (score,) = [one for one in nets["network_pairs"] if one["rule"] == rule]
         return float(score["lost"])
 
-    words = " ".join((DOCS / "evidence-replay.md").read_text(encoding="utf-8").split())
+    words = " ".join((EVIDENCE / "replay.md").read_text(encoding="utf-8").split())
     for said, value, form in (
         ("It loses {} points of accuracy", lost(nets, "network", "one rate"), ".2f"),
         ("`effective-depth` {},", lost(nets, "network", "effective-depth"), ".1f"),

@@ -2,7 +2,7 @@
 
 At an addition, the operand that the others are computed from is the trunk, and the others are the branch. Where none of
 them is passed on unchanged (a block that changes its shape), the trunk is the one operand without a nonlinearity: the
-shortcut. ``docs/depth.md`` says what is recognised and what is not.
+shortcut. ``docs/how/depth.md`` says what is recognised and what is not.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def default_law(optimizer: Optimizer | str, has_data: bool, has_base: bool = Tru
     With data to measure on: ``combined`` for plain SGD with a base, under an init that keeps signals at one level (all
     but ``damped``); else ``short-run``. Without data: ``covariance`` for SGD with and without momentum, of networks
     without norms and products; ``none`` for all others, where one rate is nearest to what runs to completion want
-    (docs/evidence-replay.md).
+    (docs/evidence/replay.md).
     """
     record = resolve(optimizer)
     if has_data:

@@ -3,7 +3,7 @@
 The published rules are for residual networks and write a multiplier into the model, ``x + m^-α f(x)``, where m is the
 growth of the number of residual additions. Here it is folded into the last layer of each branch
 (:mod:`dagscale.scaling.folding`), so that the model stays as it is. Networks without branches have a rule of their own,
-``plain``. ``docs/depth.md`` has the tables, their sources and what is recognised.
+``plain``. ``docs/how/depth.md`` has the tables, their sources and what is recognised.
 """
 
 from __future__ import annotations

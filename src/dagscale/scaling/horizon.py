@@ -2,7 +2,7 @@
 
 ``m_B`` is the growth of the batch size and ``m_D`` that of the number of examples (images, tokens) seen in the whole
 run, both against the run whose settings are known; epochs count as many times. The published rules disagree, and on
-finished runs of others each loses where another gains (``docs/evidence-replay.md``), so none is ever applied unless it
+finished runs of others each loses where another gains (``docs/evidence/replay.md``), so none is ever applied unless it
 is asked for by name; :func:`fit` finds the user's own exponent from two or three horizons.
 """
 

@@ -1,7 +1,7 @@
 """``decay=True``: the weight decay that goes with the rate, in few runs.
 
 What training sees of a decay is mostly its product with the rate: the share of a weight that a step takes away. On
-finished runs of others the best rate goes like decay^-0.8 (``docs/evidence-replay.md``). So after the rate was found
+finished runs of others the best rate goes like decay^-0.8 (``docs/evidence/replay.md``). So after the rate was found
 under the recipe's own decay, larger and smaller decays are tried, each with rates between the one that keeps that
 product and the one that was best before; as soon as a decay is no better than the last one, that side is left.
 """

@@ -158,7 +158,7 @@ def load(source: str | Path, *, split: str = "train", limit: int | None = None) 
 
     Args:
         source: ``"digits"`` (scikit-learn's handwritten digits, 1×8×8), or a path in one of the layouts that
-            ``docs/data.md`` describes: CIFAR's binary files, MNIST's idx files, Hugging Face image parquet, a
+            ``docs/guide/data.md`` describes: CIFAR's binary files, MNIST's idx files, Hugging Face image parquet, a
             folder of images a class, NumPy's ``.npz``. A path named ``train…`` finds its test split beside
             it; any other one is itself the ``"train"`` split.
         split: ``"train"`` or ``"test"``.

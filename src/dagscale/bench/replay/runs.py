@@ -244,7 +244,7 @@ def _layout(path: Path, header: list[str]) -> tuple[str, Layout]:
     missing = sorted(LAYOUTS[near].header - set(header))
     raise DataError(
         f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of layout {near!r}: "
-        "docs/evidence-replay.md lists what a file of your own must have"
+        "docs/evidence/replay.md lists what a file of your own must have"
     )
 
 
