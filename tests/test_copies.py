@@ -555,3 +555,37 @@ def test_after_a_copy_was_spoilt_another_is_made() -> None:
     network.copy.give_back()
     spoilt.give_back()
     assert width == 2
+
+
+class Counting(nn.Module):
+    """Compiled, it keeps its attributes in C++."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.drop = nn.Linear(10, 10), nn.BatchNorm1d(10), nn.Dropout(0.5)
+        self.calls, self.seen = 0, [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(self.calls)
+        return self.drop(self.norm(self.inner(x)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+@pytest.mark.parametrize("compiled", ["a part", "all", "all, traced"])
+def test_compiled_modules_come_back_in_the_mode_that_they_were_in(compiled: str) -> None:
+    part = Counting() if compiled == "all, traced" else torch.jit.script(Counting())
+    model = nn.Sequential(nn.Linear(10, 10), part, nn.Linear(10, 4)).eval()
+    if compiled == "all":
+        model = torch.jit.script(model).eval()
+    elif compiled == "all, traced":
+        model = torch.jit.trace(model, X)
+    before, right = {name: t.clone() for name, t in model.state_dict().items()}, model(X)
+    seen = list(model[1].seen) if compiled == "a part" else []
+    recipe = dagscale.Recipe((X, Y), loss=F.cross_entropy, optimizer="adamw", batch_size=32, steps=4)
+    dagscale.search(model, recipe, seeds=1)
+    dagscale.plan(model, recipe=recipe)
+    assert not any(module.training for module in model.modules())
+    assert not seen or list(model[1].seen) == seen
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert torch.equal(model(X), right)

@@ -129,6 +129,7 @@ class State:
             (_CACHE, lambda cache: self._stack.append(cache.__wrapped__)),
             (_ALIASES, self._alias),
             (type, self._class),
+            (torch.jit.ScriptModule, self._scripted),
         ):
             if issubclass(kind, types_):
                 return visit
@@ -173,6 +174,13 @@ class State:
             self._saved.append((_put_attributes, owner, values))
             self._stack.extend(values.values())
         self._stack.append(type(owner))
+
+    def _scripted(self, module: Any) -> None:
+        """What a compiled module keeps in C++, the flag of training mode among it; numbers and lists come as copies."""
+        values = {name: module._c.getattr(name) for name in module._concrete_type.get_attributes()}
+        self._saved.append((_put_scripted, module, values))
+        self._stack.extend(values.values())
+        self._instance(module)
 
     def _class(self, owner: type) -> None:
         """Class variables; of methods, those whose name some code speaks."""
@@ -346,6 +354,12 @@ def _put_attributes(owner: Any, values: dict[str, Any]) -> None:
                 object.__delattr__(owner, name)
             else:
                 object.__setattr__(owner, name, value)
+
+
+def _put_scripted(module: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if module._c.getattr(name) is not value:
+            module._c.setattr(name, value)
 
 
 def _put_class(owner: type, variables: dict[str, Any]) -> None:
