@@ -1,5 +1,6 @@
 """The moments init: the second moment that arrives at every vertex."""
 
+import copy
 import math
 
 import pytest
@@ -384,3 +385,107 @@ def test_inputs_that_the_model_holds_too_are_no_constants() -> None:
     with torch.no_grad(), LayerCalls(model, after=lambda use, out: seen.extend(use.names), inputs=x):
         model(x)
     assert seen == ["layer.weight", "head.weight"]
+
+
+class Hyper(nn.Module):
+    """One network makes the weights of every layer, each from a code of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16 * 16))
+        self.codes = nn.ParameterList([nn.Parameter(torch.randn(8)) for _ in range(3)])
+        self.stem, self.head = nn.Linear(10, 16), nn.Linear(16, 4)
+
+    def weight(self, k: int) -> torch.Tensor:
+        return self.make(self.codes[k]).view(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for k in range(3):
+            x = nn.functional.linear(x.relu(), self.weight(k))
+        return self.head(x.relu())
+
+
+def test_what_weights_are_worked_out_from_is_no_gain() -> None:
+    """Codes of a hypernetwork stay as they are: as one constant each they would make all layers the same."""
+    torch.manual_seed(0)
+    model, x = Hyper(), torch.randn(64, 10)
+    codes = [code.detach().clone() for code in model.codes]
+    plan = dagscale.plan(model, x, base_lr=0.1, law="none", init="moments")
+    plan.init_(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.codes, codes, strict=True))
+    weights = torch.stack([model.weight(k).flatten() for k in range(3)])
+    assert torch.corrcoef(weights).triu(1).abs().max() < 0.9
+
+
+class ActNorm(nn.Module):
+    """Shift and scale are set by the first batch, in buffers or in attributes alone."""
+
+    def __init__(self, buffers: bool) -> None:
+        super().__init__()
+        self.shift, self.scale = nn.Parameter(torch.zeros(32)), nn.Parameter(torch.ones(32))
+        self.buffers_ = buffers
+        self.began = False
+        self.register_buffer("begun", torch.tensor(False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and not (self.begun if self.buffers_ else self.began):
+            with torch.no_grad():
+                self.shift.copy_(-x.mean(0))
+                self.scale.copy_(1 / x.std(0))
+                self.begun.fill_(True)
+            self.began = True
+        return (x + self.shift) * self.scale
+
+
+class Averaging(nn.Module):
+    """Takes a running mean away that it keeps in a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("made", [lambda: ActNorm(True), lambda: ActNorm(False), Averaging])
+def test_what_a_forward_has_written_is_not_there_at_the_next_draw(made: object) -> None:
+    """Training begins with buffers as they are given, and so does every measurement."""
+    torch.manual_seed(0)
+    parts = [(nn.Linear(32, 32), made(), nn.ReLU()) for _ in range(4)]  # type: ignore[operator]
+    model = nn.Sequential(*(part for group in parts for part in group), nn.Linear(32, 4))
+    x = torch.randn(512, 32) + 1
+    recipe = dagscale.Recipe((x, torch.zeros(512).long()), loss=nn.functional.cross_entropy, batch_size=256, steps=4)
+    plan = dagscale.plan(model, recipe=recipe, base_lr=0.1, law="none", init="moments")
+    found = []
+    for seed in range(8):
+        fresh = copy.deepcopy(model).train()
+        plan.init_(fresh, seed=seed)
+        moments: list[float] = []
+        for layer in fresh:
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_hook(lambda _, __, out, to=moments: to.append(float(out.square().mean().log())))
+        with torch.no_grad():
+            fresh(x[:256])
+        found.append(moments)
+    assert torch.tensor(found).mean(0).abs().max() < 0.2
+    assert not any(float(t.float().abs().sum()) for t in model.buffers())
+
+
+def test_a_bilinear_layer_gets_the_moment_wanted() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(10, 24), nn.Linear(10, 32)
+            self.both, self.head = nn.Bilinear(24, 32, 40), nn.Linear(40, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.both(self.a(x), self.b(x)).tanh())
+
+    torch.manual_seed(0)
+    model, x = Two(), torch.randn(256, 10)
+    moments = arriving(model, dagscale.plan(model, x, base_lr=0.1, law="none", init="moments"), x)
+    assert moments == pytest.approx([1.0] * 4, rel=0.25)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dagscale.graph import Graph
 from dagscale.graph.paths import path_sums
+from dagscale.graph.roles import roles
 from dagscale.tracing import trace
 
 
@@ -687,3 +688,60 @@ def test_same_graph_from_the_real_run() -> None:
     assert real == fake
     assert "only the branch taken" in real.notes[0]
     assert not fake.notes
+
+
+def test_a_bilinear_layer_reads_the_products_of_its_inputs() -> None:
+    graph = trace(nn.Bilinear(4, 5, 3), (torch.randn(2, 4), torch.randn(2, 5)))
+    (use,) = graph.layers
+    assert (use.name, use.layer.fan_in, use.in_degree, use.readout) == ("weight", 20, 1, True)
+    assert path_sums(graph).paths == 2
+    assert {p.role for op in graph.edges[-1].ops for p in op.params} == {"weight", "bias"}
+
+
+def potential() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def gradient(net: Net, q: Tensor) -> Tensor:
+    with torch.enable_grad():
+        q = q.detach().requires_grad_()
+        (found,) = torch.autograd.grad(net.u(q).sum(), q, create_graph=True)
+    return found
+
+
+def residual(net: Net, q: Tensor) -> Tensor:
+    """Of a partial differential equation: a first and a second derivative of the network."""
+    with torch.enable_grad():
+        q = q.detach().requires_grad_()
+        (first,) = torch.autograd.grad(net.u(q).sum(), q, create_graph=True)
+        (second,) = torch.autograd.grad(first[:, 0].sum(), q, create_graph=True)
+    return second[:, :1] - first[:, 1:]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        gradient,
+        residual,
+        lambda net, q: (net.u(q), gradient(net, q)),
+        lambda net, q: torch.func.vmap(torch.func.grad(lambda x: net.u(x).squeeze(-1)))(q),
+        lambda net, q: torch.func.vmap(torch.func.jacrev(lambda x: net.u(x)))(q),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_weights_on_the_way_back_of_a_gradient_are_no_layers(forward: Callable[..., Any]) -> None:
+    """A network whose output is a gradient (forces, Hamiltonian networks, physics-informed ones) has the layers and
+    the readout of the potential that it is taken of."""
+    graph = trace(Net(forward, u=potential()), torch.randn(3, 2))
+    uses = {use.name: (use.in_degree, use.readout) for use in graph.layers}
+    assert uses == {"u.0": (1, False), "u.2": (1, False), "u.4": (1, True)} or forward is residual
+    assert list(uses) == ["u.0", "u.2", "u.4"]
+    assert roles(graph)["u.0.weight"] == "input"
+
+
+def test_weights_after_a_gradient_are_still_weights() -> None:
+    def forward(net: Net, q: Tensor) -> Any:
+        return net.head(q + gradient(net, q)) + net.u(q)
+
+    graph = trace(Net(forward, u=potential(), head=nn.Linear(2, 1)), torch.randn(3, 2))
+    assert [use.name for use in graph.layers] == ["u.0", "u.2", "u.4", "head", "u.0", "u.2", "u.4"]

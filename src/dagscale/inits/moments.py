@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, repeat
 from math import exp, inf, log, sqrt
 from statistics import fmean, stdev
@@ -89,12 +89,9 @@ def measured(network: Network, wanted: Wanted, outputs: float = 1.0) -> dict[str
     fills = zeros_and_ones(network.graph)
     copied = network.copy
     try:
-        model = copied.reset(train=network.recipe.data is not None)  # batch norm and dropout as training has them
+        model = _anew(network)
         parameters = {n: p for n, p in copied.parameters.items() if n not in network.kept}
         with torch.no_grad():
-            for name, fill in fills.items():
-                if name in parameters:
-                    parameters[name].copy_(fill.draw(name, parameters[name], network.seed))
             inputs = _inputs(network, model)
             first = next(inputs)
         logs, gains = _scales(network, model, parameters, wanted, first, inputs)
@@ -104,6 +101,14 @@ def measured(network: Network, wanted: Wanted, outputs: float = 1.0) -> dict[str
         return shrunk(network, fills, logs, first, outputs)
     finally:
         copied.give_back()
+
+
+def _anew(network: Network, drawn: Collection[str] = ()) -> nn.Module:
+    """The working copy as it was given, but for parameters that are constants under this init, and those ``drawn``:
+    what a forward pass has written to buffers, statistics and parameters is that of other weights."""
+    constants = {n: f for n, f in zeros_and_ones(network.graph).items() if n not in network.kept and n not in drawn}
+    train = network.recipe.data is not None  # batch norm and dropout as training has them
+    return network.copy.reset(constants, network.seed, train=train, but=drawn)
 
 
 def _scales(
@@ -211,7 +216,7 @@ def _controls(
     }
     while left := {names: rest for names, rest in left.items() if rest and names not in found}:
         tried = {names: rest.pop(0) for names, rest in left.items()}
-        drawn, doubled = _Sizes(model), _Sizes(model)
+        drawn, doubled, partly = _Sizes(model), _Sizes(model), _Sizes(model)
         own = {name: parameters[name].detach().clone() for name in tried.values()}
         with torch.no_grad():
             for name in own:
@@ -220,16 +225,27 @@ def _controls(
             for name in own:
                 parameters[name].mul_(2)
             outputs_of(model, inputs, network.seed, doubled)
+            for name in own:
+                parameters[name].flatten()[1:].div_(2)
+            outputs_of(model, inputs, network.seed, partly)
             for name, value in own.items():
                 parameters[name].copy_(value)
         for names, name in tried.items():
-            if names & own.keys() == {name} and _twice(doubled.weights.get(names), drawn.weights.get(names)):
+            if names & own.keys() != {name} or not _twice(doubled.weights.get(names), drawn.weights.get(names)):
+                continue
+            if not _is_gain(parameters[name]) or _in_part(partly.weights.get(names), drawn.weights[names]):
                 found[names] = name
     return found
 
 
 def _twice(two: Tensor | None, one: Tensor | None) -> bool:
     return one is not None and two is not None and bool(one.any()) and torch.allclose(two, 2 * one, 1e-3)
+
+
+def _in_part(other: Tensor | None, one: Tensor) -> bool:
+    """Whether a weight's entries are doubled or as they were: its gains belong to an entry each, where a vector that
+    the weight is worked out from, as by a hypernetwork, moves all of them."""
+    return other is not None and bool((torch.isclose(other, one, 1e-3) | torch.isclose(other, 2 * one, 1e-3)).all())
 
 
 # --- one draw ---------------------------------------------------------------------------------------------
@@ -249,11 +265,14 @@ def _one_draw(
 ) -> dict[str, float]:
     """The scales that one draw of the weights asks for, in forwards of the random state ``luck``."""
     scales: dict[str, float] = {}
+    single = {name for names in wanted if len(names) == 1 for name in names}
+    drawn = (single | tables | {*controls.values()}) & parameters.keys()
     with torch.no_grad():
         for name in controls.values():
             parameters[name].copy_(_start(name, parameters[name], seed))
         shared: set[str] = set()
         for _ in range(PASSES):
+            _anew(network, drawn)
             setter = _Setter(model, parameters, wanted, controls, tables, scales, seed, shared, held)
             outputs_of(model, inputs, network.seed + luck, setter)
             if not setter.again:

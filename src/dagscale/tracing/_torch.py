@@ -33,6 +33,7 @@ __all__ = [
     "deep_copy",
     "device_of",
     "fake_mode",
+    "gradient_taken",
     "is_fake",
     "is_lazy",
     "is_plain",
@@ -49,6 +50,13 @@ __all__ = [
 
 DEVICE_OF = torch.ops.prim.device.default
 """The operator that asks a tensor for its device: by far the commonest under a mode."""
+
+
+def gradient_taken() -> int | None:
+    """The number of the gradient that autograd is working out now, as in a forward that differentiates a potential;
+    None outside of any."""
+    task: int = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+    return None if task == -1 else task
 
 
 # --- fake tensors -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dagscale.graph import Layer
 from dagscale.tracing import forward
-from dagscale.tracing._torch import TorchDispatchMode, storage_key
+from dagscale.tracing._torch import TorchDispatchMode, gradient_taken, storage_key
 from dagscale.tracing.meaning import Meaning
 
 
@@ -186,7 +186,7 @@ class LayerCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         from dagscale.tracing.recorder import tensors_in
 
         kwargs = kwargs or {}
-        if not hasattr(func, "_schema"):  # control flow and the like, which is given functions
+        if not hasattr(func, "_schema") or gradient_taken() is not None:  # control flow, which is given functions
             return func(*args, **kwargs)
         operator = self._operators.get(func) or self._operators.setdefault(func, self._describe(func))
         named = dict(zip(operator.arguments, args, strict=False)) | kwargs

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dagscale.interrupts import Interrupted
-from dagscale.tracing._torch import DEVICE_OF, TorchDispatchMode, apply_code, device_of, is_fake
+from dagscale.tracing._torch import DEVICE_OF, TorchDispatchMode, apply_code, device_of, gradient_taken, is_fake
 from dagscale.tracing.meaning import OPS, Meaning, Spelling
 from dagscale.tracing.memory import Memory, Region, part_of, region_of
 from dagscale.tracing.reading import (
@@ -115,6 +115,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.cut: dict[str, bool] = {}
         self.elsewhere: list[str] = []
         self.drew = False
+        self._gradients: dict[int, Node | None] = {}
 
     # -- sources ------------------------------------------------------------------------------------------
 
@@ -181,6 +182,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._keep_track(args, out)
             return out
         named = dict(zip(operator.arguments, args, strict=False)) | kwargs
+        gradient = gradient_taken()
+        if gradient is not None:
+            out = func(*args, **kwargs)
+            self._differentiate(gradient, [*tensors_in(out), *_written(operator, named)])
+            self._keep_track(args, out)
+            return out
         known = self._known(named)
         meaning = operator.meaning if operator.meaning is not None else UNKNOWN
         if known and not isinstance(meaning, (Meaning, Spelling)):
@@ -207,6 +214,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.made is not None:
             given = set(map(id, tensors_in(args)))
             self.made += [weakref.ref(tensor) for tensor in tensors_in(out) if id(tensor) not in given]
+
+    def _differentiate(self, gradient: int, results: Sequence[Tensor]) -> None:
+        """What autograd works out for a forward that asks for a gradient is made of the signal that it is taken of, the
+        last one before it begins. That weights are used on the way back too says nothing of where they stand."""
+        if gradient not in self._gradients:
+            of = self.last_signal
+            self._gradients[gradient] = of and self._new(
+                "pass", "gradient", module=self._module, parents=(of.id,), whole=(True,), signal=True
+            )
+        node = self._gradients[gradient]
+        for tensor in results:
+            if node is not None and (tensor.is_floating_point() or tensor.is_complex()):
+                node.shape, node.numel = tuple(tensor.shape), tensor.numel()
+                self.memory.write(tensor, node.id)
+                self.last_signal = node
 
     def _alias(self, args: Any, out: Any) -> None:
         """A view: its storage is known, unless the view was made from a stand-in for the real tensor."""
@@ -236,7 +258,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out: Any,
     ) -> None:
         results = list(tensors_in(out))
-        written = [t for a in operator.written for t in tensors_in(named.get(a))]
+        written = _written(operator, named)
         node = self._interpret(operator, meaning, known, results) if known else None
         carried = False
         if known and not torch.is_grad_enabled():
@@ -291,6 +313,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         if reading.kind == "unknown" and reading.signals:
             self.unknown.setdefault(operator.name, self._module)
+        if reading.layer is not None and len(reading.signals) > 1:
+            reading = replace(reading, signals=(self._multiplied(operator, reading.signals),))
         node = self._node(operator, reading, results, meaning.elementwise)
         node = self._plus(node, reading.added) if reading.added else node
         if node.signal:
@@ -319,6 +343,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shape=tuple(head.shape) if head is not None else (),
             numel=head.numel() if head is not None else 0,
         )
+
+    def _multiplied(self, operator: Operator, signals: tuple[Value, ...]) -> Value:
+        """The products of several signals' entries, which a layer reads."""
+        node = self._new(
+            "product",
+            operator.name.partition(".")[2],
+            module=self._module,
+            parents=tuple(node.id for node, _ in signals),
+            whole=tuple(t.numel() >= node.numel for node, t in signals),
+            signal=True,
+            shape=tuple(signals[0][1].shape),
+            numel=signals[0][1].numel(),
+        )
+        return node, signals[0][1]
 
     def _plus(self, inner: Node, added: tuple[Value, ...]) -> Node:
         """The sum of a contraction and the signals that it adds."""
@@ -367,6 +405,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Let go of every tensor; the nodes stay."""
         self.memory = Memory(self._join)
         self.on_write = None
+
+
+def _written(operator: Operator, named: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a call writes to."""
+    return [t for argument in operator.written for t in tensors_in(named.get(argument))]
 
 
 def _number(named: dict[str, Any]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -133,10 +133,13 @@ class WorkingCopy:
         """Those that are trained."""
         return {n: p for n, p in forward.plain_parameters(self.model).items() if p.requires_grad}
 
-    def reset(self, fills: Mapping[str, Fill] | None = None, seed: int = 0, *, train: bool = True) -> nn.Module:
+    def reset(
+        self, fills: Mapping[str, Fill] | None = None, seed: int = 0, *, train: bool = True, but: Collection[str] = ()
+    ) -> nn.Module:
         """The model with the user's values, then drawn anew as ``fills`` say, without gradients; in train mode, or in
-        the user's own modes."""
-        self._restore()
+        the user's own modes. The parameters ``but`` have the values that they have."""
+        own = forward.plain_parameters(self.model)
+        self._restore({id(own[name]) for name in but})
         _closed(self._restore)
         _OPEN.append(self._restore)
         self._resting = False
@@ -163,7 +166,7 @@ class WorkingCopy:
         self._values = []  # before it is made anew: one copy of the weights at a time
         self._values = [linked.get(id(t)) or _Value(t, None) for t in _leaves(self.model, self._state)]
 
-    def _restore(self) -> None:
+    def _restore(self, but: Collection[int] = ()) -> None:
         if self.spoilt:
             return
         if self._resting:
@@ -182,7 +185,8 @@ class WorkingCopy:
             for value in changed:
                 value.keep()
             for value in self._values:
-                value.restore()
+                if id(value.tensor) not in but:
+                    value.restore()
         self._resting = True
 
 

@@ -63,7 +63,10 @@ def linear(arguments: Arguments) -> Meaning:
 
 @rule("aten.bilinear", "aten._trilinear")
 def bilinear(arguments: Arguments) -> Meaning:
-    return Meaning("product", data=("i1", "i2", "i3") if "i1" in arguments else ("input1", "input2", "weight"))
+    """A layer that reads the products of its two inputs' entries; weights are (out, in1, in2)."""
+    left, weight, right = ("i1", "i2", "i3") if "i1" in arguments else ("input1", "weight", "input2")
+    out, *entering = arguments[weight].shape
+    return Meaning("weight", data=(left, right), weight=weight, bias="bias", layer=Layer(prod(entering), out))
 
 
 @rule(
