@@ -16,7 +16,7 @@ from dagscale.errors import PlanError, SearchError
 from dagscale.graph.roles import frequencies
 from dagscale.models.targets import load
 from dagscale.models.timm import declare_torchvision_ops
-from dagscale.planning.trained import biased_by_design, looking_trained, zero_by_design
+from dagscale.planning.trained import biased_by_design, by_design, looking_trained, zero_by_design
 from dagscale.tracing import trace
 
 torch.manual_seed(0)
@@ -549,6 +549,56 @@ def test_no_plain_draw_of_biases_is_taken_for_design() -> None:
         torch.manual_seed(seed)
         model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)), nn.Linear(8, 1))
         assert biased_by_design(model, trace(model, torch.randn(2, 8))) == set()
+
+
+@pytest.mark.parametrize("heads", [2, 3, 8])
+def test_biases_far_from_what_pytorch_draws_are_meant_however_few(heads: int) -> None:
+    """Time scales of a few heads: a base of two has too few entries for their signs to tell, its targets have not."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.gate, self.out = nn.Linear(8, 16), nn.Linear(16, heads), nn.Linear(heads, 4)
+            self.steps = nn.Parameter(torch.empty(heads).uniform_(-4, -2))
+            nn.init.uniform_(self.gate.bias, 2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, _ = torch.cat([self.gate(self.into(x).relu())] * 2, -1).split(heads, -1)
+            return self.out((gate + self.steps).sigmoid())  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Heads()
+    assert biased_by_design(model, trace(model, torch.randn(2, 8))) == {"gate.bias", "steps"}
+    recurrent = nn.ModuleList([nn.LSTM(256, 4, batch_first=True), nn.GRU(256, 4, batch_first=True)])
+    for layer in recurrent:  # whose biases are drawn by their hidden size, far beyond what their inputs would have
+        last = nn.Sequential()
+        last.add_module("cell", layer)
+        assert biased_by_design(last, trace(last, torch.randn(2, 5, 256))) == set()
+
+
+def test_one_structured_weight_makes_no_trained_model() -> None:
+    class Projected(nn.Module):
+        """A fixed basis, as of HiPPO, before layers whose biases are set."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            size = (2 * torch.arange(16.0) + 1).sqrt()
+            self.basis = nn.Parameter(torch.tril(size[:, None] * size) / 16)
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+            for layer in self.layers:
+                nn.init.uniform_(layer.bias, -7, -3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x @ self.basis.T
+            for layer in self.layers:
+                x = layer(x).sigmoid()
+            return x
+
+    torch.manual_seed(0)
+    model = Projected()
+    graph = trace(model, torch.randn(2, 16))
+    assert looking_trained(model, graph) == ["basis"]
+    assert by_design(model, graph) == {"basis", *(f"layers.{k}.bias" for k in range(4))}
 
 
 def test_a_model_of_zeros_alone_is_drawn() -> None:

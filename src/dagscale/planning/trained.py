@@ -37,6 +37,9 @@ normal draws by inversion have them."""
 APART = 16.0
 """So many times another spread than its author's is told of: no two usual rules for a draw are as far apart."""
 
+SET = 2.0
+"""Biases whose root mean square is so many times the bound that PyTorch draws them within were set by their author."""
+
 NAMED = 3
 """So many names stand in a note."""
 
@@ -62,21 +65,22 @@ def set_by_design(model: nn.Module, graph: Graph) -> set[str]:
     are drawn. Empty for a model that looks trained."""
     weights = {n: w for n, w in _weights(model, graph).items() if w.numel() > max(w.shape, default=1)}
     found = {n for n, w in weights.items() if w.requires_grad and w.any() and (_constant(w) or _partly_zero(w))}
-    return found if found and len(found) < len(weights) and not looking_trained(model, graph) else set()
+    return found if found and len(found) < len(weights) and not _mostly_trained(model, graph) else set()
 
 
 def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
     """Trainable biases of layers that no plain draw around 0 gives: a classifier's log odds of rare classes, a gate
     that begins open, the time scales of a recurrence. Empty for a model that looks trained, whose biases are no design.
 
-    Of independent entries that are symmetric around 0, the sum is beyond ``t`` times their norm with a chance of at
-    most ``2 exp(-t²/2)``, whatever their sizes [Efron 1969, after Hoeffding 1963]. Several that are equal are no draw,
-    nor are several zeros beside what is none (an affine map that begins as the identity, an LSTM's forget gates).
+    PyTorch draws biases within one over the root of the fan-in, and within one over the root of the hidden size in
+    recurrent layers: those whose root mean square is twice that are set. Of independent entries that are symmetric
+    around 0, the sum is beyond ``t`` times their norm with a chance of at most ``2 exp(-t²/2)``, whatever their sizes
+    [Efron 1969, after Hoeffding 1963]. Several that are equal are no draw, nor are several zeros beside what is none
+    (an affine map that begins as the identity, an LSTM's forget gates).
     """
     parameters = plain_parameters(model)
-    uses = (p for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops for p in op.params
-            if p.role == "bias" and op.kind in ("weight", "shift"))  # fmt: skip
-    known = {name: parameters[name] for name in dict.fromkeys(use.name for use in uses) if name in parameters}
+    usual = _usual(model, graph)
+    known = {name: parameters[name] for name in usual if name in parameters}
     biases = {n: _parts(b).double() for n, b in known.items() if b.requires_grad and _has_values(b) and bool(b.any())}
     places: dict[str, list[str]] = {}  # those of one place in their blocks are looked at together
     for name in biases:
@@ -85,9 +89,39 @@ def biased_by_design(model: nn.Module, graph: Graph) -> set[str]:
     found = {name for name, bias in biases.items() if _constant(bias) or _partly_zero(bias)}
     for names in places.values():
         entries = torch.cat([biases[name].flatten().cpu() for name in names])
-        if abs(float(entries.sum())) > least * float(entries.norm()) or _constant(entries):
+        large = 0 < SET * max(usual[name] for name in names) < float(entries.square().mean().sqrt())
+        if large or abs(float(entries.sum())) > least * float(entries.norm()) or _constant(entries):
             found.update(names)
-    return found if found and not looking_trained(model, graph) else set()
+    return found if found and not _mostly_trained(model, graph) else set()
+
+
+def _usual(model: nn.Module, graph: Graph) -> dict[str, float]:
+    """Each bias that is added to a layer's output or to a signal → how far from 0 PyTorch would draw it: one over the
+    root of the fan-in of the last layer there, or of the hidden size in recurrent layers. 0 where no layer comes
+    before."""
+    found: dict[str, float] = {}
+    behind = [0.0] * len(graph.vertices)
+    for v, entering in enumerate(graph.in_edges):
+        for edge in (graph.edges[e] for e in entering if graph.live[e]):
+            bound = behind[edge.src]
+            for op in edge.ops:
+                bound = bound if op.layer is None else 1 / math.sqrt(op.layer.fan_in)
+                for use in op.params if op.kind in ("weight", "shift") else ():
+                    if use.role == "bias":
+                        found[use.name] = max(bound, found.get(use.name, 0.0))
+            behind[v] = max(behind[v], bound)
+    modules = dict(model.named_modules())
+    for name in found:
+        owner = modules.get(name.rpartition(".")[0])
+        if isinstance(owner, (nn.RNNBase, nn.RNNCellBase)):
+            found[name] = max(found[name], 1 / math.sqrt(owner.hidden_size))
+    return found
+
+
+def _mostly_trained(model: nn.Module, graph: Graph) -> bool:
+    """Whether most of what can tell looks trained: one weight that its author has set makes no trained model."""
+    weights = [w for w in _weights(model, graph).values() if min(_matrix(w).shape) >= LEAST]
+    return 2 * len(looking_trained(model, graph)) > len(weights) + len(_gains(graph))
 
 
 def looking_trained(model: nn.Module, graph: Graph) -> list[str]:
@@ -253,9 +287,13 @@ def _uneven(gain: Tensor) -> bool:
     return _has_values(gain) and gain.numel() > 1 and bool((gain != gain.flatten()[0]).any())
 
 
+def _matrix(weight: Tensor) -> Tensor:
+    return _parts(weight).reshape(len(weight) if weight.ndim > 1 else 1, -1)
+
+
 def _beyond(weight: Tensor) -> float:
     """By how many times ``s`` the largest singular value is above what independent entries give; 0 if it is not."""
-    matrix = _parts(weight).reshape(len(weight) if weight.ndim > 1 else 1, -1)
+    matrix = _matrix(weight)
     rows, columns = matrix.shape
     if min(rows, columns) < LEAST:
         return 0.0

@@ -55,7 +55,7 @@ DEVICE_OF = torch.ops.prim.device.default
 def gradient_taken() -> int | None:
     """The number of the gradient that autograd is working out now, as in a forward that differentiates a potential;
     None outside of any."""
-    task: int = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+    task: int = torch._C._current_graph_task_id()
     return None if task == -1 else task
 
 
