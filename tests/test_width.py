@@ -866,6 +866,41 @@ def test_learned_queries_train_as_an_embedding(kind: str, optimizer: str) -> Non
         assert roles(target)["project.weight"] == "hidden"
 
 
+class Tables(nn.Module):
+    """Residual blocks with tables of one row for each place, with numbers of which each block uses its own, and with
+    one number for each head of 4 channels."""
+
+    def __init__(self, width: int, depth: int, places: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, width), nn.Linear(width, 4)
+        self.added, self.looked_up = nn.Parameter(torch.randn(places, width)), nn.Embedding(places, width)
+        self.for_each_place = nn.Parameter(torch.ones(places, 1))
+        self.kept, self.rows = nn.Parameter(torch.ones(depth)), nn.Parameter(torch.ones(depth, width))
+        self.heads = nn.Parameter(torch.ones(width // 4))
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.added + self.looked_up(torch.arange(x.shape[1]))
+        x = x * self.for_each_place
+        x = (x.unflatten(-1, (-1, 4)) * self.heads[:, None]).flatten(-2)
+        for i, block in enumerate(self.blocks):
+            x = self.kept[i] * x + self.rows[i] * block(x.relu())
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("width", [8, 16, 32])
+def test_a_number_of_places_or_of_blocks_is_no_width(width: int) -> None:
+    """Where four times as many places and blocks stand beside a width that stays, doubles, or grows as they do."""
+    base = graph(Tables(8, 2, 5), torch.randn(2, 5, 6))
+    found = width_scaling(base, graph(Tables(width, 8, 20), torch.randn(2, 20, 6)), "sgd")
+    m = width / 8
+    assert {found[n].lr for n in ("added", "looked_up.weight", "rows", "heads", "blocks.7.bias")} == {m}
+    assert (found["kept"].lr, found["kept"].eps) == (1, 1)
+    if m != 4:  # else nothing tells whether a column of places is one of channels
+        assert (found["for_each_place"].lr, found["for_each_place"].eps) == (1, 1)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 def test_a_column_of_gains_is_no_matrix() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Tanh())

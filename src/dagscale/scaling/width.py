@@ -471,20 +471,31 @@ def _vectors(
                 elif name in unsure and len(shape) == 1 and (grown := _sole(votes, shape[0])) is not None:
                     found[name] = grown
                 else:
-                    found[name] = _by_shape(name, shape, known, sizes)
+                    match = nearest(name, [n for n, s in known.items() if len(s) == len(shape)])
+                    ratios = [sizes.get(n, ONE) for n in shape]
+                    if match is not None:
+                        ratios = _widths(base, target, match, name, votes)
+                    found[name] = next((m for m in reversed(ratios) if m != 1), ONE)
     return found
 
 
-def _by_shape(
-    name: str, shape: tuple[int, ...], known: Mapping[str, tuple[int, ...]], sizes: Mapping[int, Fraction]
-) -> Fraction:
-    """Growth of the last dimension that differs from its counterpart's in the base."""
-    match = nearest(name, [n for n, s in known.items() if len(s) == len(shape)])
-    if match is not None:
-        ratios = [Fraction(t, b) for t, b in zip(shape, known[match], strict=True) if b]
-    else:
-        ratios = [sizes.get(n, ONE) for n in shape]
-    return next((m for m in reversed(ratios) if m != 1), ONE)
+def _widths(
+    base: Graph, target: Graph, match: str, name: str, votes: Mapping[int, Counter[Fraction]]
+) -> list[Fraction]:
+    """Growth of each dimension from the counterpart's, where it has grown as sizes of layers have; else 1.
+
+    A size that no layer has, such as a number of heads, counts where some layers' sizes have grown as much. A number of
+    places that grows by itself is no width, and neither is a number of rows of which each block uses its own.
+    """
+    shape, origin = target.parameter[name].shape, base.parameter[match].shape
+    some = frozenset().union(*votes.values())
+    ratios = [Fraction(t, b) if b else ONE for t, b in zip(shape, origin, strict=True)]
+    ratios = [m if m in votes.get(size, some) else ONE for m, size in zip(ratios, shape, strict=True)]
+    if shape and ratios[0] != 1 and shape[0] not in votes:
+        uses = [(_uses(base, match), origin[0]), (_uses(target, name), shape[0])]
+        if all(n % rows == 0 for n, rows in uses) and uses[0][0] * shape[0] == uses[1][0] * origin[0]:
+            ratios[0] = ONE
+    return ratios
 
 
 def _tied(graph: Graph, growths: Mapping[str, _Growth], rule: WidthRule, mean_field: bool) -> dict[str, WidthScaling]:
