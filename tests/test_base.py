@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import dagscale
 from dagscale.errors import DagscaleError, PlanError
+from dagscale.planning.examples import Examples, unlike
 from dagscale.training.recipe import Recipe
 
 X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
@@ -147,7 +149,9 @@ def test_what_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, whe
     ("lr", 0), ("lr", "x"), ("band", [1]), ("band", 3), ("curve", 3), ("curve", [{"lr": 1}]), ("notes", 3),
     ("network", 3), ("network", {}), ("more", 1), ("recipe", 3), ("init", 3), ("edge", None), ("argmin", -1),
     ("format", 0), ("format", -1), ("seeds", -1), ("steps", -1), ("examples", -3), ("tolerance", -0.5),
-    ("band", [1.0, 0.1]),
+    ("band", [1.0, 0.1]), ("data", 3), ("data", {}), ("data", {"parts": [3]}), ("data", {"parts": [], "classes": "x"}),
+    *[("data", {"parts": [{"name": "input", "kind": "whole", "shape": [4], **own}]})
+      for own in ({"kind": "green"}, {"shape": 4}, {"shape": ["4"]}, {"size": -1.0}, {"size": 0.0}, {"chance": None})],
 ])  # fmt: skip
 def test_a_base_that_was_edited_by_hand_is_refused_in_one_line(base: dagscale.Base, name: str, value: Any) -> None:
     document = json.loads(base.to_json())
@@ -254,3 +258,67 @@ def test_a_base_prints_what_was_run(base: dagscale.Base) -> None:
     assert "runs with up to 2 seeds" in str(seeds)
     marked = ["≈" in text for text in seeds.table().columns[1]._cells]
     assert marked == [len(point.losses) < 2 for point in seeds.curve]
+
+
+def searched(data: Any, **more: Any) -> tuple[dagscale.Base, Recipe]:
+    """A base as it is read from a file, since in one process the data may be the very same."""
+    recipe = Recipe(data, cross_entropy, "adamw", steps=8, **{"batch_size": 16, **more})
+    found = dagscale.search(of(data), recipe, grid=[0.003, 0.01, 0.03], seeds=1, widen=0, init="moments")
+    read = dagscale.Base.from_json(found.to_json())
+    assert read.data == found.data is not None
+    return read, recipe
+
+
+def of(data: Any, width: int = 8) -> nn.Module:
+    """A network for data: as many inputs, and as many classes."""
+    features = data[0].shape[1]
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, 2 if features == 4 else 3))
+
+
+WIDER = torch.randn(128, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        ((WIDER, Y), [r"input of shape \(4,\) there, \(6,\) here; 2 classes there, 3 here"]),
+        ((5 * X, Y), ["input of root mean square [01].* there, [45].* here"]),
+        ((X, nn.functional.one_hot(Y, 2).float()), ["target of whole numbers there, of floating numbers here"]),
+        ((1.2 * X.flip(0), Y.flip(0)), []),
+    ],
+)
+def test_a_base_that_was_searched_on_other_data_is_told_of(data: Any, texts: list[str]) -> None:
+    found, recipe = searched((X, Y))
+    plan = dagscale.plan(of(data, 16), base=found, recipe=recipe.changed(data=data))
+    told = [note for note in plan.notes if "other data" in note]
+    assert len(told) == len(texts)
+    for note, text in zip(told, texts, strict=True):
+        assert re.search(text, note), note
+    before = json.loads(found.to_json())
+    del before["data"]  # as files were written before
+    older = dagscale.Base.from_json(json.dumps(before))
+    for given in ({"base": older}, {"base": of((X, Y)), "base_lr": 0.01}):
+        plan = dagscale.plan(of((X, Y), 16), recipe=recipe.changed(data=(2.5 * X, Y)), **given)
+        assert not any("other data" in note for note in plan.notes)
+
+
+def test_data_that_come_in_another_order_or_of_other_lengths_are_no_other_data() -> None:
+    """The first batch of a loader is another one under each order, and sizes of few examples differ by chance."""
+
+    def heavy(seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return (2 * torch.randn(128, 4, generator=generator)).exp(), Y
+
+    found, recipe = searched(heavy(0), batch_size=4)
+    for seed in range(1, 4):
+        plan = dagscale.plan(of(heavy(seed), 16), base=found, recipe=recipe.changed(data=heavy(seed)))
+        assert not any("other data" in note for note in plan.notes)
+
+    def padded(length: int) -> Any:
+        return [(torch.randint(5, (4, length)), torch.zeros(4, dtype=torch.long)) for _ in range(4)]
+
+    graph = dagscale.trace(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.LazyLinear(2)), padded(9)[0][0])
+    short, longer, longest = (Examples.of(Recipe(padded(n), batch_size=None), graph) for n in (9, 14, 40))
+    assert not unlike(short, longer)
+    assert unlike(short, longest) == ["input of shape (9,) there, (40,) here"]

@@ -16,6 +16,7 @@ from dagscale.inits import INITS
 from dagscale.laws.estimate import Estimate
 from dagscale.network import Network
 from dagscale.pictures.files import save
+from dagscale.planning.examples import Examples
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.planning.trained import own_rms
 from dagscale.planning.validate import check_gradient, rehearse
@@ -107,6 +108,7 @@ class Base(Saved, Tabled):
         pairs: the weight decays tried, ascending, each with its best rate; empty where the recipe's own was kept
             (`dagscale.search` with ``decay=True``). The curve is for the one in ``recipe``.
         examples: what a run saw of the data, in examples; None where nobody knows.
+        data: what these examples are like; None where nobody knows.
         network: the network itself.
     """
 
@@ -127,6 +129,7 @@ class Base(Saved, Tabled):
     method: str = "given"
     pairs: tuple[Pair, ...] = ()
     examples: int | None = None
+    data: Examples | None = field(default=None, compare=False)
     network: Network | None = field(default=None, compare=False)
 
     @classmethod
@@ -150,6 +153,7 @@ class Base(Saved, Tabled):
         notes: tuple[str, ...],
         method: str,
         pairs: Sequence[Pair] = (),
+        data: Examples | None = None,
     ) -> Base:
         """The base that a search has found.
 
@@ -157,6 +161,7 @@ class Base(Saved, Tabled):
             curve: the rates that were tried, ascending; at least one of them has a finite loss.
             tolerance: relative width of the band in the loss.
             start: the loss before training, ``inf`` where nobody knows (`dagscale.rates.limit_of`).
+            data: what the examples are like.
         """
         if init is not None and not INITS[init].draws:
             network = replace(network, own_rms=own_rms(network))
@@ -186,6 +191,7 @@ class Base(Saved, Tabled):
             method=method,
             pairs=tuple(pairs),
             examples=network.recipe.examples,
+            data=data,
             network=network,
         )
 
@@ -207,8 +213,9 @@ class Base(Saved, Tabled):
         return f"Base(lr={self.lr:.4g}, band=({low:.3g}, {high:.3g}), optimizer={name!r}, method={self.method!r})"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON, without the network; the loss of a diverged run is ``None``."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("network", "curve", "pairs")}
+        """As plain data for JSON, without data and network; the loss of a diverged run is ``None``."""
+        apart = ("data", "network", "curve", "pairs")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         return {
             **own,
             "loss": finite(self.loss),
@@ -231,7 +238,8 @@ class Base(Saved, Tabled):
                 "own_rms": dict(network.own_rms),
                 "measured": {k: asdict(v) for k, v in network.memo.items() if isinstance(v, Estimate)},
             }
-        return json.dumps({"format": FORMAT, **self.to_dict(), "network": more or None}, indent=1)
+        data = None if self.data is None else asdict(self.data)
+        return json.dumps({"format": FORMAT, **self.to_dict(), "data": data, "network": more or None}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Base:
@@ -247,7 +255,8 @@ class Base(Saved, Tabled):
             curve = tuple(Point(p["lr"], tuple(map(_loss, p["losses"])), _loss(p["loss"])) for p in raw.pop("curve"))
             pairs = tuple(Pair(p["weight_decay"], p["lr"], _loss(p["loss"])) for p in raw.pop("pairs", ()))
             known = {"band": tuple(raw["band"]), "notes": tuple(raw["notes"]), "curve": curve, "pairs": pairs}
-            base = cls(**{**raw, **known})
+            like = None if raw.get("data") is None else Examples.from_dict(raw["data"])
+            base = cls(**{**raw, **known, "data": like})
             for part in (base, *curve, *pairs):
                 check_types(part)
             check_training(base.recipe)

@@ -25,6 +25,7 @@ from dagscale.network import Network
 from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
 from dagscale.planning.defaults import LAW, WIDTH, init_for, way_over, why_init
+from dagscale.planning.examples import Examples, unlike
 from dagscale.planning.naming import known_names, named
 from dagscale.planning.plans import ParameterPlan, Plan
 from dagscale.planning.power import fitted_power
@@ -176,7 +177,7 @@ def plan(
         carried = carried.to_the(power)
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
         sure = certainty(known, carried.uncertain, errors, alone)
-        origin = (*_origin(alone, chosen.absolute, power), *beside)
+        origin = (*_origin(alone, chosen.absolute, power), *_other_data(bases, target), *beside)
         return size(_built(chosen, target, carried, start, parts, meant, sure, origin))
 
 
@@ -543,6 +544,19 @@ def _origin(alone: Sequence[float], absolute: bool, power: float) -> Iterator[st
         yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
     if round(power, 2) != 1:
         yield f"between these bases the law's factors hold to the power {power:.2f}: they are taken so"
+
+
+def _other_data(bases: Sequence[Any], target: Network) -> Iterator[str]:
+    """Notes on bases that were searched on data whose examples are others."""
+    recipe = target.recipe
+    found = [one for one in bases if isinstance(one, Base) and not (one.live and one.live.data is recipe.data)]
+    known = [one.data for one in found if one.data is not None and recipe.data is not None]
+    for apart in dict.fromkeys("; ".join(unlike(data, Examples.of(recipe, target.graph))) for data in known):
+        if apart:
+            yield (
+                f"the base was searched on other data than the target's: {apart}. Its best rate is known for its own "
+                "data alone: search it on data like these"
+            )
 
 
 def _notes(

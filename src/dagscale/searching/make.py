@@ -17,6 +17,7 @@ from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
 from dagscale.planning.base import Base, Pair, Point
 from dagscale.planning.defaults import init_for, why_init
+from dagscale.planning.examples import Examples
 from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
@@ -202,7 +203,7 @@ def search(
             notes = (*notes, ZERO)
         return Base.found(
             network, name, curve, tolerance, start=before, widened=widened, steps=runs.steps, seeds=seeds, notes=notes,
-            method=method, pairs=pairs,
+            method=method, pairs=pairs, data=Examples.of(recipe, network.graph),
         )  # fmt: skip
 
     with all_put_back(), shown("searching", progress) as bar:
