@@ -250,6 +250,21 @@ def test_a_model_that_is_its_own_base_has_the_rate_that_was_found(training: dict
     assert "law" in other.lr_errors, "at other ratios the rate is another one"
 
 
+def test_a_rate_that_is_given_in_place_of_the_one_that_was_found_is_told_of(base: dagscale.Base) -> None:
+    """And is as sure as one that comes with a model alone."""
+    text = f"base_lr 0.5 in place of {base.lr:.4g}, the rate that the search of the base has found"
+    told = dagscale.plan(net(16), base=base, base_lr=0.5, law="none")
+    alone = dagscale.plan(net(16), base=net(), base_lr=0.5, law="none", recipe=RECIPE, init=base.init)
+    assert text in told.notes
+    assert (told.lr, told.lr_interval, told.lr_errors) == (alone.lr, alone.lr_interval, alone.lr_errors)
+    itself = dagscale.plan(net(), base=base, base_lr=0.5)
+    assert {text, "the base is this very network: its rate is taken as it was given"} <= set(itself.notes)
+    several = dagscale.plan(net(16), base=[base, base], base_lr=[base.lr, 0.5], law="none")
+    assert sum("in place of" in note for note in several.notes) == 1
+    same = dagscale.plan(net(16), base=base, base_lr=base.lr, law="none")
+    assert same == dagscale.plan(net(16), base=base, law="none")
+
+
 def test_a_base_prints_what_was_run(base: dagscale.Base) -> None:
     runs = sum(len(point.losses) for point in base.curve)
     assert f"; {len(base.curve)} rates, {runs} runs, {base.steps} steps" in str(base)

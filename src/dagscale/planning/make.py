@@ -79,8 +79,9 @@ def plan(
             it, a model, or ``(model, inputs)`` where the target's example inputs do not fit it; or several. Its recipe
             and init hold for the target too. With several, the rate is the geometric mean of those that each alone
             would give, and a note says how far these are apart.
-        base_lr: the best rate of a base that is a model, per optimiser step; several bases have one each. With neither
-            base nor rate, but data, law ``short-run`` measures the target's rate on the spot, to about an octave.
+        base_lr: the best rate of a base that is a model, per optimiser step; several bases have one each. Of a base
+            that was searched, it takes the place of the rate that was found, and a note says so. With neither base nor
+            rate, but data, law ``short-run`` measures the target's rate on the spot, to about an octave.
         recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
             refused: the base's rate is for the base's training.
         law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`),
@@ -135,6 +136,7 @@ def plan(
             law, init, width, depth, recipe, bases, given, has_base=base is not None or base_lr is not None, whole=whole
         )
         rates = [float(rate) for rate in given]
+        found = [_found(one, rate) for one, rate in zip(bases, rates, strict=False)]
         bar.say("tracing")
         with about("target"):
             target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
@@ -168,16 +170,21 @@ def plan(
         target = replace(target, hint=_expected(target, origins, rates))
         itself = len(origins) == 1 and _the_same(origins["base"], target)
         if itself and law is None:
-            chosen = chosen.noting(ITSELF, law=LAWS["none"])
+            chosen = chosen.noting(ITSELF.format("found" if all(found) else "given"), law=LAWS["none"])
         carried, start = _carry(chosen, target, origins, rates, bar)
-        known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, bases)
+        known, errors = _accuracy(chosen, target, carried), _base_errors(chosen, found)
         if itself and known is not None:
             known = known._replace(octaves=0.0)
         power = fitted_power(carried, rates, known, errors)
         carried = carried.to_the(power)
         alone = [] if chosen.absolute else [rate * carried.alone(i) for i, rate in enumerate(rates)]
         sure = certainty(known, carried.uncertain, errors, alone)
-        origin = (*_origin(alone, chosen.absolute, power), *_other_data(bases, target), *beside)
+        origin = (
+            *_origin(alone, chosen.absolute, power),
+            *_in_place(bases, rates),
+            *_other_data(bases, target),
+            *beside,
+        )
         return size(_built(chosen, target, carried, start, parts, meant, sure, origin))
 
 
@@ -218,7 +225,7 @@ UNPICTURED = (
     "data, or width='mup' where width grows"
 )
 
-ITSELF = "the base is this very network: its rate is taken as it was found"
+ITSELF = "the base is this very network: its rate is taken as it was {}"
 
 
 # --- what was asked for ----------------------------------------------------------------------------------------
@@ -518,9 +525,21 @@ def _accuracy(chosen: _Chosen, target: Network, carried: Carried) -> Accuracy | 
     return accuracy(parts[0] if alone else chosen.law.name, target, alone=chosen.absolute, use=use)
 
 
-def _base_errors(chosen: _Chosen, bases: Sequence[Any]) -> list[float]:
-    """How far each base's rate is off, in octaves; of a rate that came without a base, what is usual."""
-    return [] if chosen.absolute else [*map(base_error, bases)] or [base_error(None)]
+def _found(base: Any, rate: float) -> Base | None:
+    """The base, if a search has found its rate to be this one."""
+    return base if isinstance(base, Base) and base.curve and base.lr == rate else None
+
+
+def _in_place(bases: Sequence[Any], rates: Sequence[float]) -> Iterator[str]:
+    """Notes on bases whose rate is told, and another than their search has found."""
+    for one, rate in zip(bases, rates, strict=False):
+        if isinstance(one, Base) and one.curve and one.lr != rate:
+            yield f"base_lr {rate:.4g} in place of {one.lr:.4g}, the rate that the search of the base has found"
+
+
+def _base_errors(chosen: _Chosen, found: Sequence[Base | None]) -> list[float]:
+    """How far each base's rate is off, in octaves; of a rate that no search has found, what is usual."""
+    return [] if chosen.absolute else [*map(base_error, found)] or [base_error(None)]
 
 
 def _rate_scales(known: dict[str, str], lr_scale: Mapping[str, float]) -> dict[str, float]:
