@@ -261,6 +261,68 @@ def test_growth_is_that_of_the_blocks(kind: str) -> None:
     assert sum("does not come from" in found[name].note for name in beside) >= len(beside) - 1  # the first makes it
 
 
+class Modulated(nn.Module):
+    """Blocks of two branches that one layer a block modulates, from what one layer makes for all of them [DiT]; or
+    blocks whose routers make a second output."""
+
+    def __init__(self, depth: int, kind: str) -> None:
+        super().__init__()
+        self.kind, self.embed, self.head = kind, nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
+        self.all, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            names = ("norm", "a", "b", "c", "d", "mod")
+            self.blocks.append(nn.ModuleDict({n: norm() if n == "norm" else nn.Linear(WIDTH, WIDTH) for n in names}))
+
+    def forward(self, tokens: Tensor, about: Tensor) -> Any:
+        x, about, second = self.embed(tokens), self.all(about).relu()[:, None], []
+        for b in self.blocks:
+            if self.kind == "block":
+                one, two = b["mod"](about).chunk(2, -1)
+                x = x + b["b"](b["a"](x).relu() * one.repeat(1, 1, 2))
+                x = x + b["d"](b["c"](b["norm"](x)).relu() * two.repeat(1, 1, 2))
+                continue
+            x = x + b["b"](b["a"](x).relu())
+            y = b["norm"](x)
+            shares = b["mod"](y).softmax(-1)
+            x = x + b["d"](b["c"](y).relu() * shares)
+            second.append((shares.mean((0, 1)) ** 2).sum())
+        out = self.head(F.layer_norm(x, (WIDTH,)) * self.last(about))
+        return (out, sum(second)) if self.kind == "router" else out
+
+
+@pytest.mark.parametrize("kind", ["block", "router", "router, one output"])
+def test_what_goes_to_the_branches_of_one_block_or_to_a_second_output_too_is_inside(kind: str) -> None:
+    def graph(depth: int) -> Graph:
+        return dagscale.trace(Modulated(depth, kind), (tokens(0), torch.randn(4, WIDTH)))
+
+    for optimizer, alpha in (("adamw", None), ("adamw", 0.5), ("sgd", 1.0)):
+        found = depth_scaling(graph(2), graph(8), resolve(optimizer), "completep", alpha)
+        inside = found["blocks.3.c.weight"]
+        assert inside.factors != Factors()
+        for i in range(8):
+            names = [f"blocks.{i}.{n}.{p}" for n in ("mod", "norm", "a") for p in ("weight", "bias")]
+            assert {found[name] for name in names} == {inside}
+            assert found[f"blocks.{i}.d.weight"].fold < 1
+        assert all(found[f"{n}.weight"].factors == Factors() for n in ("all", "last", "embed", "head"))
+
+
+def test_what_several_blocks_share_with_others_is_said_to_be_left() -> None:
+    """The values of all blocks are multiplied by those of the first."""
+
+    def block(net: Any, b: Any, x: Tensor, c: float) -> Tensor:
+        own = b.v(x)
+        out: Tensor = x + c * b.o(own.relu() * net.kept.setdefault("values", own))
+        return out
+
+    def scaled(depth: int) -> Graph:
+        return dagscale.trace(Net({"v": lin(), "o": lin()}, block, 1.0, depth), tokens(0))
+
+    found = depth_scaling(scaled(2), scaled(4), resolve("adamw"))
+    assert "several residual branches" in found["blocks.0.v.weight"].note
+    assert found["blocks.1.v.weight"].depth_mult > 1
+
+
 class Queries(nn.Module):
     """A decoder of queries that are learned, or given as an input: its first self-attention sees parameters alone."""
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
@@ -66,12 +66,15 @@ class Residuals:
             signal again.
         begun: parameters outside all branches that are added to parameters, and those that make what is added to: the
             first block of a trunk that begins as learned queries, which has no signal yet.
+        shared: trunk → parameters outside all branches whose signals go to several branches of this trunk, and not to
+            the trunk itself: what modulates all branches of a block, or of all blocks.
     """
 
     branches: tuple[Branch, ...]
     unclear: tuple[int, ...] = ()
     joined: tuple[int, ...] = ()
     begun: tuple[str, ...] = ()
+    shared: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def additions(self) -> tuple[int, ...]:
@@ -108,27 +111,30 @@ def find_branches(graph: Graph) -> Residuals:
     joined = tuple(e for a in told.values() for e in a.beside)
     carried = {v: a.origin for v, a in told.items() if not a.operands}  # a long skip: two points of one trunk
     told = {v: a for v, a in told.items() if a.operands}
-    within = {
-        graph.edges[e].dst for a in told.values() for e in _edges(graph, a, above, frozenset()) if e not in a.operands
-    }
+    aside = _aside(graph, told, above)
+    walks = {v: _edges(graph, a, above, frozenset(), aside) for v, a in told.items()}
+    within = {graph.edges[e].dst for v, a in told.items() for e in walks[v] if e not in a.operands}
     stop = _trunk_vertices(told)
     loose = {v for v, a in told.items() if a.way == "gated" or fold_before(graph, a.operands, stop).reason}
     told = {v: a for v, a in told.items() if v not in within & loose}  # without: a recurrence inside a branch
-    outer = _nests(graph, told, above)
+    aside = _aside(graph, told, above)
+    outer = _nests(graph, told, above, aside)
     trunks = _trunks(graph, told, outer, carried)
     stop = _trunk_vertices(told)
     folds = only_whole(graph, {v: fold_before(graph, a.operands, stop) for v, a in told.items()})
     edges = {}
     for v, addition in told.items():
         others = frozenset(w for w in told if trunks[w] != trunks[v] and v not in outer[w])
-        edges[v] = _edges(graph, addition, above, others)
+        edges[v] = _edges(graph, addition, above, others, aside)
     branches = []
     for v, addition in told.items():
         own = edges[v].difference(*(edges[w] for w in told if v in outer[w]))
         branches.append(_branch(graph, addition, trunks[v], folds[v], edges[v], _kind(graph, own)))
     inside = {name for branch in branches for name in (*branch.ends, *branch.inside)}
     begun = tuple(name for name in _begun(graph) if name not in inside)
-    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within), joined, begun)
+    on = {trunk: [branch for branch in branches if branch.trunk == trunk] for trunk in trunks.values()}
+    shared = {trunk: _shared(graph, own, told, aside) for trunk, own in on.items()}
+    return Residuals(tuple(branches), tuple(v for v in unclear if v not in within), joined, begun, shared)
 
 
 def _begun(graph: Graph) -> dict[str, None]:
@@ -334,11 +340,13 @@ def _dominators(graph: Graph) -> list[int]:
     return found
 
 
-def _nests(graph: Graph, told: Mapping[int, _Addition], above: list[int]) -> dict[int, frozenset[int]]:
+def _nests(
+    graph: Graph, told: Mapping[int, _Addition], above: list[int], aside: frozenset[int]
+) -> dict[int, frozenset[int]]:
     """For each addition, those whose branches it is inside of."""
     outer: dict[int, frozenset[int]] = {v: frozenset() for v in told}
     for v, addition in told.items():
-        edges = _edges(graph, addition, above, frozenset()) - set(addition.operands)
+        edges = _edges(graph, addition, above, frozenset(), aside) - set(addition.operands)
         for w in {graph.edges[e].dst for e in edges} & told.keys():
             if above[w] >> addition.origin & 1:
                 outer[w] |= {v}
@@ -381,23 +389,63 @@ def _parts(graph: Graph, v: int) -> list[int]:
     return [edge.src for edge in entering if all(op.kind == "pass" and passes(op) for op in edge.ops)]
 
 
-def _edges(graph: Graph, addition: _Addition, above: list[int], others: frozenset[int]) -> frozenset[int]:
-    """The edges of a branch: those whose signal goes nowhere else, back to the trunk, or to additions of ``others``."""
+def _aside(graph: Graph, told: Mapping[int, _Addition], above: list[int]) -> frozenset[int]:
+    """The vertices from which a signal comes to outputs alone that no trunk ends in, as a router's does to an auxiliary
+    loss."""
+    leads: set[int] = set()  # to additions
+    found: set[int] = set()
+    onward = [{graph.edges[e].dst for e in edges if graph.live[e]} for edges in graph.out_edges]
+    for v in reversed(range(len(graph.vertices))):
+        if onward[v] & (leads | told.keys()):
+            leads.add(v)
+    ends = sum(1 << v for v in told if v not in leads)
+    for v in reversed(range(len(graph.vertices))):
+        if v not in told and not above[v] & ends and (onward[v] or graph.vertices[v].kind == "output"):
+            found |= {v} if onward[v] <= found else set()
+    return frozenset(found)
+
+
+def _edges(
+    graph: Graph, addition: _Addition, above: list[int], elsewhere: frozenset[int], aside: frozenset[int]
+) -> frozenset[int]:
+    """The edges of a branch: those whose signal goes nowhere else but to vertices ``aside``, back to the trunk, or to
+    additions ``elsewhere``."""
     edges = set(addition.operands)
     heap = [-graph.edges[e].src for e in edges]
     heapq.heapify(heap)
     seen: set[int] = set()
     while heap:
         v = -heapq.heappop(heap)
-        if v in seen or above[addition.origin] >> v & 1 or v in others:
+        if v in seen or above[addition.origin] >> v & 1 or v in elsewhere:
             continue
         seen.add(v)
-        if all(e in edges for e in graph.out_edges[v] if graph.live[e]):
+        if _inside(graph, v, edges, aside):
             for e in graph.in_edges[v]:
                 if graph.live[e]:
                     edges.add(e)
                     heapq.heappush(heap, -graph.edges[e].src)
     return frozenset(edges)
+
+
+def _inside(graph: Graph, v: int, edges: Collection[int], aside: frozenset[int]) -> bool:
+    """Whether the signal at a vertex goes along these edges, or aside."""
+    return all(e in edges or graph.edges[e].dst in aside for e in graph.out_edges[v] if graph.live[e])
+
+
+def _shared(
+    graph: Graph, branches: Sequence[Branch], told: Mapping[int, _Addition], aside: frozenset[int]
+) -> tuple[str, ...]:
+    """Parameters outside the branches of a trunk whose signals go to these alone."""
+    own = {e for branch in branches for e in branch.edges}
+    edges = set(own)
+    for v in reversed(range(len(graph.vertices))):
+        if graph.out_edges[v] and v not in told and v not in aside and _inside(graph, v, edges, aside):
+            edges.update(e for e in graph.in_edges[v] if graph.live[e])
+    uses: dict[str, set[bool]] = {}
+    for e, edge in enumerate(graph.edges):
+        for name in (p.name for op in edge.ops if graph.live[e] for p in op.params):
+            uses.setdefault(name, set()).add(e in edges and e not in own)
+    return tuple(name for name, found in uses.items() if found == {True} and name in graph.parameter)
 
 
 def _kind(graph: Graph, edges: frozenset[int]) -> BlockType:

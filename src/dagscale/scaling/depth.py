@@ -141,6 +141,7 @@ def branch_scaling(
                 found[name] = DepthScaling(inside * rest, m)
     for name in _outside(target, ours) & {n for n, s in found.items() if s.fold == 1 and s != DepthScaling()}:
         found[name] = DepthScaling(note="used both inside a residual branch and outside: scaled as outside")
+    found |= _of_whole_blocks(base, target, ours, growth, lambda m: rule(optimizer, m, alpha))
     grown = {branch.trunk for branch in ours.branches if growth[branch.addition] != 1}
     once = (b for b in ours.branches if growth[b.addition] == 1 and b.trunk in grown)
     left = {name: "in a residual branch that does not recur: left as it is" for b in once for name in b.ends + b.inside}
@@ -150,6 +151,31 @@ def branch_scaling(
     first = (name for name in ours.begun if pattern(name) in ends)
     left |= dict.fromkeys(first, "in the first block of a trunk that begins as parameters: left as it is")
     return found | {name: DepthScaling(note=note) for name, note in left.items() if found[name] == DepthScaling()}
+
+
+def _of_whole_blocks(
+    base: Graph, target: Graph, ours: Residuals, growth: Mapping[int, float], rule: Callable[[float], Factors]
+) -> dict[str, DepthScaling]:
+    """What parameters take that go to several branches of a trunk, as the layer that modulates attention and MLP of one
+    block: the same as inside a branch, where there are as many more of them as of blocks. One that goes to all blocks
+    takes nothing, as an embedding."""
+    counts = [Counter(pattern(p.name) for p in graph.parameters) for graph in (base, target)]
+    inside = {pattern(name) for branch in ours.branches for name in (*branch.ends, *branch.inside)}
+    found = {}
+    for trunk, names in ours.shared.items():
+        growths = {growth[b.addition] for b in ours.branches if b.trunk == trunk} - {1.0}
+        places = Counter(map(pattern, names))
+        for name in names:
+            place = pattern(name)
+            before, after = (count[place] for count in counts)
+            if not growths or after == before:
+                continue
+            if {after / before if before else 0.0} == growths and places[place] == after:
+                (m,) = growths
+                found[name] = DepthScaling(rule(m), m)
+            elif places[place] == after or place in inside:
+                found[name] = DepthScaling(note="goes to several residual branches of a trunk: left as it is")
+    return found
 
 
 def branch_rule(name: str, *, gradient: float, other: float, free: bool = True) -> Callable[[BranchRule], BranchRule]:
