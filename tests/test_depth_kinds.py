@@ -358,6 +358,52 @@ def test_a_trunk_that_begins_as_parameters_grows_as_one_that_begins_as_an_input(
     assert learned["decoder.layers.0.linear2.weight"].depth_mult == 3
 
 
+class Streams(nn.Module):
+    """Hyper-connections [Zhu et al. 2025]: copies of one signal are mixed before each branch, into what it reads and
+    into as many copies, to which it is added with a gain each. All come from one signal before the first branch."""
+
+    def __init__(self, depth: int, more: bool = False) -> None:
+        super().__init__()
+        self.embed, self.head, self.more = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS), more
+        self.mixes = nn.ParameterList(torch.cat([torch.ones(2, 1), torch.eye(2)], 1) for _ in range(2 * depth))
+        self.gains = nn.ParameterList(torch.ones(2) for _ in range(2 * depth))
+        self.a, self.b = (nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2 * depth)) for _ in range(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first = self.embed(tokens)[:, :, None]
+        streams = first.repeat(1, 1, 2, 1)
+        for i, (mix, gain, a, b) in enumerate(zip(self.mixes, self.gains, self.a, self.b, strict=True)):
+            mixed = torch.einsum("btnd,nk->btkd", streams, mix)
+            streams = mixed[:, :, 1:] + gain[None, None, :, None] * b(a(mixed[:, :, 0]).relu())[:, :, None]
+            if self.more and i == 0:
+                streams = streams + first * first.tanh()
+        out: Tensor = self.head(streams.sum(2))
+        return out
+
+
+def test_the_first_branch_of_several_streams_is_one_as_the_others_are() -> None:
+    base, target = (dagscale.trace(Streams(depth), tokens(0)) for depth in (2, 4))
+    for graph, depth in ((base, 2), (target, 4)):
+        residuals = find_branches(graph)
+        assert (residuals.additions, residuals.unclear) == ((2 * depth,), ())
+        assert [b.ends for b in residuals.branches] == [(f"gains.{i}",) for i in range(2 * depth)]
+    found = depth_scaling(base, target, resolve("adamw"))
+    assert {
+        found[f"{part}.{i}{end}"].depth_mult for i in range(8) for part, end in (("gains", ""), ("a", ".weight"))
+    } == {2}
+    assert len({found[f"gains.{i}"].fold for i in range(8)}) == 1
+
+
+def test_a_branch_whose_trunk_cannot_be_told_is_said_to_be_left() -> None:
+    """The first branch of several streams, where a third signal is added with it."""
+    base, target = (dagscale.trace(Streams(depth, more=True), tokens(0)) for depth in (2, 4))
+    assert [len(find_branches(graph).unclear) for graph in (base, target)] == [1, 1]
+    found = depth_scaling(base, target, resolve("adamw"))
+    told = {name for name, s in found.items() if "no operand can be told to be the trunk" in s.note}
+    assert told == {"gains.0", *(f"{layer}.0.{part}" for layer in "ab" for part in ("weight", "bias"))}
+    assert not any(s.note for s in depth_scaling(base, base, resolve("adamw")).values())
+
+
 class Towers(nn.Module):
     """Two residual networks whose outputs are added: of that sum no operand is the trunk."""
 
@@ -377,6 +423,7 @@ def test_as_many_sums_that_cannot_be_told_in_both_are_no_obstacle() -> None:
     assert len(find_branches(graph(2)).unclear) == 1
     found = depth_scaling(graph(2), graph(6), resolve("adamw"))
     assert {s.depth_mult for name, s in found.items() if ".blocks." in name} == {3}
+    assert not any("told to be the trunk" in s.note for s in found.values())
     with pytest.raises(PlanError, match="told to be the trunk"):
         depth_scaling(graph(2, towers=1), graph(6), resolve("adamw"))
 

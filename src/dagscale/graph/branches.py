@@ -16,6 +16,7 @@ from typing import Literal
 
 from dagscale.graph.ends import Fold, fold_before, only_whole, passes
 from dagscale.graph.model import Graph
+from dagscale.graph.repeats import pattern
 
 BlockType = tuple[int, frozenset[str], bool]
 Way = Literal["unchanged", "gated", "joined", "shortcut"]
@@ -108,6 +109,38 @@ def find_branches(graph: Graph) -> Residuals:
                 told[vertex.id] = addition
             elif _share_nonlinear_origin(graph, entering, above):
                 unclear.append(vertex.id)
+    found = _residuals(graph, above, told, unclear)
+    if by_name := _by_name(graph, above, found):
+        told = dict(sorted((told | by_name).items()))
+        found = _residuals(graph, above, told, [v for v in unclear if v not in by_name])
+    return found
+
+
+def _by_name(graph: Graph, above: list[int], found: Residuals) -> dict[int, _Addition]:
+    """Additions of which no operand can be told to be the trunk, and all but one of which end as other branches do, in
+    parameters whose names differ in numbers only: the first branch of several streams that one signal becomes."""
+    ends = {pattern(name) for branch in found.branches for name in branch.ends}
+    stop = frozenset(v for branch in found.branches for v in (branch.addition, branch.origin))
+    told = {}
+    for v in found.unclear if ends else ():
+        entering = [e for e in graph.in_edges[v] if graph.live[e]]
+        operands = tuple(e for e in entering if _last(graph, e, stop) & ends)
+        trunk = [e for e in entering if e not in operands]
+        if operands and len(trunk) == 1:
+            origin = graph.edges[trunk[0]].src
+            if all(above[graph.edges[e].src] >> origin & 1 for e in operands):
+                told[v] = _Addition(v, origin, operands, (), "unchanged")
+    return told
+
+
+def _last(graph: Graph, e: int, stop: frozenset[int]) -> set[str]:
+    """The places of the parameters that multiply what an edge delivers."""
+    fold = fold_before(graph, (e,), stop)
+    return set() if fold.reason else {pattern(name) for name, power in fold.powers().items() if power > 0}
+
+
+def _residuals(graph: Graph, above: list[int], told: Mapping[int, _Addition], unclear: Sequence[int]) -> Residuals:
+    """The branches of these additions, those apart that turn out to be none."""
     joined = tuple(e for a in told.values() for e in a.beside)
     carried = {v: a.origin for v, a in told.items() if not a.operands}  # a long skip: two points of one trunk
     told = {v: a for v, a in told.items() if a.operands}

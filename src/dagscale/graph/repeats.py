@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 from dagscale.graph.model import Edge, Graph, Op, Vertex
@@ -13,6 +14,12 @@ _MAX_PERIOD = 24
 """The longest pattern, in segments between cut vertices, that is looked for in a graph."""
 _MAX_HUBS = 8
 """How many of the most read vertices are tried as hubs: what all blocks of a stretch read."""
+
+
+@lru_cache(maxsize=1 << 14)
+def pattern(name: str) -> str:
+    """The name with every number left open: the place of a parameter in its block."""
+    return re.sub(r"\d+", "*", name)
 
 
 # --- rows of a table --------------------------------------------------------------------------------------

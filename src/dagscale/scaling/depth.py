@@ -19,10 +19,11 @@ from dagscale.errors import GraphError, PlanError
 from dagscale.graph.branches import BlockType, Branch, Residuals, find_branches
 from dagscale.graph.model import Graph
 from dagscale.graph.plain import find_plain
+from dagscale.graph.repeats import pattern
 from dagscale.graph.roles import positions
 from dagscale.registry import Registry
 from dagscale.scaling.folding import Factors, fold
-from dagscale.scaling.width import nearest, pattern
+from dagscale.scaling.width import nearest
 from dagscale.training.optimizers import Optimizer
 
 BranchRule = Callable[[Optimizer, float, float], Factors]
@@ -147,6 +148,10 @@ def branch_scaling(
     left = {name: "in a residual branch that does not recur: left as it is" for b in once for name in b.ends + b.inside}
     joined = (p.name for e in ours.joined for op in target.edges[e].ops for p in op.params)
     left |= dict.fromkeys(joined, "added to a trunk that it does not come from: left as it is")
+    places = {pattern(name) for b in ours.branches if b.trunk in grown for name in (*b.ends, *b.inside)}
+    summed = (e for v in ours.unclear for e in target.in_edges[v])
+    names = (p.name for e in summed for op in target.edges[e].ops for p in op.params if pattern(p.name) in places)
+    left |= dict.fromkeys(names, "added where no operand can be told to be the trunk: left as it is")
     ends = {pattern(name) for b in ours.branches if growth[b.addition] != 1 for name in b.ends}
     first = (name for name in ours.begun if pattern(name) in ends)
     left |= dict.fromkeys(first, "in the first block of a trunk that begins as parameters: left as it is")

@@ -23,6 +23,7 @@ from typing import Literal
 
 from dagscale.errors import PlanError
 from dagscale.graph import Graph, LayerUse
+from dagscale.graph.repeats import pattern
 from dagscale.graph.roles import Position, positions
 from dagscale.registry import Registry
 from dagscale.training.optimizers import Optimizer, resolve
@@ -351,14 +352,9 @@ def nearest(name: str, names: Collection[str]) -> str | None:
     return min(near)[1] if near else None
 
 
-def pattern(name: str) -> str:
-    """The name with every number left open: the place of a parameter in its block."""
-    return _numbered(name)[0]
-
-
 @lru_cache(maxsize=1 << 14)
 def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
-    return re.sub(r"\d+", "*", name), tuple(map(int, re.findall(r"\d+", name)))
+    return pattern(name), tuple(map(int, re.findall(r"\d+", name)))
 
 
 def _listed(places: Mapping[str, _Place]) -> str:
