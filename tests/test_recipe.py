@@ -349,11 +349,15 @@ def squares(out: Tensor, y: Tensor) -> Tensor:
         (F.mse_loss, (300 + 40 * X[:, :1]).long(), True),
         (F.mse_loss, X[:, :1], False),
         (F.mse_loss, 5 * X[:, :1], False),
+        (F.mse_loss, 1e-3 * X[:, :1], True),
+        (F.l1_loss, 1e-3 * X[:, :1], True),
+        (F.mse_loss, 0.3 * X[:, :1], False),
         (F.poisson_nll_loss, (30 * X[:, :1].abs()).round(), False),  # the output is a logarithm
         (lambda out, y: F.mse_loss(out, y / 300), 300 * X[:, :1], False),  # the loss scales them itself
+        (lambda out, y: F.mse_loss(out, 300 * y), X[:, :1] / 300, False),
     ],
 )  # fmt: skip
-def test_targets_far_larger_than_outputs_are_told_of(loss: Callable[..., Tensor], y: Tensor, told: bool) -> None:
+def test_targets_far_from_outputs_in_size_are_told_of(loss: Callable[..., Tensor], y: Tensor, told: bool) -> None:
     torch.manual_seed(0)
     small, model = (nn.Sequential(nn.Linear(X.shape[1], n), nn.ReLU(), nn.Linear(n, 1)) for n in (8, 16))
     recipe = Recipe((X, y), loss, "adam", batch_size=16, steps=8)

@@ -100,7 +100,7 @@ def check_gradient(network: Network) -> tuple[str, ...]:
 
     Returns:
         Notes: that the gradient reaches parameters that are the loss's own, such as the class vectors of ArcFace; that
-        targets are far larger than outputs (`_far`).
+        targets are far larger or smaller than outputs (`_far`).
 
     Raises:
         RecipeError: if data or loss do not fit, or no weight has a gradient on any of ``LOOKS`` batches: a training run
@@ -161,11 +161,12 @@ def _noted(beside: Sequence[nn.Parameter]) -> tuple[str, ...]:
 
 
 FAR = 10.0
-"""How many times as large as 1, and as the outputs, targets are at least that a note says to standardise."""
+"""How many times as large as 1 and as the outputs, or as small as both, targets are at least that a note says to
+standardise."""
 
 
 def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, ...]:
-    """A note, if outputs should come to equal targets that are far larger than they begin.
+    """A note, if outputs should come to equal targets that are far larger, or far smaller, than they begin.
 
     Whether they should is asked of the loss itself: on the targets in place of the outputs it is next to nothing. So
     it is with squared and absolute errors, and not where outputs are the logarithms of counts.
@@ -179,7 +180,7 @@ def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, .
     if not output.is_floating_point() or target.is_complex():
         return ()
     own, meant = (value.detach().double().square().mean().sqrt().item() for value in (output, target))
-    if not FAR * max(1.0, own) < meant < inf:
+    if not (FAR * max(1.0, own) < meant < inf or 0 < FAR * meant < min(1.0, own)):
         return ()
     try:
         with torch.no_grad():
