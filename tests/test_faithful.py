@@ -462,6 +462,31 @@ def test_what_begins_in_a_way_of_its_authors_stays_or_is_told_of(more: dict[str,
     assert "mean.weight" in copies
 
 
+class Referred(nn.Module):
+    """A policy beside the reference that it begins as, as direct preference optimisation has it."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.policy = nn.Sequential(nn.Linear(10, width), nn.ReLU(), nn.Linear(width, 4))
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.policy(x).log_softmax(-1) - self.reference(x).log_softmax(-1)
+
+
+def test_a_network_beside_a_frozen_copy_of_itself_is_told_to_keep_its_weights() -> None:
+    x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    recipe = dagscale.Recipe(
+        (x, x[:, :4].argmax(1)), lambda out, y: -F.logsigmoid(out.gather(1, y[:, None])).mean(), "adam",
+        batch_size=16, steps=8,
+    )  # fmt: skip
+    for init, told in ((None, True), ("keep", False)):
+        found = dagscale.search(Referred(), recipe, grid=[1e-3, 1e-2, 1e-1], seeds=1, init=init)
+        for result in (found, dagscale.plan(Referred(16), base=found)):
+            notes = [note for note in result.notes if "reference.0.weight" in note and "copies" in note]
+            assert [("give init='keep' to search and plan" in note) for note in notes] == [True] * told
+
+
 class Sines(nn.Module):
     """Sines of a layer as one of the usual networks has them, and a readout."""
 

@@ -173,8 +173,9 @@ def notes_on(
         )
     if copies := _copies(parameters, drawn, fills):
         yield (
-            f"init {init!r} draws anew what {_some(copies)} are copies of, and not the copies: set them equal again "
-            "after init_, if they are a moving average or a teacher"
+            f"init {init!r} draws anew what {_some(copies)} are copies of, and not the copies: where training compares "
+            "the two, as with a frozen reference, give init='keep' to search and plan; what is a moving average can "
+            "be set equal again after init_"
         )
     gains = [n for n in _gains(graph) if n in drawn and _is_zero(parameters[n])]
     if gains:
