@@ -55,9 +55,12 @@ def trainer_of(folder: Path, model: nn.Module | None = None, trainer: Any = None
         "logging_strategy": "no",
     }  # fmt: skip
     data = said.pop("train_dataset", rows())
-    more = {key: said.pop(key) for key in ("optimizers", "compute_loss_func", "eval_dataset") if key in said}
+    more = {
+        key: said.pop(key) for key in ("optimizers", "compute_loss_func", "eval_dataset", "model_init") if key in said
+    }
     args = transformers.TrainingArguments(output_dir=str(folder), **{**own, **said})
-    return (trainer or transformers.Trainer)(model or gpt(4), args, train_dataset=data, **more)
+    own = model if "model_init" in more else model or gpt(4)
+    return (trainer or transformers.Trainer)(own, args, train_dataset=data, **more)
 
 
 def planned(trainer: Any, **more: Any) -> dagscale.Plan:
@@ -247,6 +250,31 @@ def test_a_plan_that_was_read_from_a_file_serves_too(folder: Path) -> None:
     assert [(g["lr"], g["weight_decay"], g["param_names"]) for g in trainer.optimizer.param_groups] == [
         (g["lr"], g["weight_decay"], g["param_names"]) for g in want
     ]
+
+
+def test_a_trainer_that_makes_its_model_itself_trains_each_by_the_plan(folder: Path) -> None:
+    trainer = trainer_of(folder, model_init=lambda: gpt(4), save_strategy="no", max_steps=1)
+    plan = planned(trainer)
+    hf.use_plan(trainer, plan)
+    seen: list[Any] = []
+
+    class Look(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
+            seen.append(
+                (of["model"], of["optimizer"].param_groups, {n: p.clone() for n, p in of["model"].named_parameters()})
+            )
+
+    trainer.add_callback(Look())
+    for _ in range(2):
+        trainer.train()
+        model, groups, weights = seen[-1]
+        held = {name: group["initial_lr"] for group in groups for name in group["param_names"]}
+        assert held == {name: plan.parameters[name].lr for name in held}
+        assert all(torch.equal(weights[name], p) for name, p in plan.init_(gpt(4)).named_parameters())
+        assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.parameters()}
+        (clip,) = trainer.optimizer.optimizer._optimizer_step_pre_hooks.values()
+        assert clip == hf.Clip(0.5)
+    assert seen[0][0] is not seen[1][0]
 
 
 def test_under_a_loss_scale_the_scaled_norm_is_clipped() -> None:

@@ -100,6 +100,7 @@ def use_plan(trainer: Trainer, plan: Plan) -> None:
     multipliers into the plan, gradients are clipped by the norm that weighs them, just before each step, in place of
     the Trainer's own clipping: in this Trainer's arguments (a copy of yours) ``max_grad_norm`` becomes 0. In a
     distributed training all processes take the plan of the first. The weights are not drawn: that is ``plan.init_``.
+    Only of a Trainer that makes its model anew for each training, with ``model_init``, is each model drawn as well.
 
     Args:
         trainer: a ``transformers.Trainer`` or one built on it, which has not trained yet.
@@ -126,19 +127,19 @@ def use_plan(trainer: Trainer, plan: Plan) -> None:
             "FSDP 1 flattens parameters of several rates into one: use FSDP 2 (fsdp_config={'fsdp_version': 2}), or DDP"
         )
     plan = _first_process(plan) if args.world_size > 1 else plan
-    more: dict[str, Any] = {}
-    if plan.recipe.get("weight_decay") is None:
-        more = {"weight_decay": args.weight_decay, "no_decay": _no_decay(trainer)}
-    elif plan.live is None and isinstance(plan.recipe.get("no_decay"), str):  # a function that its file does not hold
-        more = {"no_decay": _no_decay(trainer)}
-    if plan.live is None and plan.optimizer_name not in OPTIMIZERS:
-        more["recipe"] = Recipe(optimizer=_optimizer(trainer))
-    optimizer = plan.optimizer(trainer.model, **more)
-    trainer.optimizer = optimizer
+    trainer.optimizer = _planned(trainer, plan, args.max_grad_norm)
     if args.max_grad_norm and plan.folded:
         trainer.args = copy.copy(args)
         trainer.args.max_grad_norm = 0.0
-        optimizer.register_step_pre_hook(Clip(args.max_grad_norm))
+    if trainer.model_init is not None:  # train() makes another model, and forgets the optimizer of the one before
+        begin, norm = trainer.call_model_init, args.max_grad_norm
+
+        def create_optimizer(model: Any = None) -> Any:
+            trainer.optimizer = trainer.optimizer or _planned(trainer, plan, norm)
+            return trainer.optimizer
+
+        trainer.call_model_init = lambda trial=None: plan.init_(begin(trial))
+        trainer.create_optimizer = create_optimizer
 
 
 class WatchCallback(TrainerCallback):  # type: ignore[misc]
@@ -213,6 +214,22 @@ class NoDecay:
 def numberless(name: str) -> str:
     """``h.3.mlp.weight`` → ``h.*.mlp.weight``."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def _planned(trainer: Trainer, plan: Plan, norm: float) -> torch.optim.Optimizer:
+    """The plan's optimizer of the Trainer's present model. It clips by itself where multipliers are folded in."""
+    args = trainer.args
+    more: dict[str, Any] = {}
+    if plan.recipe.get("weight_decay") is None:
+        more = {"weight_decay": args.weight_decay, "no_decay": _no_decay(trainer)}
+    elif plan.live is None and isinstance(plan.recipe.get("no_decay"), str):  # a function that its file does not hold
+        more = {"no_decay": _no_decay(trainer)}
+    if plan.live is None and plan.optimizer_name not in OPTIMIZERS:
+        more["recipe"] = Recipe(optimizer=_optimizer(trainer))
+    optimizer: torch.optim.Optimizer = plan.optimizer(trainer.model, **more)
+    if norm and plan.folded:
+        optimizer.register_step_pre_hook(Clip(norm))
+    return optimizer
 
 
 # --- what the Trainer says -------------------------------------------------------------------------------------
