@@ -131,6 +131,17 @@ def test_schedules_are_the_trainers_to_the_step_of_the_warm_up(folder: Path, kin
         assert [f < 1 for f in ours] == [f < 1 for f in theirs]
 
 
+def test_schedules_end_at_the_rate_that_they_name(folder: Path) -> None:
+    """The Trainer's schedules take the share that they end at from the rate that the optimizer has by default."""
+    said: dict[str, Any] = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 2e-3}}
+    trainer = trainer_of(folder, save_strategy="no", warmup_steps=0, **said)
+    hf.use_plan(trainer, planned(trainer, width="none"))
+    trainer.train()
+    for group in trainer.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(group["initial_lr"] * 2e-3 / 0.02)
+    assert dagscale.search(gpt(1), hf.recipe_of(trainer), grid=[0.02, 0.04], seeds=1).lr > 2e-3
+
+
 def test_order_is_drawn_by_the_seed_and_a_sequence_stays_one(folder: Path) -> None:
     source = hf.recipe_of(trainer_of(folder)).source
 

@@ -101,6 +101,27 @@ def test_a_factory_that_holds_another_models_parameters_is_refused() -> None:
         resolve(lambda groups: torch.optim.SGD(other.parameters(), lr=1.0)).make(groups())
 
 
+def test_the_optimisers_default_rate_is_the_networks() -> None:
+    """A group that is added without a rate has it, and so have schedules that end at a rate of their own."""
+    model = nn.Linear(2, 2)
+    plan = dagscale.plan(model, torch.zeros(2, 2), base_lr=0.05, law="none", lr_scale={"bias": 2.0}, optimizer="adamw")
+    made = plan.optimizer(model)
+    assert ([group["lr"] for group in made.param_groups], made.defaults["lr"]) == ([0.05, 0.1], 0.05)
+    assert plan.optimizer(model, lr=0.01).defaults["lr"] == 0.01
+    seen = []
+
+    def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        seen.append((optimizer.defaults["lr"], optimizer.param_groups[0]["lr"]))
+        return dagscale.constant()(optimizer, steps)
+
+    data = (torch.randn(8, 2), torch.zeros(8, dtype=torch.long))
+    recipe = dagscale.Recipe(data, optimizer="adamw", batch_size=4, steps=2, schedule=schedule)
+    dagscale.search(model, recipe, grid=[2e-3, 4e-3], seeds=1)
+    dagscale.plan(model, recipe=recipe, law="short-run", base=(nn.Linear(2, 2), torch.zeros(2, 2)), base_lr=0.01)
+    assert len({rate for rate, _ in seen}) > 1
+    assert all(rate == pytest.approx(own) for rate, own in seen)
+
+
 def test_a_partial_class_is_that_class_with_these_settings() -> None:
     record = resolve(partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95)), {"weight_decay": 0.1})
     assert record.describe() == resolve("adamw", {"betas": (0.9, 0.95), "weight_decay": 0.1}).describe()

@@ -126,7 +126,7 @@ def _observed(model: nn.Module, graph: Graph, plan: Plan, task: Task, seed: int,
         sharp = None
     start = _Start(model) if task.centred and recipe.step is None else None
     loss_on = partial(_loss, start=start)
-    optimizer = recipe.optimizer.make(plan.param_groups(model))
+    optimizer = recipe.optimizer.make(plan.param_groups(model), plan.lr)
     batches = recipe.source.batches(seed)
     losses: list[float] = []
     changes: dict[str, list[float]] = {name: [] for name in before}
@@ -225,8 +225,9 @@ def too_high(network: Network, plan: Plan, seed: int, lower: float = LOWER) -> f
     final = []
     for share in (1.0, lower):
         with started(network, plan, seed) as model:
-            groups = plan.param_groups(model, lr=share * plan.lr)
-            run = train(model, network.recipe, groups, seed=seed, steps=CONFIRM, evaluate=512)
+            rate = share * plan.lr
+            groups = plan.param_groups(model, lr=rate)
+            run = train(model, network.recipe, groups, rate, seed=seed, steps=CONFIRM, evaluate=512)
         final.append(run.loss)
     if not math.isfinite(final[0]):
         return math.inf

@@ -298,7 +298,7 @@ class Plan(Saved, Tabled):
         """
         record = recipe.optimizer if recipe is not None else self._record()
         assert record is not None
-        return record.make(self.param_groups(model, lr=lr, **groups))
+        return record.make(self.param_groups(model, lr=lr, **groups), self.lr if lr is None else lr)
 
     def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int | None = None) -> Scheduler:
         """The recipe's schedule for ``optimizer``; one that leaves the rates as they are if it has none.

@@ -355,7 +355,7 @@ class _Runs:
             groups = self.starter.param_groups(trial, lr=rate)
             if self.decay != network.recipe.weight_decay:
                 _redecayed(groups, (self.decay or 0.0) / (network.recipe.weight_decay or 1.0))
-            done = train(trial, network.recipe, groups, seed=seed, steps=steps, evaluate=evaluate)
+            done = train(trial, network.recipe, groups, rate, seed=seed, steps=steps, evaluate=evaluate)
             loss = done.loss
             if self.held is not None and math.isfinite(loss):
                 trial.eval()

@@ -215,6 +215,7 @@ def train(
     model: nn.Module,
     recipe: Recipe,
     groups: Groups,
+    lr: float | None = None,
     *,
     seed: int = 0,
     steps: int | None = None,
@@ -238,6 +239,7 @@ def train(
         model: on any device and of any floating type.
         recipe: data, loss, optimiser and the rest.
         groups: parameter groups, each with its own ``lr``.
+        lr: the network's rate, to which theirs are ratios; schedules with an end of their own need it.
         seed: of the batches' order and of the model's own randomness.
         steps: optimiser steps, in place of the recipe's.
         evaluate: most examples in the final training loss.
@@ -255,7 +257,7 @@ def train(
     trained = [parameter for group in groups for parameter in group["params"]]
     if not any(parameter.requires_grad for parameter in trained):
         raise RecipeError("nothing to train: the parameter groups hold no parameter that requires a gradient")
-    optimizer = recipe.optimizer.make(groups)
+    optimizer = recipe.optimizer.make(groups, lr)
     scheduler = recipe.scheduler(optimizer, scheduled or total)
     losses: list[float] = []
     final, diverged, raised = math.inf, False, ""

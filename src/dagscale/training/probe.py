@@ -100,7 +100,7 @@ class Probe:
             self.parameters, self.network.relative, recipe.optimizer, lr=rate, weight_decay=recipe.weight_decay,
             no_decay=recipe.no_decay, apart=True,
         )  # fmt: skip
-        return recipe.optimizer.make(groups)
+        return recipe.optimizer.make(groups, rate)
 
     def scaling(self, optimizer: torch.optim.Optimizer) -> list[Tensor | float]:
         """What the optimiser multiplies each parameter's gradient by in its next step, at an overall rate of 1.
