@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from functools import partial
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import dagscale
-from dagscale.errors import DagscaleError, OptimizerError, UnknownNameError
+from dagscale.errors import DagscaleError, OptimizerError, PlanError, UnknownNameError
 from dagscale.training.optimizers import OPTIMIZERS, resolve
 from dagscale.training.recipe import Recipe
 
@@ -120,6 +122,23 @@ def test_the_optimisers_default_rate_is_the_networks() -> None:
     dagscale.plan(model, recipe=recipe, law="short-run", base=(nn.Linear(2, 2), torch.zeros(2, 2)), base_lr=0.01)
     assert len({rate for rate, _ in seen}) > 1
     assert all(rate == pytest.approx(own) for rate, own in seen)
+
+
+def test_a_function_named_like_a_registered_optimiser_is_never_taken_for_it() -> None:
+    def adamw(groups: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, betas=(0.5, 0.6))
+
+    model, x = nn.Linear(2, 2), torch.zeros(2, 2)
+    for given in (adamw, partial(adamw)):
+        recipe = Recipe(optimizer=given)
+        plan = dagscale.plan(model, x, recipe=recipe, base_lr=0.1, law="none")
+        for kept in (plan, copy.deepcopy(plan)):
+            assert kept.optimizer(model).defaults["betas"] == (0.5, 0.6)
+        for read in (dagscale.Plan.from_json(plan.to_json()), pickle.loads(pickle.dumps(plan))):
+            with pytest.raises(PlanError, match=r"optimizer '.*\.adamw' is not registered here: give recipe="):
+                read.optimizer(model)
+            assert read.optimizer(model, recipe=recipe).defaults["betas"] == (0.5, 0.6)
+    assert resolve("adamw").name == resolve(torch.optim.AdamW).name == "adamw"
 
 
 def test_a_partial_class_is_that_class_with_these_settings() -> None:

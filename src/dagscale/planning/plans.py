@@ -169,6 +169,9 @@ class Plan(Saved, Tabled):
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self  # nothing of it can change, and a copy would lose the functions of its recipe
+
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "live"} | {"live": None}
 

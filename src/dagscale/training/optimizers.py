@@ -45,7 +45,8 @@ class Optimizer:
     """What is known of an optimiser. A trait that is None is unknown.
 
     Attributes:
-        name: as it stands in the registry, or the class's or function's own name.
+        name: as it stands in the registry, or the class's or function's own name; with its module before it where
+            another optimiser is registered by that name, which a plan's file would be read to mean.
         build: ``build(groups, **settings)`` makes it; a class, or a function.
         settings: keyword arguments for ``build``, such as ``betas``.
         step: what a step is like: ``gradient``, proportional to the gradient (SGD and momentum); ``sign``, of a size
@@ -73,6 +74,12 @@ class Optimizer:
     scaling: Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor | float] | None = None
     eps: bool = False
     depends: Callable[[Settings], dict[str, Any]] = lambda settings: {}
+
+    def __post_init__(self) -> None:
+        registered = OPTIMIZERS.get(self.name)
+        if registered is not None and registered.build is not self.build:
+            of = self.build.func if isinstance(self.build, partial) else self.build
+            object.__setattr__(self, "name", f"{getattr(of, '__module__', 'of your own')}.{self.name}")
 
     @property
     def summary(self) -> str:
