@@ -135,7 +135,8 @@ def test_two_steps_and_resuming() -> None:
     ("opt", "name", "step"),
     [("sgd", "nesterov", "gradient"), ("momentum", "sgd", "gradient"), ("adamw", "adamw", "sign"),
      ("adam", "adam", "sign"), ("rmsprop", "rmsprop", "sign"), ("nadam", "nadam", "sign"), ("lamb", "lamb", None),
-     ("lion", "lion", None), ("adamax", "Adamax", None), ("lookahead_adamw", "lookahead_adamw", None)],
+     ("lion", "dagscale.integrations.timm.lion", None), ("adamax", "Adamax", None),
+     ("lookahead_adamw", "lookahead_adamw", None)],
 )  # fmt: skip
 def test_names(opt: str, name: str, step: str | None) -> None:
     record = named_optimizer(opt, momentum=0.9, eps=1e-6)

@@ -376,6 +376,78 @@ def test_settings_of_a_wrong_type_are_refused(momentum: object) -> None:
         Recipe(None, optimizer="sgd", momentum=momentum)
 
 
+def undecayed(model: nn.Module, **said: Any) -> set[str]:
+    """What a base of the model and its plan leave without decay."""
+    recipe = Recipe((torch.randn(16, 4), Y[:16]), optimizer="adamw", batch_size=8, steps=2, weight_decay=0.1, **said)
+    plan = dagscale.plan(model, base=dagscale.search(model, recipe, seeds=1), law="none")
+    for group in (groups := plan.optimizer(model).param_groups):
+        assert group["weight_decay"] in (0.0, 0.1)
+    assert dagscale.Plan.from_json(plan.to_json()).param_groups(model, no_decay=said.get("no_decay"))
+    return {name for group in groups for name in group["param_names"] if not group["weight_decay"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("bias", {"0.bias", "2.bias"}), (["norm"], {"1.weight", "1.bias"}), ("2", {"2.weight", "2.bias"}),
+     (("*.weight", "norm"), {"0.weight", "1.weight", "2.weight", "1.bias"}), ((), set()),
+     (lambda name, parameter: parameter.ndim > 1, {"0.weight", "2.weight"})],
+)  # fmt: skip
+def test_what_does_not_decay_is_said_by_roles_names_patterns_or_a_function(given: Any, names: set[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    assert undecayed(model, no_decay=given) == names
+    groups = dagscale.plan(model, torch.randn(2, 4), base_lr=0.1, law="none").param_groups(
+        model, weight_decay=0.5, no_decay=given, only="2"
+    )
+    assert {n for g in groups for n in g["param_names"] if not g["weight_decay"]} == {n for n in names if n[0] == "2"}
+
+
+@pytest.mark.parametrize("given", [("norms",), ["bias", "LayerNorm.weight"], [3], None])
+def test_what_names_nothing_that_decays_is_told(given: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    said = (
+        r"no_decay='(norms|LayerNorm\.weight)' is no role \(embedding, .*, vector\) and names no parameter of the model"
+        r", which has 0\.weight, .* as in '\*|no_decay= (holds 3|is of type NoneType)"
+    )
+    with pytest.raises(RecipeError, match=said):
+        undecayed(model, no_decay=given)
+    if given is not None:
+        plan = dagscale.plan(model, torch.randn(2, 4), base_lr=0.1, law="none")
+        with pytest.raises(RecipeError, match=said):
+            plan.param_groups(model, weight_decay=0.1, no_decay=given)
+
+
+def test_names_of_tied_parameters_are_theirs() -> None:
+    model = Tied()
+    assert undecayed(model, no_decay="other.weight") == {"one.weight"}
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.other(self.one(x).relu()).relu())
+        return out
+
+
+def test_parameters_that_their_author_marked_do_not_decay() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].weight._no_weight_decay = True  # type: ignore[union-attr, assignment]
+    assert undecayed(model) == {"0.weight", "0.bias", "1.bias"}
+    assert undecayed(model, no_decay=()) == {"0.weight"}
+    recipe = Recipe((torch.randn(16, 4), Y[:16]), optimizer="adamw", batch_size=8, steps=2, weight_decay=0.1)
+    seen = []
+
+    def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        seen.append([group["weight_decay"] for group in optimizer.param_groups])
+        return dagscale.constant()(optimizer, steps)
+
+    dagscale.search(model, recipe.changed(schedule=schedule), seeds=1)
+    assert all(decays == [0.0, 0.1] for decays in seen), "the copies that are trained lose the mark"
+
+
 def test_a_rule_of_decay_that_raises_is_told_in_one_line() -> None:
     recipe = Recipe((X, Y), steps=2, weight_decay=0.1, no_decay=lambda name, parameter: 1 / 0)
     with pytest.raises(RecipeError, match="the function no_decay raised ZeroDivisionError"):

@@ -26,7 +26,7 @@ from dagscale.planning.base import Base
 from dagscale.planning.certainty import Certainty, base_error, certainty
 from dagscale.planning.defaults import LAW, WIDTH, init_for, way_over, why_init
 from dagscale.planning.examples import Examples, unlike
-from dagscale.planning.naming import known_names, named
+from dagscale.planning.naming import named
 from dagscale.planning.plans import ParameterPlan, Plan
 from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
@@ -36,8 +36,9 @@ from dagscale.planning.validate import check_gradient, check_kin, check_whole, r
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, noted, scaling
+from dagscale.tracing.wrappers import known_names
 from dagscale.training.copies import all_put_back
-from dagscale.training.groups import Relative
+from dagscale.training.groups import Relative, as_names, marked_undecayed
 from dagscale.training.optimizers import Optimizer, resolve
 from dagscale.training.recipe import Recipe, differences
 
@@ -422,14 +423,16 @@ def scaled_by(target: Network, parts: Mapping[str, Scaling], lr_scale: Mapping[s
     """The target with its fills scaled, and with each parameter's settings; what is measured on it sees them."""
     role, made_of, offset = roles(target.graph), hidden_matrices(target.graph), offsets(target.graph)
     own = {name: parts.get(name, Scaling()) for name in role}
-    scale = _rate_scales(known_names(role, target.model), lr_scale or {})
+    known = known_names(role, target.model)
+    scale, marked = _rate_scales(known, lr_scale or {}), marked_undecayed(target.model, known)
+    as_names(target.recipe.no_decay, known)  # raises where it names nothing
     return replace(
         target,
         fills={n: f.times(own[n].factors.init, offset.get(n, 0.0)) for n, f in target.fills.items()},
         relative={
             name: Relative(
-                s.factors.lr * scale.get(name, 1.0), s.factors.eps, s.factors.weight_decay, role[name], s.fold,
-                m.split, m.stacked, m.transposed,
+                s.factors.lr * scale.get(name, 1.0), s.factors.eps, 0.0 if name in marked else s.factors.weight_decay,
+                role[name], s.fold, m.split, m.stacked, m.transposed,
             )
             for name, s in own.items() for m in [made_of.get(name, WHOLE)]
         },

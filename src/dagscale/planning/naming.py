@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
-
-from torch import nn
 
 from dagscale.errors import PlanError
-from dagscale.tracing.wrappers import named_parameters, plain_name, unwrapped
+from dagscale.tracing.wrappers import meant
 
 Patterns = str | Iterable[str] | None
-
-
-def known_names(names: Iterable[str], model: nn.Module | None) -> dict[str, str]:
-    """Every name that the parameters ``names`` go by in the model, those of tied ones too → the one in ``names``."""
-    known = {name: name for name in names}
-    if model is None:
-        return known
-    every = [(plain_name(name), id(p)) for name, p in named_parameters(unwrapped(model), tied=True)]
-    first = {key: name for name, key in reversed(every) if name in known}
-    return known | {name: first[key] for name, key in every if key in first}
 
 
 def named(known: dict[str, str], patterns: str | Iterable[str], what: str) -> set[str]:
     """The parameters that one of ``patterns`` means: a name itself, a module that it lies in, or a glob pattern.
 
     Args:
-        known: see `known_names`.
+        known: see `dagscale.tracing.wrappers.known_names`.
 
     Raises:
         PlanError: if a pattern means none.
@@ -41,7 +28,7 @@ def by_pattern(known: dict[str, str], patterns: str | Iterable[str], what: str) 
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not isinstance(pattern, str):
             raise PlanError(f"{what}= holds {pattern!r}: give names of parameters or modules, or patterns")
-        own = {p for n, p in known.items() if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
+        own = meant(known, pattern)
         if not own:
             some = list(known)
             shown = ", ".join(some[:3]) + (", …" if len(some) > 3 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,10 +17,11 @@ from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
 from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
-from dagscale.planning.naming import known_names, named
+from dagscale.planning.naming import named
 from dagscale.shown import Tabled, cell, line, load_rich
+from dagscale.tracing.wrappers import known_names
 from dagscale.training.draws import Fill
-from dagscale.training.groups import parameter_groups
+from dagscale.training.groups import NoDecay, as_rule, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.recipe import Recipe, Scheduler
 from dagscale.training.schedules import Schedule, constant
@@ -253,7 +254,7 @@ class Plan(Saved, Tabled):
         *,
         lr: float | None = None,
         weight_decay: float | None = None,
-        no_decay: Iterable[str] | Callable[[str, nn.Parameter], bool] | None = None,
+        no_decay: NoDecay | None = None,
         only: str | Iterable[str] | None = None,
     ) -> list[dict[str, Any]]:
         """Parameter groups for any ``torch.optim`` optimiser, one for each distinct setting.
@@ -261,7 +262,7 @@ class Plan(Saved, Tabled):
         Args:
             lr: another rate than the plan's; all parameters' rates keep their ratios to it.
             weight_decay: the base's weight decay, by default the recipe's; each group gets it times its factor.
-            no_decay: roles (``norm``, ``bias``, ``embedding``, …), or a function of name and parameter, that get none;
+            no_decay: what gets none, as `dagscale.Recipe` takes it: roles, names and patterns, or a function;
                 by default none where ``weight_decay`` is given here, else what the recipe says.
             only: names, modules or patterns (``head``, ``blocks.*.mlp.*``): the groups hold these parameters alone.
 
@@ -271,16 +272,18 @@ class Plan(Saved, Tabled):
 
         Raises:
             PlanError: if names or shapes differ from the plan's, or ``only`` names nothing.
+            RecipeError: if ``no_decay`` names nothing.
         """
-        rule = self._no_decay() if no_decay is None and weight_decay is None else no_decay or ()
+        rule = self._no_decay() if no_decay is None and weight_decay is None else as_rule(no_decay or ())
         decay = self.recipe.get("weight_decay") if weight_decay is None else weight_decay
         found = self._match(model)
+        known = known_names(found, model)
         if only is not None:
-            chosen = named(known_names(found, model), only, "only")
+            chosen = named(known, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
         return parameter_groups(
             found, self.parameters, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr,
-            weight_decay=decay, no_decay=rule if callable(rule) else tuple(rule),
+            weight_decay=decay, no_decay=rule, known=known,
         )  # fmt: skip
 
     def optimizer(
@@ -348,7 +351,7 @@ class Plan(Saved, Tabled):
         said = self.recipe.get("no_decay") or ()
         if isinstance(said, str):
             raise PlanError(f"the plan's no_decay {said!r} is a function that its file does not hold: give no_decay=")
-        return said
+        return as_rule(said)
 
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters under the plan's names, wrappers' prefixes looked through."""

@@ -17,10 +17,11 @@ from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.inits.base import DEFAULT
 from dagscale.network import Network
-from dagscale.planning.naming import Patterns, chosen_alone, known_names
+from dagscale.planning.naming import Patterns, chosen_alone
 from dagscale.planning.trained import by_design
 from dagscale.shown import said
 from dagscale.tracing import forward, trace
+from dagscale.tracing.wrappers import known_names
 from dagscale.training.batches import LABELS, shapes, to_model
 from dagscale.training.recipe import Recipe
 from dagscale.typed import MODEL, must_be

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,6 +46,21 @@ _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters by their plain names, as a graph has them; tied ones once."""
     return {plain_name(name): parameter for name, parameter in named_parameters(unwrapped(model))}
+
+
+def known_names(names: Iterable[str], model: nn.Module | None) -> dict[str, str]:
+    """Every name that the parameters ``names`` go by in the model, those of tied ones too → the one in ``names``."""
+    known = {name: name for name in names}
+    if model is None:
+        return known
+    every = [(plain_name(name), id(p)) for name, p in named_parameters(unwrapped(model), tied=True)]
+    first = {key: name for name, key in reversed(every) if name in known}
+    return known | {name: first[key] for name, key in every if key in first}
+
+
+def meant(known: Mapping[str, str], pattern: str) -> set[str]:
+    """The parameters of `known_names` that a name, a module that they lie in, or a glob pattern means."""
+    return {p for n, p in known.items() if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
 
 
 def module_names(model: nn.Module) -> dict[int, str]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from dagscale.errors import RecipeError
 from dagscale.graph.roles import ParameterRole
 from dagscale.shown import one_line
+from dagscale.tracing.wrappers import meant, named_parameters, plain_name, unwrapped
 from dagscale.training.optimizers import Groups, Optimizer
 
 if TYPE_CHECKING:
     from torch import nn
+
+ROLES: tuple[str, ...] = get_args(ParameterRole)
+
+NoDecay = str | Iterable[str] | Callable[..., bool]
+"""What gets no weight decay: roles, names of parameters or modules, and patterns; or a function of name and parameter.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ def parameter_groups(
     lr: float,
     weight_decay: float | None = None,
     no_decay: tuple[str, ...] | Callable[[str, nn.Parameter], bool] = (),
+    known: Mapping[str, str] | None = None,
     apart: bool = False,
 ) -> Groups:
     """One group for each distinct setting, in the order of the parameters; frozen parameters are left out.
@@ -57,7 +65,8 @@ def parameter_groups(
         optimizer: whose defaults the factors on ε and decay start from.
         lr: the network's learning rate.
         weight_decay: the network's; None for the optimiser's own, which is scaled where a factor is not 1.
-        no_decay: roles, or a function of name and parameter, that get none if ``weight_decay`` is given.
+        no_decay: what gets none if ``weight_decay`` is given, see `as_rule`.
+        known: what else the parameters are called, for ``no_decay``, see `dagscale.tracing.wrappers.known_names`.
         apart: one group for each parameter.
 
     Returns:
@@ -70,6 +79,7 @@ def parameter_groups(
     eps = optimizer.setting("eps") if optimizer is not None and optimizer.eps else None
     own_decay = 0.0 if optimizer is None else optimizer.own_decay
     decay = own_decay if weight_decay is None else weight_decay
+    without = as_names(no_decay, known or {name: name for name in parameters})
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
@@ -77,7 +87,7 @@ def parameter_groups(
         settings: dict[str, Any] = {"lr": lr * own.lr}
         if weight_decay is not None or (own.weight_decay != 1 and decay):
             settings["weight_decay"] = decay * own.weight_decay
-            if weight_decay is not None and _without_decay(no_decay, name, parameter, own.role):
+            if weight_decay is not None and _without_decay(without, name, parameter, own.role):
                 settings["weight_decay"] = 0.0
         if own.eps != 1 and eps is not None:
             settings["eps"] = eps * own.eps
@@ -99,10 +109,51 @@ def parameter_groups(
     return list(found.values())
 
 
+def as_rule(no_decay: Any) -> tuple[str, ...] | Callable[[str, nn.Parameter], bool]:
+    """What a `NoDecay` says, entry by entry, or its function.
+
+    Raises:
+        RecipeError: if it is none of these.
+    """
+    if callable(no_decay):
+        return no_decay  # type: ignore[no-any-return]
+    entries = (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
+    if wrong := [entry for entry in entries if not isinstance(entry, str)]:
+        raise RecipeError(f"no_decay= holds {wrong[0]!r}: give roles, names or patterns, or one function")
+    return entries
+
+
+def as_names(rule: tuple[str, ...] | Callable[..., bool], known: Mapping[str, str]) -> Any:
+    """The roles and the names of parameters that a rule means; a function as it is.
+
+    Raises:
+        RecipeError: if an entry is no role, and no name or pattern of any parameter.
+    """
+    if callable(rule):
+        return rule
+    found: set[str] = set()
+    for entry in rule:
+        own = {entry} if entry in ROLES else meant(known, entry)
+        if not own:
+            some = ", ".join([*known][:3])
+            raise RecipeError(
+                f"no_decay={entry!r} is no role ({', '.join(ROLES)}) and names no parameter of the model, which has "
+                f"{some}, …: a pattern stands for whole names, as in '*{entry.strip('*')}*'"
+            )
+        found |= own
+    return found
+
+
+def marked_undecayed(model: nn.Module | None, known: Mapping[str, str]) -> set[str]:
+    """The parameters that the model's author has marked to get no weight decay, as Mamba's code does."""
+    every = [] if model is None else named_parameters(unwrapped(model))
+    return {known[plain_name(name)] for name, p in every if getattr(p, "_no_weight_decay", False)}
+
+
 def _without_decay(rule: Any, name: str, parameter: nn.Parameter, role: ParameterRole) -> bool:
     """Raises: RecipeError, whatever a rule of the user's raises."""
     if not callable(rule):
-        return role in rule
+        return role in rule or name in rule
     try:
         return bool(rule(name, parameter))
     except Exception as error:

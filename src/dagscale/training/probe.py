@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dagscale.network import Network
+from dagscale.tracing.wrappers import known_names
 from dagscale.training import engine
 from dagscale.training.batches import Batch
 from dagscale.training.copies import WorkingCopy
@@ -96,9 +97,10 @@ class Probe:
     def optimizer(self, rate: float = 1.0) -> torch.optim.Optimizer:
         """The recipe's optimiser, fresh, a group a parameter, at an overall rate."""
         recipe = self.recipe
+        known = known_names([p.name for p in self.network.graph.parameters], self.model)
         groups = parameter_groups(
             self.parameters, self.network.relative, recipe.optimizer, lr=rate, weight_decay=recipe.weight_decay,
-            no_decay=recipe.no_decay, apart=True,
+            no_decay=recipe.no_decay, known=known, apart=True,
         )  # fmt: skip
         return recipe.optimizer.make(groups, rate)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cached_property
@@ -19,6 +19,7 @@ from dagscale.arguments import checked
 from dagscale.errors import RecipeError
 from dagscale.shown import one_line
 from dagscale.training.batches import Batch, Source, Stream, Unpack, source
+from dagscale.training.groups import NoDecay, as_rule
 from dagscale.training.optimizers import Optimizer, resolve
 
 Loss = Callable[..., Tensor]
@@ -73,8 +74,10 @@ class Recipe:
         accumulate: batches whose mean gradient makes one optimiser step.
         autocast: type in which the forward computes, such as ``torch.bfloat16``; None for the model's own.
         weight_decay: for the parameters that decay; None leaves the optimiser's own default, for all parameters.
-        no_decay: what gets no weight decay: roles (``norm``, ``bias``, ``embedding``, …, read from the graph), or a
-            function of a parameter's name and the parameter. It counts where ``weight_decay`` is given.
+        no_decay: what gets no weight decay where ``weight_decay`` is given: roles, which are read from the graph
+            (`dagscale.graph.roles`), by default ``norm`` and ``bias``; names of parameters or modules, and patterns
+            such as ``*.A_log``; or a function of a parameter's name and the parameter. A parameter whose attribute
+            ``_no_weight_decay`` is true, as Mamba's code sets it, decays under none of them.
         unpack: one batch of the data → (inputs, target), for batches of a structure of their own.
         select: what the model returns → the tensor, or tensors, that are its outputs: the graph ends in them, and the
             loss is given them. By default all tensors in it, and for the loss its ``.logits`` where it has them. A loss
@@ -118,7 +121,7 @@ class Recipe:
         accumulate: int = 1,
         autocast: torch.dtype | None = None,
         weight_decay: float | None = None,
-        no_decay: Sequence[str] | Callable[[str, nn.Parameter], bool] = NO_DECAY,
+        no_decay: NoDecay = NO_DECAY,
         unpack: Unpack | None = None,
         select: Callable[[Any], Any] | None = None,
         **settings: Any,
@@ -151,7 +154,7 @@ class Recipe:
             "accumulate": _whole("accumulate", accumulate),
             "autocast": autocast,
             "weight_decay": None if weight_decay is None else _positive("weight_decay", weight_decay, zero=True),
-            "no_decay": no_decay if callable(no_decay) else tuple(no_decay),
+            "no_decay": as_rule(no_decay),
             "unpack": unpack,
             "select": select,
         }
