@@ -237,6 +237,23 @@ def test_generators_of_a_loader_are_seeded_and_given_back(kind: str) -> None:
     assert torch.equal(own.get_state(), before)
 
 
+def test_workers_that_persist_are_seeded_and_an_epoch_that_has_begun_goes_on() -> None:
+    rows = Augmented()
+    loader = DataLoader(rows, 16, num_workers=1, persistent_workers=True)
+    epoch = iter(loader)
+    next(epoch)
+
+    def seen(seed: int) -> list[Tensor]:
+        batches = Recipe(loader).source.batches(seed)
+        return [next(batches).inputs for _ in range(2)]
+
+    first, again, other = seen(0), seen(0), seen(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert sum(1 for _ in epoch) == len(loader) - 1
+    assert loader.persistent_workers
+
+
 @pytest.mark.parametrize(("make", "size"), [(Shuffled, None), (ShuffledAtOnce, None), (Noisy, 16)])
 def test_generators_that_data_keep_are_seeded_and_given_back(make: Any, size: int | None) -> None:
     data = make()

@@ -166,6 +166,27 @@ def test_batch_and_horizon_are_rules_of_the_plan(tmp_path: Path) -> None:
     assert asked.plan.lr != base.lr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [False, True])
+def test_workers_that_persist_lose_no_batch(tmp_path: Path, several: bool) -> None:
+    rows = TensorDataset(*examples())
+    loaders = [DataLoader(rows, batch_size=16, num_workers=1, persistent_workers=True) for _ in range(1 + several)]
+
+    class Both(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch[0] if several else batch, batch_idx)
+
+    class Count(pytorch.Callback):  # type: ignore[misc]
+        began = 0
+
+        def on_train_batch_start(self, *given: Any) -> None:
+            self.began += 1
+
+    count = Count()
+    trainer(tmp_path, planner(Both), count, max_steps=-1).fit(Both(8), loaders if several else loaders[0])
+    assert count.began == 4
+
+
 def test_precision_data_module_and_loss(tmp_path: Path) -> None:
     class Data(pytorch.LightningDataModule):  # type: ignore[misc]
         def setup(self, stage: str) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import dagscale
 from dagscale.errors import DagscaleError, PlanError, WatchError
@@ -31,6 +32,7 @@ from dagscale.models.timm import declare_torchvision_ops
 from dagscale.planning.base import Base
 from dagscale.planning.plans import Plan
 from dagscale.tracing.wrappers import is_sharded
+from dagscale.training.batches import with_own_workers
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.recipe import Recipe
 from dagscale.watching import Watch, WatchReport
@@ -314,7 +316,7 @@ class _Batches:
 
     def __init__(self, trainer: Any, module: Any, plain: bool) -> None:
         self.trainer, self.module, self.plain = trainer, module, plain
-        loaders = trainer.train_dataloader
+        loaders = tree_map(with_own_workers, trainer.train_dataloader)
         self.lone = hasattr(loaders, "__iter__") and not isinstance(loaders, (dict, list, tuple))
         self.loader = loaders if self.lone else pytorch.utilities.CombinedLoader(loaders, "max_size_cycle")
 

@@ -11,6 +11,7 @@ model by keywords, and its ``labels`` are the target too. For other structures, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -336,7 +337,7 @@ class Stream(_Foreign):
         """One pass, with one stream of random numbers of its own; the user's go on between batches."""
         own = self.stream(seed)
         with own:
-            iterator = _read(iter, self.data)
+            iterator = _read(iter, with_own_workers(self.data))
         if self._structure is None and not isinstance(self.data, torch.utils.data.DataLoader):
             with self.stream(seed):  # it may draw an order at once
                 once = _read(iter, self.data) is iterator
@@ -378,6 +379,17 @@ class Stream(_Foreign):
             yield batch
             if left <= 0:
                 return
+
+
+def with_own_workers(data: Any) -> Any:
+    """The data as they are; of a ``DataLoader`` whose workers persist, a copy whose workers end with each pass. The
+    loader itself has one iterator for all who read it: another pass would begin the user's anew, and workers that have
+    begun already cannot be seeded."""
+    if not (isinstance(data, torch.utils.data.DataLoader) and data.persistent_workers):
+        return data
+    made = copy.copy(data)
+    vars(made).update(_iterator=None, persistent_workers=False)  # past a guard on setting attributes
+    return made
 
 
 ONCE = "the data can be iterated once only: give what makes them anew, such as a DataLoader"
