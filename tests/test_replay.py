@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -413,6 +414,15 @@ def test_a_users_own_file_needs_few_columns(tmp_path: Path) -> None:
     text = page(done.to_dict())
     assert "covariance for 6 of 6 pairs: the file does not say how to build the networks" in text
     assert "step-law for 6 of 6 pairs: the Step Law is fitted to language models under AdamW" in text
+
+
+def test_the_file_that_the_page_shows_is_scored_by_error_and_by_loss(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```\n(lr,.*?)```", (EVIDENCE / "replay.md").read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "runs.csv"
+    file.write_text(shown, encoding="utf-8")
+    judged = replay(file).judged
+    assert [one.metric.name for one in judged] == ["error", "loss"]
+    assert all("depth^-1/2" in {score.rule for score in one.axes[0].smallest} for one in judged)
 
 
 def test_networks_named_as_targets_are_built_and_laws_read_them(tmp_path: Path) -> None:
