@@ -64,6 +64,53 @@ def contest(suite: str) -> str:
     return f"{said}\n{more}\n\n{curves.markdown(found)}"
 
 
+CONTESTS = {
+    "lm": "language models",
+    "lm-no-norm": "the same without norms",
+    "resnet": "ResNets",
+    "vit": "vision transformers",
+    "mixer": "MLP-Mixers",
+    "mlp": "MLP DAGs under plain SGD",
+    "cnn": "CNN DAGs under plain SGD",
+    "mlp-adam": "MLP DAGs under Adam",
+}
+OURS = ("none", "combined", "short-run", "dagscale", "grid")
+"""What methods of a contest begin with that are no rivals."""
+
+
+def contests(_: str) -> str:
+    """A row a contest: the plan with nothing named, TPE from the plan's init with as many steps, shared and alone, and
+    the best rival from the author's init with as many."""
+    body, worth = [], []
+    for suite, name in CONTESTS.items():
+        found = read_contest(suite)
+        few, many = (found.budgets()[reading] for reading in ("dagscale", "alone"))
+        worth.append((few, many))
+        plan = next(one for one in curves.rows(found) if one.method == "dagscale")
+        tpe = {one.trainings: one for one in curves.rows(found) if one.method == "tpe / moments"}
+        rivals = [
+            one
+            for one in curves.rows(found)
+            if one.method.partition(" / ")[0] not in OURS and one.method != "tpe / moments"
+            if one.trainings <= few and one.loss is not None
+        ]
+        best = min(rivals, key=lambda one: one.loss or 0.0)
+        body.append([
+            name, above(plan), above(tpe[few]), above(tpe[many]),
+            f"{above(best)}, {best.name}",
+        ])  # fmt: skip
+    short, long = (f"{min(counts)} to {max(counts)} trainings" for counts in zip(*worth, strict=True))
+    head = ["networks", "the plan", f"TPE, plan's init, {short}", f"TPE, plan's init, {long}", "best rival"]
+    return table(head, body, left=1)
+
+
+def above(row: curves.Row) -> str:
+    """Of a row of a contest: the mean loss above the lowest of the grids, and the worst."""
+    if row.loss is None or row.loss_worst is None:
+        return "diverged"
+    return f"{100 * row.loss:.1f}\u00a0% ({100 * row.loss_worst:.1f}\u00a0%)".replace("-", "−")
+
+
 def read_contest(suite: str) -> Contest:
     """What a contest came to."""
     return Contest.from_dict(read(f"contest-{suite}"))
@@ -179,7 +226,7 @@ def sheets(name: str, left: int = 2) -> Callable[[str], str]:
 
 
 STUDIES: dict[str, Callable[[str], str]] = {
-    "transfer": transfer, "schedules": schedules, "contest": contest, "targets": targets, "spacing": spacing,
+    "transfer": transfer, "schedules": schedules, "contest": contest, "contests": contests, "targets": targets, "spacing": spacing,
     "demo": demo_table, "nas": nas, "positions": positions, "points": points,
     "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
     "width": sheets("width-parts", left=1), "sgd-depth": sheets("sgd-depth", left=3),
