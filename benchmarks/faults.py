@@ -1,4 +1,4 @@
-"""How the command line and the sweep's store take faults: counts for docs/guide/robustness.md.
+"""How the command line and the sweep's store take faults: counts for docs/how/robustness.md.
 
     python benchmarks/faults.py fuzz --count 1000 --out docs/evidence/tables/fuzz.csv
     python benchmarks/faults.py flips --count 300

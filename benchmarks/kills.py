@@ -1,4 +1,4 @@
-"""SIGKILL at random moments to all that takes part in a sweep: counts for docs/guide/robustness.md.
+"""SIGKILL at random moments to all that takes part in a sweep: counts for docs/how/robustness.md.
 
     python benchmarks/kills.py driver --count 25 --jobs 2
     python benchmarks/kills.py verify --count 25 --jobs 1

@@ -1,4 +1,4 @@
-"""Peak memory of a training step, a plan with data and a search, for three kinds of networks: docs/guide/robustness.md.
+"""Peak memory of a training step, a plan with data and a search, for three kinds of networks: docs/how/robustness.md.
 
     python benchmarks/memory.py [--csv docs/evidence/tables/memory.csv]
 

@@ -7,7 +7,7 @@ A fault is Ctrl-C at a random moment, a forward or loss that raises, a run that 
 After each, the model must be to the bit what it was, and a sweep that is called again must end in the table of an
 undisturbed one. Twice a minute a line is added to ``--out``: resident memory, what of it malloc and Python have handed
 out, Python's objects, file descriptors, threads, child processes (those whose parent has died too) and temporary files.
-At the end, or after SIGTERM, come rows of a table for docs/guide/robustness.md, with memory's slope over what follows
+At the end, or after SIGTERM, come rows of a table for docs/how/robustness.md, with memory's slope over what follows
 the first quarter. What is wrong goes to stderr, and the exit status is 1 then; so does the stack of whatever has not
 come to its end after half an hour, which ends the soak.
 """
