@@ -240,7 +240,7 @@ def test_underdetermined_exponents_are_refused() -> None:
     with pytest.raises(dagscale.DagscaleError, match="does not say the decay"):
         fitted_exponents(tuple(found_in(FAMILIES, root_of_depth)), ("decay",))
     one_width = [s for s in FAMILIES if s.architecture.width == 1]
-    with pytest.raises(dagscale.DagscaleError, match="too few other runs to fit exponents of depth, width"):
+    with pytest.raises(dagscale.DagscaleError, match=r"too few other runs to fit exponents of depth, width$"):
         fitted_exponents(tuple(found_in(one_width, root_of_depth)), ("depth", "width"))
 
 
@@ -412,7 +412,9 @@ def test_a_users_own_file_needs_few_columns(tmp_path: Path) -> None:
     assert by["depth^-1/2"].lost == pytest.approx(0, abs=1e-9)
     assert by["one rate"].lost > 0
     text = page(done.to_dict())
-    assert "covariance for 6 of 6 pairs: the file does not say how to build the networks" in text
+    silent = "covariance; effective-depth; paths; μP (CompleteP); μP, depth^-1/2 for 6 of 6 pairs"
+    assert f"Nothing is said by {silent}: the file does not say how to build the networks" in text
+    assert text.count("how to build the networks") == 1
     assert "step-law for 6 of 6 pairs: the Step Law is fitted to language models under AdamW" in text
 
 
@@ -423,6 +425,26 @@ def test_the_file_that_the_page_shows_is_scored_by_error_and_by_loss(tmp_path: P
     judged = replay(file).judged
     assert [one.metric.name for one in judged] == ["error", "loss"]
     assert all("depth^-1/2" in {score.rule for score in one.axes[0].smallest} for one in judged)
+
+
+def test_a_file_of_two_networks_has_one_pair_and_says_what_does_not_differ(tmp_path: Path) -> None:
+    rows = [(f"resnet:{d}", lr, run(Setting(net(d)), lr, 0.05).costs["loss"]) for d in (8, 14) for lr in RATES]
+    text = page(replay(write(tmp_path / "mine.csv", ["network", "lr", "loss"], rows)).to_dict())
+    assert "all others: 1 pair, 1 group." in text
+    assert "no number that differs, of depth, width, decay, batch, examples" in text
+
+
+def test_columns_of_a_users_own_file_may_have_capitals(tmp_path: Path) -> None:
+    done = replay(own(tmp_path / "mine.csv", "LR, Loss,Depth"))
+    assert done.to_dict() == replay(own(tmp_path / "mine.csv")).to_dict()
+
+
+@pytest.mark.parametrize("yes", ["yes", "Y", "TRUE", "1", " ", ""])
+def test_finished_is_a_question_of_yes_or_no(tmp_path: Path, yes: str) -> None:
+    rows = [(2.0**k, abs(k) + 1, yes) for k in range(-3, 4)] + [(2.0**9, 1, no) for no in ("no", "N", "False", "0")]
+    read = read_runs(write(tmp_path / "mine.csv", ["lr", "loss", "finished"], rows))
+    assert len(read.runs) == 7
+    assert "4 of 11 runs did not come to their end: left out" in read.notes
 
 
 def test_networks_named_as_targets_are_built_and_laws_read_them(tmp_path: Path) -> None:
@@ -452,8 +474,10 @@ def test_accuracy_momentum_and_steps_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
-        (["rate", "loss"], [(1, 2)], "lacks the column lr"),
-        (["lr", "depth"], [(1, 2)], "no column 'loss' or 'accuracy'"),
+        (["rate", "loss"], [(1, 2)], "lacks the column lr: it has rate, loss; a file of your own needs lr, and"),
+        (["lr;loss"], [("1;2",)], "is it separated by ';'"),
+        (["lr;loss"], [("1,5;2",)], "is it separated by ';'"),
+        (["lr", "depth"], [(1, 2)], "no column 'loss' or 'accuracy' among lr, depth"),
         (["lr", "loss", "loss"], [(1, 2, 3)], "'loss' stands twice"),
         (["lr", "loss"], [], "has no runs"),
         (["lr", "loss"], [(1, 2, 3)], "line 2: not as many values"),
@@ -463,6 +487,15 @@ def test_accuracy_momentum_and_steps_are_read(tmp_path: Path) -> None:
         (["lr", "loss"], [(1, "low")], "column 'loss' holds 'low'"),
         (["lr", "accuracy"], [(1, 93.1)], "write it as a share of 1"),
         (["lr", "loss", "momentum"], [(1, 2, 1)], "column 'momentum' holds 1"),
+        (["lr", "loss", "momentum"], [(1, 2, "heavy")], "line 2: column 'momentum' holds 'heavy', which is no number"),
+        (["lr", "loss", "decay"], [(1, 2, -1)], "line 2: column 'decay' holds -1: it must be a positive number or 0"),
+        (["lr", "loss", "finished"], [(1, 2, "yes"), (1, 2, "done")], "line 3: column 'finished' holds 'done': write"),
+        (["lr", "loss", "finished"], [(1, 2, "yes"), (2, 2, "no")], r"three \(1 of 2 runs did not come to their end"),
+        (
+            ["lr", "loss", "finished"],
+            [*((2.0**k, 1 + 0.1 * k * k, "yes") for k in (-2, -1, 0, 1, 2)), (8, 1, "no")],
+            r"the file has 1 setting with a best rate .*\(1 of 6 runs did not come to their end: left out\)",
+        ),
         (["lr", "loss"], [(1, 2)], "one rate only"),
         (["lr", "loss", "depth"], [(1, 2, 1), (1, 2, 2), (1, 3, 4)], "one rate only"),
         (["lr", "loss"], [(1, 2), (2, 3)], "two rates only"),

@@ -38,6 +38,11 @@ def line(text: str, longest: int = LONGEST) -> str:
     return f"{text[:left]} … {text[left + 3 - longest :]}"
 
 
+def counted(number: int, thing: str) -> str:
+    """So many of a thing, in words: ``1 run``, ``1,146 runs``."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def said(error: BaseException) -> str:
     """What an exception says: a user's own kind may raise when it is asked."""
     try:

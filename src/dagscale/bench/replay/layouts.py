@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from dagscale.bench.replay.networks import build_decoder, build_residual, build_target
-from dagscale.bench.replay.runs import LAYOUTS, OWN, Architecture, Layout, Metric, Run, Setting, cost, number
+from dagscale.bench.replay.runs import LAYOUTS, OWN, Architecture, Layout, Metric, Run, Setting, cost, number, yes
 
 TRAINING_IMAGES = 40_960
 """Of CIFAR that the residual networks were trained on; the rest of the 50,000 is the validation set."""
@@ -42,7 +42,7 @@ def residual_grid(row: Mapping[str, str]) -> Run | None:
             "log training loss": math.inf if diverged else math.log(loss),
         },
         seed=f"momentum {momentum:g}",
-        finished=row["done"].strip() == "True" or diverged,
+        finished=yes(row, "done") or diverged,
     )
 
 
@@ -109,13 +109,13 @@ RECIPE = ("recipe", "data", "optimizer", "schedule")
 def own(row: Mapping[str, str]) -> Run:
     """A run of a user's file: ``lr``, ``loss`` or ``accuracy``, and whatever else says what was trained and how."""
     if not ("loss" in row or "accuracy" in row):
-        raise ValueError("no column 'loss' or 'accuracy': how did the runs end?")
-    depth, width, parameters, decay, batch, steps, examples = (
-        None if row.get(column, "") == "" else number(row, column, positive=column != "decay")
-        for column in ("depth", "width", "parameters", "decay", "batch", "steps", "examples")
+        raise ValueError(f"no column 'loss' or 'accuracy' among {', '.join(row)}: how did the runs end?")
+    depth, width, parameters, decay, batch, steps, examples, momentum = (
+        number(row, column, zero=column in ("decay", "momentum")) if row.get(column, "").strip() else None
+        for column in ("depth", "width", "parameters", "decay", "batch", "steps", "examples", "momentum")
     )
-    momentum = float(row.get("momentum") or 0)
-    if not 0 <= momentum < 1:
+    momentum = momentum or 0.0
+    if momentum >= 1:
         raise ValueError(f"column 'momentum' holds {momentum:g}: it must be at least 0 and below 1")
     if examples is None and steps is not None:
         examples = steps * (batch or 1)
@@ -138,7 +138,7 @@ def own(row: Mapping[str, str]) -> Run:
         rate=float(f"{number(row, 'lr') / (1 - momentum):.6g}"),
         costs=costs,
         seed=row.get("seed", "").strip(),
-        finished=row.get("finished", "true").strip().lower() in ("true", "1", "yes", ""),
+        finished=not row.get("finished", "").strip() or yes(row, "finished"),
     )
 
 

@@ -95,7 +95,7 @@ def paths(base: Setting, target: Setting, context: Context) -> float:
     return planned(context, base, target, "paths", "none")
 
 
-@rule("covariance", "network", source="law `covariance`, docs/how/covariance.md")
+@rule("covariance", "network", source="law `covariance` of dagscale.plan")
 def covariance(base: Setting, target: Setting, context: Context) -> float:
     """Law ``covariance`` of ``dagscale.plan``."""
     return planned(context, base, target, "covariance", "none")
@@ -170,6 +170,8 @@ for _name, _axes in _SAY.items():
 def fitted(base: Setting, target: Setting, context: Context) -> float:
     """Least squares on the optima of the others, within each of their groups."""
     names = tuple(name for name in VARIABLES if _moves(base, target, name))
+    if not names:
+        raise PlanError(f"the file gives the two settings no number that differs, of {', '.join(VARIABLES)}")
     if names not in context.fits:
         context.fits[names] = fitted_exponents(context.others, names)
     exponents = context.fits[names]
@@ -196,7 +198,7 @@ def fitted_exponents(others: tuple[Optimum, ...], names: tuple[str, ...]) -> dic
         xs.append(table - table.mean(0))
         ys.append(rates - rates.mean())
     if not xs or np.linalg.matrix_rank(np.concatenate(xs), 1e-6) < len(names):
-        raise PlanError(f"too few other runs to fit exponents of {', '.join(names)} to")
+        raise PlanError(f"too few other runs to fit exponents of {', '.join(names)}")
     found, *_ = np.linalg.lstsq(np.concatenate(xs), np.concatenate(ys), rcond=None)
     return dict(zip(names, map(float, found), strict=True))
 

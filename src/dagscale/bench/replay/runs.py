@@ -14,6 +14,7 @@ from typing import Any
 from dagscale.bench.data.files import read_all
 from dagscale.errors import DataError
 from dagscale.registry import Registry
+from dagscale.shown import counted
 
 
 @dataclass(frozen=True, order=True)
@@ -165,7 +166,7 @@ def read_runs(path: str | Path) -> Runs:
     finished = [run for run in read if run.finished]
     notes = list(layout.notes)
     if len(finished) < len(read):
-        notes.append(f"{len(read) - len(finished)} of {len(read)} runs did not come to their end: left out")
+        notes.append(f"{len(read) - len(finished)} of {counted(len(read), 'run')} did not come to their end: left out")
     if unread:
         notes.append(f"columns that are not read: {', '.join(unread)}")
     metrics = tuple(metric for metric in layout.metrics if any(metric.name in run.costs for run in finished))
@@ -174,27 +175,50 @@ def read_runs(path: str | Path) -> Runs:
     layout, first = replace(layout, metrics=metrics), metrics[0].name
     diverged = sum(math.isinf(run.costs[first]) for run in finished)
     if diverged:
-        notes.append(f"{diverged} of {len(finished)} runs diverged: they count as infinitely bad, never as missing")
+        notes.append(
+            f"{diverged} of {counted(len(finished), 'run')} diverged: they count as infinitely bad, never as missing"
+        )
     _check_unread(path, aside, unread)
     _check_repeats(path, finished, first)
-    _check_rates(path, finished)
+    _check_rates(path, finished, notes)
     return Runs(name, layout, tuple(finished), tuple(notes))
 
 
-def number(row: Mapping[str, str], column: str, *, positive: bool = True) -> float:
-    """The number in a column.
+def in_brackets(notes: Sequence[str]) -> str:
+    """What a reader should know of a file, for the end of an error."""
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def number(row: Mapping[str, str], column: str, *, zero: bool = False) -> float:
+    """The positive number in a column, or 0 where that may be.
 
     Raises:
-        ValueError: if there is none, or it is not positive where it must be; the message is fit for a person.
+        ValueError: if there is no such number; the message is fit for a person.
     """
     text = (row.get(column) or "").strip()
     try:
         value = float(text)
     except ValueError:
         raise ValueError(f"column {column!r} holds {text!r}, which is no number") from None
-    if positive and not (math.isfinite(value) and value > 0):
-        raise ValueError(f"column {column!r} holds {text}: it must be a positive number")
+    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+        raise ValueError(f"column {column!r} holds {text}: it must be a positive number{' or 0' * zero}")
     return value
+
+
+def yes(row: Mapping[str, str], column: str) -> bool:
+    """Whether a column says yes.
+
+    Raises:
+        ValueError: if it says neither yes nor no; the message is fit for a person.
+    """
+    text = (row.get(column) or "").strip()
+    if text.lower() not in SAYS:
+        raise ValueError(f"column {column!r} holds {text!r}: write yes or no, y or n, true or false, 1 or 0")
+    return SAYS[text.lower()]
+
+
+SAYS = {text: text in ("yes", "y", "true", "1") for text in ("yes", "y", "true", "1", "no", "n", "false", "0")}
+"""What a column that is a question may hold, in lower case."""
 
 
 def cost(row: Mapping[str, str], column: str) -> float:
@@ -211,7 +235,11 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
         with io.StringIO(read_all(path).decode("utf-8-sig"), newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            header = [column.strip() for column in reader.fieldnames or ()]
+            header = [_column(name.strip()) for name in reader.fieldnames or ()]
+            if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), "")):
+                raise DataError(
+                    f"{path.name}: is it separated by {other!r}? Separate columns by ',' and write numbers as 0.1"
+                )
             reader.fieldnames = header
             rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
@@ -242,10 +270,18 @@ def _layout(path: Path, header: list[str]) -> tuple[str, Layout]:
     else:
         near = OWN
     missing = sorted(LAYOUTS[near].header - set(header))
+    of = "" if near == OWN else f" of layout {near!r}"
     raise DataError(
-        f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of layout {near!r}: "
-        "docs/evidence/replay.md lists what a file of your own must have"
+        f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}{of}: it has "
+        f"{', '.join(header)}; a file of your own needs lr, and loss or accuracy, and may have "
+        f"{', '.join(sorted(LAYOUTS[OWN].optional - {'loss', 'accuracy'}))}"
     )
+
+
+def _column(name: str) -> str:
+    """A column's name as the layouts have it: those of a user's own file may have capitals."""
+    own = LAYOUTS[OWN].header | LAYOUTS[OWN].optional
+    return name.lower() if name.lower() in own else name
 
 
 APART = 0.1
@@ -286,7 +322,7 @@ def _check_repeats(path: Path, runs: Iterable[Run], metric: str) -> None:
             )
 
 
-def _check_rates(path: Path, runs: Iterable[Run]) -> None:
+def _check_rates(path: Path, runs: Iterable[Run], notes: Sequence[str]) -> None:
     """Raises: DataError if no setting was tried at three rates at least."""
     rates: dict[Setting, set[float]] = defaultdict(set)
     for run in runs:
@@ -294,4 +330,6 @@ def _check_rates(path: Path, runs: Iterable[Run]) -> None:
     most = max(map(len, rates.values()))
     if most < 3:
         tried = "one rate only" if most == 1 else "two rates only"
-        raise DataError(f"{path.name}: {tried} for every network and recipe: a best rate needs at least three")
+        raise DataError(
+            f"{path.name}: {tried} for every network and recipe: a best rate needs at least three{in_brackets(notes)}"
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.replay.pictures import draw_lost, draw_rates
 from dagscale.pictures.files import save, write
-from dagscale.shown import load_rich
+from dagscale.shown import counted, load_rich
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,12 +122,15 @@ def _exponents(judged: Document) -> Sheet:
 def _axis(axis: Document, unit: str) -> Sheet:
     other = {score["rule"]: score for score in axis["any_base"]}
     rows = tuple((*_score(score), _number(other[score["rule"]]["lost"])) for score in axis["smallest"])
-    silent = "".join(f" Nothing is said by {rule} for {why}." for rule, why in axis["silent"].items())
-    groups = axis["smallest"][0]["groups"]
+    causes: dict[str, list[str]] = {}
+    for rule, why in axis["silent"].items():
+        causes.setdefault(why, []).append(rule)
+    silent = "".join(f" Nothing is said by {'; '.join(rules)} for {why}." for why, rules in causes.items())
+    pairs, groups = (counted(axis["smallest"][0][f"{thing}s"], thing) for thing in ("pair", "group"))
     return Sheet(
         AXIS_TITLES[axis["axis"]],
-        f"The smallest as the base of all others: {axis['smallest'][0]['pairs']} pairs, {groups} "
-        f"group{'s' * (groups > 1)}. Lost against the target's own best rate, {unit}.{silent}",
+        f"The smallest as the base of all others: {pairs}, {groups}. Lost against the target's own best rate, "
+        f"{unit}.{silent}",
         ("rule", "lost", "95 %", "worst", "octaves off", "bias", "any base"),
         rows,
     )

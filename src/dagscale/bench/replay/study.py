@@ -13,7 +13,7 @@ from dagscale.bench.replay import layouts  # noqa: F401  puts the known layouts 
 from dagscale.bench.replay.optima import Kind, LeftOut, Optimum, by_kind, left_out, optima
 from dagscale.bench.replay.pairs import across_horizons, across_networks, surfaces
 from dagscale.bench.replay.rules import AXES, RULES
-from dagscale.bench.replay.runs import Metric, Runs, Setting, read_runs
+from dagscale.bench.replay.runs import Metric, Runs, Setting, in_brackets, read_runs
 from dagscale.bench.replay.transfer import (
     Carried,
     Exponent,
@@ -29,6 +29,7 @@ from dagscale.bench.replay.transfer import (
 from dagscale.errors import DataError
 from dagscale.rates import find_band
 from dagscale.scaling.horizon import step_law_optimum
+from dagscale.shown import counted
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ def replay(path: str | Path) -> Replay:
     runs = read_runs(path)
     judged = tuple(judge(runs, metric) for metric in runs.layout.metrics)
     if not judged[0].axes:
-        inner = judged[0].kinds["inner"]
+        inner = counted(judged[0].kinds["inner"], "setting")
         raise DataError(
-            f"{Path(path).name}: nothing to carry a rate between: {inner} settings have a best rate inside their grid, "
-            "and no two of them agree in all but network, decay, batch or horizon; add runs, or columns that say what "
-            "differs"
+            f"{Path(path).name}: nothing to carry a rate between: the file has {inner} with a best rate inside the "
+            "grid, and no two that agree in all but network, decay, batch or horizon; add runs, or columns that say "
+            f"what differs{in_brackets(runs.notes)}"
         )
     return Replay(runs, judged)
 
