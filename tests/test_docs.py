@@ -262,7 +262,8 @@ def test_the_readme_runs_and_prints_what_it_says() -> None:
 
 def test_the_plan_that_a_guide_reads_line_by_line_is_the_readmes() -> None:
     shown = re.search(r"\nlearning rate .*\n(law .*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert shown and f"```\n{shown[1]}```" in (DOCS / "guide" / "plan.md").read_text("utf-8")
+    assert shown
+    assert f"```\n{shown[1]}```" in (DOCS / "guide" / "plan.md").read_text("utf-8")
 
 
 def test_there_are_examples() -> None:

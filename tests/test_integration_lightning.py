@@ -390,6 +390,8 @@ def test_more_lines_with_the_mend(tmp_path: Path) -> None:
         PlanCallback(Net())
     with pytest.raises(PlanError, match="leave one of them out"):
         PlanCallback(plan=other, optimizer="sgd")
+    with pytest.raises(RecipeError, match="give it steps= in place of epochs="):
+        PlanCallback(epochs=3)
     with pytest.raises(PlanError, match="clips by value"):
         trainer(tmp_path, planner(), gradient_clip_val=1.0, gradient_clip_algorithm="value").fit(Net(), loader())
     with pytest.raises(RecipeError, match="Linear is no LightningModule"):

@@ -132,6 +132,12 @@ def test_changes_keep_the_rest_and_descriptions_tell_them_apart() -> None:
     assert differences(recipe.describe(), recipe.changed().describe()) == []
 
 
+def test_a_changed_length_takes_the_place_of_the_one_before() -> None:
+    passes, steps = Recipe((X, Y), batch_size=16, epochs=2), Recipe((X, Y), batch_size=16, steps=30)
+    assert (passes.changed(steps=5).total_steps, steps.changed(epochs=2).total_steps) == (5, 6)
+    assert (passes.changed(batch_size=8).epochs, steps.changed(steps=None).total_steps) == (2, 3)
+
+
 class Endless(IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[Tensor]:
         return iter(X)
@@ -227,6 +233,13 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda: dagscale.plan(tokens(), data=(IDS, IDS.roll(-1, 1)), loss=F.cross_entropy, steps=4, law="short-run"),
         r"classes in the second dimension; .* cross_entropy\(out.flatten\(0, -2\), y.flatten\(\)\)",
     ),
+    "two lengths": (lambda: Recipe((X, Y), steps=30, epochs=7), "steps and epochs both say how long a run is"),
+    "two lengths in a search": (
+        lambda: dagscale.search(net(), (X, Y), steps=3, epochs=2),
+        "steps and epochs both say how long a run is: give one",
+    ),
+    "two new lengths": (lambda: Recipe((X, Y), epochs=7).changed(steps=3, epochs=2), "steps and epochs both say"),
+    "decay of none": (lambda: Recipe((X, Y), no_decay=("bias",)), "give weight_decay= too"),
     "no schedule": (lambda: searched(schedule=lambda o, n: None), "schedule gave a NoneType, which has no step"),
     "several schedules": (
         lambda: searched(schedule=lambda o, n: [torch.optim.lr_scheduler.StepLR(o, 3)]),

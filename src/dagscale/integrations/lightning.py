@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import dagscale
-from dagscale.errors import DagscaleError, PlanError, WatchError
+from dagscale.errors import DagscaleError, PlanError, RecipeError, WatchError
 from dagscale.integrations.requirement import require
 from dagscale.integrations.training_step import by_training_step
 from dagscale.models.timm import declare_torchvision_ops
@@ -129,6 +129,8 @@ class PlanCallback(Callback):
                 f"base must be what dagscale.search returns, or a function that makes the small module, such as "
                 f"lambda: Net(width=64), not {type(base).__name__}"
             )
+        if "epochs" in planning:
+            raise RecipeError("PlanCallback reads the length from the Trainer: give it steps= in place of epochs=")
         self.plan, self.loss, self.search = plan, loss, dict(search or {})
         self.base = base if isinstance(base, Base) else None
         self._small = None if isinstance(base, Base) else base

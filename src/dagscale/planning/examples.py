@@ -17,6 +17,8 @@ from dagscale.training.batches import Rows
 from dagscale.training.recipe import Recipe
 from dagscale.typed import check_types
 
+AFFECTS_RESULTS = False
+
 TIMES = 2.0
 """By how many times sizes differ at least that are told as different."""
 

@@ -64,8 +64,8 @@ class Recipe:
             function of parameter groups (`dagscale.training.optimizers`).
         batch_size: examples in a batch; None where a loader has its own.
         steps: optimiser steps of a run; None if it is said in epochs.
-        epochs: passes over the data of a run, where ``steps`` is None. With neither, a run is one pass, and laws take
-            it for a long one.
+        epochs: passes over the data of a run; None if it is said in steps. With neither, a run is one pass, and laws
+            take it for a long one.
         schedule: ``schedule(optimizer, total_steps)`` makes a scheduler, stepped after every optimiser step.
         step: the user's own training step, ``step(model, optimizer, inputs, target)``, in place of forward, loss,
             backward, clipping and ``optimizer.step()``. It returns the loss before it. Runs are judged by ``loss``; by
@@ -141,6 +141,10 @@ class Recipe:
             )
         if step is not None and (clip is not None or accumulate != 1 or autocast is not None):
             raise RecipeError("step= is the whole training step: do clipping, accumulation and autocast inside it")
+        if steps is not None and epochs is not None:
+            raise RecipeError("steps and epochs both say how long a run is: give one of them")
+        if weight_decay is None and (callable(no_decay) or tuple(no_decay) not in ((), NO_DECAY)):
+            raise RecipeError("no_decay= says what the decay leaves out: give weight_decay= too")
         own = {
             "data": data,
             "loss": loss,
@@ -228,9 +232,12 @@ class Recipe:
         return next(self.source.batches(0))
 
     def changed(self, **changes: Any) -> Recipe:
-        """A copy with these arguments changed. The optimiser's settings stay unless another optimiser is given."""
+        """A copy with these arguments changed. The optimiser's settings stay unless another optimiser is given; new
+        ``steps`` take the place of ``epochs``, and the other way round."""
         names = [f.name for f in fields(self) if f.name not in ("_source", "optimizer")]
         kept = {name: getattr(self, name) for name in names}
+        if changes.get("steps") is not None or changes.get("epochs") is not None:
+            kept["steps"] = kept["epochs"] = None
         if isinstance(self._source, Stream) and "data" not in changes:
             kept["batch_size"] = None  # a loader has its own
         return Recipe(**{**kept, "optimizer": self.optimizer, **changes})
@@ -242,7 +249,7 @@ class Recipe:
             "loss": _named(self.loss),
             "batch_size": self.batch_size,
             "steps": self.steps,
-            "epochs": self.epochs if self.steps is None else None,
+            "epochs": self.epochs,
             "schedule": _named(self.schedule),
             "step": _named(self.step),
             "clip": self.clip,
