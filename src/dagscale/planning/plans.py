@@ -336,10 +336,15 @@ class Plan(Saved, Tabled):
             return self.live.optimizer
         said = self.recipe.get("optimizer", {})
         name = said.get("name")
-        if name in OPTIMIZERS:
-            return resolve(name, said.get("settings"))
+        left = said.get("not_held") or ()
+        if name in OPTIMIZERS and (optional or not left):
+            return resolve(name, {k: v for k, v in (said.get("settings") or {}).items() if k not in left})
         if optional:
             return None
+        if name in OPTIMIZERS:
+            raise PlanError(
+                f"the plan's file does not hold {', '.join(left)} of its optimizer {name!r}: give recipe= with it"
+            )
         raise PlanError(
             f"the plan's optimizer {name!r} is not registered here: give recipe= with it, or register it with "
             "dagscale.optimizer"

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,6 +95,7 @@ class Optimizer:
 
     def configured(self, settings: Settings) -> Optimizer:
         """The record with these settings added to or replacing its own, and the traits that follow from them."""
+        settings = {name: plain_number(value) for name, value in settings.items()}
         merged = {**self.settings, **settings}
         _check_settings(self, settings)
         if merged.get("maximize"):
@@ -169,8 +171,10 @@ class Optimizer:
         return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
     def describe(self) -> dict[str, Any]:
-        """Name and settings as plain data for JSON; what JSON cannot hold as text."""
-        return {"name": self.name, "settings": {k: _plain(v) for k, v in sorted(self.settings.items())}}
+        """Name and settings as plain data for JSON; what JSON cannot hold as text, and ``not_held`` names it."""
+        settings = {name: _plain(value) for name, value in sorted(self.settings.items())}
+        left = [name for name, value in self.settings.items() if not _is_plain(value)]
+        return {"name": self.name, "settings": settings, **({"not_held": sorted(left)} if left else {})}
 
 
 _TRAITS = {
@@ -278,12 +282,28 @@ _SAID = ("data", "loss", "optimizer", "batch_size", "steps", "epochs", "schedule
 """What a recipe says itself."""
 
 
+def plain_number(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's own, in tuples and lists too; all else as it is."""
+    if type(value) in (tuple, list):
+        return type(value)(plain_number(item) for item in value)
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and math.prod(value.shape) == 1:
+        return value.item()
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if _is_plain(value):
         return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    return str(value) if isinstance(value, torch.dtype) else getattr(value, "__qualname__", type(value).__qualname__)
 
 
 # --- gradient-like --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from dagscale.errors import RecipeError
 from dagscale.shown import one_line
 from dagscale.training.batches import Batch, Source, Stream, Unpack, source
 from dagscale.training.groups import NoDecay, as_rule
-from dagscale.training.optimizers import Optimizer, resolve
+from dagscale.training.optimizers import Optimizer, plain_number, resolve
 
 Loss = Callable[..., Tensor]
 """``loss(output, target)``, or ``loss(output)`` for batches without a target: one number, a mean over the batch. Of an
@@ -331,6 +331,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _positive(name: str, value: Any, zero: bool = False) -> float:
+    value = plain_number(value)
     good = isinstance(value, (int, float, Fraction)) and math.isfinite(value) and (value > 0 or (zero and value == 0))
     if not good:
         raise RecipeError(f"{name} must be a positive number, got {value!r}")
