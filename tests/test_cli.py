@@ -70,6 +70,10 @@ def loader():
     x = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
     return DataLoader(TensorDataset(x, x[:, :1]), batch_size=6, shuffle=True)
 
+def huge():
+    x, y = loader().dataset.tensors
+    return 1e6 * x / x.square().mean().sqrt(), y
+
 def alone():
     return nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 1))
 
@@ -235,7 +239,11 @@ def test_completion_ends_well(tmp_path: Path) -> None:
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--optimizer", "sdg"], "did you mean 'sgd'"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "x"], "'--base-lr'"),
         (["check", "mlp:2", "mlp:2_02", "--data", "digits", "--plot", "x.xyz"], ".svg"),
-        (["search", "mymodel.py:small", "--loss", "mse"], "did you mean 'mse_loss'?"),
+        (["search", "mymodel.py:small", "--data", "mymodel.py:loader", "--loss", "mse"], "did you mean 'mse_loss'?"),
+        (
+            ["search", "mymodel.py:alone", "--data", "mymodel.py:huge", "--loss", "mse_loss", "--steps", "2"],
+            "inputs are 1e+06 in root mean",
+        ),
         (["frobnicate", "--json"], "No such command 'frobnicate'"),
     ],
 )
@@ -281,6 +289,17 @@ def test_interruption_is_one_line_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert [line for line in err.read().splitlines() if "dagscale" in line] == [
             "dagscale: interrupted: what is finished is in s.sqlite; the same command goes on from there"
         ]
+
+
+def test_interruption_before_there_is_a_store_promises_none(tmp_path: Path) -> None:
+    from dagscale.cli.app import Interrupted, resumable
+
+    store = tmp_path / "s.sqlite"
+    with pytest.raises(Interrupted, match=r"^interrupted before a run was finished$"), resumable(store):
+        raise KeyboardInterrupt
+    store.touch()
+    with pytest.raises(Interrupted, match="what is finished is in"), resumable(store):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -381,6 +400,10 @@ def test_a_pair_searched_and_planned_for_a_longer_run(tmp_path: Path) -> None:
         (["plan", "mlp:2", "--data", "text:mymodel.py"], "the data are token ids, and this takes images"),
         (["plan", "hf:bert", "--data", "text:"], "name a file of text"),
         (["search", "mlp:2", "--law", "none"], "name one with --save"),
+        (["search", "mymodel.py:small"], "mymodel.py:small is trained, and needs data: name them with --data"),
+        (["search", "mlp:2", "--steps", "20", "--epochs", "2"], "steps and epochs both say how long a run is"),
+        (["search", "mlp:2", "--grid", "2", "-8"], "give the lower exponent first"),
+        (["search", "mlp:2", "--grid", "-2000", "2000"], "exponent must be -100 to 100"),
         (["search", "mlp:2", "--warmup", "nan"], "warmup"),
         (["search", "mlp:2", "--clip", "nan"], "clip"),
         (["search", "mlp:2", "--weight-decay", "nan"], "weight"),

@@ -8,6 +8,7 @@ import pickle
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -105,6 +106,7 @@ def test_a_factory_that_holds_another_models_parameters_is_refused() -> None:
 
 def test_the_optimisers_default_rate_is_the_networks() -> None:
     """A group that is added without a rate has it, and so have schedules that end at a rate of their own."""
+    torch.manual_seed(0)
     model = nn.Linear(2, 2)
     plan = dagscale.plan(model, torch.zeros(2, 2), base_lr=0.05, law="none", lr_scale={"bias": 2.0}, optimizer="adamw")
     made = plan.optimizer(model)
@@ -116,8 +118,8 @@ def test_the_optimisers_default_rate_is_the_networks() -> None:
         seen.append((optimizer.defaults["lr"], optimizer.param_groups[0]["lr"]))
         return dagscale.constant()(optimizer, steps)
 
-    data = (torch.randn(8, 2), torch.zeros(8, dtype=torch.long))
-    recipe = dagscale.Recipe(data, optimizer="adamw", batch_size=4, steps=2, schedule=schedule)
+    x = torch.randn(64, 2)
+    recipe = dagscale.Recipe((x, x.argmax(1)), optimizer="adamw", batch_size=16, steps=8, schedule=schedule)
     dagscale.search(model, recipe, grid=[2e-3, 4e-3], seeds=1)
     dagscale.plan(model, recipe=recipe, law="short-run", base=(nn.Linear(2, 2), torch.zeros(2, 2)), base_lr=0.01)
     assert len({rate for rate, _ in seen}) > 1
@@ -139,6 +141,34 @@ def test_a_function_named_like_a_registered_optimiser_is_never_taken_for_it() ->
                 read.optimizer(model)
             assert read.optimizer(model, recipe=recipe).defaults["betas"] == (0.5, 0.6)
     assert resolve("adamw").name == resolve(torch.optim.AdamW).name == "adamw"
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    for number in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array([0.5])):
+        assert resolve("momentum", {"momentum": number}).describe() == resolve("momentum", {"momentum": 0.5}).describe()
+        recipe = Recipe(optimizer="adamw", weight_decay=number, clip=number)
+        assert (recipe.weight_decay, recipe.clip) == (0.5, 0.5)
+
+
+def test_a_setting_that_no_file_holds_is_asked_for() -> None:
+    def scaled(groups: Any, *, times: Any = abs) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{**group, "lr": times(group["lr"])} for group in groups])
+
+    model, x = nn.Linear(2, 2), torch.zeros(2, 2)
+    with OPTIMIZERS.temporarily():
+        OPTIMIZERS.add("scaled")(resolve(scaled))
+        recipe = Recipe(optimizer="scaled", times=abs)
+        plan = dagscale.plan(model, x, recipe=recipe, base_lr=0.1, law="none")
+        read = dagscale.Plan.from_json(plan.to_json())
+        with pytest.raises(PlanError, match="does not hold times of its optimizer 'scaled': give recipe="):
+            read.optimizer(model)
+        assert read.optimizer(model, recipe=recipe).param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "rmsprop"])
+def test_a_recipe_travels_to_other_processes(name: str) -> None:
+    recipe = Recipe((torch.zeros(4, 2), torch.zeros(4)), loss=mse_loss, optimizer=name, batch_size=2, steps=3)
+    assert pickle.loads(pickle.dumps(recipe)).describe() == recipe.describe()
 
 
 def test_a_partial_class_is_that_class_with_these_settings() -> None:

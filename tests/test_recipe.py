@@ -229,6 +229,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"no class labels must be floating, y.float\(\)",
     ),
     "whole labels of a kind": (lambda: planned((X, Y.int())), r"class labels must be int64, y.long\(\)"),
+    "labels as numbers": (
+        lambda: planned(loss=F.mse_loss),
+        r"must match the size .* class labels take a loss of classes; leave loss out for cross-entropy",
+    ),
     "classes last": (
         lambda: dagscale.plan(tokens(), data=(IDS, IDS.roll(-1, 1)), loss=F.cross_entropy, steps=4, law="short-run"),
         r"classes in the second dimension; .* cross_entropy\(out.flatten\(0, -2\), y.flatten\(\)\)",
@@ -465,3 +469,50 @@ def test_a_rule_of_decay_that_raises_is_told_in_one_line() -> None:
     recipe = Recipe((X, Y), steps=2, weight_decay=0.1, no_decay=lambda name, parameter: 1 / 0)
     with pytest.raises(RecipeError, match="the function no_decay raised ZeroDivisionError"):
         dagscale.search(net(), recipe, seeds=1)
+
+
+def test_the_loss_is_computed_under_autocast_too() -> None:
+    """As in the usual loop, where losses that need it come out in single precision."""
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        value = F.cross_entropy(out, y)
+        assert (out.dtype, value.dtype) == (torch.bfloat16, torch.float32)
+        return value
+
+    recipe = Recipe((X, Y), loss=loss, optimizer="adamw", batch_size=16, steps=4, autocast=torch.bfloat16)
+    dagscale.search(net(), recipe, seeds=1, grid=[1e-3, 2e-3])
+
+
+def test_tensors_in_memory_are_unpacked_too() -> None:
+    recipe = Recipe((X, Y), batch_size=16, steps=4, unpack=lambda batch: (2 * batch[0], 1 - batch[1] % 2))
+    plain = Recipe((2 * X, 1 - Y % 2), batch_size=16, steps=4)
+    for one, other in zip(recipe.source.batches(3), plain.source.batches(3), strict=False):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.target, other.target)
+        break
+    found = [dagscale.search(net(), how, seeds=1, grid=[1e-2, 2e-2]).curve for how in (recipe, plain)]
+    assert found[0] == found[1]
+
+
+def test_a_loss_that_differentiates_by_its_input_says_how_it_gets_one_that_it_can() -> None:
+    """A physics-informed loss: batches ask for no gradients, and the forward may."""
+
+    def residual(u: Tensor, x: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return (slope - x[:, :1].cos()).square().mean()
+
+    class Returning(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.u = nn.Sequential(*(p for _ in range(depth) for p in (nn.Linear(4, 4), nn.Tanh())), nn.Linear(4, 1))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = x.detach().requires_grad_()
+            return self.u(x), x
+
+    how: dict[str, Any] = {"optimizer": "adam", "batch_size": 16, "steps": 6}
+    with pytest.raises(RecipeError, match=r"let the forward call requires_grad_\(\) on it and return it"):
+        dagscale.search(net(), Recipe((X, X), loss=residual, **how), seeds=1)
+    recipe = Recipe((X, X), loss=lambda out, _: residual(*out), **how)
+    found = dagscale.search(Returning(1), recipe, seeds=1, grid=[1e-3, 1e-2])
+    assert dagscale.plan(Returning(2), base=found).lr > 0

@@ -13,10 +13,10 @@ from dagscale.shown import load_rich
 AFFECTS_RESULTS = False
 
 LINES_APART = 10.0
-"""Seconds between lines where stderr is no terminal and progress was asked for."""
+"""Seconds between lines where stderr is no terminal and progress was asked for, and before the first."""
 
 PATIENCE = 1.0
-"""Seconds before anything is shown: what is over by then needs no progress."""
+"""Seconds before a bar is shown: what is over by then needs no progress."""
 
 
 class Progress:
@@ -105,7 +105,7 @@ class _Lines(_Counted):
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
-        self.last = self.begun + PATIENCE - LINES_APART
+        self.last = self.begun
 
     def show(self) -> None:
         now = time.monotonic()

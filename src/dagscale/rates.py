@@ -16,8 +16,21 @@ AFFECTS_TRAINING = False
 
 def default_grid(optimizer: Optimizer) -> tuple[float, ...]:
     """The rates tried for an optimiser: half an octave apart, ascending."""
-    low, high = optimizer.grid
-    return tuple(2.0 ** (low + k / 2) for k in range(round(2 * (high - low)) + 1))
+    return rates_between(*optimizer.grid)
+
+
+def rates_between(low: float, high: float, spacing: float = 0.5) -> tuple[float, ...]:
+    """The rates from ``2^low`` to ``2^high``, ascending, so many octaves apart.
+
+    Raises:
+        SearchError: if they run downwards, or an exponent is beyond 100.
+    """
+    if not low < high:
+        raise SearchError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
+    for end in (low, high):
+        if not -100 <= end <= 100:
+            raise SearchError(f"the grid's exponent must be -100 to 100, got {end:g}")
+    return tuple(2.0 ** (low + k * spacing) for k in range(round((high - low) / spacing) + 1))
 
 
 def limit_of(best: float, tolerance: float, start: float = math.inf) -> float:

@@ -213,10 +213,11 @@ class Interrupted(Exception):
 
 @contextmanager
 def resumable(store: Path) -> Iterator[None]:
-    """Within, Ctrl-C is answered with how to go on: a sweep keeps what it has finished."""
+    """Within, Ctrl-C is answered with how to go on: a sweep keeps what it has finished, once it has a store."""
     try:
         yield
     except (KeyboardInterrupt, DagscaleError) as error:
         if isinstance(error, DagscaleError) and not came:
             raise
-        raise Interrupted(f"interrupted: what is finished is in {store}; the same command goes on from there") from None
+        kept = f"what is finished is in {store}; the same command goes on from there"
+        raise Interrupted(f"interrupted{f': {kept}' if store.exists() else ' before a run was finished'}") from None

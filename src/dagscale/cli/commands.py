@@ -19,6 +19,7 @@ from dagscale.cli.app import (
     Seed,
     Target,
     app,
+    data_option,
     listed_in,
     load_target,
     make_folder,
@@ -168,7 +169,10 @@ def plan(
 def search(
     context: typer.Context,
     target: Target,
-    data: Data = None,
+    data: Annotated[
+        str | None,
+        data_option("digits (default, but for models of your own), images at a path, text:PATH or file.py:name."),
+    ] = None,
     limit: Limit = None,
     init: Annotated[
         str | None,
@@ -190,6 +194,10 @@ def search(
     setting: Setting = None,
     seeds: Annotated[int, option("Runs a rate.", min=1, max=1000)] = 3,
     method: Annotated[str, option("fast: what the answer needs; grid: every rate, every seed.")] = "fast",
+    grid: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Exponents of 2, lowest and highest rate; by optimiser where not given.", metavar="LOW HIGH"),
+    ] = None,
     decay: Annotated[bool, option("Look for the weight decay too.", name="--decay")] = False,
     validation: Annotated[str | None, option("Data that runs are judged by, as --data.")] = None,
     plot: Annotated[Path | None, output_option("Draw loss against rate: .svg, .png or .pdf.")] = None,
@@ -201,9 +209,11 @@ def search(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Find the maximal learning rate of a (base) network on a logarithmic grid."""
+    """Find the good learning rates of a (base) network, and the one to recommend: the middle of their band."""
     from dagscale.inits import DEFAULT
+    from dagscale.models import SPACES
     from dagscale.planning.make import default_law
+    from dagscale.rates import rates_between
     from dagscale.searching import search as find
 
     if law is not None and save is None:
@@ -212,12 +222,17 @@ def search(
         from dagscale.pictures.files import check_path
 
         check_path(plot)
-    given = load_data(data or ("digits" if recipe is None else None), limit)
+    rates = None if grid is None else rates_between(*grid)
+    if data is None and recipe is None:
+        if target.partition(":")[0] not in SPACES:
+            raise typer.BadParameter(f"{target} is trained, and needs data: name them with --data")
+        data = "digits"
+    given = load_data(data, limit)
     training = make_recipe(given, context.params)
     model, inputs = load_target(target, training.data, None, seed, training)
     found = find(
         model, training, inputs=inputs, init=init.split(",") if init else None, seeds=seeds, seed=seed,
-        method=method, decay=decay,
+        method=method, grid=rates, decay=decay,
         validation=load_data(validation), progress=True,
     )  # fmt: skip
     if plot is not None:

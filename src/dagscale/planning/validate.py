@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from math import inf, prod
 from operator import index
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import DagscaleError, ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
@@ -19,7 +21,7 @@ from dagscale.tracing.state import State
 from dagscale.training import engine
 from dagscale.training.batches import Batch, dense, logits, shapes
 from dagscale.training.probe import Probe
-from dagscale.training.recipe import no_classes
+from dagscale.training.recipe import Recipe, no_classes
 from dagscale.training.seeds import seeded
 from dagscale.training.spreading import Spreading
 
@@ -162,7 +164,7 @@ def _noted(beside: Sequence[nn.Parameter]) -> tuple[str, ...]:
 
 FAR = 10.0
 """How many times as large as 1 and as the outputs, or as small as both, targets are at least that a note says to
-standardise."""
+standardise. An error says so of inputs that are as far from 1."""
 
 
 def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, ...]:
@@ -196,6 +198,16 @@ def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, .
     )
 
 
+def unscaled(recipe: Recipe) -> str:
+    """For a search that failed: how large the inputs are and what to do about it, where that is far from 1."""
+    found = [x for x in tree_leaves(recipe.example.inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    sizes = [dense(x).double().square().mean().sqrt().item() for x in found]
+    far = [size for size in sizes if 0 < size < inf and not 1 / FAR <= size <= FAR]
+    if not far:
+        return ""
+    return f"inputs are {far[0]:.3g} in root mean square, far from 1: standardise them, (x - x.mean()) / x.std(); else "
+
+
 def _output(probe: Probe, batch: Batch) -> Any:
     """What the model makes of a batch; a forward that raises says which inputs it was traced on."""
     try:
@@ -211,7 +223,8 @@ def _checked_loss(probe: Probe, output: Any, batch: Batch) -> Tensor:
     Raises:
         RecipeError: where it cannot tell networks apart, or its target spreads over the output's shape.
     """
-    with Spreading(output, batch.target) as spreading:
+    with warnings.catch_warnings(), Spreading(output, batch.target) as spreading:
+        warnings.filterwarnings("ignore", "Using a target size")  # an error says so, in one line
         value = probe.loss(output, batch)
     if spreading.found is not None:
         out, target = spreading.found

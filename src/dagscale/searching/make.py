@@ -22,7 +22,7 @@ from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, keeping, traced
-from dagscale.planning.validate import check_gradient, check_whole
+from dagscale.planning.validate import check_gradient, check_whole, unscaled
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
@@ -195,7 +195,7 @@ def search(
             before = runs.start
         finally:
             network.give_back()
-        _believable(curve, before, runs.raised)
+        _believable(curve, before, runs.raised, network)
         notes = (*getattr(starter, "notes", ()), *beside)
         if held is not None:
             notes = (*notes, "losses are those of the validation data")
@@ -250,12 +250,13 @@ def _lowest(found: Sequence[Base], refused: Mapping[str, DagscaleError]) -> Base
     return replace(best, steps=sum(base.steps for base in found), notes=(note, *best.notes))
 
 
-def _believable(curve: Sequence[Point], before: float, raised: str) -> None:
+def _believable(curve: Sequence[Point], before: float, raised: str, network: Network) -> None:
     """Refuse a curve that cannot be right.
 
     Args:
         before: the loss before training.
         raised: what a run has raised, if one did.
+        network: what was trained.
 
     Raises:
         SearchError: if every run diverged, the rate makes no difference, or no rate trains.
@@ -264,8 +265,8 @@ def _believable(curve: Sequence[Point], before: float, raised: str) -> None:
     if not finite:
         why = f" ({raised})" if raised else ""
         raise SearchError(
-            f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged{why}: try a grid of lower rates, "
-            "and see that the model's output at initialisation is finite"
+            f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged{why}: {unscaled(network.recipe)}try a "
+            "grid of lower rates (grid=, --grid), and see that the model's output at initialisation is finite"
         )
     if len(finite) > 2 and max(finite) - min(finite) <= SAME * max(map(abs, finite)):
         raise SearchError(
@@ -282,7 +283,8 @@ def _believable(curve: Sequence[Point], before: float, raised: str) -> None:
     if lowest.losses[0] >= before:
         raise SearchError(
             f"no rate trains: the loss is {before:.4g} before training, and {lowest.losses[0]:.4g} at the best "
-            f"rate, {lowest.lr:.3g}: give the recipe more steps or data, or a model that has something to learn"
+            f"rate, {lowest.lr:.3g}: {unscaled(network.recipe)}give the recipe more steps or data, or a model that has "
+            "something to learn"
         )
 
 

@@ -25,11 +25,11 @@ def without_gradients(model: nn.Module) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    """The model inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and Lightning's Fabric."""
     wrappers: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
         children = dict(model.named_children())
-        inner = children.get("module" if isinstance(model, wrappers) else "_orig_mod")
+        inner = children.get("module" if isinstance(model, wrappers) else "_orig_mod") or children.get(FABRIC)
         if inner is None:
             return model
         model = inner
@@ -40,7 +40,10 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 
-_WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+FABRIC = "_forward_module"
+"""Where Lightning's Fabric keeps the module that it runs."""
+
+_WRAPPED = frozenset({"_orig_mod", FABRIC, "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -161,9 +161,9 @@ def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> S
         RecipeError: if the data are none of these, or there is too little of them.
     """
     if isinstance(data, (tuple, list)) and len(data) == 2 and _is_pair_of_tensors(data):
-        return Rows(_Tensors(*checked(data)), batch_size or 128)
+        return Rows(_Tensors(*checked(data), unpack), batch_size or 128)
     if not isinstance(data, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) and hasattr(data, "x"):
-        return Rows(_Tensors(*checked(data)), batch_size or 128)
+        return Rows(_Tensors(*checked(data), unpack), batch_size or 128)
     indexed = isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset)
     if indexed or _is_column_store(data):
         return Rows(_Indexed(data, unpack), batch_size or 128)
@@ -211,15 +211,17 @@ class _Tensors:
 
     x: Inputs
     y: Any
+    unpack: Unpack | None = None
 
     def __len__(self) -> int:
         return next(len(t) for t in tree_leaves(self.x) if isinstance(t, Tensor))
 
     def rows(self, numbers: Tensor) -> Batch:
-        return Batch(take(self.x, numbers), take(self.y, numbers))
+        batch = take(self.x, numbers), take(self.y, numbers)
+        return Batch(*batch) if self.unpack is None else unpacked(batch, self.unpack)
 
     def stream(self, seed: int) -> AbstractContextManager[Any]:
-        return nullcontext()
+        return nullcontext() if self.unpack is None else _Foreign(None, self.unpack).stream(seed)
 
 
 class _Foreign:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import BatchError, DagscaleError, RecipeError
 from dagscale.shown import one_line
@@ -59,7 +60,7 @@ def batch_output(model: nn.Module, recipe: Recipe, batch: Batch) -> Any:
         RecipeError: if ``select`` raises.
     """
     try:
-        with forward.eagerly(), _autocast(model, recipe):
+        with forward.eagerly(), _autocast(recipe, model.parameters()):
             out = call(model, batch.inputs)
     except DagscaleError:
         raise
@@ -85,7 +86,8 @@ def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
     Raises:
         RecipeError: if the loss raises, is not one number, or its target spreads over the output's shape.
     """
-    value = _loss_value(recipe, output, batch)
+    with _autocast(recipe, tree_leaves(output)):  # as the usual loop has it, the loss inside too
+        value = _loss_value(recipe, output, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
         if isinstance(value, Tensor):
             raise RecipeError(f"the loss must be one number and is {tuple(value.shape)}: take its mean")
@@ -132,6 +134,13 @@ def _mend(text: str, target: Any) -> str:
             ": cross-entropy has its classes in the second dimension; where they are in the last, give "
             "loss=lambda out, y: cross_entropy(out.flatten(0, -2), y.flatten())"
         )
+    if "does not require grad" in text or "have been used in the graph" in text:
+        return (
+            ": batches ask for no gradients; where the loss differentiates by the input, let the forward call "
+            "requires_grad_() on it and return it beside the output"
+        )
+    if "must match the size" in text and isinstance(target, Tensor) and not target.is_floating_point():
+        return ": class labels take a loss of classes; leave loss out for cross-entropy"
     if "Long" not in text:
         return ""
     if isinstance(target, Tensor) and target.dtype == torch.int64:
@@ -348,10 +357,11 @@ def finite(parameters: Iterable[Tensor]) -> bool:
     return bool(torch.stack([flag.to(found[0].device) for flag in found]).all())
 
 
-def _autocast(model: nn.Module, recipe: Recipe) -> AbstractContextManager[Any]:
+def _autocast(recipe: Recipe, values: Iterable[Any]) -> AbstractContextManager[Any]:
+    """The recipe's, on the device where the first tensor lies."""
     if recipe.autocast is None:
         return nullcontext()
-    device = next((p.device.type for p in model.parameters()), "cpu")
+    device = next((t.device.type for t in values if isinstance(t, Tensor)), "cpu")
     return torch.autocast(device, recipe.autocast)
 
 

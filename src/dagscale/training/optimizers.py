@@ -41,6 +41,11 @@ GRID = (-16.0, 1.0)
 """Exponents of 2 between which rates are tried for an optimiser of which nothing is known."""
 
 
+def _nothing(settings: Settings) -> dict[str, Any]:
+    """The traits that differ with the settings of an optimiser of which none does."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """What is known of an optimiser. A trait that is None is unknown.
@@ -74,7 +79,7 @@ class Optimizer:
     stable: float | None = None
     scaling: Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor | float] | None = None
     eps: bool = False
-    depends: Callable[[Settings], dict[str, Any]] = lambda settings: {}
+    depends: Callable[[Settings], dict[str, Any]] = _nothing
 
     def __post_init__(self) -> None:
         registered = OPTIMIZERS.get(self.name)

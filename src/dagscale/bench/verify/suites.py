@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from dagscale.bench.bounds import check_count, check_number
 from dagscale.errors import DagscaleError
 from dagscale.models import sample
+from dagscale.rates import rates_between
 from dagscale.registry import Registry
 from dagscale.training.optimizers import OPTIMIZERS
 
@@ -56,12 +57,9 @@ class Suite:
         """
         check_number("spacing", spacing, 0.01, 100)
         low, high = grid or self.grids.get(optimizer) or OPTIMIZERS[optimizer].grid
-        if not low < high:
-            raise DagscaleError(f"the grid runs from 2^{low:g} to 2^{high:g}: give the lower exponent first")
-        for end in (low, high):
-            check_number("the grid's exponent", end, -100, 100)
-        check_count("the grid's number of rates", round((high - low) / spacing) + 1, 1, 1000)
-        return tuple(2.0 ** (low + k * spacing) for k in range(round((high - low) / spacing) + 1))
+        rates = rates_between(low, high, spacing)
+        check_count("the grid's number of rates", len(rates), 1, 1000)
+        return rates
 
     def adapted(self, options: str) -> Suite:
         """With these options, as ``norm=batch&width=128``, on every TARGET in place of its own of the same names.
