@@ -226,8 +226,8 @@ def sheets(name: str, left: int = 2) -> Callable[[str], str]:
 
 
 STUDIES: dict[str, Callable[[str], str]] = {
-    "transfer": transfer, "schedules": schedules, "contest": contest, "contests": contests, "targets": targets,
-    "spacing": spacing, "demo": demo_table, "nas": nas, "positions": positions, "points": points,
+    "transfer": transfer, "schedules": schedules, "contest": contest, "contests": contests,
+    "targets": targets, "spacing": spacing, "demo": demo_table, "nas": nas, "positions": positions, "points": points,
     "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
     "width": sheets("width-parts", left=1), "sgd-depth": sheets("sgd-depth", left=3),
     "default-init": sheets("default-init", left=3), "products": sheets("products", left=1),
