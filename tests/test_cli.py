@@ -131,8 +131,9 @@ def test_readable_output_and_picture(tmp_path: Path) -> None:
 def test_search_prints_one_document_and_draws(tmp_path: Path) -> None:
     facts = document(
         "search", "mlp:1?width=16", "--steps", "8", "--seeds", "1", "--limit", "200",
-        "--plot", str(tmp_path / "curve.png"),
+        "--plot", str(tmp_path / "curve.png"), "--grid", "-7.75", "-2.75",
     )  # fmt: skip
+    assert {round(2 * math.log2(point["lr"]) % 1, 6) for point in facts["curve"]} == {0.5}  # the default grid has none
     assert facts["lr"] > 0
     assert facts["band"][0] <= facts["lr"] <= facts["band"][1]
     assert (tmp_path / "curve.png").stat().st_size > 1000
@@ -239,6 +240,8 @@ def test_completion_ends_well(tmp_path: Path) -> None:
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "0.1", "--optimizer", "sdg"], "did you mean 'sgd'"),
         (["plan", "mlp:2", "--base", "mlp:2", "--base-lr", "x"], "'--base-lr'"),
         (["check", "mlp:2", "mlp:2_02", "--data", "digits", "--plot", "x.xyz"], ".svg"),
+        (["check", "mlp:2?width=8", "mlp:2?width=16", "--data", "digits", "--loss", "mse_loss"], "leave loss out"),
+        (["search", "mlp:2", "--loss", "mse_loss", "--steps", "4"], "leave loss out for cross-entropy"),
         (["search", "mymodel.py:small", "--data", "mymodel.py:loader", "--loss", "mse"], "did you mean 'mse_loss'?"),
         (
             ["search", "mymodel.py:alone", "--data", "mymodel.py:huge", "--loss", "mse_loss", "--steps", "2"],
@@ -400,6 +403,7 @@ def test_a_pair_searched_and_planned_for_a_longer_run(tmp_path: Path) -> None:
         (["plan", "mlp:2", "--data", "text:mymodel.py"], "the data are token ids, and this takes images"),
         (["plan", "hf:bert", "--data", "text:"], "name a file of text"),
         (["search", "mlp:2", "--law", "none"], "name one with --save"),
+        (["search", "lm:1"], "lm:1 is trained, and needs data: name them with --data"),
         (["search", "mymodel.py:small"], "mymodel.py:small is trained, and needs data: name them with --data"),
         (["search", "mlp:2", "--steps", "20", "--epochs", "2"], "steps and epochs both say how long a run is"),
         (["search", "mlp:2", "--grid", "2", "-8"], "give the lower exponent first"),

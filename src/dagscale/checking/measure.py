@@ -30,6 +30,7 @@ from dagscale.training.batches import Batch, dense, logits, shapes
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe
 from dagscale.training.seeds import seeded
+from dagscale.training.spreading import unwarned
 
 LOOKED_AT = 256
 """Examples on which signals are compared before and after the steps."""
@@ -163,7 +164,7 @@ def attempt(network: Network) -> tuple[str, ...]:
         model = copied.reset()
         if not any(p.requires_grad for p in model.parameters()):
             raise CheckError("no parameter requires a gradient, so nothing trains: thaw some, requires_grad_(True)")
-        with forward.unchanged_random_state():
+        with forward.unchanged_random_state(), unwarned():
             value = _loss(model, network.recipe, network.recipe.example.to(model))
         if not value.requires_grad:
             raise CheckError(

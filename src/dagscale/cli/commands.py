@@ -171,7 +171,9 @@ def search(
     target: Target,
     data: Annotated[
         str | None,
-        data_option("digits (default, but for models of your own), images at a path, text:PATH or file.py:name."),
+        data_option(
+            "digits (the default for mlp:, resnet:, timm: and the like), images at a path, text:PATH or file.py:name."
+        ),
     ] = None,
     limit: Limit = None,
     init: Annotated[
@@ -224,7 +226,8 @@ def search(
         check_path(plot)
     rates = None if grid is None else rates_between(*grid)
     if data is None and recipe is None:
-        if target.partition(":")[0] not in SPACES:
+        space = SPACES.get(target.partition(":")[0])
+        if space is None or space.tokens:
             raise typer.BadParameter(f"{target} is trained, and needs data: name them with --data")
         data = "digits"
     given = load_data(data, limit)

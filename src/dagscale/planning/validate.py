@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from math import inf, prod
 from operator import index
@@ -23,7 +22,7 @@ from dagscale.training.batches import Batch, dense, logits, shapes
 from dagscale.training.probe import Probe
 from dagscale.training.recipe import Recipe, no_classes
 from dagscale.training.seeds import seeded
-from dagscale.training.spreading import Spreading
+from dagscale.training.spreading import Spreading, unwarned
 
 MOST = 1 << 62
 """What generators of random numbers, and counters, do not take."""
@@ -223,8 +222,7 @@ def _checked_loss(probe: Probe, output: Any, batch: Batch) -> Tensor:
     Raises:
         RecipeError: where it cannot tell networks apart, or its target spreads over the output's shape.
     """
-    with warnings.catch_warnings(), Spreading(output, batch.target) as spreading:
-        warnings.filterwarnings("ignore", "Using a target size")  # an error says so, in one line
+    with unwarned(), Spreading(output, batch.target) as spreading:
         value = probe.loss(output, batch)
     if spreading.found is not None:
         out, target = spreading.found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +51,14 @@ class Spreading(TorchDispatchMode):  # type: ignore[no-untyped-call]
             own = shape if func._schema.name == "aten::expand" else tuple(out.shape)
             self._sides[id(out)] = side, own, out
         return out
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Within, PyTorch does not warn of a target of another size: a check that follows refuses it in one line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a target size")
+        yield
 
 
 def _tensors(values: Any) -> list[Tensor]:
