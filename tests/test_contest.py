@@ -424,6 +424,17 @@ def test_options_that_do_not_serve_a_suite_are_refused(arguments: list[str], mes
     assert message in " ".join(result.output.replace("│", "").split())
 
 
+def test_what_is_said_beside_quick_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    import dagscale.cli.verify as command
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(command, "parts", lambda recipe: (lambda suite, **said: asked.update(said), None))
+    CliRunner().invoke(app, ["verify", "resnet", "--quick", "--architectures", "5"])
+    assert (asked["architectures"], asked["steps"]) == (5, 10)
+
+
 def test_the_command_prints_json_of_every_method(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

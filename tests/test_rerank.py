@@ -128,6 +128,13 @@ def test_pairs_change_order_by_distance() -> None:
     assert report.gaps[0].flipped > report.gaps[3].flipped  # type: ignore[operator]
 
 
+def test_the_legend_says_where_pairs_are_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = run(table("A", trials()), table("B", trials(seed=1)))
+    assert "random sample" not in " ".join(rerank_page.legend(report))  # 400 architectures make 79,800 pairs
+    monkeypatch.setattr(rerank_page, "PAIRS", 500)
+    assert "of a random sample of 500 pairs where there are more." in " ".join(rerank_page.legend(report))
+
+
 def test_picks_change_places(tmp_path: Path) -> None:
     x = np.linspace(60, 90, len(SOME))
     y = x.copy()

@@ -296,6 +296,12 @@ def test_the_plans_factor_of_the_base_itself_is_one(tmp_path: Path) -> None:
     assert answer["forwards"] > 100
 
 
+def test_one_of_a_thing_has_no_plural() -> None:
+    found = compare([Nb201.parse("3_03_101")], {"a": np.ones((1, 2)), "b": np.ones((1, 2))}, "a", "digits")
+    assert "no ranking of 1 architecture: τ and pairs need 5 or more" in found.notes
+    assert "over 1 epoch," in replace(RECIPES["benchmark"], epochs=1).trained()
+
+
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_text("code,dataset,seed,test_acc\n3_03_101,digits,mean,91\n1_11_111,cifar10,mean,80\n")
@@ -305,7 +311,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ((*TINY, *archs, "--preset", "short"), "unknown preset 'short'"),
         ((*TINY, *archs, "--recipes", "benchmark"), "needs another recipe than benchmark"),
         ((*TINY, "--architectures", "0_00_000"), "nothing to train"),
-        ((*TINY, "--architectures", "3_03"), "architecture 1: architecture code '3_03' has 2 groups"),
+        ((*TINY, "--architectures", "3_03"), "'3_03' is neither a file nor a code (architecture code '3_03' has 2"),
         ((*TINY, "--architectures", "3_03_101,3_03_101"), "3_03_101 is given twice"),
         ((*TINY, "--top", "10"), "--top 10"),
         ((*TINY, *archs, "--benchmark", "t.csv", "--partial"), "lacks 1 of the 2 architectures"),

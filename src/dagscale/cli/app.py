@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
 from functools import partial
@@ -177,6 +177,14 @@ def _answers() -> TextIO:
     with suppress(AttributeError, OSError, ValueError):  # a user's model may have put anything there, or closed it
         sys.stdout.flush()
     return own
+
+
+def given(context: typer.Context, names: Iterable[str]) -> str:
+    """The first of these that was said on the command line, as it is written there; empty if none was."""
+    for name in names:
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            return "SUITE" if name == "suite" else f"--{name.replace('_', '-')}"
+    return ""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagscale.cli.app import STUDIES, Json, Seed, app, listed_in, option, output_option, print_json, screen
+from dagscale.cli.app import STUDIES, Json, Seed, app, given, listed_in, option, output_option, print_json, screen
 from dagscale.shown import plain
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ Out = Annotated[Path | None, output_option("Folder for JSON, page and pictures."
 
 @app.command(rich_help_panel=STUDIES)
 def rerank(
+    context: typer.Context,
     benchmark: Annotated[
         str,
         published(
@@ -61,17 +62,19 @@ def rerank(
     from dagscale.bench.nas.settings_read import read_settings
 
     several = read_settings(benchmark, column)
-    if (several is None) == (against is None) or (several is None and setting is not None):
-        raise typer.BadParameter(
-            "--against names the accuracies to hold against --benchmark; it is left out, and --setting may be given, "
-            "where the benchmark has several settings an architecture"
-        )
+    if several is None and setting is not None:
+        raise typer.BadParameter(f"--setting: {benchmark} has one setting an architecture: leave it out")
+    if several is None and against is None:
+        raise typer.BadParameter("--against names the accuracies to hold against those of --benchmark")
     if several is not None:
+        if name := given(context, OF_TWO):
+            raise typer.BadParameter(
+                f"{name} is of two tables, and {benchmark} alone has several settings to compare: leave it out"
+            )
         found = compare_settings(several, setting, bootstrap=bootstrap, seed=seed)
         files = {} if out is None else settings_page.write(found, out)
         show(found.to_dict(), settings_page.rows(found), settings_page.legend(found), files, json)
         return
-    assert against is not None
     console = Console(stderr=True)
     with console.status("reading") as status:
         first = tables.read_table(benchmark)
@@ -85,6 +88,12 @@ def rerank(
         )  # fmt: skip
         written = {} if out is None else rerank_page.write(report, out)
     show(report.to_dict(), rerank_page.rows(report), rerank_page.legend(report), written, json)
+
+
+OF_TWO = (
+    "against", "dataset", "benchmark_seed", "against_column", "against_seed", "picks", "partial", "unpublished",
+)  # fmt: skip
+"""Options of a comparison of two tables."""
 
 
 def show(

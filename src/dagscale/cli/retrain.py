@@ -18,6 +18,7 @@ from dagscale.cli.app import (
     Scheduler,
     Seed,
     app,
+    given,
     option,
     print_json,
     resumable,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=STUDIES)
 def retrain(
+    context: typer.Context,
     data: Annotated[str | None, option("'digits' or a path to images, with a test split.")] = None,
     limit: Limit = None,
     preset: Annotated[
@@ -97,8 +99,14 @@ def retrain(
     until = None if budget is None else time.monotonic() + _seconds(budget)
     if (data is None) == (report is None):
         raise typer.BadParameter("name the --data to train on, or with --report a file of results to compare")
-    if report is not None and budget is not None:
-        raise typer.BadParameter("--report trains nothing, and --budget is of training: leave one of them out")
+    for apart, names, why in (
+        (report is not None, OF_TRAINING, "of training, and --report trains nothing"),
+        (budget is not None, OF_COMPARING, "of the comparison, which --report makes after --budget"),
+        (benchmark is None, OF_BENCHMARK, "of a --benchmark, and none is named"),
+        (architectures is not None, OF_SAMPLE, "of a sample, and --architectures names them all"),
+    ):
+        if apart and (name := given(context, names)):
+            raise typer.BadParameter(f"{name} is {why}: leave it out")
     held = None if report is None else read_results(report)
     size = known.PRESETS[preset]
     own = held.data if held is not None else str(data)
@@ -130,6 +138,16 @@ def retrain(
     written = {} if out is None else retrain_page.write(held, compared, out)
     document = held.to_dict() | compared.to_dict()
     show(document, retrain_page.rows(held, compared), retrain_page.legend(held, compared), written, json)
+
+
+OF_TRAINING = (
+    "limit", "preset", "recipes", "architectures", "count", "top", "once", "seeds", "budget", "results", "device",
+    "store", "jobs", "scheduler", "retry_failed",
+)  # fmt: skip
+OF_COMPARING = ("picks", "bootstrap", "out")
+OF_BENCHMARK = ("dataset", "column", "benchmark_seed", "partial", "unpublished")
+OF_SAMPLE = ("count", "top")
+"""Options that say nothing beside --report, beside --budget, without --benchmark and beside --architectures."""
 
 
 def _seconds(text: str) -> float:

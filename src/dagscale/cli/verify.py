@@ -17,6 +17,7 @@ from dagscale.cli.app import (
     Scheduler,
     Seed,
     app,
+    given,
     make_folder,
     option,
     print_json,
@@ -81,9 +82,9 @@ def verify(
     study, faces = parts(recipe)
     apart = ("optimizer", "epochs", "bases") if recipe else ("steps",)
     defaults: dict[str, Any] = (QUICK_CONTEST if recipe else QUICK) if quick else {}
-    given = {name: value for name in ASKED if (value := context.params[name]) is not None}
+    asked = {name: value for name in ASKED if (value := context.params[name]) is not None}
     for name in apart:
-        if name in given:
+        if name in asked:
             how = f"trains under the recipe {recipe}" if recipe else "trains for whole epochs, see --epochs"
             raise typer.BadParameter(f"--{name.replace('_', '-')}: suite {suite} {how}")
     if out is not None:
@@ -91,7 +92,7 @@ def verify(
     with resumable(store):
         done = study(
             suite, methods=method or (), options=options, seed=seed, store=store, jobs=jobs, scheduler=scheduler,
-            retry_failed=retry_failed, progress=True, **{**given, **defaults},
+            retry_failed=retry_failed, progress=True, **{**defaults, **asked},
         )  # fmt: skip
     show(done, faces, out, json)
 
@@ -152,12 +153,7 @@ def replay(context: typer.Context, path: Path, out: Path | None, json: bool) -> 
 
     from dagscale.bench.replay import sheets, study
 
-    given = [
-        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    unused = [name for name in given if name not in WITH_RUNS]
-    if unused:
-        name = "SUITE" if unused[0] == "suite" else f"--{unused[0].replace('_', '-')}"
+    if name := given(context, (name for name in context.params if name not in WITH_RUNS)):
         raise typer.BadParameter(f"{name} is about runs to train, and --runs trains nothing: leave one of them out")
     if out is not None:
         make_place(out, sheets.FILES)

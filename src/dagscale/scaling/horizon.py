@@ -52,7 +52,7 @@ class HorizonScaling:
 HorizonRule = Callable[[float, float], HorizonScaling]
 """(m_B, m_D) → factors."""
 
-HORIZON_RULES: Registry[HorizonRule] = Registry("horizon rule")
+HORIZON_RULES: Registry[HorizonRule] = Registry("rule of batch size and horizon")
 
 
 def horizon_scaling(rule: str, m_B: float = 1.0, m_D: float = 1.0) -> HorizonScaling:

@@ -130,7 +130,8 @@ def _once(
         where = f"{last.op!r} in {last.module or 'the model'}" if last is not None else "none did"
         raise TraceError(
             "no path from input to output: no output depends on an input's values "
-            f"(last operator that did: {where}); return what is computed from the input"
+            f"(last operator that did: {where}); return what is computed from the input, or, if an architecture's code "
+            "says what is computed, take one whose operations lead from input to output"
         )
     for op, module in recorder.unknown.items():
         notes.append(

@@ -15,6 +15,7 @@ from dagscale.bench.nas.rerank import Report, rerank
 from dagscale.bench.nas.tables import MEAN, Column, Floats, Table, from_columns
 from dagscale.errors import DataError
 from dagscale.models.nb201 import Nb201
+from dagscale.shown import counted
 
 CLASSES = 5
 """Classes of rank that gains are given for."""
@@ -126,7 +127,7 @@ def compare(
     chosen_by, by = (reference, means[reference]) if known is None else ("published", known)
     enough = len(archs) >= SMALLEST
     if not enough:
-        notes.append(f"{len(archs)} architectures are too few for a ranking: τ and pairs need {SMALLEST} or more")
+        notes.append(f"no ranking of {counted(len(archs), 'architecture')}: τ and pairs need {SMALLEST} or more")
     ranks = np.array_split(top(by, 100), CLASSES) if len(archs) >= CLASSES else []
     pairs = []
     for a, b in itertools.combinations(accuracies, 2):

@@ -11,6 +11,7 @@ import torch
 from dagscale.bench.data.augment import padding
 from dagscale.bench.nas import paper_code as released
 from dagscale.registry import Registry
+from dagscale.shown import counted
 from dagscale.training.recipe import MakeSchedule
 
 
@@ -64,7 +65,7 @@ class Recipe:
         return (
             f"{self.optimizer.upper()}, {'Nesterov ' if self.nesterov else ''}momentum {self.momentum}, weight decay "
             f"of all parameters ({self.weight_decay} where none is searched), batch {self.batch_size}, "
-            f"{self.schedule} over {self.epochs} epochs, {' and '.join(self.augment)}"
+            f"{self.schedule} over {counted(self.epochs, 'epoch')}, {' and '.join(self.augment)}"
         )
 
 
@@ -126,7 +127,7 @@ class Preset:
         images = "all images" if self.images is None else f"{self.images:,} images"
         side = "" if self.side is None else f" averaged down to {self.side}×{self.side}"
         return (
-            f"{self.epochs} epoch{'s' * (self.epochs != 1)} on {images}{side}, batch {self.batch_size}, "
+            f"{counted(self.epochs, 'epoch')} on {images}{side}, batch {self.batch_size}, "
             f"C={self.channels}, N={self.cells}"
         )
 

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dagscale import replacing
-from dagscale.bench.nas.agreement import SMALLEST, Curve, Estimate, top
+from dagscale.bench.nas.agreement import PAIRS, SMALLEST, Curve, Estimate, top
 from dagscale.bench.nas.recipes import RECIPES
 from dagscale.bench.nas.rerank import Report
 from dagscale.bench.nas.tables import Column
@@ -252,6 +253,8 @@ def legend(report: Report) -> list[str]:
         + ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.kinds.items(), key=lambda kn: -kn[1]))
         + "."
     ]
+    if math.comb(len(report.benchmark.archs), 2) > PAIRS:
+        lines.append(f"Pairs that change order: of a random sample of {PAIRS:,} pairs where there are more.")
     lines += [f"Noise floor {i}: {curve.label}, n = {curve.n:,}." for i, curve in enumerate(report.floors, 1)]
     if report.noise_std:
         stds = ", ".join(f"{value:.3f} points from {name}" for name, value in report.noise_std.items())

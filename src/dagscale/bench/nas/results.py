@@ -24,7 +24,7 @@ from dagscale.bench.sweep.run import decode, encode
 from dagscale.errors import DagscaleError, DataError
 from dagscale.models.nb201 import Nb201
 from dagscale.replacing import make_folder, write
-from dagscale.shown import finite
+from dagscale.shown import counted, finite
 
 AFFECTS_RESULTS = False
 FORMAT = 1
@@ -109,7 +109,8 @@ class Retraining:
         """Preset, sizes and data in one line."""
         return (
             f"preset {self.preset}: {self.size.describe()}; data {self.data}, accuracy on {self.test_images:,} test "
-            f"images; {len(self.archs)} architectures × {len(self.accuracies)} recipes × {len(self.seeds)} seeds"
+            f"images; {counted(len(self.archs), 'architecture')} × {counted(len(self.accuracies), 'recipe')} × "
+            f"{counted(len(self.seeds), 'seed')}"
         )
 
     @property
@@ -118,7 +119,7 @@ class Retraining:
         done = len(self.archs) + len(self.left_out)
         if not self.bases and any(recipe.base for recipe in self.recipes.values()):
             return f"the bases' rates are not all found yet, and no architecture of {self.listed:,} is trained"
-        return f"{done:,} of {self.listed:,} architectures are done"
+        return f"{done:,} of {counted(self.listed, 'architecture')} {'is' if self.listed == 1 else 'are'} done"
 
     @property
     def diverged(self) -> dict[str, int]:

@@ -37,6 +37,8 @@ def read(text: str) -> tuple[Nb201, ...]:
         try:
             arch = Nb201.parse(part.strip())
         except TargetError as error:
+            if not there and len(parts) == 1:
+                raise DataError(f"{text!r} is neither a file nor a code ({error})") from None
             raise TargetError(f"architecture {number}: {error}") from None
         if arch in found:
             raise DataError(f"architecture {number}: {arch} is given twice")
