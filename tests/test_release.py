@@ -102,6 +102,17 @@ def test_missing_packages_are_told_by_the_extra_that_brings_them() -> None:
     assert named <= EXTRAS.keys()
 
 
+def test_messages_send_nobody_to_files_that_an_installed_package_lacks() -> None:
+    for file in SOURCE.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # what documents the code
+        told = [
+            node.value for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone
+        ]  # fmt: skip
+        assert not [text for text in told if "docs/" in text], file
+
+
 def test_version_stands_in_one_place() -> None:
     assert PROJECT["dynamic"] == ["version"]
     written = [file.name for file in SOURCE.rglob("*.py") if f'"{dagscale.__version__}"' in file.read_text()]

@@ -62,10 +62,6 @@ def rerank(
     from dagscale.bench.nas.settings_read import read_settings
 
     several = read_settings(benchmark, column)
-    if several is None and setting is not None:
-        raise typer.BadParameter(f"--setting: {benchmark} has one setting an architecture: leave it out")
-    if several is None and against is None:
-        raise typer.BadParameter("--against names the accuracies to hold against those of --benchmark")
     if several is not None:
         if name := given(context, OF_TWO):
             raise typer.BadParameter(
@@ -75,6 +71,10 @@ def rerank(
         files = {} if out is None else settings_page.write(found, out)
         show(found.to_dict(), settings_page.rows(found), settings_page.legend(found), files, json)
         return
+    if setting is not None:
+        raise typer.BadParameter(f"--setting: {benchmark} has one setting an architecture: leave it out")
+    if against is None:
+        raise typer.BadParameter("--against names the accuracies to hold against those of --benchmark")
     console = Console(stderr=True)
     with console.status("reading") as status:
         first = tables.read_table(benchmark)

@@ -120,7 +120,7 @@ def use_plan(trainer: Trainer, plan: Plan) -> None:
     if trainer.is_deepspeed_enabled:
         raise PlanError(
             "DeepSpeed is not supported under the Trainer: use FSDP 2 (fsdp_config={'fsdp_version': 2}) or DDP, or "
-            "deepspeed.initialize in a loop of your own (docs/howto/many-gpus.md)"
+            "deepspeed.initialize(model=model, optimizer=plan.optimizer(model), ...) in a loop of your own"
         )
     if _is_fsdp1(trainer):
         raise PlanError(

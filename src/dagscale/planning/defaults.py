@@ -39,7 +39,7 @@ SQUARED = "small-readout"
 
 QUIET = (
     f"init {SQUARED!r} by default: the loss grows as the square of the outputs, and networks that begin with small "
-    f"ones end lower (docs/evidence/regression.md); name init={DEFAULT!r} for larger ones"
+    f"ones end lower; name init={DEFAULT!r} for larger ones"
 )
 
 
@@ -118,12 +118,12 @@ class Way(NamedTuple):
 DEEPER = Way(
     "completep",
     f"width={WIDTH!r}, depth='completep', law={LAW!r} by default: base and target are residual networks of one "
-    "kind, the target not the smaller one (docs/evidence/transfer.md); name law= or width= for another way, and "
+    "kind, the target not the smaller one; name law= or width= for another way, and "
     "clip with dagscale.clip_grad_norm_",
 )
 WIDER = Way(
     "none",
-    f"width={WIDTH!r}, law={LAW!r} by default: the target is the base with more channels (docs/evidence/kinds.md); "
+    f"width={WIDTH!r}, law={LAW!r} by default: the target is the base with more channels; "
     "name law= or width= for another way",
 )
 

@@ -85,7 +85,7 @@ def unnamed(apart: Sequence[str]) -> str:
         return ""
     rules = [f"{kind}='{example}'" for kind, example, names in (
         ("batch", "sqrt", BATCH), ("horizon", "power", LENGTH - BATCH)) if words & names]  # fmt: skip
-    return f", or name a rule that carries the rate over, as {' and '.join(rules)} (docs/howto/scale-up.md)"
+    return f", or name a rule that carries the rate over, as {' and '.join(rules)} (`dagscale list rules` has all)"
 
 
 def resized(recipe: Recipe, bases: Sequence[Any], batch: str | None = None, horizon: Horizon | None = None) -> Resized:

@@ -25,7 +25,10 @@ def pickle(path: Path) -> Splits | None:
 
 def refusal(path: Path, name: str) -> str:
     """What to do about a pickled file of this name."""
-    mend = "convert it to .npz once, where you trust it (docs/guide/data.md has the lines)"
+    mend = (
+        "convert it to .npz once, where you trust it: load it with pickle, then numpy.savez('train.npz', x=pixels, "
+        "y=labels)"
+    )
     if name in CIFAR:
         mend = "take the binary version, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
     return f"{path}: {name} is a Python pickle, which can run any code and is never loaded here: {mend}"
