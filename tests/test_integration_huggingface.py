@@ -372,7 +372,7 @@ def test_length_follows_accumulation_and_epochs_are_refused(folder: Path) -> Non
 def test_an_optimizer_of_which_nothing_is_known_is_searched(folder: Path) -> None:
     trainer = trainer_of(folder, gpt(1), optim="adafactor")
     record = hf.recipe_of(trainer).optimizer
-    assert (record.name, record.step) == ("adafactor", None)
+    assert (record.name, record.step) == ("transformers.optimization.adafactor", None)
     found = dagscale.search(gpt(1), hf.recipe_of(trainer), grid=[1e-4, 1e-2], seeds=1, widen=0)
     hf.use_plan(trainer, dagscale.plan(trainer.model, base=found))
     assert type(trainer.optimizer).__name__ == "Adafactor"

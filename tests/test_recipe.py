@@ -231,7 +231,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "whole labels of a kind": (lambda: planned((X, Y.int())), r"class labels must be int64, y.long\(\)"),
     "labels as numbers": (
         lambda: planned(loss=F.mse_loss),
-        r"must match the size .* class labels take a loss of classes; leave loss out for cross-entropy",
+        r"(?:must match the|Using a target) size .* class labels take a loss of classes; leave loss out",
     ),
     "classes last": (
         lambda: dagscale.plan(tokens(), data=(IDS, IDS.roll(-1, 1)), loss=F.cross_entropy, steps=4, law="short-run"),

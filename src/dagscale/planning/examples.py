@@ -94,7 +94,7 @@ def _part(name: str, value: Tensor) -> Part:
     own = Part(name, "floating", tuple(value.shape[1:]))
     if value.layout != torch.strided or value.is_nested or value.ndim == 0 or len(value) < 2 or not value.numel():
         return own
-    squares = value.detach().flatten(1).float().norm(dim=1).double() ** 2 / value[0].numel()
+    squares = value.detach().reshape(len(value), -1).float().norm(dim=1).double() ** 2 / value[0].numel()
     mean, spread = squares.mean().item(), squares.std().item()
     if not 0 < mean < math.inf:
         return own

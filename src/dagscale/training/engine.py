@@ -139,7 +139,11 @@ def _mend(text: str, target: Any) -> str:
             ": batches ask for no gradients; where the loss differentiates by the input, let the forward call "
             "requires_grad_() on it and return it beside the output"
         )
-    if "must match the size" in text and isinstance(target, Tensor) and not target.is_floating_point():
+    if (
+        ("must match the size" in text or "Using a target size" in text)
+        and isinstance(target, Tensor)
+        and not target.is_floating_point()
+    ):
         return ": class labels take a loss of classes; leave loss out for cross-entropy"
     if "Long" not in text:
         return ""

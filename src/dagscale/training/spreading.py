@@ -55,10 +55,19 @@ class Spreading(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """Within, PyTorch does not warn of a target of another size: a check that follows refuses it in one line."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using a target size")
+    """Within, PyTorch does not warn of a target of another size: a check that follows refuses it in one line. (Filters
+    stay as they are: Python forgets which warnings it has shown where they change.)"""
+    show = warnings.showwarning
+
+    def others(message: Any, *args: Any, **kwargs: Any) -> None:
+        if "Using a target size" not in str(message):
+            show(message, *args, **kwargs)
+
+    warnings.showwarning = others
+    try:
         yield
+    finally:
+        warnings.showwarning = show
 
 
 def _tensors(values: Any) -> list[Tensor]:
