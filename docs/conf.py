@@ -26,7 +26,7 @@ myst_heading_anchors = 3
 
 nb_execution_mode = "force"  # the notebooks are run at each build, and a cell that raises fails it
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120  # seconds a cell
+nb_execution_timeout = 600  # seconds a cell
 nb_merge_streams = True
 
 autodoc_default_options = {"members": True}
