@@ -78,15 +78,20 @@ def optimiser(copied: WorkingCopy) -> None:
 
 
 def stopped_at(number: int, call: Callable[[], object], check: Callable[[], object] = bool) -> bool:
-    """Call with a signal at the so-many-th instant, and check while the exception lives. Whether one is so late."""
+    """Call with a signal at the so-many-th instant, and check while the exception lives. Whether one is so late.
+
+    Without the garbage collector, in whose callbacks, such as those of PyTorch's compiler, Python drops exceptions."""
+    gc.disable()
     sys.settrace(pending.at_instant(number, signal.SIGINT))
     try:
         call()
     except KeyboardInterrupt:
+        gc.enable()
         check()  # as in an interactive session
         return True
     finally:
         sys.settrace(None)
+        gc.enable()
     return False
 
 
