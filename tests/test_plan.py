@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import pickle
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -307,7 +309,7 @@ def test_mup_scales_layers_by_their_growth() -> None:
     assert rates["cells.0.edges.0_1.linear.weight"] == pytest.approx(0.025)
     assert rates["readout.linear.weight"] == pytest.approx(0.025)
     model = load("mlp:2?width=256")[0]
-    groups = plan.param_groups(model, weight_decay=0.01)
+    groups = plan.param_groups(model, weight_decay=0.01, no_decay=())
     assert {round(g["lr"] * g["weight_decay"], 12) for g in groups} == {0.001}
     with pytest.raises(PlanError, match="unknown width mode"):
         dagscale.plan(*load("mlp:2"), base=load("mlp:2"), base_lr=0.1, width="mupp")
@@ -646,4 +648,92 @@ def test_a_schedule_that_gives_none_is_told_by_the_plan_too() -> None:
     recipe = dagscale.Recipe((x, y), loss=cross_entropy, steps=4, schedule=lambda optimizer, steps: None)
     plan = dagscale.plan(model, recipe=recipe, base_lr=0.1, law="none")
     with pytest.raises(PlanError, match=r"gave a NoneType, which has no step\(\)"):
+        plan.schedule(plan.optimizer(model))
+
+
+def head_alone() -> tuple[nn.Sequential, dagscale.Plan]:
+    """A network whose first layer is frozen after the plan was made, and the plan."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4))
+    recipe = {"optimizer": "adamw", "weight_decay": 0.1, "schedule": dagscale.cosine()}
+    plan = dagscale.plan(model, torch.randn(4, 8), base_lr=0.01, law="none", **recipe)
+    model[0].requires_grad_(False)
+    return model, plan
+
+
+def test_groups_can_be_added_to_a_plans_optimiser_and_its_schedule_moves_them() -> None:
+    model, plan = head_alone()
+    optimizer = plan.optimizer(model)
+    schedule = plan.schedule(optimizer, 10)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(4, 8)).square().mean().backward()
+            optimizer.step()
+            schedule.step()
+
+    train(5)  # the schedule is at half of each rate
+    model[0].requires_grad_(True)
+    before = model[0].weight.detach().clone()
+    optimizer.add_param_group({"params": model[0].parameters(), "lr": 1e-3})
+    optimizer.add_param_group({"params": nn.Parameter(torch.zeros(3))})
+    optimizer.add_param_group({"params": [("own", nn.Parameter(torch.zeros(3)))], "weight_decay": 0.0})
+    added = optimizer.param_groups[-3:]
+    assert [group["param_names"] for group in added] == [["0.weight", "0.bias"], ["added"], ["own"]]
+    assert [group["lr"] for group in added] == [1e-3, plan.lr, plan.lr]
+    assert [group["weight_decay"] for group in added] == [0.1, 0.1, 0.0]
+    train(1)
+    assert not torch.equal(model[0].weight, before)
+    whole = [(1 + math.cos(math.pi * step / 10)) / 2 for step in (5, 6)]
+    assert [group["lr"] for group in added] == pytest.approx([1e-3 * whole[1] / whole[0], *[0.01 * whole[1] / 0.5] * 2])
+    train(4)
+    assert all(group["lr"] == pytest.approx(0, abs=1e-12) for group in optimizer.param_groups)
+    assert pickle.loads(pickle.dumps(optimizer)).state_dict().keys() == optimizer.state_dict().keys()
+
+
+def test_an_optimiser_is_freed_with_its_last_reference() -> None:
+    model, plan = head_alone()
+    optimizer = plan.optimizer(model)
+    held = weakref.ref(optimizer)
+    del optimizer
+    assert held() is None
+
+
+def test_a_decay_given_to_the_optimiser_leaves_out_what_the_recipe_leaves_out() -> None:
+    model, plan = head_alone()
+    decays = {n: g["weight_decay"] for g in plan.param_groups(model, weight_decay=0.3) for n in g["param_names"]}
+    assert decays == {"2.weight": 0.0, "2.bias": 0.0, "3.weight": 0.3, "3.bias": 0.0}
+    every = plan.param_groups(model, weight_decay=0.3, no_decay=())
+    assert [group["weight_decay"] for group in every] == [0.3]
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "a", True])
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_rate_or_decay_that_cannot_be_meant_is_refused(name: str, value: Any) -> None:
+    model, plan = head_alone()
+    with pytest.raises(PlanError, match=f"{name} must be a positive number, or 0, got"):
+        plan.optimizer(model, **{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1.5, True, "a", 2**70])
+def test_a_length_or_seed_that_is_no_whole_number_is_refused(value: Any) -> None:
+    model, plan = head_alone()
+    with pytest.raises(PlanError, match="total_steps must be"):
+        plan.schedule(plan.optimizer(model), value)
+    before = weights(model)
+    if value != 0:
+        with pytest.raises(PlanError, match="seed must be"):
+            plan.init_(model, seed=value)
+    assert all(torch.equal(before[name], now) for name, now in weights(model).items())
+
+
+def test_nothing_to_train_and_another_optimiser_are_told() -> None:
+    model, plan = head_alone()
+    other = Recipe((torch.randn(4, 8), torch.zeros(4)), cross_entropy, "sgd", steps=2)
+    with pytest.raises(PlanError, match="recipe= trains with sgd, and the plan is for adamw"):
+        plan.optimizer(model, recipe=other)
+    assert plan.param_groups(model, only="0") == []  # to be joined with groups of others
+    with pytest.raises(PlanError, match="nothing to train"):
+        plan.optimizer(model, only="0")
+    with pytest.raises(PlanError, match="says no length: give the optimiser steps"):
         plan.schedule(plan.optimizer(model))

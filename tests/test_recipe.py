@@ -190,7 +190,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "unpack is none": (lambda: first(LIST, unpack="x"), "unpack must be a function, not str"),
     "loss": (lambda: Recipe((X, Y), "mse"), "loss must be a function, not str"),
     "clip": (lambda: Recipe((X, Y), clip=-1.0), "clip must be a positive number, got -1.0"),
-    "decay": (lambda: Recipe((X, Y), weight_decay=float("nan")), "weight_decay must be a positive number, got nan"),
+    "decay": (lambda: Recipe((X, Y), weight_decay=float("nan")), "weight_decay must be a positive number, or 0, got"),
     "accumulate": (lambda: Recipe((X, Y), accumulate=0.5), "accumulate must be a whole number, got 0.5"),
     "autocast": (lambda: Recipe((X, Y), autocast="bf16"), "autocast must be a type such as torch.bfloat16"),
     "step and clip": (lambda: Recipe((X, Y), step=print, clip=1.0), "step= is the whole training step"),

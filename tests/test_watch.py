@@ -730,7 +730,7 @@ def test_the_report_is_a_value() -> None:
 @pytest.mark.parametrize("every", [0, 2.5, True, "50"])
 def test_every_must_be_a_whole_number(every: Any) -> None:
     model, plan, optimizer = watched()
-    with pytest.raises(WatchError, match="every must be a whole number from 1"):
+    with pytest.raises(WatchError, match="every must be"):
         dagscale.watch(model, plan, optimizer, every=every)
 
 

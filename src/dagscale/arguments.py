@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from numbers import Integral, Real
+from operator import index
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from dagscale.errors import DagscaleError
@@ -22,6 +25,42 @@ FUNCTIONS: tuple[Any, ...] = (type, Callable)
 
 NAMED = {float: "a number", int: "a whole number", str: "text", bool: "True or False", types.NoneType: "None"}
 """What to call a type in a message; classes go by their names."""
+
+
+MOST = 1 << 62
+"""What generators of random numbers, and counters, do not take."""
+
+
+def whole_number(name: str, value: Any, error: type[Exception], least: int = 1) -> int:
+    """The argument ``name`` as an int from ``least``, below 2^62.
+
+    Raises:
+        error: if it is none.
+    """
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise error(f"{name} must be a whole number, got {value!r}")
+    if number < least:
+        raise error(f"{name} must be at least {least}, got {value}")
+    if number >= MOST:
+        raise error(f"{name} must be below 2^62, got {value}")
+    return number
+
+
+def positive_number(name: str, value: Any, error: type[Exception], zero: bool = False) -> float:
+    """The argument ``name`` as a finite float above 0, or from 0 if ``zero``.
+
+    Raises:
+        error: if it is none.
+    """
+    number = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value  # NumPy's, torch's
+    good = isinstance(number, (int, float, Fraction)) and not isinstance(number, bool) and math.isfinite(number)
+    if not good or number < 0 or (number == 0 and not zero):
+        raise error(f"{name} must be a positive number{', or 0' if zero else ''}, got {value!r}")
+    return float(number)
 
 
 def checked(error: type[Exception]) -> Callable[[T], T]:

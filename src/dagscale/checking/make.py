@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.arguments import checked
+from dagscale.arguments import checked, whole_number
 from dagscale.checking.causes import find_faults
 from dagscale.checking.family import Family, Member, growth, members, wanted
 from dagscale.checking.measure import Observation, Task, attempt, lower_share, observe, started, steepness, too_high
@@ -99,9 +99,8 @@ def check(
     """
     if plan is not None:
         must_be(plan, Plan, PLAN, CheckError)
-    for name, value in (("steps", steps), ("seeds", seeds)):
-        if value < 1:
-            raise CheckError(f"{name} must be at least 1, got {value}")
+    steps, seeds = whole_number("steps", steps, CheckError), whole_number("seeds", seeds, CheckError)
+    seed = whole_number("seed", seed, CheckError, 0)
     recipe, given = _said(plan, recipe, data, loss, optimizer, batch_size, init, law, width)
     base_lr = plan.base_lr if plan is not None and base_lr is None else base_lr
     task = Task(recipe, steps, centred)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dagscale.arguments import checked
+from dagscale.arguments import checked, positive_number, whole_number
 from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.graph.matrices import WHOLE, hidden_matrices
@@ -32,7 +32,7 @@ from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
 from dagscale.planning.trained import notes_on, own_rms, taken_up
-from dagscale.planning.validate import check_gradient, check_kin, check_whole, rehearse
+from dagscale.planning.validate import check_gradient, check_kin, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, noted, scaling
@@ -140,7 +140,7 @@ def plan(
         found = [_found(one, rate) for one, rate in zip(bases, rates, strict=False)]
         bar.say("tracing")
         with about("target"):
-            target = traced(model, example_inputs, recipe, check_whole("seed", seed, least=0))
+            target = traced(model, example_inputs, recipe, whole_number("seed", seed, PlanError, least=0))
             if chosen.open:
                 name = init_for(keeping(target, chosen.init.name, only, keep, reset)[0])
                 chosen = replace(chosen, init=INITS[name], notes=why_init(name))
@@ -549,10 +549,9 @@ def _rate_scales(known: dict[str, str], lr_scale: Mapping[str, float]) -> dict[s
     """The factor of ``lr_scale`` on each parameter's rate; the product where several patterns match it."""
     found: dict[str, float] = {}
     for pattern, factor in lr_scale.items():
-        if not _positive(factor):
-            raise PlanError(f"lr_scale[{pattern!r}] must be a positive number, not {factor!r}")
+        factor = positive_number(f"lr_scale[{pattern!r}]", factor, PlanError)
         for name in named(known, pattern, "lr_scale"):
-            found[name] = found.get(name, 1.0) * float(factor)
+            found[name] = found.get(name, 1.0) * factor
     return found
 
 

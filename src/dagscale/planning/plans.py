@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import nn
 
-from dagscale.arguments import checked
+from dagscale.arguments import checked, positive_number, whole_number
 from dagscale.errors import PlanError
 from dagscale.frozen import FrozenMapping
 from dagscale.graph.repeats import fold_rows
@@ -19,9 +19,9 @@ from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.planning.naming import named
 from dagscale.shown import Tabled, cell, line, load_rich
-from dagscale.tracing.wrappers import known_names
+from dagscale.tracing.wrappers import known_names, named_parameters, plain_name
 from dagscale.training.draws import Fill
-from dagscale.training.groups import NoDecay, as_rule, parameter_groups
+from dagscale.training.groups import NoDecay, as_rule, name_added, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
 from dagscale.training.recipe import Recipe, Scheduler
 from dagscale.training.schedules import Schedule, constant
@@ -212,6 +212,7 @@ class Plan(Saved, Tabled):
         from dagscale.tracing.forward import placed_like
         from dagscale.training.copies import padding_rows
 
+        seed = self.seed if seed is None else whole_number("seed", seed, PlanError, 0)
         found, padding = self._match(model), padding_rows(model)
         drawn = {n: p for n, p in found.items() if self.parameters[n].fill is not None and p.requires_grad}
         for name, parameter in found.items():
@@ -241,7 +242,7 @@ class Plan(Saved, Tabled):
                     f"parameter {name!r} cannot be drawn from {_init_text(self.parameters[name])}: numbers "
                     f"of {kind} do not reach so far; make another plan"
                 )
-            own = fill.draw(name, parameter, self.seed if seed is None else seed)
+            own = fill.draw(name, parameter, seed)
             if id(parameter) in padding:
                 own[padding[id(parameter)]] = 0
             values[name] = placed_like(own, parameter)
@@ -263,7 +264,7 @@ class Plan(Saved, Tabled):
             lr: another rate than the plan's; all parameters' rates keep their ratios to it.
             weight_decay: the base's weight decay, by default the recipe's; each group gets it times its factor.
             no_decay: what gets none, as `dagscale.Recipe` takes it: roles, names and patterns, or a function;
-                by default none where ``weight_decay`` is given here, else what the recipe says.
+                by default what the recipe says, biases and norms if that says nothing. ``()`` lets all decay.
             only: names, modules or patterns (``head``, ``blocks.*.mlp.*``): the groups hold these parameters alone.
 
         Returns:
@@ -271,18 +272,22 @@ class Plan(Saved, Tabled):
             where they are not the optimiser's own; frozen parameters are left out.
 
         Raises:
-            PlanError: if names or shapes differ from the plan's, or ``only`` names nothing.
+            PlanError: if names or shapes differ from the plan's, a rate or decay is negative or no number, or ``only``
+                names nothing.
             RecipeError: if ``no_decay`` names nothing.
         """
-        rule = self._no_decay() if no_decay is None and weight_decay is None else as_rule(no_decay or ())
-        decay = self.recipe.get("weight_decay") if weight_decay is None else weight_decay
+        rule = self._no_decay() if no_decay is None else as_rule(no_decay)
+        decay = self.recipe.get("weight_decay")
+        if weight_decay is not None:
+            decay = positive_number("weight_decay", weight_decay, PlanError, zero=True)
+        scale = 1.0 if lr is None else positive_number("lr", lr, PlanError, zero=True) / self.lr
         found = self._match(model)
         known = known_names(found, model)
         if only is not None:
             chosen = named(known, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
         return parameter_groups(
-            found, self.parameters, self._record(optional=True), lr=1.0 if lr is None else lr / self.lr,
+            found, self.parameters, self._record(optional=True), lr=scale,
             weight_decay=decay, no_decay=rule, known=known,
         )  # fmt: skip
 
@@ -290,6 +295,9 @@ class Plan(Saved, Tabled):
         self, model: nn.Module, *, lr: float | None = None, recipe: Recipe | None = None, **groups: Any
     ) -> Any:
         """The recipe's optimiser over :meth:`param_groups` of ``model``.
+
+        A group that is added to it later, as for parameters that are unfrozen, needs no names, and without a rate or a
+        decay of its own it gets the network's. ``param_groups(model, only=...)`` makes groups with the plan's.
 
         Args:
             lr: another rate than the plan's.
@@ -300,11 +308,24 @@ class Plan(Saved, Tabled):
             A ``torch.optim.Optimizer``.
 
         Raises:
-            PlanError: if the optimiser is not known here, or the plan does not fit the model.
+            PlanError: if the optimiser is not known here or another than the plan's, the plan does not fit the model,
+                or all of its parameters are frozen.
         """
         record = recipe.optimizer if recipe is not None else self._record()
         assert record is not None
-        return record.make(self.param_groups(model, lr=lr, **groups), self.lr if lr is None else lr)
+        if {record.name, self.optimizer_name} <= {*OPTIMIZERS} and record.name != self.optimizer_name:
+            raise PlanError(
+                f"recipe= trains with {record.name}, and the plan is for {self.optimizer_name}: plan with this recipe"
+            )
+        found = self.param_groups(model, lr=lr, **groups)
+        if not found:
+            raise PlanError(
+                "nothing to train: every parameter that the optimiser would get is frozen, or none is named"
+            )
+        decay = groups.get("weight_decay", self.recipe.get("weight_decay"))
+        made = record.make(found, self.lr if lr is None else lr, decay)
+        name_added(made, {id(p): plain_name(name) for name, p in named_parameters(model)})
+        return made
 
     def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int | None = None) -> Scheduler:
         """The recipe's schedule for ``optimizer``; one that leaves the rates as they are if it has none.
@@ -320,11 +341,13 @@ class Plan(Saved, Tabled):
         if self.live is None and said is not None and not isinstance(said, Mapping):
             raise PlanError(f"the plan's schedule {said!r} is a function that its file does not hold: make it yourself")
         if total_steps is None:
-            total_steps = self.recipe.get("steps") or (None if self.live is None else self.live.total_steps)
+            held = self.live if self.live is not None and self.live.data is not None else None
+            total_steps = self.recipe.get("steps") or (None if held is None else held.total_steps)
         if total_steps is None:
             epochs = self.recipe.get("epochs")
-            said = f"{epochs} epochs of data that its file does not hold" if epochs else "no length"
+            said = f"{epochs} epochs of data that it does not hold" if epochs else "no length"
             raise PlanError(f"the plan's recipe says {said}: give the optimiser steps of the run, total_steps=")
+        total_steps = whole_number("total_steps", total_steps, PlanError)
         made = None if self.live is None else self.live.scheduler(optimizer, total_steps)
         if made is not None:
             return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf, prod
-from operator import index
 from typing import Any
 
 import torch
@@ -23,26 +22,6 @@ from dagscale.training.probe import Probe
 from dagscale.training.recipe import Recipe, no_classes
 from dagscale.training.seeds import seeded
 from dagscale.training.spreading import Spreading, unwarned
-
-MOST = 1 << 62
-"""What generators of random numbers, and counters, do not take."""
-
-
-def check_whole(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an int.
-
-    Raises:
-        PlanError: if it is no whole number, or below ``least``.
-    """
-    try:
-        number = index(value)
-    except TypeError:
-        raise PlanError(f"{name} must be a whole number, got {value!r}") from None
-    if number < least:
-        raise PlanError(f"{name} must be at least {least}, got {value}")
-    if number >= MOST:
-        raise PlanError(f"{name} must be below 2^62, got {value}")
-    return number
 
 
 def check_kin(base: Graph, target: Graph) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.arguments import checked
+from dagscale.arguments import checked, positive_number, whole_number
 from dagscale.errors import DagscaleError, PlanError, RecipeError, SearchError
 from dagscale.inits import DEFAULT, INITS
 from dagscale.network import Network
@@ -22,7 +22,7 @@ from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import initialised, keeping, traced
-from dagscale.planning.validate import check_gradient, check_whole, unscaled
+from dagscale.planning.validate import check_gradient, unscaled
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
@@ -152,12 +152,9 @@ def search(
     if recipe.steps is None and recipe.epochs is None:
         recipe = recipe.changed(epochs=1)
     rates = check_grid(default_grid(recipe.optimizer) if grid is None else grid)
-    try:
-        seeds, widen, seed = check_whole("seeds", seeds), check_whole("widen", widen, 0), check_whole("seed", seed, 0)
-    except PlanError as error:
-        raise SearchError(str(error)) from None
-    if not (isinstance(tolerance, (int, float)) and math.isfinite(tolerance) and tolerance >= 0):
-        raise SearchError(f"tolerance must be 0 or more, got {tolerance!r}")
+    seeds, widen = whole_number("seeds", seeds, SearchError), whole_number("widen", widen, SearchError, 0)
+    seed = whole_number("seed", seed, SearchError, 0)
+    tolerance = positive_number("tolerance", tolerance, SearchError, zero=True)
     more = {"init": init, "only": only, "keep": keep, "reset": reset, "lr_scale": lr_scale}
     if plan is not None and (extra := [name for name, value in more.items() if value is not None]):
         raise SearchError(f"plan= brings its own init and rates: leave {', '.join(extra)} out")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from dagscale.arguments import whole_number
 from dagscale.errors import BatchError, DagscaleError, RecipeError
 from dagscale.shown import one_line
 from dagscale.tracing import forward
@@ -264,8 +265,7 @@ def train(
         ForwardError: if the forward raises at the first step.
     """
     total = recipe.total_steps if steps is None else steps
-    if evaluate < 1:
-        raise RecipeError(f"evaluate must be at least 1, got {evaluate}")
+    evaluate = whole_number("evaluate", evaluate, RecipeError)
     groups = [{**group, "params": _listed(group["params"])} for group in groups]
     trained = [parameter for group in groups for parameter in group["params"]]
     if not any(parameter.requires_grad for parameter in trained):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
+
+from torch import Tensor
 
 from dagscale.errors import RecipeError
 from dagscale.graph.roles import ParameterRole
@@ -13,6 +16,7 @@ from dagscale.tracing.wrappers import meant, named_parameters, plain_name, unwra
 from dagscale.training.optimizers import Groups, Optimizer
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 ROLES: tuple[str, ...] = get_args(ParameterRole)
@@ -107,6 +111,31 @@ def parameter_groups(
         group["params"].append(parameter)
         group["param_names"].append(name)
     return list(found.values())
+
+
+def name_added(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
+    """Let groups without names be added to an optimiser whose groups have some, which torch refuses.
+
+    Trainers add such groups when they unfreeze parameters. A copy of the optimiser, and one from a file, is as torch
+    makes it.
+
+    Args:
+        names: ``id`` of a parameter → its name; a parameter that is not among them is called ``added``.
+    """
+    kind, held = type(optimizer), weakref.ref(optimizer)
+    if not hasattr(kind, "add_param_group"):
+        return
+
+    def add_param_group(group: dict[str, Any]) -> None:
+        if isinstance(group, dict) and "params" in group and "param_names" not in group:
+            given = group["params"]
+            group["params"] = given if isinstance(given, (Tensor, set)) else list(given)
+            each = [given] if isinstance(given, Tensor) else group["params"]
+            if all(isinstance(parameter, Tensor) for parameter in each):
+                group["param_names"] = [names.get(id(parameter), "added") for parameter in each]
+        kind.add_param_group(held(), group)  # type: ignore[arg-type]
+
+    optimizer.add_param_group = add_param_group  # type: ignore
 
 
 def as_rule(no_decay: Any) -> tuple[str, ...] | Callable[[str, nn.Parameter], bool]:

@@ -114,13 +114,14 @@ class Optimizer:
             raise OptimizerError(f"the settings of the optimizer {self.name} do not hold together ({error})") from None
         return replace(self, settings=merged, **traits)
 
-    def make(self, groups: Groups, lr: float | None = None) -> torch.optim.Optimizer:
+    def make(self, groups: Groups, lr: float | None = None, weight_decay: float | None = None) -> torch.optim.Optimizer:
         """The optimiser of these parameter groups.
 
         Args:
             groups: each with its own ``lr``.
             lr: the network's rate, to which the groups' are ratios. It is the optimiser's default, from which some
                 schedules take the share that they end at, and which a group gets that is added later without a rate.
+            weight_decay: likewise the network's weight decay, if it has one.
 
         Raises:
             OptimizerError: if it cannot be made of them.
@@ -144,8 +145,9 @@ class Optimizer:
                 f"the optimizer {self.name} holds none of the parameters in the groups that it is given, and would "
                 "train another model: make it of its argument, as in lambda groups: torch.optim.AdamW(groups)"
             )
-        if lr is not None and "lr" in getattr(made, "defaults", {}):
-            made.defaults["lr"] = lr
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if value is not None and name in getattr(made, "defaults", {}):
+                made.defaults[name] = value
         in_mode(made, "train")
         return made
 

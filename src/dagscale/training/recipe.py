@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from fractions import Fraction
 from functools import cached_property
-from operator import index
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dagscale.arguments import checked
+from dagscale.arguments import checked, positive_number, whole_number
 from dagscale.errors import RecipeError
 from dagscale.shown import one_line
 from dagscale.training.batches import Batch, Source, Stream, Unpack, source
 from dagscale.training.groups import NoDecay, as_rule
-from dagscale.training.optimizers import Optimizer, plain_number, resolve
+from dagscale.training.optimizers import Optimizer, resolve
 
 Loss = Callable[..., Tensor]
 """``loss(output, target)``, or ``loss(output)`` for batches without a target: one number, a mean over the batch. Of an
@@ -149,15 +146,17 @@ class Recipe:
             "data": data,
             "loss": loss,
             "optimizer": resolve(optimizer, settings),
-            "batch_size": None if batch_size is None else _whole("batch_size", batch_size),
-            "steps": None if steps is None else _whole("steps", steps),
-            "epochs": None if epochs is None else _whole("epochs", epochs),
+            "batch_size": None if batch_size is None else whole_number("batch_size", batch_size, RecipeError),
+            "steps": None if steps is None else whole_number("steps", steps, RecipeError),
+            "epochs": None if epochs is None else whole_number("epochs", epochs, RecipeError),
             "schedule": schedule,
             "step": step,
-            "clip": None if clip is None else _positive("clip", clip),
-            "accumulate": _whole("accumulate", accumulate),
+            "clip": None if clip is None else positive_number("clip", clip, RecipeError),
+            "accumulate": whole_number("accumulate", accumulate, RecipeError),
             "autocast": autocast,
-            "weight_decay": None if weight_decay is None else _positive("weight_decay", weight_decay, zero=True),
+            "weight_decay": None
+            if weight_decay is None
+            else positive_number("weight_decay", weight_decay, RecipeError, zero=True),
             "no_decay": as_rule(no_decay),
             "unpack": unpack,
             "select": select,
@@ -318,21 +317,3 @@ def _named(value: Any) -> Any:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     return "".join(f" {name}={value!r}" for name, value in settings.items())
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = index(value)
-    except TypeError:
-        raise RecipeError(f"{name} must be a whole number, got {value!r}") from None
-    if number < 1:
-        raise RecipeError(f"{name} must be at least 1, got {value}")
-    return number
-
-
-def _positive(name: str, value: Any, zero: bool = False) -> float:
-    value = plain_number(value)
-    good = isinstance(value, (int, float, Fraction)) and math.isfinite(value) and (value > 0 or (zero and value == 0))
-    if not good:
-        raise RecipeError(f"{name} must be a positive number, got {value!r}")
-    return float(value)

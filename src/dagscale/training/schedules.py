@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from dagscale.errors import RecipeError
-
-if TYPE_CHECKING:
-    from torch.optim.lr_scheduler import LambdaLR
 
 Shape = Literal["constant", "linear", "cosine"]
 
@@ -21,7 +19,8 @@ class Schedule:
     """A warm-up that grows linearly to the whole rate, then a shape that ends at a share of it.
 
     Calling it, ``schedule(optimizer, total_steps)``, makes a ``torch`` scheduler that multiplies the rate of every
-    group, so that groups keep their ratios. It is stepped after every optimiser step.
+    group, so that groups keep their ratios. It is stepped after every optimiser step. A group that is added to the
+    optimiser later goes on from the rate that it has then.
 
     Attributes:
         shape: ``constant``, ``linear`` or ``cosine`` [Loshchilov and Hutter 2017].
@@ -51,11 +50,23 @@ class Schedule:
         return self.final + (1 - self.final) * left if self.shape != "constant" else 1.0
 
     def __call__(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+        return _OfAllGroups(optimizer, lambda step: self.factor(step, total_steps))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
         return asdict(self)
+
+
+class _OfAllGroups(LambdaLR):
+    """torch's, for groups too that are added after it was made, which torch refuses at the next step."""
+
+    def get_lr(self) -> list[Any]:
+        factor = self.lr_lambdas[0]
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            now = factor(max(0, self.last_epoch - 1)) or 1.0
+            self.base_lrs.append(group.setdefault("initial_lr", group["lr"] / now))
+            self.lr_lambdas.append(factor)
+        return super().get_lr()
 
 
 def constant(warmup: float = 0.0) -> Schedule:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dagscale.arguments import checked
+from dagscale.arguments import checked, whole_number
 from dagscale.errors import WatchError
 from dagscale.interrupts import uninterrupted
 from dagscale.planning.plans import Plan
@@ -94,8 +94,7 @@ class Watch:
         log: Log | None = None,
         base: WatchReport | None = None,
     ) -> None:
-        if type(every) is not int or every < 1:
-            raise WatchError(f"every must be a whole number from 1, not {every!r}")
+        every = whole_number("every", every, WatchError)
         if log is not None and not callable(log):
             raise WatchError(f"log must be a function of step and scalars, not {type(log).__name__}")
         must_be(model, nn.Module, MODEL, WatchError)
