@@ -516,3 +516,56 @@ def test_a_loss_that_differentiates_by_its_input_says_how_it_gets_one_that_it_ca
     recipe = Recipe((X, X), loss=lambda out, _: residual(*out), **how)
     found = dagscale.search(Returning(1), recipe, seeds=1, grid=[1e-3, 1e-2])
     assert dagscale.plan(Returning(2), base=found).lr > 0
+
+
+class OwnLoss(nn.Module):
+    """A network that answers with its loss where it gets labels, as its way of answering says."""
+
+    def __init__(self, answer: Callable[[Tensor, Tensor | None], Any]) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        self.answer = answer
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        return self.answer(self.net(x), labels)
+
+
+def whole_answer(out: Tensor, labels: Tensor | None) -> Tensor | None:
+    return None if labels is None else nn.functional.cross_entropy(out, labels)
+
+
+@pytest.mark.parametrize(
+    ("answer", "loss"),
+    [
+        (whole_answer, None),
+        (whole_answer, lambda out: out),
+        (whole_answer, lambda out, labels: out),
+        (lambda out, labels: (out, whole_answer(out, labels)), lambda out: out[1]),
+        (lambda out, labels: {"logits": out, "loss": whole_answer(out, labels)}, None),
+    ],
+)
+def test_a_models_own_loss_is_the_loss_of_its_outputs(answer: Any, loss: Any) -> None:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    y = x[:, :4].argmax(1)
+    batches = [{"x": a, "labels": b} for a, b in zip(x.split(16), y.split(16), strict=True)]
+
+    def planned(model: nn.Module, recipe: Recipe) -> dagscale.Plan:
+        return dagscale.plan(model, recipe=recipe, law="short-run")
+
+    def made(answer: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return OwnLoss(answer)
+
+    own = planned(made(answer), Recipe(batches, loss, "adamw", steps=10))
+    plain = planned(made(lambda out, labels: out), Recipe(batches, nn.functional.cross_entropy, "adamw", steps=10))
+    assert own.lr == pytest.approx(plain.lr, rel=1e-5)
+    assert {n: p.init_std for n, p in own.parameters.items()} == {n: p.init_std for n, p in plain.parameters.items()}
+
+
+def test_one_number_for_a_batch_beside_targets_is_asked_about() -> None:
+    x, y = torch.randn(32, 8), torch.randint(0, 4, (32,))
+    model = OwnLoss(lambda out, labels: out.square().mean())
+    with pytest.raises(RecipeError, match="the model returns one number for the whole batch: if that is its loss"):
+        dagscale.plan(model, recipe=Recipe((x, y), optimizer="sgd", steps=5, batch_size=8), law="short-run")
+    plan = dagscale.plan(model, recipe=Recipe((x, y), lambda out: out, "sgd", steps=5, batch_size=8), law="short-run")
+    assert plan.lr > 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dagscale.errors import DagscaleError, ForwardError, PlanError
+from dagscale.errors import DagscaleError, PlanError
 from dagscale.graph import Graph
 from dagscale.inits import INITS
 from dagscale.inits.base import DEFAULT
@@ -73,14 +73,13 @@ def shown_by(model: nn.Module, recipe: Recipe) -> tuple[Graph, Any]:
 
 def _shown(model: nn.Module, recipe: Recipe, most: int) -> tuple[Graph, Any]:
     """The graph that ``most`` examples show, and these: with their labels where the model cannot do without, as an
-    encoder–decoder that makes its decoder's input of them."""
+    encoder–decoder that makes its decoder's input of them, or a model that returns nothing but its loss."""
     without = example_inputs(model, recipe, most)
     try:
         return trace(model, without, select=recipe.select), without
     except DagscaleError as error:
         whole = example_inputs(model, recipe, most, labels=True)
-        left_out = isinstance(whole, Mapping) and whole.keys() != without.keys()
-        if not left_out or not isinstance(error, ForwardError):
+        if not isinstance(whole, Mapping) or whole.keys() == without.keys():
             cause = error.__cause__ or error.__context__
             if recipe.unpack is None and (
                 isinstance(cause, TypeError) or (cause is not None and _OF_SIZES.search(said(cause)))

@@ -21,7 +21,7 @@ from dagscale.tracing import forward
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import Groups, in_mode
-from dagscale.training.recipe import Loss, Recipe, Scheduler, default_loss
+from dagscale.training.recipe import Loss, Recipe, Scheduler, default_loss, takes
 from dagscale.training.seeds import seeded
 
 T = TypeVar("T")
@@ -70,13 +70,15 @@ def batch_output(model: nn.Module, recipe: Recipe, batch: Batch) -> Any:
         failed.args = (f"{failed}, on data of shape {shapes(batch.inputs)}",)
         raise failed from error
     select = recipe.select
-    if select is None or (recipe.loss is None and _own_loss(out) is not None):
+    if select is None or (recipe.loss is None and _own_loss(out, batch) is not None):
         return out
     return of_user("function select", lambda: select(out))
 
 
-def _own_loss(output: Any) -> Tensor | None:
-    """The loss that a model computed itself."""
+def _own_loss(output: Any, batch: Batch) -> Tensor | None:
+    """The loss that a model computed itself: what it calls so, or one number, if there is no target that it lacks."""
+    if isinstance(output, Tensor) and output.ndim == 0 and (batch.labelled or batch.target is None):
+        return output
     own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
     return own if isinstance(own, Tensor) else None
 
@@ -97,17 +99,23 @@ def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
 
 
 def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
-    own = _own_loss(output)
+    own = _own_loss(output, batch)
     if recipe.loss is None and own is not None:
         return own
     target = batch.target
+    if recipe.loss is None and isinstance(output, Tensor) and output.ndim == 0:
+        raise RecipeError(
+            "the model returns one number for the whole batch: if that is its loss, give loss=lambda output, target: "
+            "output; if not, return an output for each example"
+        )
     if recipe.loss is None and target is None:
         raise RecipeError(
             f"the batches have no target and the model returns {type(output).__name__}: give loss=, a function of the "
             "output, such as lambda out: out where that is the loss"
         )
     loss: Loss = recipe.loss or default_loss
-    given = (target,) if recipe.loss is None or target is not None else ()
+    alone = recipe.loss is not None and (target is None or not takes(loss, 2) and takes(loss, 1))
+    given = () if alone else (target,)
     out = logits(output)
     try:
         return loss(out, *given)
