@@ -569,3 +569,37 @@ def test_one_number_for_a_batch_beside_targets_is_asked_about() -> None:
         dagscale.plan(model, recipe=Recipe((x, y), optimizer="sgd", steps=5, batch_size=8), law="short-run")
     plan = dagscale.plan(model, recipe=Recipe((x, y), lambda out: out, "sgd", steps=5, batch_size=8), law="short-run")
     assert plan.lr > 0
+
+
+class Flow(nn.Module):
+    """Affine couplings: layers put out logarithms of scales; a tenth of it, if ``bounded``."""
+
+    def __init__(self, bounded: bool, blocks: int = 2) -> None:
+        super().__init__()
+        self.bounded = bounded
+        self.nets = nn.ModuleList(nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 4)) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = x.chunk(2, 1)
+        volume = x.new_zeros(len(x))
+        for net in self.nets:
+            scale, shift = net(a).chunk(2, 1)
+            if self.bounded:
+                scale, shift = 0.1 * scale.tanh(), 0.1 * shift
+            a, b = b * scale.exp() + shift, a
+            volume = volume + scale.sum(1)
+        return torch.cat([a, b], 1), volume
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_loss_that_begins_far_above_the_models_own_is_told(bounded: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Flow(bounded), torch.randn(64, 4)
+    recipe = Recipe((x, x), lambda out, x: (out[0].square().sum(1) / 2 - out[1]).mean(), "adam", steps=5, batch_size=16)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    plan = dagscale.plan(model, recipe=recipe, init="moments", law="short-run")
+    told = [note for note in plan.notes if "under init 'moments' the loss begins at up to" in note]
+    assert bool(told) is not bounded
+    assert all("init=['moments', 'keep']" in note for note in told)
+    assert not any("the loss begins" in note for note in dagscale.plan(model, recipe=recipe, init="keep").notes)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

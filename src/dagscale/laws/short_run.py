@@ -106,7 +106,7 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
     """See `measure`."""
     if not math.isfinite(run.before):
         raise PlanError(
-            f"the loss at initialisation is {run.before}: check the init (init 'moments' keeps signals finite)"
+            f"the loss at initialisation is {run.before} under init {run.probe.network.init!r}: {_another(run)}"
         )
     changes = {start: run(2.0**start)}
     nothing, ground = NOTHING * abs(run.before), 0.0
@@ -157,8 +157,8 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
     if not descends():
         raise NothingLearnt(
             f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "
-            "(init 'moments' keeps signals finite), the labels and the loss; a model that has learnt these data "
-            f"already needs those that it is to be fine-tuned on{run.raised}"
+            f"({_another(run)}), the labels and the loss; a model that has learnt these data already needs those that "
+            f"it is to be fine-tuned on{run.raised}"
         )
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
@@ -171,6 +171,13 @@ def _settled(changes: Mapping[int, float]) -> float:
     """What the highest rates all come to, of those that do not diverge; 0 where they differ."""
     last = [changes[i] for i in sorted(changes) if math.isfinite(changes[i])][-MANY:]
     return max(last) if len(last) == MANY and max(last) - min(last) <= ALIKE * abs(max(last)) else 0.0
+
+
+def _another(run: Runs) -> str:
+    """Which other init to try."""
+    if run.probe.network.init == "moments":
+        return "init 'keep' has the weights that the model came with"
+    return "init 'moments' keeps signals finite"
 
 
 class Runs:

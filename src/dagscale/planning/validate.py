@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import inf, prod
+from collections.abc import Mapping, Sequence
+from math import inf, isnan, prod
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from dagscale.tracing.make import listed
 from dagscale.tracing.state import State
 from dagscale.training import engine
 from dagscale.training.batches import Batch, dense, logits, shapes
+from dagscale.training.draws import Fill
 from dagscale.training.probe import Probe
 from dagscale.training.recipe import Recipe, no_classes
 from dagscale.training.seeds import seeded
@@ -80,7 +81,8 @@ def check_gradient(network: Network) -> tuple[str, ...]:
 
     Returns:
         Notes: that the gradient reaches parameters that are the loss's own, such as the class vectors of ArcFace; that
-        targets are far larger or smaller than outputs (`_far`).
+        targets are far larger or smaller than outputs (`_far`); that the init begins at a far higher loss than the
+        model's own weights (`_begun`).
 
     Raises:
         RecipeError: if data or loss do not fit, or no weight has a gradient on any of ``LOOKS`` batches: a training run
@@ -100,7 +102,7 @@ def check_gradient(network: Network) -> tuple[str, ...]:
                 far = _far(probe, output, batch, value.item())
                 engine.backward(value)
             if any(p.grad is not None and bool(dense(p.grad).any()) for p in probe.parameters.values()):
-                return (*_noted(beside), *far)
+                return (*_noted(beside), *(far or _begun(probe, batch, value.item())))
             values.append(value.item())
         taken = (p for p in probe.parameters.values() if p.grad is None)
         hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) for p in taken)
@@ -174,6 +176,43 @@ def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, .
         "size, at a rate that carries over badly; standardise them, (y - y.mean(0)) / y.std(0), and undo it on the "
         "outputs",
     )
+
+
+def _begun(probe: Probe, batch: Batch, loss: float) -> tuple[str, ...]:
+    """A note, if the loss begins ``FAR`` times as high under one of ``DRAWS`` draws of the init as from the model's own
+    weights.
+
+    Each layer's output then has the size that the init wants, and what the model makes of outputs has not: it takes
+    them for logarithms of scales, for weights, or adds them to itself again and again. Then it is often one draw in
+    several that explodes. Between 1/10 and 5 times as high is what is usual.
+    """
+    network = probe.network
+    if not network.fills:
+        return ()
+
+    def first(fills: Mapping[str, Fill], seed: int) -> float:
+        probe.copied.reset(fills, seed)
+        with seeded(seed):
+            return probe.loss(probe.output(batch), batch).item()
+
+    try:
+        own = first({}, network.seed)
+        draws = [loss, *(first(network.fills, network.seed + k) for k in range(1, DRAWS))]
+    except DagscaleError:
+        return ()
+    far = [value for value in draws if not value < FAR * abs(own)]
+    if not far or not 0 < abs(own) < inf:
+        return ()
+    highest = max(far, key=lambda value: inf if isnan(value) else value)
+    return (
+        f"under init {network.init!r} the loss begins at up to {highest:.3g}, and at {own:.3g} from the weights that "
+        "the model came with: the init does not know what this model makes of its layers' outputs; search the base "
+        f"with init=[{network.init!r}, 'keep'], which tries both",
+    )
+
+
+DRAWS = 4
+"""Draws of the weights that the loss is asked under before the first step."""
 
 
 def unscaled(recipe: Recipe) -> str:

@@ -44,7 +44,7 @@ def forward_error(model: nn.Module, recorder: Recorder | None, error: Exception,
 
 MENDS = {
     "more than 1 value per channel": "batch statistics need more: give 2 examples or more, and a batch size of 2 or "
-    "more",
+    "more; if the last batch of a DataLoader is one example, give it drop_last=True",
     "Creating a new Tensor subclass": "while its operators are watched, PyTorch makes no tensor class by a call: write "
     "x.as_subclass(Mine) in place of Mine(x)",
 }

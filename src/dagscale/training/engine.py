@@ -114,7 +114,7 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
             "output, such as lambda out: out where that is the loss"
         )
     loss: Loss = recipe.loss or default_loss
-    alone = recipe.loss is not None and (target is None or not takes(loss, 2) and takes(loss, 1))
+    alone = recipe.loss is not None and (target is None or (not takes(loss, 2) and takes(loss, 1)))
     given = () if alone else (target,)
     out = logits(output)
     try:
