@@ -83,6 +83,7 @@ class Op:
         module: qualified name of the module that ran it, ``""`` for the model itself.
         params: the parameters it uses, the weight first.
         layer: fan and kernel, for ``weight`` ops only.
+        factor: the number that the signal is multiplied by, where it is one that the model says; 1 mostly.
     """
 
     kind: OpKind
@@ -90,6 +91,7 @@ class Op:
     module: str = ""
     params: tuple[ParamUse, ...] = ()
     layer: Layer | None = None
+    factor: float = 1.0
 
     @property
     def label(self) -> str:
@@ -409,7 +411,7 @@ def _op_to_dict(op: Op) -> dict[str, Any]:
     layer = None if op.layer is None else {**asdict(op.layer), "kernel": list(op.layer.kernel)}
     return {
         "kind": op.kind, "name": op.name, "module": op.module, "params": [_use_to_list(p) for p in op.params],
-        "layer": layer,
+        "layer": layer, **({} if op.factor == 1 else {"factor": op.factor}),
     }  # fmt: skip
 
 
@@ -426,5 +428,5 @@ def _op_from_dict(raw: Mapping[str, Any]) -> Op:
     layer = raw["layer"]
     return Op(
         raw["kind"], raw["name"], raw["module"], tuple(_use_from_list(*use) for use in raw["params"]),
-        None if layer is None else Layer(**{**layer, "kernel": tuple(layer["kernel"])}),
+        None if layer is None else Layer(**{**layer, "kernel": tuple(layer["kernel"])}), raw.get("factor", 1.0),
     )  # fmt: skip

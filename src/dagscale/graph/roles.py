@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from math import prod
 from typing import Literal
 
@@ -127,6 +128,19 @@ def output_factors(graph: Graph) -> dict[str, float]:
             ways, meets, dues = zip(*onward, strict=True)
             clear[v], moved[v], part[v] = all(ways), all(meets), min(dues)
     return {name: min(dues) for name, dues in found.items() if min(dues) > 0}
+
+
+def lookup_factors(graph: Graph) -> dict[str, float]:
+    """Embedding's weight → the number that the model multiplies what it looks up by, the same at each lookup; such as
+    the √width of the first Transformer [Vaswani et al. 2017, Sec. 3.4]."""
+    found: dict[str, set[float]] = {}
+    for edge in graph.edges:
+        for i, op in enumerate(edge.ops):
+            if op.layer is None or "embedding" not in op.name:
+                continue
+            behind = takewhile(lambda after: after.kind == "pass", edge.ops[i + 1 :])
+            found.setdefault(op.weight, set()).add(prod(abs(after.factor) for after in behind))
+    return {name: min(values) for name, values in found.items() if len(values) == 1 and values != {1.0}}
 
 
 def offsets(graph: Graph) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain, repeat
 from math import exp, inf, log, sqrt
 from statistics import fmean, stdev
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import PlanError
+from dagscale.graph.roles import lookup_factors
 from dagscale.inits.base import init, zeros_and_ones
 from dagscale.inits.passes import outputs_of
 from dagscale.inits.positions import tables as added_tables
@@ -57,7 +58,8 @@ def moments(network: Network) -> dict[str, Fill]:
     order in which the forward uses them, each from the signal that the ones before it produce, so identity
     edges, sums of activations (whose mean is not zero), pooling, attention and any activation count as what
     they are. Eq. 12 is the special case of a ReLU of a symmetric signal, ``E x² = ½``; readouts get output
-    moment 1, norm gains 1, biases 0 and other vectors stay. Where outputs are products of layers' outputs, or sums over
+    moment 1, norm gains 1, biases 0 and other vectors stay. What is looked up and then multiplied by a number, such as
+    √width, has the moment behind it. Where outputs are products of layers' outputs, or sums over
     their elements, these layers are drawn as much smaller as it takes for outputs of moment 1
     (`dagscale.inits.products`).
 
@@ -271,9 +273,10 @@ def _one_draw(
         for name in controls.values():
             parameters[name].copy_(_start(name, parameters[name], seed))
         shared: set[str] = set()
+        factors = lookup_factors(network.graph)
         for _ in range(PASSES):
             _anew(network, drawn)
-            setter = _Setter(model, parameters, wanted, controls, tables, scales, seed, shared, held)
+            setter = _Setter(model, parameters, wanted, controls, tables, scales, seed, shared, held, factors)
             outputs_of(model, inputs, network.seed + luck, setter)
             if not setter.again:
                 break
@@ -303,11 +306,13 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         seed: int,
         shared: set[str],
         held: Held,
+        factors: Mapping[str, float],
     ) -> None:
         super().__init__(model, held=held)
         self.parameters, self.wanted, self.controls, self.tables = parameters, wanted, controls, frozenset(tables)
         self.scales, self.seed, self.shared = scales, seed, shared
         self.used: set[str] = set()
+        self.factors = factors
         self.padding = padding_rows(model)
         self.again = False
 
@@ -321,6 +326,8 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
             moment = use.moment()
         if use.own:  # a complex weight that is seen in two real numbers, or the other way round
             moment *= (1 + use.weight.is_complex()) / (1 + parameter.is_complex())
+        if "embedding" in str(use.func):
+            moment *= self.factors.get(name, 1.0) ** 2  # the signal is what stands behind the number
         if not 0 < moment < inf:
             return
         if name in self.used:

@@ -7,7 +7,7 @@ from math import prod
 from statistics import fmean
 
 from dagscale.graph import Graph, LayerUse
-from dagscale.graph.roles import output_factors
+from dagscale.graph.roles import lookup_factors, output_factors
 
 Wanted = Mapping[frozenset[str], float]
 """All parameters that a layer's weight is computed from → the second moment wanted of its output."""
@@ -19,17 +19,21 @@ GAIN = 0.25
 
 def wanted_moments(graph: Graph) -> dict[str, float]:
     """Weight name → second moment wanted of its layer's output: ``1/d_in``, the smallest over its uses."""
-    return single(by_parameters(graph))
+    return single(graph, by_parameters(graph))
 
 
 def damped_moments(graph: Graph) -> dict[str, float]:
     """The same under init ``damped``."""
-    return single(damped_by_parameters(graph))
+    return single(graph, damped_by_parameters(graph))
 
 
-def single(wanted: Wanted) -> dict[str, float]:
-    """By the weight's own name, of weights that are a parameter."""
-    return {name: moment for names, moment in wanted.items() if len(names) == 1 for name in names}
+def single(graph: Graph, wanted: Wanted) -> dict[str, float]:
+    """By the weight's own name, of weights that are a parameter; of what is only looked up, before the number that the
+    model multiplies it by."""
+    shared = {use.op.weight for use in graph.layers if "embedding" not in use.op.name}
+    factors = {name: factor for name, factor in lookup_factors(graph).items() if name not in shared}
+    found = {name: moment for names, moment in wanted.items() if len(names) == 1 for name in names}
+    return {name: moment / factors.get(name, 1.0) ** 2 for name, moment in found.items()}
 
 
 def by_parameters(graph: Graph) -> dict[frozenset[str], float]:
@@ -69,7 +73,7 @@ def damped_by_parameters(graph: Graph) -> dict[frozenset[str], float]:
 
 def quieter_moments(graph: Graph) -> dict[str, float]:
     """The same under init ``small-readout``."""
-    return single(quieter_by_parameters(graph))
+    return single(graph, quieter_by_parameters(graph))
 
 
 def quieter_by_parameters(graph: Graph) -> dict[frozenset[str], float]:

@@ -10,6 +10,7 @@ from dagscale.graph import Graph
 from dagscale.scaling.depth import NONE_OF_ITS_OWN, depth_scaling
 from dagscale.scaling.folding import Factors
 from dagscale.scaling.heads import head_scaling
+from dagscale.scaling.lookups import lookup_scaling
 from dagscale.scaling.spectral import matrix_rates
 from dagscale.scaling.width import width_scaling
 from dagscale.training.optimizers import Optimizer
@@ -92,6 +93,8 @@ def _width(
         found[name] = Scaling(factors, notes=(s.note,) if s.note else ())
     for name, head in head_scaling(base, target, optimizer).items():
         found[name] *= Scaling(head.factors, head.fold, (head.note,))
+    for name, (factors, carried, note) in lookup_scaling(base, target, optimizer).items():
+        found[name] *= Scaling(factors, carried, (note,))
     return found
 
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import UnsupportedOperatorException as UnsupportedOperator
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import UninitializedBuffer, is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dagscale.shown import said
@@ -30,6 +30,7 @@ __all__ = [
     "UnsupportedOperator",
     "apply_code",
     "by_python",
+    "constant_of",
     "deep_copy",
     "device_of",
     "fake_mode",
@@ -76,6 +77,17 @@ def device_of(tensor: Any) -> torch.device:
     """The device that a fake tensor stands for."""
     found: torch.device = tensor.fake_device
     return found
+
+
+def constant_of(value: object) -> float | None:
+    """The number that a plain tensor of one entry holds, a fake one of a literal too; None where nobody knows."""
+    if not isinstance(value, Tensor):
+        return None
+    held = value.constant if is_fake(value) else value  # type: ignore[attr-defined]
+    if type(held) not in (Tensor, nn.Parameter) or held.numel() != 1 or held.is_meta or not held.is_floating_point():
+        return None
+    with _disable_current_modes():
+        return float(held.detach().item())
 
 
 def needs_values(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dagscale.errors import DagscaleError, TraceError
 from dagscale.shown import one_line, said
 from dagscale.tracing._torch import (
+    constant_of,
     deep_copy,
     fake_mode,
     is_fake,
@@ -386,6 +387,9 @@ def _run_fake(
 ) -> Read:
     state, names = State(*roots(model), select), set(dict(named_parameters(model)))
     stand_ins = {id(t): _stand_in(t, mode) for t in (*parameters.values(), *model.buffers())}
+    recorder.numbers = {
+        id(stand_ins[id(buffer)]): n for buffer in model.buffers() if (n := constant_of(buffer)) is not None
+    }
     versions = []
     for name, parameter in parameters.items():
         both = [stand_ins[id(parameter)]] if is_sharded(parameter) else [parameter, stand_ins[id(parameter)]]

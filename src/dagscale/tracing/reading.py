@@ -35,6 +35,7 @@ class Node:
         via: for each parent, the nodes passed on the way from it, where reduction has melted them in.
         name: the parameter's name for parameter sources.
         added: the number that an addition of a number adds.
+        factor: the number that a product with a number multiplies by.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Node:
     shape: tuple[int, ...] = ()
     numel: int = 0
     added: float = 0.0
+    factor: float = 1.0
 
 
 Value = tuple[Node, Tensor]

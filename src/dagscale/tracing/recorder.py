@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,15 @@ import torch
 from torch import Tensor
 
 from dagscale.interrupts import Interrupted
-from dagscale.tracing._torch import DEVICE_OF, TorchDispatchMode, apply_code, device_of, gradient_taken, is_fake
+from dagscale.tracing._torch import (
+    DEVICE_OF,
+    TorchDispatchMode,
+    apply_code,
+    constant_of,
+    device_of,
+    gradient_taken,
+    is_fake,
+)
 from dagscale.tracing.meaning import OPS, Meaning, Spelling
 from dagscale.tracing.memory import Memory, Region, part_of, region_of
 from dagscale.tracing.reading import (
@@ -95,6 +104,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made: gets a reference to each result, if it is a list.
         elsewhere: modules that ran in another thread, unseen.
         drew: whether the forward has drawn random numbers.
+        numbers: ``id`` of a tensor that stands for a buffer of one entry → what that holds.
         cut: modules that computed without gradients → whether re-entrant checkpointing was why.
     """
 
@@ -115,6 +125,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.cut: dict[str, bool] = {}
         self.elsewhere: list[str] = []
         self.drew = False
+        self.numbers: dict[int, float] = {}
         self._gradients: dict[int, Node | None] = {}
 
     # -- sources ------------------------------------------------------------------------------------------
@@ -273,6 +284,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         if not node.signal and operator.name == "aten.add":
             node.added = _number(named)
+        if node.signal and operator.name in FACTORS and len(node.parents) == 1 and not node.params:
+            node.factor = self._factor(operator, named)
         parts: list[tuple[Region, int | None]] = []
         if meaning.kind == "concat" and meaning.dims:
             parts = self._lay_out(node, named[meaning.data[0]], results[0], meaning.dims[0])
@@ -376,6 +389,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             numel=inner.numel,
         )
 
+    def _factor(self, operator: Operator, named: dict[str, Any]) -> float:
+        """The number that a product of one signal multiplies it by; 1 where it is none, or nobody knows."""
+        one, other = named.get("self"), named.get("other")
+        if isinstance(other, Tensor) and self.memory.read(other) is not None:
+            if "div" in operator.name:
+                return 1.0  # a number over the signal
+            one, other = other, one
+        number = other if isinstance(other, (int, float)) else self.numbers.get(id(other), constant_of(other))
+        if number is None or not 0 < abs(number) < math.inf:
+            return 1.0
+        return 1 / float(number) if "div" in operator.name else float(number)
+
     # -- where dispatch and autograd part -------------------------------------------------------------------
 
     def _carried_on(
@@ -410,6 +435,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _written(operator: Operator, named: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call writes to."""
     return [t for argument in operator.written for t in tensors_in(named.get(argument))]
+
+
+FACTORS = frozenset({"aten.mul", "aten.mul_", "aten.div", "aten.div_"})
+"""Operators that may multiply a signal by a number."""
 
 
 def _number(named: dict[str, Any]) -> float:

@@ -322,7 +322,7 @@ def _op(nodes: list[Node], node: Node, seen: dict[int, tuple[str, ...]]) -> Op |
     params = tuple(uses.values())
     if kind == "weight" and node.layer is not None:
         return Op("weight", _layer_name(node), node.module, params, node.layer)
-    return Op(kind, node.op, node.module, params)
+    return Op(kind, node.op, node.module, params, factor=node.factor)
 
 
 def _layer_name(node: Node) -> str:
