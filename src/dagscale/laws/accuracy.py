@@ -44,14 +44,14 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(0.77, 2.4, 1),
     },
     "curvature": {
-        "dense": Accuracy(0.44, 5.6, 11),
-        "convolutions": Accuracy(1.03, 4.6, 5),
-        "norms": Accuracy(0.75, 5.4, 10),
+        "dense": Accuracy(0.43, 4.9, 11),
+        "convolutions": Accuracy(1.01, 4.1, 5),
+        "norms": Accuracy(0.66, 4.8, 10),
     },
     "function-change": {
-        "dense": Accuracy(0.54, 5.6, 11),
-        "convolutions": Accuracy(0.9, 5.1, 7),
-        "norms": Accuracy(0.73, 5.7, 13),
+        "dense": Accuracy(0.55, 6.2, 11),
+        "convolutions": Accuracy(0.91, 5.6, 7),
+        "norms": Accuracy(0.83, 6.4, 13),
     },
     "no base": {
         "dense": Accuracy(0.58, 4.2, 9),
@@ -59,9 +59,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(0.72, 3.2, 3),
     },
     "none": {
-        "dense": Accuracy(0.4, 4.3, 16),
-        "convolutions": Accuracy(0.87, 3.8, 8),
-        "norms": Accuracy(1.09, 4.0, 11),
+        "dense": Accuracy(0.4, 4.4, 16),
+        "convolutions": Accuracy(0.87, 4.0, 8),
+        "norms": Accuracy(1.1, 4.2, 11),
     },
     "none, by layer": {
         "dense": Accuracy(0.33, 2.0, 4),
@@ -74,9 +74,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(0.31, 3.2, 10),
     },
     "none, own init": {
-        "dense": Accuracy(1.2, 6.5, 10),
-        "convolutions": Accuracy(1.16, 3.8, 2),
-        "norms": Accuracy(1.32, 7.0, 15),
+        "dense": Accuracy(1.21, 6.9, 10),
+        "convolutions": Accuracy(1.17, 4.0, 2),
+        "norms": Accuracy(1.43, 7.5, 15),
     },
     "none, plain depth": {
         "dense": Accuracy(1.51, 4.0, 6),
@@ -89,9 +89,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(3.02, 2.7, 1),
     },
     "short-run": {
-        "dense": Accuracy(0.29, 3.8, 26),
-        "convolutions": Accuracy(0.46, 3.4, 10),
-        "norms": Accuracy(0.37, 3.7, 18),
+        "dense": Accuracy(0.29, 3.5, 26),
+        "convolutions": Accuracy(0.46, 3.2, 10),
+        "norms": Accuracy(0.38, 3.4, 18),
     },
 }
 """Law, with how it is used where that matters → kind of network → its error."""
@@ -102,7 +102,7 @@ BAND_SHARE = 0.11
 """What it is off beside that, as a part of half its band's width."""
 BASE = 0.20
 """Octaves that a base's rate is usually off, where nothing is known of its search."""
-BASE_SIDE = 0.57
+BASE_SIDE = 0.53
 """Part of the variance of a law's error that is the base's."""
 POWER_SPREAD = 0.35
 """Standard deviation over families of the power of a law's factors that fits best."""
