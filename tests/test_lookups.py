@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import dagscale
 from dagscale.graph.roles import lookup_factors
+from dagscale.scaling.lookups import lookup_scaling
 
 WORDS = 50
 IDS = torch.randint(0, WORDS, (16, 8), generator=torch.Generator().manual_seed(0))
@@ -26,6 +28,8 @@ WAYS: dict[str, Callable[[Tensor, Language], Tensor]] = {
     "division": lambda x, model: x / model.width**-0.5,
     "in place": lambda x, model: x.mul_(model.width**0.5),
     "twice": lambda x, model: 2 * (x * (model.width**0.5 / 2)),
+    "integer": lambda x, model: x * torch.tensor(int(model.width**0.5)),
+    "buffer of another type": lambda x, model: (x.to(torch.float64) * model.root.to(torch.float64)).to(x.dtype),
     "then dropout": lambda x, model: nn.functional.dropout(x * model.width**0.5, 0.1, model.training),
 }
 
@@ -64,6 +68,9 @@ def test_the_number_is_read_however_it_is_written(way: Callable[[Tensor, Languag
     [
         lambda x, model: x,
         lambda x, model: 1 / x,  # no multiple of it
+        lambda x, model: x * x.detach().abs().max().item(),  # made of the signal, though a number of Python's
+        lambda x, model: x * torch.rand(1),
+        lambda x, model: x * torch.bernoulli(torch.full_like(x, 0.5)) / 0.5,  # dropout by hand
         lambda x, model: x * x.detach().abs().mean(),  # made of the signal
         lambda x, model: (x + 1).relu() * 8,  # of something else than what was looked up
     ],
@@ -84,14 +91,23 @@ def test_the_stream_begins_at_its_size_behind_the_number(way: str, tied: bool) -
     assert looked_up.square().mean().item() == pytest.approx(1, rel=0.1)
 
 
+def test_a_buffer_that_the_forward_writes_to_is_no_number() -> None:
+    def way(x: Tensor, model: Language) -> Tensor:
+        model.root.fill_(2.0)
+        return x * model.root
+
+    assert lookup_factors(dagscale.trace(Language(64, way), IDS)) == {}
+
+
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "momentum"])
-def test_a_growing_number_trains_as_one_that_stays(optimizer: str) -> None:
+def test_a_growing_number_trains_as_one_that_stays(optimizer: str, tied: bool) -> None:
     """√width, which grows from 4 to 8, against a constant 4 in both: loss for loss, in float64."""
     torch.manual_seed(0)
     decay: dict[str, Any] = {"weight_decay": 0.1} if optimizer == "adamw" else {}
 
     def losses(way: Callable[[Tensor, Language], Tensor]) -> list[float]:
-        base, model = Language(16, way).double(), Language(64, way).double()
+        base, model = Language(16, way, tied).double(), Language(64, way, tied).double()
         plan = dagscale.plan(
             model, IDS, base=(base, IDS), base_lr=0.05, law="none", init="moments", width="mup", optimizer=optimizer,
             no_decay=(), **decay,
@@ -108,5 +124,21 @@ def test_a_growing_number_trains_as_one_that_stays(optimizer: str) -> None:
         return found
 
     growing, constant = losses(WAYS["number"]), losses(lambda x, model: 4 * x)
-    assert growing == pytest.approx(constant, rel=1e-6)
+    assert growing == pytest.approx(constant, rel=1e-5)
     assert growing[-1] < growing[0]
+
+
+@pytest.mark.parametrize("init", ["in-degree", "keep"])
+def test_an_init_that_does_not_see_the_number_leaves_the_rate(init: str) -> None:
+    base, model = Language(16, WAYS["number"]), Language(64, WAYS["number"])
+    how: dict[str, Any] = {"base_lr": 0.05, "law": "none", "init": init, "width": "mup", "optimizer": "adamw"}
+    plan = dagscale.plan(model, IDS, base=(base, IDS), **how)
+    assert plan.parameters["embed.weight"].lr == plan.lr
+
+
+def test_a_kind_of_decay_that_nobody_knows_leaves_the_decay_as_it_is() -> None:
+    graphs = [dagscale.trace(Language(width, WAYS["number"]), IDS) for width in (16, 64)]
+    known = dagscale.OPTIMIZERS["adamw"]
+    one, other = (lookup_scaling(*graphs, o)["embed.weight"][0] for o in (known, replace(known, decay=None)))
+    assert (one.lr, one.eps, one.weight_decay) == (0.5, 2.0, 2.0)
+    assert other == replace(one, weight_decay=1.0)

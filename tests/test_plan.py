@@ -680,12 +680,13 @@ def test_groups_can_be_added_to_a_plans_optimiser_and_its_schedule_moves_them() 
     optimizer.add_param_group({"params": [("own", nn.Parameter(torch.zeros(3)))], "weight_decay": 0.0})
     added = optimizer.param_groups[-3:]
     assert [group["param_names"] for group in added] == [["0.weight", "0.bias"], ["added"], ["own"]]
-    assert [group["lr"] for group in added] == [1e-3, plan.lr, plan.lr]
+    assert [group["initial_lr"] for group in added] == [1e-3, plan.lr, plan.lr]
+    assert [group["lr"] for group in added] == pytest.approx([5e-4, plan.lr / 2, plan.lr / 2])
     assert [group["weight_decay"] for group in added] == [0.1, 0.1, 0.0]
     train(1)
     assert not torch.equal(model[0].weight, before)
-    whole = [(1 + math.cos(math.pi * step / 10)) / 2 for step in (5, 6)]
-    assert [group["lr"] for group in added] == pytest.approx([1e-3 * whole[1] / whole[0], *[0.01 * whole[1] / 0.5] * 2])
+    share = (1 + math.cos(math.pi * 6 / 10)) / 2
+    assert [group["lr"] for group in added] == pytest.approx([1e-3 * share, 0.01 * share, 0.01 * share])
     train(4)
     assert all(group["lr"] == pytest.approx(0, abs=1e-12) for group in optimizer.param_groups)
     assert pickle.loads(pickle.dumps(optimizer)).state_dict().keys() == optimizer.state_dict().keys()
@@ -711,7 +712,7 @@ def test_a_decay_given_to_the_optimiser_leaves_out_what_the_recipe_leaves_out() 
 @pytest.mark.parametrize("name", ["lr", "weight_decay"])
 def test_a_rate_or_decay_that_cannot_be_meant_is_refused(name: str, value: Any) -> None:
     model, plan = head_alone()
-    with pytest.raises(PlanError, match=f"{name} must be a positive number, or 0, got"):
+    with pytest.raises(PlanError, match=f"{name} must be 0 or more, got"):
         plan.optimizer(model, **{name: value})
 
 
@@ -735,5 +736,62 @@ def test_nothing_to_train_and_another_optimiser_are_told() -> None:
     assert plan.param_groups(model, only="0") == []  # to be joined with groups of others
     with pytest.raises(PlanError, match="nothing to train"):
         plan.optimizer(model, only="0")
-    with pytest.raises(PlanError, match="says no length: give the optimiser steps"):
+    with pytest.raises(PlanError, match="says no length: give the number of optimiser steps"):
         plan.schedule(plan.optimizer(model))
+
+
+@pytest.mark.parametrize("when", [0, 3, 45, 99])
+def test_added_groups_have_the_plans_ratios_at_every_step(when: int) -> None:
+    model, plan = head_alone()
+    plan = dagscale.plan(model, torch.randn(4, 8), base_lr=0.01, law="none", optimizer="sgd",
+                         schedule=dagscale.cosine(warmup=0.1))  # fmt: skip
+    optimizer = plan.optimizer(model)
+    schedule = plan.schedule(optimizer, 100)
+    model[0].requires_grad_(True)
+    for step in range(100):
+        if step == when:
+            for group in plan.param_groups(model, only="0"):
+                optimizer.add_param_group(group)
+        assert len({round(group["lr"], 12) for group in optimizer.param_groups}) == 1
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_training_with_added_groups_goes_on_from_its_checkpoint() -> None:
+    model, plan = head_alone()
+    model[0].requires_grad_(True)
+
+    def made() -> tuple[torch.optim.Optimizer, Any]:
+        model[0].requires_grad_(False)
+        optimizer = plan.optimizer(model)
+        schedule = plan.schedule(optimizer, 20)
+        model[0].requires_grad_(True)
+        optimizer.add_param_group({"params": model[0].parameters(), "lr": 1e-3})
+        return optimizer, schedule
+
+    def rates(steps: int) -> list[float]:
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+        return [group["lr"] for group in optimizer.param_groups]
+
+    optimizer, schedule = made()
+    rates(5)
+    saved = optimizer.state_dict(), schedule.state_dict()
+    expected = rates(5)
+    optimizer, schedule = made()
+    optimizer.load_state_dict(saved[0])
+    schedule.load_state_dict(saved[1])
+    assert rates(5) == expected
+
+
+def test_an_optimiser_without_names_takes_groups_without_names() -> None:
+    model, _ = head_alone()
+
+    def nameless(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([{k: v for k, v in group.items() if k != "param_names"} for group in groups])
+
+    recipe = Recipe((torch.randn(8, 8), torch.zeros(8, dtype=torch.long)), cross_entropy, nameless, steps=2)
+    optimizer = dagscale.plan(model, recipe=recipe, base_lr=0.1, law="none").optimizer(model)
+    optimizer.add_param_group({"params": model[0].parameters()})
+    assert len(optimizer.param_groups) == 2 or len(optimizer.param_groups) == 3

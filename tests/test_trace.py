@@ -745,3 +745,23 @@ def test_weights_after_a_gradient_are_still_weights() -> None:
 
     graph = trace(Net(forward, u=potential(), head=nn.Linear(2, 1)), torch.randn(3, 2))
     assert [use.name for use in graph.layers] == ["u.0", "u.2", "u.4", "head", "u.0", "u.2", "u.4"]
+
+
+@pytest.mark.parametrize("experts", [2, 8])
+def test_routed_experts_are_one_summand_beside_a_shared_one(experts: int) -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.shared = nn.Linear(8, experts), nn.Linear(8, 8)
+            self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(experts))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gates, chosen = self.router(x).softmax(1).topk(1)
+            out = torch.zeros_like(x)
+            for i, expert in enumerate(self.experts):
+                rows = torch.where(chosen == i)[0]
+                out.index_add_(0, rows, expert(x[rows]) * gates[rows])
+            return x + out + self.shared(x)
+
+    graph = trace(Routed(), torch.randn(64, 8))
+    assert {use.op.weight: use.in_degree for use in graph.layers}["shared.weight"] == 3

@@ -41,7 +41,7 @@ def whole_number(name: str, value: Any, error: type[Exception], least: int = 1) 
         number = index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool):
+    if number is None or "bool" in str(getattr(value, "dtype", type(value))):
         raise error(f"{name} must be a whole number, got {value!r}")
     if number < least:
         raise error(f"{name} must be at least {least}, got {value}")
@@ -56,11 +56,14 @@ def positive_number(name: str, value: Any, error: type[Exception], zero: bool = 
     Raises:
         error: if it is none.
     """
-    number = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value  # NumPy's, torch's
-    good = isinstance(number, (int, float, Fraction)) and not isinstance(number, bool) and math.isfinite(number)
-    if not good or number < 0 or (number == 0 and not zero):
-        raise error(f"{name} must be a positive number{', or 0' if zero else ''}, got {value!r}")
-    return float(number)
+    try:
+        said = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value  # NumPy's, torch's
+        number = float(said) if isinstance(said, (int, float, Fraction)) and not isinstance(said, bool) else math.nan
+    except (OverflowError, RuntimeError):  # beyond all floats; a tensor without values
+        number = math.nan
+    if not 0 <= number < math.inf or (number == 0 and not zero):
+        raise error(f"{name} must be {'0 or more' if zero else 'a positive number'}, got {value!r}")
+    return number
 
 
 def checked(error: type[Exception]) -> Callable[[T], T]:

@@ -83,7 +83,8 @@ class Op:
         module: qualified name of the module that ran it, ``""`` for the model itself.
         params: the parameters it uses, the weight first.
         layer: fan and kernel, for ``weight`` ops only.
-        factor: the number that the signal is multiplied by, where it is one that the model says; 1 mostly.
+        factor: the number that the signal is multiplied by, where it is one that the model says; 0 where it is
+            multiplied by what is no such number, as dropout's mask; 1 mostly.
     """
 
     kind: OpKind

@@ -138,7 +138,7 @@ def lookup_factors(graph: Graph) -> dict[str, float]:
         for i, op in enumerate(edge.ops):
             if op.layer is None or "embedding" not in op.name:
                 continue
-            behind = takewhile(lambda after: after.kind == "pass", edge.ops[i + 1 :])
+            behind = takewhile(lambda after: after.kind == "pass" and after.factor, edge.ops[i + 1 :])
             found.setdefault(op.weight, set()).add(prod(abs(after.factor) for after in behind))
     return {name: min(values) for name, values in found.items() if len(values) == 1 and values != {1.0}}
 

@@ -403,7 +403,8 @@ def _scaling(bases: Sequence[Network], target: Network, chosen: _Chosen, alpha: 
         own = own_scaling(base.graph, target.graph, *rms)
     return scaling(
         base.graph, target.graph, target.recipe.optimizer, width=chosen.width, depth=chosen.depth, alpha=alpha,
-        mean_field=rule.width == "mean-field", own_width=rule.width == "own", own=own,
+        mean_field=rule.width == "mean-field", own_width=rule.width == "own",
+        factors_seen=rule.measured and rule.draws, own=own,
     )  # fmt: skip
 
 

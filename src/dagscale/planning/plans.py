@@ -297,7 +297,8 @@ class Plan(Saved, Tabled):
         """The recipe's optimiser over :meth:`param_groups` of ``model``.
 
         A group that is added to it later, as for parameters that are unfrozen, needs no names, and without a rate or a
-        decay of its own it gets the network's. ``param_groups(model, only=...)`` makes groups with the plan's.
+        decay of its own it gets the network's. ``param_groups(model, only=...)`` makes groups with the plan's. Its rate
+        is that without the schedule, which multiplies it from then on.
 
         Args:
             lr: another rate than the plan's.
@@ -322,8 +323,9 @@ class Plan(Saved, Tabled):
             raise PlanError(
                 "nothing to train: every parameter that the optimiser would get is frozen, or none is named"
             )
-        decay = groups.get("weight_decay", self.recipe.get("weight_decay"))
-        made = record.make(found, self.lr if lr is None else lr, decay)
+        decay = groups.get("weight_decay")
+        decay = self.recipe.get("weight_decay") if decay is None else float(decay)
+        made = record.make(found, self.lr if lr is None else float(lr), decay)
         name_added(made, {id(p): plain_name(name) for name, p in named_parameters(model)})
         return made
 
@@ -346,7 +348,7 @@ class Plan(Saved, Tabled):
         if total_steps is None:
             epochs = self.recipe.get("epochs")
             said = f"{epochs} epochs of data that it does not hold" if epochs else "no length"
-            raise PlanError(f"the plan's recipe says {said}: give the optimiser steps of the run, total_steps=")
+            raise PlanError(f"the plan's recipe says {said}: give the number of optimiser steps, total_steps=")
         total_steps = whole_number("total_steps", total_steps, PlanError)
         made = None if self.live is None else self.live.scheduler(optimizer, total_steps)
         if made is not None:

@@ -179,12 +179,13 @@ def _far(probe: Probe, output: Any, batch: Batch, before: float) -> tuple[str, .
 
 
 def _begun(probe: Probe, batch: Batch, loss: float) -> tuple[str, ...]:
-    """A note, if the loss begins ``FAR`` times as high under one of ``DRAWS`` draws of the init as from the model's own
-    weights.
+    """A note, if the loss begins ``FAR`` times as high under one of ``DRAWS`` draws of the init as under another, and
+    as from the model's own weights.
 
     Each layer's output then has the size that the init wants, and what the model makes of outputs has not: it takes
-    them for logarithms of scales, for weights, or adds them to itself again and again. Then it is often one draw in
-    several that explodes. Between 1/10 and 5 times as high is what is usual.
+    them for logarithms of scales, for weights, or adds them to itself again and again. Then some draws explode. Else
+    the highest is up to 5 times the lowest. A model that is trained already begins lower than any draw, which says
+    nothing of the init.
     """
     network = probe.network
     if not network.fills:
@@ -200,14 +201,13 @@ def _begun(probe: Probe, batch: Batch, loss: float) -> tuple[str, ...]:
         draws = [loss, *(first(network.fills, network.seed + k) for k in range(1, DRAWS))]
     except DagscaleError:
         return ()
-    far = [value for value in draws if not value < FAR * abs(own)]
-    if not far or not 0 < abs(own) < inf:
+    low, high = (pick(draws, key=lambda value: inf if isnan(value) else value) for pick in (min, max))
+    if high < FAR * max(abs(own), abs(low)) or not 0 < abs(own) < inf:
         return ()
-    highest = max(far, key=lambda value: inf if isnan(value) else value)
     return (
-        f"under init {network.init!r} the loss begins at up to {highest:.3g}, and at {own:.3g} from the weights that "
-        "the model came with: the init does not know what this model makes of its layers' outputs; search the base "
-        f"with init=[{network.init!r}, 'keep'], which tries both",
+        f"under init {network.init!r} the loss begins between {low:.3g} and {high:.3g}, depending on the draw, and at "
+        f"{own:.3g} from the weights that the model came with: this init makes some networks of this kind explode; "
+        f"search the base with init=[{network.init!r}, 'keep'], which tries both",
     )
 
 

@@ -1,9 +1,13 @@
-"""Embeddings that the model multiplies by a number which grows with its width, as √width.
+"""Embeddings whose output the model multiplies by a number that grows with its width, as √width.
 
 With ``y = c E[x]``, a table of entries 1/c gives what a table of entries 1 gives without the factor, and a step of the
 table moves ``y`` by c times as much. A width rule that lets the table's rate stay where it is, as μP does, says so of
-``y``: where the target's factor is r times the base's, 1/r is folded into the table's rate, eps and weight decay. Its
-init is the init's own affair, since ``moments`` sees the factor, and an author draws with it in mind.
+``y``: where the target's factor is r times the base's, 1/r is folded into the table's rate, eps and weight decay. The
+init ``moments`` and its like see the factor themselves. Under another init the table stays as large, so that a step of
+it stays as large a part, and nothing is folded.
+
+A table that is the readout too has 1/m of the width rule in the norm before the readout, and the rule's init makes up
+for ``moments``, which draws it for the readout. There 1/r goes into its init as well, and the norm takes it back.
 """
 
 from __future__ import annotations
@@ -11,31 +15,49 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dagscale.graph import Graph
-from dagscale.graph.roles import lookup_factors, roles
+from dagscale.graph.roles import lookup_factors, positions, roles
 from dagscale.scaling.folding import Factors, fold
-from dagscale.scaling.width import nearest
+from dagscale.scaling.width import nearest, norm_before
 from dagscale.training.optimizers import Optimizer
 
 
 def lookup_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, tuple[Factors, float, str]]:
-    """Embedding's weight → the factors on its settings, the multiplier 1/r, and a note; for those with another factor
-    than in the base only.
+    """Parameter → the factors on its settings, the multiplier that they stand for, and a note; for embeddings with
+    another factor than in the base, and what takes it back before a readout that is the same table.
 
     Raises:
-        OptimizerError: if there is one, and nothing is known of the optimiser's step or decay.
+        OptimizerError: if there is one, and nothing is known of the optimiser's step.
     """
     own, before = lookup_factors(target), lookup_factors(base)
     tables = [name for name, role in roles(base).items() if role == "embedding"]
+    layers = {op.weight for edge in target.edges for op in edge.layers if "embedding" not in op.name}
+    readouts = {name: use for use, name, position in positions(target) if position == "readout"}
     found = {}
     for name in {**own, **before}:
         match = nearest(name, tables)
-        if name not in target.parameter or match is None:
+        if name not in target.parameter or match is None or not target.parameter[name].trainable:
             continue
         r = own.get(name, 1.0) / before.get(match, 1.0)
-        if abs(r - 1) > 1e-6:
-            note = f"the model multiplies what it looks up by {r:.4g} times the base's number: carries {1 / r:.4g}"
-            found[name] = (replace(fold(optimizer, 1 / r), init=1.0), 1 / r, note)
+        if abs(r - 1) < 1e-6:
+            continue
+        note = (
+            f"the model multiplies the embedding by a number that is {r:.4g} times as large as in the base: init, rate "
+            "and eps allow for it"
+        )
+        if name not in layers:
+            found[name] = (replace(_fold(optimizer, 1 / r), init=1.0), 1 / r, note)
+        elif name in readouts and (gains := norm_before(target, readouts[name])) is not None:
+            found[name] = (_fold(optimizer, 1 / r), 1 / r, note)
+            back = f"takes back {1 / r:.4g}, which {name} carries as an embedding"
+            found.update({gain: (_fold(optimizer, r), r, back) for gain in gains})
     return found
+
+
+def _fold(optimizer: Optimizer, c: float) -> Factors:
+    """`fold`, which a kind of weight decay that nobody knows stands in the way of; then the decay stays as it is."""
+    if optimizer.decay is not None:
+        return fold(optimizer, c)
+    return replace(fold(replace(optimizer, decay="decoupled"), c), weight_decay=1.0)
 
 
 __all__ = ["lookup_scaling"]

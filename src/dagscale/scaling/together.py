@@ -47,6 +47,7 @@ def scaling(
     alpha: float | None = None,
     mean_field: bool = False,
     own_width: bool = False,
+    factors_seen: bool = False,
     own: Mapping[str, float] = NONE_OF_ITS_OWN,
 ) -> dict[str, Scaling]:
     """The factors on every parameter of ``target`` that a width and a depth rule come to, by first name.
@@ -59,6 +60,7 @@ def scaling(
         depth: ``none``, or a depth rule (:mod:`dagscale.scaling.depth`); ``alpha`` is its α.
         mean_field: the init gives readouts std ∝ 1/fan_in by itself.
         own_width: how the init goes with width is its own affair: what a width rule asks of it is left out.
+        factors_seen: the init sees numbers that the model multiplies embeddings by (:mod:`dagscale.scaling.lookups`).
         own: what the target's own init already multiplies parameters by (`dagscale.scaling.depth.own_scaling`), where
             that init is kept.
 
@@ -71,6 +73,8 @@ def scaling(
     if width == "mup":
         for name, part in _width(base, target, optimizer, mean_field, own_width).items():
             found[name] *= part
+        for name, (factors, carried, note) in (lookup_scaling(base, target, optimizer) if factors_seen else {}).items():
+            found[name] *= Scaling(factors, carried, (note,))
     if depth != "none":
         for name, own_part in depth_scaling(base, target, optimizer, depth, alpha, own).items():
             notes = (own_part.note,) if own_part.note else ()
@@ -93,8 +97,6 @@ def _width(
         found[name] = Scaling(factors, notes=(s.note,) if s.note else ())
     for name, head in head_scaling(base, target, optimizer).items():
         found[name] *= Scaling(head.factors, head.fold, (head.note,))
-    for name, (factors, carried, note) in lookup_scaling(base, target, optimizer).items():
-        found[name] *= Scaling(factors, carried, (note,))
     return found
 
 

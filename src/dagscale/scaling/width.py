@@ -509,7 +509,7 @@ def _tied(graph: Graph, growths: Mapping[str, _Growth], rule: WidthRule, mean_fi
         if position != "readout" or name not in embedded or name in found or growths[name].fan_in == 1:
             continue
         m = growths[name].fan_in
-        before = _norm_before(graph, use)
+        before = norm_before(graph, use)
         if before is None:
             note = (
                 "embedding and readout at once, and no norm gain feeds the readout: scaled as a readout, so that "
@@ -526,7 +526,7 @@ def _tied(graph: Graph, growths: Mapping[str, _Growth], rule: WidthRule, mean_fi
     return found
 
 
-def _norm_before(graph: Graph, use: LayerUse) -> tuple[str, ...] | None:
+def norm_before(graph: Graph, use: LayerUse) -> tuple[str, ...] | None:
     """The gain, and the bias after it, of the norm whose output only the readout reads; None if there is none."""
     ops = graph.edges[use.edge].ops
     after: list[str] = []

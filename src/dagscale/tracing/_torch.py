@@ -84,7 +84,7 @@ def constant_of(value: object) -> float | None:
     if not isinstance(value, Tensor):
         return None
     held = value.constant if is_fake(value) else value  # type: ignore[attr-defined]
-    if type(held) not in (Tensor, nn.Parameter) or held.numel() != 1 or held.is_meta or not held.is_floating_point():
+    if type(held) is not Tensor or held.numel() != 1 or held.is_meta or held.is_complex():
         return None
     with _disable_current_modes():
         return float(held.detach().item())

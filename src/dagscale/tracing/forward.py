@@ -388,7 +388,9 @@ def _run_fake(
     state, names = State(*roots(model), select), set(dict(named_parameters(model)))
     stand_ins = {id(t): _stand_in(t, mode) for t in (*parameters.values(), *model.buffers())}
     recorder.numbers = {
-        id(stand_ins[id(buffer)]): n for buffer in model.buffers() if (n := constant_of(buffer)) is not None
+        id(stand_ins[id(buffer)]): (stand_ins[id(buffer)], number)
+        for buffer in model.buffers()
+        if buffer.is_floating_point() and (number := constant_of(buffer)) is not None
     }
     versions = []
     for name, parameter in parameters.items():

@@ -35,7 +35,7 @@ class Node:
         via: for each parent, the nodes passed on the way from it, where reduction has melted them in.
         name: the parameter's name for parameter sources.
         added: the number that an addition of a number adds.
-        factor: the number that a product with a number multiplies by.
+        factor: the number that a product with a number multiplies by; 0 where nobody knows it.
     """
 
     id: int

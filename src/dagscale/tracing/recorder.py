@@ -104,7 +104,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made: gets a reference to each result, if it is a list.
         elsewhere: modules that ran in another thread, unseen.
         drew: whether the forward has drawn random numbers.
-        numbers: ``id`` of a tensor that stands for a buffer of one entry → what that holds.
+        numbers: ``id`` of a tensor that stands for a buffer of one entry → that tensor, and what the buffer holds.
+        looked: whether the forward has asked for the value of a floating number that depends on the signal.
         cut: modules that computed without gradients → whether re-entrant checkpointing was why.
     """
 
@@ -125,7 +126,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.cut: dict[str, bool] = {}
         self.elsewhere: list[str] = []
         self.drew = False
-        self.numbers: dict[int, float] = {}
+        self.numbers: dict[int, tuple[Tensor, float]] = {}
+        self.looked = False
         self._gradients: dict[int, Node | None] = {}
 
     # -- sources ------------------------------------------------------------------------------------------
@@ -218,7 +220,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         self._record(operator, meaning, named, known, out)
         self._keep_track(args, out)
+        self._follow(operator, named, known, out)
         return out
+
+    def _follow(
+        self, operator: Operator, named: dict[str, Any], known: dict[str, list[tuple[int, Tensor]]], out: Any
+    ) -> None:
+        """Keep up what is known of numbers: a cast has the same one, what is written to has another."""
+        if operator.name == "aten._local_scalar_dense":
+            self.looked = self.looked or (bool(known) and isinstance(out, float))
+        if not self.numbers:
+            return
+        for tensor in _written(operator, named):
+            self.numbers.pop(id(tensor), None)
+        if operator.name == "aten._to_copy" and isinstance(out, Tensor):
+            held = self.numbers.get(id(named.get("self")))
+            if held is not None:
+                self.numbers[id(out)] = (out, held[1])
 
     def _keep_track(self, args: Any, out: Any) -> None:
         """Of what is new among the results: in-place operators give back what they were given."""
@@ -390,16 +408,24 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _factor(self, operator: Operator, named: dict[str, Any]) -> float:
-        """The number that a product of one signal multiplies it by; 1 where it is none, or nobody knows."""
+        """The number that a product of one signal multiplies it by; 0 where nobody knows it."""
         one, other = named.get("self"), named.get("other")
         if isinstance(other, Tensor) and self.memory.read(other) is not None:
             if "div" in operator.name:
-                return 1.0  # a number over the signal
+                return 0.0  # a number over the signal
             one, other = other, one
-        number = other if isinstance(other, (int, float)) else self.numbers.get(id(other), constant_of(other))
+        if self.looked:  # a number of Python's may be one of the signal's own
+            return 0.0
+        number: float | None
+        if isinstance(other, (int, float)):
+            number = float(other)
+        elif id(other) in self.numbers:
+            number = self.numbers[id(other)][1]
+        else:
+            number = None if self.drew else constant_of(other)
         if number is None or not 0 < abs(number) < math.inf:
-            return 1.0
-        return 1 / float(number) if "div" in operator.name else float(number)
+            return 0.0
+        return 1 / number if "div" in operator.name else number
 
     # -- where dispatch and autograd part -------------------------------------------------------------------
 
@@ -429,6 +455,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forget(self) -> None:
         """Let go of every tensor; the nodes stay."""
         self.memory = Memory(self._join)
+        self.numbers = {}
         self.on_write = None
 
 

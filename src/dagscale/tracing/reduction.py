@@ -12,6 +12,8 @@ from dagscale.tracing.recorder import Node
 _MERGES = frozenset({"sum", "product", "concat", "select"})
 _POINTWISE = frozenset({"activation", "pass", "pool", "norm", "sum", "product", "select"})
 _MOVING = frozenset({"pass", "concat", "sum", "select", "product"})
+_BY_ROW = frozenset({"index_add", "index_reduce", "scatter_add", "scatter_reduce"})
+"""Operators that add to some rows, or entries, of a tensor."""
 _FOLD_LIMIT = 64
 """How many nodes a function of one signal may be written with before it is left unfolded."""
 
@@ -25,7 +27,9 @@ def reduce(nodes: list[Node], outputs: list[int], parameters: list[Parameter], n
        average is taken; a signal's parts put together again (rotary embedding, ``cat([x2, x1])``) are that
        signal.
     3. A sum along the dimension of a ``stack`` is the sum of its parts; a sum whose only consumer is a sum
-       melts into it, casts, dropout and constant factors in between notwithstanding.
+       melts into it, casts, dropout and constant factors in between notwithstanding. What is added up row by row, as
+       the outputs of experts that rows are routed to, melts among its like alone: to a sum elsewhere it is one
+       summand, however many experts there are, since a row has few of them.
     4. Vertices: inputs, merges of two or more signals, forks, outputs. All else is an op on an edge.
     """
     nodes = [replace(node) for node in nodes]
@@ -162,7 +166,8 @@ def _melt_sums(nodes: list[Node], outputs: list[int], live: list[bool]) -> None:
                     way = (inner.id, *way)
                     all_read = inner.whole[0]
                     inner = nodes[inner.parents[0]]
-                if inner.kind == "sum" and len(inner.parents) > 1 and count[inner.id] == 1 and all_read:
+                melts = inner.kind == "sum" and (inner.op not in _BY_ROW or node.op in _BY_ROW)
+                if melts and len(inner.parents) > 1 and count[inner.id] == 1 and all_read:
                     for j, (p, w) in enumerate(zip(inner.parents, inner.whole, strict=True)):
                         terms.append((p, w, (*(inner.via[j] if inner.via else ()), *way)))
                     node.params += inner.params

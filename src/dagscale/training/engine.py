@@ -21,7 +21,7 @@ from dagscale.tracing import forward
 from dagscale.training.batches import Batch, call, logits, shapes, typed
 from dagscale.training.clipping import clip_grad_norm_
 from dagscale.training.optimizers import Groups, in_mode
-from dagscale.training.recipe import Loss, Recipe, Scheduler, default_loss, takes
+from dagscale.training.recipe import Loss, Recipe, Scheduler, default_loss, takes_one
 from dagscale.training.seeds import seeded
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
             "output, such as lambda out: out where that is the loss"
         )
     loss: Loss = recipe.loss or default_loss
-    alone = recipe.loss is not None and (target is None or (not takes(loss, 2) and takes(loss, 1)))
+    alone = recipe.loss is not None and (target is None or takes_one(loss))
     given = () if alone else (target,)
     out = logits(output)
     try:
@@ -130,7 +130,8 @@ def _loss_value(recipe: Recipe, output: Any, batch: Batch) -> Any:
         if isinstance(error, TypeError):
             mend = ": it is called as loss(output, target)"
             if not given:
-                mend = ": the batches have no target, so that the loss is given the output alone"
+                why = "the batches have no target" if target is None else "it takes one argument"
+                mend = f": {why}, so that the loss is given the output alone"
         if isinstance(error, AttributeError) and out is not output:
             mend = ": the loss is given the output's logits; leave loss out for the model's own"
         raise RecipeError(f"the loss raised {text}, on output {typed(out)} and y {typed(target)}{mend}") from error

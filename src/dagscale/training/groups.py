@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 from torch import Tensor
 
 from dagscale.errors import RecipeError
@@ -16,7 +17,6 @@ from dagscale.tracing.wrappers import meant, named_parameters, plain_name, unwra
 from dagscale.training.optimizers import Groups, Optimizer
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 ROLES: tuple[str, ...] = get_args(ParameterRole)
@@ -114,26 +114,34 @@ def parameter_groups(
 
 
 def name_added(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
-    """Let groups without names be added to an optimiser whose groups have some, which torch refuses.
+    """Let groups be added to an optimiser later: without names, which torch refuses beside groups that have some, and
+    under a schedule that has moved the others' rates.
 
-    Trainers add such groups when they unfreeze parameters. A copy of the optimiser, and one from a file, is as torch
-    makes it.
+    Trainers add groups when they unfreeze parameters. The rate of one is that without the schedule, as the others' were
+    when they were made; it gets the part of it that they have now. A copy of the optimiser, and one from a file, is as
+    torch makes it.
 
     Args:
         names: ``id`` of a parameter → its name; a parameter that is not among them is called ``added``.
     """
     kind, held = type(optimizer), weakref.ref(optimizer)
-    if not hasattr(kind, "add_param_group"):
-        return
+    if getattr(kind, "__getstate__", None) is not torch.optim.Optimizer.__getstate__:
+        return  # a copy of it would add groups to this one
 
     def add_param_group(group: dict[str, Any]) -> None:
-        if isinstance(group, dict) and "params" in group and "param_names" not in group:
+        own = held()
+        assert own is not None
+        first: dict[str, Any] = own.param_groups[0] if own.param_groups else {}
+        if isinstance(group, dict) and "params" in group and "param_names" not in group and "param_names" in first:
             given = group["params"]
             group["params"] = given if isinstance(given, (Tensor, set)) else list(given)
             each = [given] if isinstance(given, Tensor) else group["params"]
             if all(isinstance(parameter, Tensor) for parameter in each):
                 group["param_names"] = [names.get(id(parameter), "added") for parameter in each]
-        kind.add_param_group(held(), group)  # type: ignore[arg-type]
+        kind.add_param_group(own, group)
+        if first.get("initial_lr") and "initial_lr" not in group:
+            group["initial_lr"] = group["lr"]
+            group["lr"] = group["lr"] * float(first["lr"] / first["initial_lr"])
 
     optimizer.add_param_group = add_param_group  # type: ignore
 

@@ -306,6 +306,15 @@ def takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
+def takes_one(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with one argument only, and has no other by name either."""
+    try:
+        kinds = [p.kind for p in inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):
+        return False
+    return len(kinds) == 1 and kinds[0] in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
 def _named(value: Any) -> Any:
     """A function's name, or the plain data of a value that has them."""
     if value is None or isinstance(value, (str, int, float)):

@@ -20,7 +20,7 @@ class Schedule:
 
     Calling it, ``schedule(optimizer, total_steps)``, makes a ``torch`` scheduler that multiplies the rate of every
     group, so that groups keep their ratios. It is stepped after every optimiser step. A group that is added to the
-    optimiser later goes on from the rate that it has then.
+    optimiser later is multiplied as the others are.
 
     Attributes:
         shape: ``constant``, ``linear`` or ``cosine`` [Loshchilov and Hutter 2017].
@@ -61,11 +61,9 @@ class _OfAllGroups(LambdaLR):
     """torch's, for groups too that are added after it was made, which torch refuses at the next step."""
 
     def get_lr(self) -> list[Any]:
-        factor = self.lr_lambdas[0]
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            now = factor(max(0, self.last_epoch - 1)) or 1.0
-            self.base_lrs.append(group.setdefault("initial_lr", group["lr"] / now))
-            self.lr_lambdas.append(factor)
+        groups = self.optimizer.param_groups
+        self.base_lrs += [group.setdefault("initial_lr", group["lr"]) for group in groups[len(self.base_lrs) :]]
+        self.lr_lambdas += [self.lr_lambdas[0]] * (len(groups) - len(self.lr_lambdas))
         return super().get_lr()
 
 
