@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 import dagscale
-from dagscale.errors import BatchError
+from dagscale.errors import BatchError, RecipeError
+from dagscale.training.batches import source
 from dagscale.training.recipe import Recipe
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
@@ -482,3 +483,19 @@ def test_images_and_boxes_one_by_one() -> None:
     found = dagscale.search(Detector(4), recipe, grid=[1e-3, 1e-2, 1e-1], seeds=1)
     plan = dagscale.plan(Detector(8), base=found)
     assert set(plan.parameters) == {name for name, _ in Detector(8).named_parameters()}
+
+
+def test_a_tuple_of_tensors_is_rows_however_many_they_are() -> None:
+    x = torch.arange(40.0).reshape(20, 2)
+    three = source((x, x + 1, x[:, 0]), 8, lambda batch: ((batch[0], batch[1]), batch[2]))
+    batch = next(three.batches(0))
+    assert batch.size == 8
+    assert torch.equal(batch.inputs[0] + 1, batch.inputs[1])
+    assert torch.equal(batch.inputs[0][:, 0], batch.target)
+    assert next(source((x,), 8).batches(0)).size == 8
+
+
+def test_a_batch_size_beside_batches_is_refused() -> None:
+    x = torch.randn(20, 2)
+    with pytest.raises(RecipeError, match="batch_size=8, and the data are a list of batches"):
+        source([(x, x), (x, x), (x, x)], 8)

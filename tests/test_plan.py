@@ -795,3 +795,26 @@ def test_an_optimiser_without_names_takes_groups_without_names() -> None:
     optimizer = dagscale.plan(model, recipe=recipe, base_lr=0.1, law="none").optimizer(model)
     optimizer.add_param_group({"params": model[0].parameters()})
     assert len(optimizer.param_groups) == 2 or len(optimizer.param_groups) == 3
+
+
+def test_gains_that_decay_draws_back_to_their_offset_are_told_of() -> None:
+    class Offset(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.gain = nn.Embedding(20, width), nn.Parameter(torch.zeros(width))
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.rms_norm(self.embed(ids), self.gain.shape) * (1 + self.gain)
+            return nn.functional.linear(x, self.embed.weight)
+
+    ids = torch.randint(0, 20, (4, 6))
+    how: dict[str, Any] = {"base_lr": 0.01, "law": "none", "init": "moments", "width": "mup", "optimizer": "adamw"}
+
+    def told(**more: Any) -> bool:
+        plan = dagscale.plan(Offset(64), ids, base=(Offset(16), ids), **how, **more)
+        assert plan.parameters["gain"].init_mean == pytest.approx(-0.75)
+        return any("gain: the model adds a number to it" in note for note in plan.notes)
+
+    assert told(weight_decay=0.1, no_decay=())
+    assert not told(weight_decay=0.1)
+    assert not told()

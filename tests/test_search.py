@@ -677,3 +677,23 @@ def test_a_lowest_loss_of_0_is_said_to_tell_little() -> None:
     given: dict[str, Any] = {"plan": FakePlan(), "grid": [1e-3, 0.1, 1.0], "seeds": 1, "batch_size": 16, "loss": hinge}
     assert any("is exactly 0" in note for note in search(mlp(), apart, steps=60, **given).notes)
     assert not search(mlp(), blobs(), steps=2, **given).notes
+
+
+@pytest.mark.parametrize("kind", ["loader", "batches", "tensors", "data set"])
+def test_validation_data_have_batches_of_their_own(kind: str) -> None:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    y = x[:, :4].argmax(1)
+    data = torch.utils.data.TensorDataset(x, y)
+    validation = {
+        "loader": torch.utils.data.DataLoader(data, batch_size=32), "batches": [(x[:40], y[:40]), (x[40:], y[40:])],
+        "tensors": (x, y), "data set": data,
+    }[kind]  # fmt: skip
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def swapped(batch: Any) -> Any:
+        return batch[0], batch[1]
+
+    loader = torch.utils.data.DataLoader(data, batch_size=16)
+    recipe = Recipe(loader, nn.functional.cross_entropy, "sgd", steps=4, unpack=swapped)
+    found = dagscale.search(model, recipe, seeds=1, validation=validation, grid=[0.1, 0.5])
+    assert "losses are those of the validation data" in found.notes

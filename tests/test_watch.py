@@ -829,3 +829,18 @@ def test_a_watch_that_is_stopped_while_it_hangs_itself_leaves_no_hook(monkeypatc
                   optimizer._optimizer_step_post_hooks)  # fmt: skip
     assert not any(hooks)
     assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["adagrad", "adamw"])
+def test_weights_that_are_not_the_plans_are_seen_whatever_state_an_optimiser_begins_with(name: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    x, y = torch.randn(32, 8), torch.randint(0, 4, (32,))
+    plan = dagscale.plan(model, x, base_lr=0.01, law="none", init="in-degree", optimizer=name)
+    optimizer = plan.optimizer(model)  # without init_
+    with dagscale.watch(model, plan, optimizer, every=1) as watch:
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        report = watch.report()
+    assert "not as the plan draws them" in str(report)

@@ -510,7 +510,12 @@ def _built(
         *chosen.notes,
         *_notes(graph, parameters, chosen.init, target.kept),
         *(() if target.model is None else notes_on(target.model, graph, target.fills, meant, chosen.init.name)),
-        *(f"{_listed(names, most=3)}: {note}" for note, names in noted(parts).items()),
+        *(
+            f"{_listed(names, most=3)}: {note}"
+            for note, names in noted(parts).items()
+            if any(graph.parameter[name].reached for name in names)  # of the others there is a note above
+        ),
+        *_drawn_back(target, parts),
         *sure.notes,
     )
     live = target.recipe
@@ -605,6 +610,28 @@ def _notes(
             "init 'moments' draws them as large as these where attention sees in both directions"
         )
     return tuple(notes)
+
+
+def _drawn_back(target: Network, parts: Mapping[str, Scaling]) -> Iterator[str]:
+    """A note on gains that are stored without their offset, begin at a multiple of it, and decay: towards the offset
+    and not towards 0."""
+    rule = target.recipe.no_decay
+    if not target.recipe.weight_decay or callable(rule):
+        return
+    without = as_names(rule, known_names([p.name for p in target.graph.parameters], target.model))
+    role = roles(target.graph)
+    gains = [
+        name
+        for name in offsets(target.graph)
+        if name in parts and parts[name].factors.init != 1 and not {name, role[name]} & without
+        and target.relative.get(name, Relative()).weight_decay
+    ]  # fmt: skip
+    if gains:
+        yield (
+            f"{_listed(gains, most=3)}: the model adds a number to it, which weight decay draws it back to, away "
+            "from the multiple of that number that the rules begin with: leave it out of the decay, with "
+            "no_decay=('norm', 'bias')"
+        )
 
 
 def _listed(names: Sequence[str], most: int = LISTED) -> str:

@@ -154,7 +154,8 @@ def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> S
     """The source of a person's data.
 
     Args:
-        data: tensors, something with ``x`` and ``y``, a ``Dataset``, a ``DataLoader``, or an iterable of batches.
+        data: tensors, something with ``x`` and ``y``, a ``Dataset``, a ``DataLoader``, or an iterable of batches. A
+            tuple of tensors that are equally long is what a ``TensorDataset`` has.
         batch_size: examples a batch, 128 by default; a ``DataLoader`` or an iterable of batches has its own.
 
     Raises:
@@ -164,6 +165,9 @@ def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> S
         return Rows(_Tensors(*checked(data), unpack), batch_size or 128)
     if not isinstance(data, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) and hasattr(data, "x"):
         return Rows(_Tensors(*checked(data), unpack), batch_size or 128)
+    tensors = isinstance(data, tuple) and all(isinstance(t, Tensor) and t.ndim for t in data)
+    if tensors and len({len(t) for t in data}) == 1:
+        data = torch.utils.data.TensorDataset(*data)
     indexed = isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset)
     if indexed or _is_column_store(data):
         return Rows(_Indexed(data, unpack), batch_size or 128)
@@ -183,6 +187,11 @@ def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> S
     own = getattr(data, "batch_size", None)
     if batch_size is not None and own is not None and batch_size != own:
         raise RecipeError(f"batch_size={batch_size}, and the DataLoader has {own}: leave batch_size out")
+    if batch_size is not None and own is None:
+        raise RecipeError(
+            f"batch_size={batch_size}, and the data are a {type(data).__name__} of batches, which have their own size: "
+            "leave batch_size out, or give the examples, as a tuple of tensors or a Dataset"
+        )
     return Stream(data, unpack)
 
 

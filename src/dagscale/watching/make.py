@@ -114,7 +114,7 @@ class Watch:
         self._touched: set[str] = set()
         self._forwards = 0
         self._broken = ""
-        self._resumed = any(len(one.state) for one in self.optimizers)
+        self._resumed = any(_stepped(state) for one in self.optimizers for state in one.state.values())
         self._drawn = () if self._resumed else initial(self.parameters)
         self._window: Window | None = None
         self._handles: list[Any] = []
@@ -328,3 +328,8 @@ def _middle(
     steps: Sequence[Mapping[str, StepFacts]], name: str, of: Callable[[StepFacts], float | None]
 ) -> float | None:
     return middle([of(facts[name]) for facts in steps if name in facts])
+
+
+def _stepped(state: Any) -> bool:
+    """Whether an optimiser's state of one parameter is that after a step: Adagrad makes one before the first."""
+    return not isinstance(state, Mapping) or float(state.get("step", 1)) > 0

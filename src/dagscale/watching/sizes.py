@@ -65,8 +65,8 @@ def clipping(seen: Seen) -> Found:
     text = f"clipping keeps {kept:.2g} of the gradient (median over {len(seen.steps)} observed steps)"
     if seen.known is not None and seen.known.step == "gradient":
         yield Fault("clipping", "", (
-            f"{text}: each step is {1 / kept:.3g} times smaller than its learning rate says; clip at a larger norm, or "
-            "search the base's rate with the clipping that the target has"
+            f"{text}: each step is {1 / kept if kept else math.inf:.3g} times smaller than its learning rate says; "
+            "clip at a larger norm, or search the base's rate with the clipping that the target has"
         ))  # fmt: skip
     else:
         yield f"{text}; the size of a step of this optimizer does not follow the gradient's"
