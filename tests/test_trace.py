@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dagscale.graph import Graph
+from dagscale.graph.branches import find_branches
 from dagscale.graph.paths import path_sums
 from dagscale.graph.roles import roles
 from dagscale.tracing import trace
@@ -765,3 +766,57 @@ def test_routed_experts_are_one_summand_beside_a_shared_one(experts: int) -> Non
 
     graph = trace(Routed(), torch.randn(64, 8))
     assert {use.op.weight: use.in_degree for use in graph.layers}["shared.weight"] == 3
+
+
+class ToItsInput(nn.Module):
+    """A residual network whose output is put to its input, in some way."""
+
+    def __init__(self, way: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.up, self.down, self.head = (nn.Linear(8, 8) for _ in range(4))
+
+    def net(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(self.up(x).relu())
+        return self.head(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(x, self.net)
+
+
+def instance_normalised(x: Tensor, net: Callable[[Tensor], Tensor]) -> Tensor:
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    return net((x - mean) / std) * std + mean
+
+
+@pytest.mark.parametrize(
+    ("way", "degree"),
+    [
+        (lambda x, net: net(x), 1),
+        (lambda x, net: x + net(x), 2),
+        (lambda x, net: 0.3 * x + 0.7 * net(0.5 * x), 2),
+        (instance_normalised, 2),
+    ],
+)
+def test_a_layer_whose_output_is_put_to_the_models_input_is_a_readout(way: Any, degree: int) -> None:
+    graph = trace(ToItsInput(way), torch.randn(4, 8))
+    assert {use.op.weight: use.in_degree for use in graph.layers if use.readout} == {"head.weight": degree}
+    assert [branch.ends[0] for branch in find_branches(graph).branches] == ["down.weight"]
+    assert find_branches(graph).unclear == ()
+
+
+def test_a_block_on_the_models_input_is_a_block() -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.first(x)
+            x = x + self.second(x.relu())
+            return self.head(x)  # type: ignore[no-any-return]
+
+    graph = trace(Blocks(), torch.randn(4, 8))
+    assert {use.op.weight for use in graph.layers if use.readout} == {"head.weight"}
+    assert {name for branch in find_branches(graph).branches for name in branch.ends} >= {"second.weight"}

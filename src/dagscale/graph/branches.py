@@ -103,7 +103,8 @@ def find_branches(graph: Graph) -> Residuals:
     unclear: list[int] = []
     for vertex in graph.vertices:
         entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
-        if vertex.kind == "sum" and len(entering) > 1 and not _softened(graph, vertex.id):
+        last = vertex.id in graph.beside_inputs and _reads_out(graph, entering)
+        if vertex.kind == "sum" and len(entering) > 1 and not last and not _softened(graph, vertex.id):
             addition = _addition(graph, vertex.id, entering, above, _trunk_vertices(told))
             if addition is not None:
                 told[vertex.id] = addition
@@ -114,6 +115,14 @@ def find_branches(graph: Graph) -> Residuals:
         told = dict(sorted((told | by_name).items()))
         found = _residuals(graph, above, told, [v for v in unclear if v not in by_name])
     return found
+
+
+def _reads_out(graph: Graph, entering: Sequence[int]) -> bool:
+    """Whether a readout's output, and not a block's, comes in by one of these edges."""
+    readouts = {id(use.op) for use in graph.layers if use.readout}
+    return any(id(op) in readouts for e in entering for op in graph.edges[e].layers) or any(
+        graph.edges[e].src in graph.beside_inputs for e in entering
+    )
 
 
 def _by_name(graph: Graph, above: list[int], found: Residuals) -> dict[int, _Addition]:

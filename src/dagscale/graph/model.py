@@ -349,7 +349,8 @@ class Graph:
         ``in_degree`` is Eq. 12's ``d_in``: the number of live summands at the first sum that the layer's
         output reaches; 1 if it reaches a weight layer, a product, a fork (a vertex with one incoming edge)
         or an output first. Concatenations are looked through. ``readout`` marks a layer whose output
-        reaches an output of the model through neither another weight layer nor a sum.
+        reaches an output of the model through neither another weight layer nor a sum, but for one with the model's
+        inputs (`beside_inputs`).
         """
         uses = []
         for i in sorted(range(len(self.edges)), key=lambda i: (self.edges[i].dst, i)):
@@ -363,15 +364,47 @@ class Graph:
                 uses.append(LayerUse(op, i, degree, readout))
         return tuple(uses)
 
+    @cached_property
+    def weightless(self) -> tuple[bool, ...]:
+        """For each vertex, whether what stands there is made of the inputs without any parameter."""
+        found: list[bool] = []
+        for v, entering in enumerate(self.in_edges):
+            edges = [self.edges[e] for e in entering if self.live[e]]
+            plain = all(found[e.src] and not any(op.params for op in e.ops) for e in edges)
+            found.append(plain and (bool(edges) or self.vertices[v].kind == "input"))
+        return tuple(found)
+
+    @cached_property
+    def beside_inputs(self) -> frozenset[int]:
+        """The sums and products that only put functions of the model's inputs to its outputs, such as ``x + net(x)``
+        and ``net(x) * std + mean``."""
+        return frozenset(v for v in range(len(self.vertices)) if self._puts_inputs_to(v))
+
+    def _puts_inputs_to(self, vertex: int) -> bool:
+        if self.vertices[vertex].kind not in ("sum", "product"):
+            return False
+        entering = [self.edges[e] for e in self.in_edges[vertex] if self.live[e]]
+        made = [e for e in entering if not self.weightless[e.src] or any(op.params for op in e.ops)]
+        onward = [self.edges[e] for e in self.out_edges[vertex] if self.live[e]]
+        if len(made) != 1 or len(entering) < 2 or len(onward) != 1 or onward[0].layers:
+            return False
+        return self.vertices[onward[0].dst].kind == "output" or self._puts_inputs_to(onward[0].dst)
+
     def _fed_by(self, vertex: int) -> tuple[int, bool]:
-        """In-degree at the first sum reached from ``vertex``, and whether an output is reached before any."""
+        """In-degree at the first sum reached from ``vertex``, and whether an output is reached before any; sums and
+        products with functions of the inputs count as on the way to the output."""
+        degree = 0
         while True:
             kind = self.vertices[vertex].kind
+            if kind == "output":
+                return degree or 1, True
+            onward = [e for e in self.out_edges[vertex] if self.live[e]]
+            if vertex in self.beside_inputs:
+                degree = degree or (self.in_degree[vertex] if kind == "sum" else 0)
+                vertex = self.edges[onward[0]].dst
+                continue
             if kind == "sum":
                 return self.in_degree[vertex], False
-            if kind == "output":
-                return 1, True
-            onward = [e for e in self.out_edges[vertex] if self.live[e]]
             if kind not in ("concat", "select") or len(onward) != 1 or self.edges[onward[0]].layers:
                 only_output = bool(onward) and all(
                     self.vertices[self.edges[e].dst].kind == "output" and not self.edges[e].layers for e in onward
