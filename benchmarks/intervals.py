@@ -143,7 +143,7 @@ def base_of(family: Family, search: Sequence[float]) -> float:
 def base_side() -> float:
     """The base's share of a law's variance: what a second base takes away, twice (``tables/two-bases.csv``).
 
-    The mean of ratios is geometric, or a family that one base leaves little to take away from would outweigh the others.
+    The mean of ratios is geometric, or a family that one base leaves little to take away from would outweigh others.
     """
     rows = read_table("two-bases")
     ratio = geometric_mean((float(r["two_bases_octaves"]) / float(r["one_base_octaves"])) ** 2 for r in rows)
