@@ -185,7 +185,8 @@ def _said(
     if recipe is not None and words:
         raise CheckError(f"{', '.join(words)}: say it in the recipe, as one is given")
     if recipe is None:
-        recipe = Recipe(**{"loss": cross_entropy, "batch_size": 64, **words}) if data is not None else Recipe()
+        recipe = Recipe(**{"loss": cross_entropy, **words}) if data is not None else Recipe()
+        recipe = recipe if batch_size is not None else recipe.sized(64)
     if recipe.data is None:
         raise CheckError("a check trains for a few steps and needs data=(x, y), or --data: 'digits' is built in")
     of_plan = {} if plan is None else {"init": plan.init, "law": plan.law, "width": plan.width}

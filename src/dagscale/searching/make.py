@@ -28,7 +28,6 @@ from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
 from dagscale.searching.decay import check_decay, walk
 from dagscale.searching.methods import METHODS, Trials
-from dagscale.training.batches import Rows
 from dagscale.training.copies import all_put_back
 from dagscale.training.engine import EVALUATE, final_loss, train
 from dagscale.training.optimizers import Groups
@@ -164,8 +163,7 @@ def search(
     held = None
     if validation is not None:
         held = Recipe(validation, recipe.loss, autocast=recipe.autocast, select=recipe.select, unpack=recipe.unpack)
-        if isinstance(held.source, Rows):  # a loader's batches are its own
-            held = held.changed(batch_size=recipe.batch_size or 64)
+        held = held.sized(recipe.batch_size or 64)
     names = [] if init is None else [init] if isinstance(init, str) else list(dict.fromkeys(init))
     if init is not None and not names:
         raise SearchError("init is an empty list: name at least one")

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from dagscale.arguments import checked, positive_number, whole_number
 from dagscale.errors import RecipeError
 from dagscale.shown import one_line
-from dagscale.training.batches import Batch, Source, Stream, Unpack, source
+from dagscale.training.batches import Batch, Rows, Source, Stream, Unpack, source
 from dagscale.training.groups import NoDecay, as_rule
 from dagscale.training.optimizers import Optimizer, resolve
 
@@ -240,6 +240,10 @@ class Recipe:
         if isinstance(self._source, Stream) and "data" not in changes:
             kept["batch_size"] = None  # a loader has its own
         return Recipe(**{**kept, "optimizer": self.optimizer, **changes})
+
+    def sized(self, batch_size: int) -> Recipe:
+        """With this batch size, if its data are examples; a loader's batches have their own."""
+        return self.changed(batch_size=batch_size) if isinstance(self._source, Rows) else self
 
     def describe(self) -> dict[str, Any]:
         """The recipe without its data, as plain data for JSON; functions are given by their names."""
