@@ -748,8 +748,9 @@ def test_weights_after_a_gradient_are_still_weights() -> None:
     assert [use.name for use in graph.layers] == ["u.0", "u.2", "u.4", "head", "u.0", "u.2", "u.4"]
 
 
+@pytest.mark.parametrize("accumulated", [False, True])
 @pytest.mark.parametrize("experts", [2, 8])
-def test_routed_experts_are_one_summand_beside_a_shared_one(experts: int) -> None:
+def test_routed_experts_are_one_summand_beside_a_shared_one(experts: int, accumulated: bool) -> None:
     class Routed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -761,7 +762,10 @@ def test_routed_experts_are_one_summand_beside_a_shared_one(experts: int) -> Non
             out = torch.zeros_like(x)
             for i, expert in enumerate(self.experts):
                 rows = torch.where(chosen == i)[0]
-                out.index_add_(0, rows, expert(x[rows]) * gates[rows])
+                if accumulated:
+                    out = out.index_put((rows,), expert(x[rows]) * gates[rows], accumulate=True)
+                else:
+                    out.index_add_(0, rows, expert(x[rows]) * gates[rows])
             return x + out + self.shared(x)
 
     graph = trace(Routed(), torch.randn(64, 8))
@@ -804,6 +808,22 @@ def test_a_layer_whose_output_is_put_to_the_models_input_is_a_readout(way: Any, 
     assert {use.op.weight: use.in_degree for use in graph.layers if use.readout} == {"head.weight": degree}
     assert [branch.ends[0] for branch in find_branches(graph).branches] == ["down.weight"]
     assert find_branches(graph).unclear == ()
+
+
+def test_heads_that_are_joined_and_put_to_the_models_input_are_readouts() -> None:
+    class Heads(ToItsInput):
+        def __init__(self) -> None:
+            super().__init__(lambda x, net: x + net(x))
+            self.heads = nn.ModuleList(nn.Linear(8, 4) for _ in range(2))
+
+        def net(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = x + self.down(self.up(x).relu())
+            return torch.cat([head(x) for head in self.heads], 1)
+
+    graph = trace(Heads(), torch.randn(4, 8))
+    assert {use.op.weight for use in graph.layers if use.readout} == {"heads.0.weight", "heads.1.weight"}
+    assert [branch.ends[0] for branch in find_branches(graph).branches] == ["down.weight"]
 
 
 def test_a_block_on_the_models_input_is_a_block() -> None:

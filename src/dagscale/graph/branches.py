@@ -101,9 +101,10 @@ def find_branches(graph: Graph) -> Residuals:
     above = _ancestors(graph)
     told: dict[int, _Addition] = {}
     unclear: list[int] = []
+    readouts = frozenset(use.edge for use in graph.layers if use.readout)
     for vertex in graph.vertices:
         entering = [e for e in graph.in_edges[vertex.id] if graph.live[e]]
-        last = vertex.id in graph.beside_inputs and _reads_out(graph, entering)
+        last = vertex.id in graph.beside_inputs and any(_reads_out(graph, e, readouts) for e in entering)
         if vertex.kind == "sum" and len(entering) > 1 and not last and not _softened(graph, vertex.id):
             addition = _addition(graph, vertex.id, entering, above, _trunk_vertices(told))
             if addition is not None:
@@ -117,12 +118,10 @@ def find_branches(graph: Graph) -> Residuals:
     return found
 
 
-def _reads_out(graph: Graph, entering: Sequence[int]) -> bool:
-    """Whether a readout's output, and not a block's, comes in by one of these edges."""
-    readouts = {id(use.op) for use in graph.layers if use.readout}
-    return any(id(op) in readouts for e in entering for op in graph.edges[e].layers) or any(
-        graph.edges[e].src in graph.beside_inputs for e in entering
-    )
+def _reads_out(graph: Graph, e: int, readouts: frozenset[int]) -> bool:
+    """Whether an edge delivers the output of readouts, and not of a block."""
+    before = () if graph.edges[e].layers else graph.in_edges[graph.edges[e].src]
+    return e in readouts or any(_reads_out(graph, other, readouts) for other in before)
 
 
 def _by_name(graph: Graph, above: list[int], found: Residuals) -> dict[int, _Addition]:

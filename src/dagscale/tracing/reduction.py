@@ -12,8 +12,6 @@ from dagscale.tracing.recorder import Node
 _MERGES = frozenset({"sum", "product", "concat", "select"})
 _POINTWISE = frozenset({"activation", "pass", "pool", "norm", "sum", "product", "select"})
 _MOVING = frozenset({"pass", "concat", "sum", "select", "product"})
-_BY_ROW = frozenset({"index_add", "index_reduce", "scatter_add", "scatter_reduce"})
-"""Operators that add to some rows, or entries, of a tensor."""
 _FOLD_LIMIT = 64
 """How many nodes a function of one signal may be written with before it is left unfolded."""
 
@@ -154,7 +152,7 @@ def _melt_sums(nodes: list[Node], outputs: list[int], live: list[bool]) -> None:
         if node.kind == "pool" and len(node.parents) == 1:
             stack = nodes[node.parents[0]]
             if stack.kind == "concat" and set(stack.axes) & set(node.axes) and count[stack.id] == 1 and all(node.whole):
-                node.kind, node.op = "sum", "sum"
+                node.kind, node.op, node.elementwise = "sum", "sum", True
                 node.parents, node.whole, node.via = stack.parents, stack.whole, stack.via
                 node.params, node.places = stack.params, stack.places
         if node.kind == "sum" and len(node.parents) > 1:
@@ -166,7 +164,7 @@ def _melt_sums(nodes: list[Node], outputs: list[int], live: list[bool]) -> None:
                     way = (inner.id, *way)
                     all_read = inner.whole[0]
                     inner = nodes[inner.parents[0]]
-                melts = inner.kind == "sum" and (inner.op not in _BY_ROW or node.op in _BY_ROW)
+                melts = inner.kind == "sum" and (inner.elementwise or not node.elementwise)
                 if melts and len(inner.parents) > 1 and count[inner.id] == 1 and all_read:
                     for j, (p, w) in enumerate(zip(inner.parents, inner.whole, strict=True)):
                         terms.append((p, w, (*(inner.via[j] if inner.via else ()), *way)))

@@ -9,7 +9,7 @@ means(
     "aten.multi_margin_loss", "aten.multilabel_margin_loss_forward",
 )  # fmt: skip
 means(
-    Meaning("sum", data=("self", "target")),
+    Meaning("sum", data=("self", "target"), elementwise=True),
     "aten.mse_loss", "aten.l1_loss", "aten.smooth_l1_loss", "aten.huber_loss", "aten.kl_div",
     "aten.soft_margin_loss",
 )  # fmt: skip
