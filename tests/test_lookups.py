@@ -139,6 +139,6 @@ def test_an_init_that_does_not_see_the_number_leaves_the_rate(init: str) -> None
 def test_a_kind_of_decay_that_nobody_knows_leaves_the_decay_as_it_is() -> None:
     graphs = [dagscale.trace(Language(width, WAYS["number"]), IDS) for width in (16, 64)]
     known = dagscale.OPTIMIZERS["adamw"]
-    one, other = (lookup_scaling(*graphs, o)["embed.weight"][0] for o in (known, replace(known, decay=None)))
+    one, other = (lookup_scaling(*graphs, o)["embed.weight"].factors for o in (known, replace(known, decay=None)))
     assert (one.lr, one.eps, one.weight_decay) == (0.5, 2.0, 2.0)
     assert other == replace(one, weight_decay=1.0)

@@ -57,13 +57,22 @@ def positive_number(name: str, value: Any, error: type[Exception], zero: bool = 
         error: if it is none.
     """
     try:
-        said = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value  # NumPy's, torch's
-        number = float(said) if isinstance(said, (int, float, Fraction)) and not isinstance(said, bool) else math.nan
+        plain = plain_number(value)
+        number = float(plain) if isinstance(plain, (int, float, Fraction)) and not isinstance(plain, bool) else math.nan
     except (OverflowError, RuntimeError):  # beyond all floats; a tensor without values
         number = math.nan
     if not 0 <= number < math.inf or (number == 0 and not zero):
         raise error(f"{name} must be {'0 or more' if zero else 'a positive number'}, got {value!r}")
     return number
+
+
+def plain_number(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's own, in tuples and lists too; all else as it is."""
+    if type(value) in (tuple, list):
+        return type(value)(plain_number(item) for item in value)
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1:
+        return value.item()
+    return value
 
 
 def checked(error: type[Exception]) -> Callable[[T], T]:

@@ -95,6 +95,11 @@ class Op:
     factor: float = 1.0
 
     @property
+    def looks_up(self) -> bool:
+        """Whether it looks up rows of a table, as an embedding does."""
+        return self.layer is not None and "embedding" in self.name
+
+    @property
     def label(self) -> str:
         """The name a reader knows it by: the layer's for weights, else the operator's."""
         return self.layer_name if self.layer is not None else self.name
@@ -366,12 +371,13 @@ class Graph:
 
     @cached_property
     def weightless(self) -> tuple[bool, ...]:
-        """For each vertex, whether what stands there is made of the inputs without any parameter."""
-        found: list[bool] = []
-        for v, entering in enumerate(self.in_edges):
-            edges = [self.edges[e] for e in entering if self.live[e]]
-            plain = all(found[e.src] and not any(op.params for op in e.ops) for e in edges)
-            found.append(plain and (bool(edges) or self.vertices[v].kind == "input"))
+        """For each edge, whether what it delivers is made of the inputs without any parameter."""
+        found = [False] * len(self.edges)
+        for vertex in self.vertices:
+            entering = [found[e] for e in self.in_edges[vertex.id] if self.live[e]]
+            here = all(entering) if entering else vertex.kind == "input"
+            for e in self.out_edges[vertex.id]:
+                found[e] = here and not any(op.params for op in self.edges[e].ops)
         return tuple(found)
 
     @cached_property
@@ -383,9 +389,9 @@ class Graph:
     def _puts_inputs_to(self, vertex: int) -> bool:
         if self.vertices[vertex].kind not in ("sum", "product"):
             return False
-        entering = [self.edges[e] for e in self.in_edges[vertex] if self.live[e]]
-        made = [e for e in entering if not self.weightless[e.src] or any(op.params for op in e.ops)]
+        entering = [e for e in self.in_edges[vertex] if self.live[e]]
         onward = [self.edges[e] for e in self.out_edges[vertex] if self.live[e]]
+        made = [e for e in entering if not self.weightless[e]]
         if len(made) != 1 or len(entering) < 2 or len(onward) != 1 or onward[0].layers:
             return False
         return self.vertices[onward[0].dst].kind == "output" or self._puts_inputs_to(onward[0].dst)

@@ -53,7 +53,7 @@ def roles(graph: Graph) -> dict[str, ParameterRole]:
     """
     found: dict[str, ParameterRole] = {}
     for use, name, position in positions(graph):
-        if "embedding" in use.op.name:
+        if use.op.looks_up:
             found[name] = "embedding"
         elif use.layer.groups > 1 and graph.parameter[name].shape[1:2] == (1,):
             found.setdefault(name, "vector")
@@ -137,7 +137,7 @@ def lookup_factors(graph: Graph) -> dict[str, float]:
     found: dict[str, set[float]] = {}
     for edge in graph.edges:
         for i, op in enumerate(edge.ops):
-            if op.layer is None or "embedding" not in op.name:
+            if not op.looks_up:
                 continue
             behind = takewhile(lambda after: after.kind == "pass" and after.factor, edge.ops[i + 1 :])
             found.setdefault(op.weight, set()).add(prod(abs(after.factor) for after in behind))

@@ -124,11 +124,12 @@ def _scales(
     """The logarithms of the scales that each draw asks for, by parameter, and which of them are constants."""
     controls = _controls(model, network, parameters, wanted, first)
     tables = _open_tables(network, model, parameters, first)
+    factors = lookup_factors(network.graph)
     held = held_by(model)  # with what the forwards so far have left there
     logs: dict[str, list[float]] = {}
     for k, x in zip(range(DRAWS[1]), chain([first], inputs), strict=False):
         for name, scale in _one_draw(
-            model, network, parameters, wanted, controls, tables, network.seed + k, x, held
+            model, network, parameters, wanted, controls, tables, factors, network.seed + k, x, held
         ).items():
             logs.setdefault(name, []).append(log(scale))
         if k + 1 >= DRAWS[0] and all(_error(values) < PRECISION for values in logs.values()):
@@ -137,7 +138,7 @@ def _scales(
     for k, x in zip(range(1, LUCK + 1), inputs, strict=False):  # of what the forward leaves out at random
         if not reached - logs.keys():
             break
-        other = _one_draw(model, network, parameters, wanted, controls, tables, network.seed, x, held, luck=k)
+        other = _one_draw(model, network, parameters, wanted, controls, tables, factors, network.seed, x, held, luck=k)
         logs.update({name: [log(scale)] for name, scale in other.items() if name in reached - logs.keys()})
     return logs, {name for name in controls.values() if _is_gain(parameters[name])}
 
@@ -260,6 +261,7 @@ def _one_draw(
     wanted: Wanted,
     controls: dict[frozenset[str], str],
     tables: set[str],
+    factors: Mapping[str, float],
     seed: int,
     inputs: Any,
     held: Held,
@@ -273,10 +275,9 @@ def _one_draw(
         for name in controls.values():
             parameters[name].copy_(_start(name, parameters[name], seed))
         shared: set[str] = set()
-        factors = lookup_factors(network.graph)
         for _ in range(PASSES):
             _anew(network, drawn)
-            setter = _Setter(model, parameters, wanted, controls, tables, scales, seed, shared, held, factors)
+            setter = _Setter(model, parameters, wanted, controls, tables, factors, scales, seed, shared, held)
             outputs_of(model, inputs, network.seed + luck, setter)
             if not setter.again:
                 break
@@ -302,11 +303,11 @@ class _Setter(LayerCalls):  # type: ignore[no-untyped-call]
         wanted: Wanted,
         controls: dict[frozenset[str], str],
         tables: set[str],
+        factors: Mapping[str, float],
         scales: dict[str, float],
         seed: int,
         shared: set[str],
         held: Held,
-        factors: Mapping[str, float],
     ) -> None:
         super().__init__(model, held=held)
         self.parameters, self.wanted, self.controls, self.tables = parameters, wanted, controls, frozenset(tables)

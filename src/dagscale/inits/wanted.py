@@ -30,7 +30,7 @@ def damped_moments(graph: Graph) -> dict[str, float]:
 def single(graph: Graph, wanted: Wanted) -> dict[str, float]:
     """By the weight's own name, of weights that are a parameter; of what is only looked up, before the number that the
     model multiplies it by."""
-    shared = {use.op.weight for use in graph.layers if "embedding" not in use.op.name}
+    shared = {use.op.weight for use in graph.layers if not use.op.looks_up}
     factors = {name: factor for name, factor in lookup_factors(graph).items() if name not in shared}
     found = {name: moment for names, moment in wanted.items() if len(names) == 1 for name in names}
     return {name: moment / factors.get(name, 1.0) ** 2 for name, moment in found.items()}

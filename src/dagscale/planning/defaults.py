@@ -222,7 +222,7 @@ def _units(graph: Graph, names: set[str]) -> dict[str, set[int]]:
     for use, name, _ in positions(graph):
         if pattern(name) in names:
             shape = graph.parameter[name].shape
-            found.setdefault(pattern(name), set()).add(shape[-1] if "embedding" in use.op.name else shape[0])
+            found.setdefault(pattern(name), set()).add(shape[-1] if use.op.looks_up else shape[0])
     return found
 
 

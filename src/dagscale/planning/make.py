@@ -618,13 +618,13 @@ def _drawn_back(target: Network, parts: Mapping[str, Scaling]) -> Iterator[str]:
     rule = target.recipe.no_decay
     if not target.recipe.weight_decay or callable(rule):
         return
-    without = as_names(rule, known_names([p.name for p in target.graph.parameters], target.model))
-    role = roles(target.graph)
+    without = as_names(rule, known_names(target.relative, target.model))
+    offset = offsets(target.graph)
     gains = [
         name
-        for name in offsets(target.graph)
-        if name in parts and parts[name].factors.init != 1 and not {name, role[name]} & without
-        and target.relative.get(name, Relative()).weight_decay
+        for name, own in target.relative.items()
+        if name in offset and name in parts and parts[name].factors.init != 1
+        and own.weight_decay and not {name, own.role} & without
     ]  # fmt: skip
     if gains:
         yield (

@@ -19,7 +19,7 @@ from dagscale.graph.roles import ParameterRole
 from dagscale.planning.files import Saved, check_training, is_number, read_document, told
 from dagscale.planning.naming import named
 from dagscale.shown import Tabled, cell, line, load_rich
-from dagscale.tracing.wrappers import known_names, named_parameters, plain_name
+from dagscale.tracing.wrappers import known_names
 from dagscale.training.draws import Fill
 from dagscale.training.groups import NoDecay, as_rule, name_added, parameter_groups
 from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
@@ -277,17 +277,14 @@ class Plan(Saved, Tabled):
             RecipeError: if ``no_decay`` names nothing.
         """
         rule = self._no_decay() if no_decay is None else as_rule(no_decay)
-        decay = self.recipe.get("weight_decay")
-        if weight_decay is not None:
-            decay = positive_number("weight_decay", weight_decay, PlanError, zero=True)
-        scale = 1.0 if lr is None else positive_number("lr", lr, PlanError, zero=True) / self.lr
+        rate, decay = self._trained_with(lr, weight_decay)
         found = self._match(model)
         known = known_names(found, model)
         if only is not None:
             chosen = named(known, only, "only")
             found = {name: parameter for name, parameter in found.items() if name in chosen}
         return parameter_groups(
-            found, self.parameters, self._record(optional=True), lr=scale,
+            found, self.parameters, self._record(optional=True), lr=rate / self.lr,
             weight_decay=decay, no_decay=rule, known=known,
         )  # fmt: skip
 
@@ -323,10 +320,8 @@ class Plan(Saved, Tabled):
             raise PlanError(
                 "nothing to train: every parameter that the optimiser would get is frozen, or none is named"
             )
-        decay = groups.get("weight_decay")
-        decay = self.recipe.get("weight_decay") if decay is None else float(decay)
-        made = record.make(found, self.lr if lr is None else float(lr), decay)
-        name_added(made, {id(p): plain_name(name) for name, p in named_parameters(model)})
+        made = record.make(found, *self._trained_with(lr, groups.get("weight_decay")))
+        name_added(made, {id(parameter): name for name, parameter in self._match(model).items()})
         return made
 
     def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int | None = None) -> Scheduler:
@@ -354,6 +349,18 @@ class Plan(Saved, Tabled):
         if made is not None:
             return made
         return (Schedule(**said) if isinstance(said, Mapping) else constant())(optimizer, total_steps)
+
+    def _trained_with(self, lr: float | None, weight_decay: float | None) -> tuple[float, float | None]:
+        """The network's rate and decay: those given, else the plan's and its recipe's.
+
+        Raises:
+            PlanError: if one is negative or no number.
+        """
+        decay = self.recipe.get("weight_decay")
+        return (
+            self.lr if lr is None else positive_number("lr", lr, PlanError, zero=True),
+            decay if weight_decay is None else positive_number("weight_decay", weight_decay, PlanError, zero=True),
+        )
 
     def _record(self, optional: bool = False) -> Optimizer | None:
         """The record of the plan's optimiser, from the recipe or from the registry."""

@@ -43,7 +43,7 @@ def _kinds(graph: Graph) -> set[str]:
     """Kinds of the layers before the readout; of the readout where there are no others."""
     found: set[str] = set()
     for use in [use for use in graph.layers if not use.readout] or graph.layers:
-        if "embedding" in use.op.name:
+        if use.op.looks_up:
             found.add("embedding")
         elif use.layer.kernel:
             found |= {"convolution", "dense"} if prod(use.layer.kernel) == 1 else {"convolution"}

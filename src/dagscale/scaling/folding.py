@@ -60,6 +60,21 @@ class Factors:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A multiplier that one parameter carries in its settings.
+
+    Attributes:
+        factors: on init, rate, eps and weight decay.
+        fold: the multiplier; 1 where none can be folded in.
+        note: what a reader should know of it.
+    """
+
+    factors: Factors
+    fold: float
+    note: str
+
+
 def fold(optimizer: Optimizer, c: float) -> Factors:
     """The settings that stand for a multiplier ``c > 0`` on a layer (its weight and bias, or a norm's gain and bias).
 
@@ -78,4 +93,4 @@ def fold(optimizer: Optimizer, c: float) -> Factors:
     return Factors(c, c**lr, c**eps if optimizer.eps else 1.0, c**weight_decay)
 
 
-__all__ = ["Factors", "fold"]
+__all__ = ["Carried", "Factors", "fold"]

@@ -9,31 +9,14 @@ grows, nothing is needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dagscale.graph.attention import find_attention
 from dagscale.graph.model import Graph
-from dagscale.scaling.folding import Factors, fold
+from dagscale.scaling.folding import Carried, Factors, fold
 from dagscale.scaling.width import nearest
 from dagscale.training.optimizers import Optimizer
 
 
-@dataclass(frozen=True, slots=True)
-class HeadScaling:
-    """Factors on one parameter's settings for attention heads that are larger than in the base.
-
-    Attributes:
-        factors: on init, rate, eps and weight decay.
-        fold: the multiplier that is folded into it, r^-½, r^-¼ or r^¼; 1 where none can be.
-        note: what a reader should know of it.
-    """
-
-    factors: Factors
-    fold: float
-    note: str
-
-
-def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, HeadScaling]:
+def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, Carried]:
     """The factors on query projections, or on a norm's gain behind them, or on a projection of queries, keys and values
     and on what reads the values; for those parameters only.
 
@@ -44,7 +27,7 @@ def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, 
         OptimizerError: if heads have grown and nothing is known of the optimiser's step or decay.
     """
     sizes = {attention.queries[0]: attention.head for attention in find_attention(base) if attention.queries}
-    found: dict[str, HeadScaling] = {}
+    found: dict[str, Carried] = {}
     for attention in find_attention(target):
         match = nearest(attention.queries[0], sizes) if attention.queries else None
         if match is None or not attention.head or sizes[match] == attention.head:
@@ -55,15 +38,15 @@ def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, 
                 f"heads are {r:g} times as large as the base's, and their queries cannot be scaled by {r**-0.5:.4g} "
                 f"alone: {attention.note}; keep the head size and let the number of heads grow"
             )
-            found.update({name: HeadScaling(Factors(), 1.0, note) for name in attention.queries})
+            found.update({name: Carried(Factors(), 1.0, note) for name in attention.queries})
             continue
         c = r ** (-0.5 * attention.power)
         made = "queries" if attention.power == 1 else "queries, keys and values"
         note = f"makes {made} of heads {r:g} times as large as the base's: carries {c:.4g}, for logits over d"
-        found.update({n: HeadScaling(fold(optimizer, c), c, note) for n in attention.queries})
+        found.update({n: Carried(fold(optimizer, c), c, note) for n in attention.queries})
         note = f"reads values that were multiplied with the queries: takes back {c:.4g}"
-        found.update({n: HeadScaling(fold(optimizer, 1 / c), 1 / c, note) for n in attention.undone})
+        found.update({n: Carried(fold(optimizer, 1 / c), 1 / c, note) for n in attention.undone})
     return found
 
 
-__all__ = ["HeadScaling", "head_scaling"]
+__all__ = ["head_scaling"]

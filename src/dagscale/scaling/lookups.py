@@ -16,21 +16,21 @@ from dataclasses import replace
 
 from dagscale.graph import Graph
 from dagscale.graph.roles import lookup_factors, positions, roles
-from dagscale.scaling.folding import Factors, fold
+from dagscale.scaling.folding import Carried, Factors, fold
 from dagscale.scaling.width import nearest, norm_before
 from dagscale.training.optimizers import Optimizer
 
 
-def lookup_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, tuple[Factors, float, str]]:
-    """Parameter → the factors on its settings, the multiplier that they stand for, and a note; for embeddings with
-    another factor than in the base, and what takes it back before a readout that is the same table.
+def lookup_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, Carried]:
+    """What embeddings with another factor than in the base carry, and what takes it back before a readout that is the
+    same table; for those parameters only.
 
     Raises:
         OptimizerError: if there is one, and nothing is known of the optimiser's step.
     """
     own, before = lookup_factors(target), lookup_factors(base)
     tables = [name for name, role in roles(base).items() if role == "embedding"]
-    layers = {op.weight for edge in target.edges for op in edge.layers if "embedding" not in op.name}
+    layers = {op.weight for edge in target.edges for op in edge.layers if not op.looks_up}
     readouts = {name: use for use, name, position in positions(target) if position == "readout"}
     found = {}
     for name in {**own, **before}:
@@ -45,11 +45,11 @@ def lookup_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str
             "and eps allow for it"
         )
         if name not in layers:
-            found[name] = (replace(_fold(optimizer, 1 / r), init=1.0), 1 / r, note)
+            found[name] = Carried(replace(_fold(optimizer, 1 / r), init=1.0), 1 / r, note)
         elif name in readouts and (gains := norm_before(target, readouts[name])) is not None:
-            found[name] = (_fold(optimizer, 1 / r), 1 / r, note)
+            found[name] = Carried(_fold(optimizer, 1 / r), 1 / r, note)
             back = f"takes back {1 / r:.4g}, which {name} carries as an embedding"
-            found.update({gain: (_fold(optimizer, r), r, back) for gain in gains})
+            found.update({gain: Carried(_fold(optimizer, r), r, back) for gain in gains})
     return found
 
 

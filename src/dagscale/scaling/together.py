@@ -73,8 +73,9 @@ def scaling(
     if width == "mup":
         for name, part in _width(base, target, optimizer, mean_field, own_width).items():
             found[name] *= part
-        for name, (factors, carried, note) in (lookup_scaling(base, target, optimizer) if factors_seen else {}).items():
-            found[name] *= Scaling(factors, carried, (note,))
+        for rule in (head_scaling, *([lookup_scaling] if factors_seen else [])):
+            for name, carried in rule(base, target, optimizer).items():
+                found[name] *= Scaling(carried.factors, carried.fold, (carried.note,))
     if depth != "none":
         for name, own_part in depth_scaling(base, target, optimizer, depth, alpha, own).items():
             notes = (own_part.note,) if own_part.note else ()
@@ -95,8 +96,6 @@ def _width(
             1.0 if own_width else s.init, lr, s.eps if optimizer.eps else 1.0, s.weight_decay if lr == s.lr else 1 / lr
         )
         found[name] = Scaling(factors, notes=(s.note,) if s.note else ())
-    for name, head in head_scaling(base, target, optimizer).items():
-        found[name] *= Scaling(head.factors, head.fold, (head.note,))
     return found
 
 

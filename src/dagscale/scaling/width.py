@@ -195,7 +195,7 @@ def _place(use: LayerUse, name: str, shape: tuple[int, ...], position: Position)
     layer, op = use.layer, use.op.name
     patch = prod(layer.kernel)
     convolution = bool(layer.kernel) and len(shape) == 2 + len(layer.kernel)
-    if "embedding" in op:
+    if use.op.looks_up:
         fan_in, units = 1, layer.fan_out
     elif convolution and (layer.fan_in != shape[1] * patch or layer.fan_out != shape[0] * patch):
         fan_in, units = shape[0] // layer.groups, shape[1] * layer.groups  # transposed: (in, out/groups, *kernel)

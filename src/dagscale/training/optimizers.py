@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dagscale.arguments import plain_number
 from dagscale.errors import OptimizerError
 from dagscale.registry import Registry, did_you_mean
 from dagscale.shown import one_line
@@ -287,15 +287,6 @@ def _check_settings(record: Optimizer, settings: Settings) -> None:
 _SAID = ("data", "loss", "optimizer", "batch_size", "steps", "epochs", "schedule", "step", "clip", "accumulate",
          "autocast", "weight_decay", "no_decay", "unpack")  # fmt: skip
 """What a recipe says itself."""
-
-
-def plain_number(value: Any) -> Any:
-    """A number of NumPy's or torch's as Python's own, in tuples and lists too; all else as it is."""
-    if type(value) in (tuple, list):
-        return type(value)(plain_number(item) for item in value)
-    if isinstance(value, (np.generic, np.ndarray, Tensor)) and math.prod(value.shape) == 1:
-        return value.item()
-    return value
 
 
 def _is_plain(value: Any) -> bool:
