@@ -495,6 +495,14 @@ def test_a_tuple_of_tensors_is_rows_however_many_they_are() -> None:
     assert next(source((x,), 8).batches(0)).size == 8
 
 
+def test_tensors_that_are_all_alike_are_batches_unless_a_batch_size_is_given() -> None:
+    x = torch.randn(96, 2)
+    assert next(source(x.split(32), None).batches(0)).size == 32
+    assert next(source(x.split(32), None, lambda batch: (batch, batch)).batches(0)).size == 32
+    rows = source(x.split(32), 8, lambda batch: (batch[:2], batch[2]))
+    assert [t.shape for t in next(rows.batches(0)).inputs] == [(8, 2), (8, 2)]
+
+
 def test_a_batch_size_beside_batches_is_refused() -> None:
     x = torch.randn(20, 2)
     with pytest.raises(RecipeError, match="batch_size=8, and the data are a list of batches"):

@@ -697,3 +697,18 @@ def test_validation_data_have_batches_of_their_own(kind: str) -> None:
     recipe = Recipe(loader, nn.functional.cross_entropy, "sgd", steps=4, unpack=swapped)
     found = dagscale.search(model, recipe, seeds=1, validation=validation, grid=[0.1, 0.5])
     assert "losses are those of the validation data" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        ([], "validation data: the data hold no batch"),
+        ([(torch.zeros(4, 9), torch.zeros(4))], "validation data: the forward of Sequential raised"),
+    ],
+)
+def test_validation_data_that_do_not_fit_are_named(validation: Any, words: str) -> None:
+    x = torch.randn(64, 8)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    recipe = Recipe((x, x[:, :4].argmax(1)), nn.functional.cross_entropy, "sgd", steps=4, batch_size=16)
+    with pytest.raises(DagscaleError, match=words):
+        dagscale.search(model, recipe, seeds=1, validation=validation)

@@ -21,7 +21,7 @@ from dagscale.planning.examples import Examples
 from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
-from dagscale.planning.prepare import initialised, keeping, traced
+from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.validate import check_gradient, unscaled
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
@@ -162,8 +162,10 @@ def search(
     own_decay = check_decay(recipe, validation is not None) if decay else None
     held = None
     if validation is not None:
-        held = Recipe(validation, recipe.loss, autocast=recipe.autocast, select=recipe.select, unpack=recipe.unpack)
-        held = held.sized(recipe.batch_size or 64)
+        with about("validation data"):
+            held = Recipe(validation, recipe.loss, autocast=recipe.autocast, select=recipe.select, unpack=recipe.unpack)
+            held = held.sized(recipe.batch_size or 64)
+            held.example  # noqa: B018  (none is told of before anything is trained)
     names = [] if init is None else [init] if isinstance(init, str) else list(dict.fromkeys(init))
     if init is not None and not names:
         raise SearchError("init is an empty list: name at least one")
@@ -357,7 +359,8 @@ class _Runs:
             loss = done.loss
             if self.held is not None and math.isfinite(loss):
                 trial.eval()
-                loss = final_loss(trial, self.held, evaluate)
+                with about("validation data"):
+                    loss = final_loss(trial, self.held, evaluate)
                 trial.train()
         except DagscaleError as error:
             error.args = (f"at learning rate {rate:.3g}: {error}",)

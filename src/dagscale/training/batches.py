@@ -155,7 +155,8 @@ def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> S
 
     Args:
         data: tensors, something with ``x`` and ``y``, a ``Dataset``, a ``DataLoader``, or an iterable of batches. A
-            tuple of tensors that are equally long is what a ``TensorDataset`` has.
+            tuple of equally long tensors is what a ``TensorDataset`` has; but tensors that are all alike, as
+            ``x.split(32)`` gives them, are batches where no ``batch_size`` says otherwise.
         batch_size: examples a batch, 128 by default; a ``DataLoader`` or an iterable of batches has its own.
 
     Raises:
@@ -166,7 +167,8 @@ def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> S
     if not isinstance(data, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) and hasattr(data, "x"):
         return Rows(_Tensors(*checked(data), unpack), batch_size or 128)
     tensors = isinstance(data, tuple) and all(isinstance(t, Tensor) and t.ndim for t in data)
-    if tensors and len({len(t) for t in data}) == 1:
+    alike = tensors and len(data) > 1 and len({(t.shape[1:], t.dtype) for t in data}) == 1
+    if tensors and len({len(t) for t in data}) == 1 and (batch_size is not None or not alike):
         data = torch.utils.data.TensorDataset(*data)
     indexed = isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset)
     if indexed or _is_column_store(data):
