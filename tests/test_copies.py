@@ -25,6 +25,7 @@ import dagscale
 from dagscale.errors import CopyError
 from dagscale.network import Network
 from dagscale.planning.prepare import traced
+from dagscale.training import copies
 from dagscale.training.copies import WorkingCopy, all_put_back
 from dagscale.training.draws import Fill
 
@@ -186,6 +187,61 @@ def test_a_loan_within_a_loan_is_not_given_back_too_late() -> None:
         inner.reset()
     assert fingerprint(model) == before
     inner.give_back()
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("again", [False, True])
+def test_a_loan_within_a_loan_whose_end_is_interrupted(
+    again: bool, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is over before the loan around it is, or else it would bring back what the model was during that one."""
+    model = BORROWED["closure"](plain())
+    before, fill, writing = fingerprint(model), {"a.weight": Fill(0.0, 1.0)}, copies._write
+    outer, writes = WorkingCopy(model, lambda m: m(X[:4])), itertools.count(1)
+
+    def interrupted(tensor: Tensor, values: Tensor) -> None:
+        writing(tensor, values)
+        if next(writes) == number:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt), all_put_back():
+        try:
+            outer.reset(fill, 1)
+            inner = WorkingCopy(model, lambda m: m(X[:4]))
+            try:
+                inner.reset(fill, 2)
+                monkeypatch.setattr(copies, "_write", interrupted)
+                if again:
+                    inner.reset({}, but=["a.weight"])
+            finally:
+                inner.give_back()
+        finally:
+            outer.give_back()
+    assert next(writes) > number, "it was interrupted"
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_looking_at_a_copy_within_a_loan_is_interrupted(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BORROWED["closure"](plain())
+    before, putting, puts = fingerprint(model), copies.put_storage, itertools.count(1)
+    outer = WorkingCopy(model, lambda m: m(X[:4]))
+
+    def interrupted(storage: torch.UntypedStorage, values: torch.UntypedStorage) -> None:
+        if next(puts) == number:
+            raise KeyboardInterrupt
+        putting(storage, values)
+
+    with suppress(KeyboardInterrupt), all_put_back():
+        try:
+            outer.reset({"a.weight": Fill(0.0, 1.0)}, 1)
+            outer.model(X)
+            monkeypatch.setattr(copies, "put_storage", interrupted)
+            WorkingCopy(model, lambda m: m(X[:4]))
+        finally:
+            outer.give_back()
+    assert next(puts) > number, "it was interrupted"
     assert fingerprint(model) == before
 
 

@@ -34,8 +34,8 @@ HALF = (torch.float16, torch.bfloat16)
 
 Run = Callable[[nn.Module], Any]
 
-_OPEN: list[Callable[[], None]] = []
-"""What puts back that which is changed at present, the latest last."""
+_LOANS: list[Callable[[], None]] = []
+"""What puts back that which is changed at present, the latest last. Called twice, it does no harm."""
 
 
 @contextmanager
@@ -49,15 +49,15 @@ def all_put_back() -> Iterator[None]:
     wait.
     """
     with forward.ONE_AT_A_TIME, between_changes():
-        gradients, before = torch.is_grad_enabled(), len(_OPEN)
+        gradients, before = torch.is_grad_enabled(), len(_LOANS)
         try:
             with forward.unchanged_random_state(), as_in_training():
                 yield
         finally:
             torch.set_grad_enabled(gradients)  # which PyTorch's optimisers turn in no context manager
             with ExitStack() as stack:
-                while len(_OPEN) > before:
-                    stack.callback(_OPEN.pop(before))
+                while len(_LOANS) > before:
+                    stack.callback(_LOANS.pop(before))
 
 
 class WorkingCopy:
@@ -125,7 +125,6 @@ class WorkingCopy:
         theirs = [] if self.borrowed else _leaves(original, State(*forward.roots(original)))
         sources = {id(memo.get(id(t))): t for t in theirs}
         self._values = [_Value(t, sources.get(id(t))) for t in held]
-        self._resting = True
         self.spoilt = False  # changed behind our back: what it holds is no longer the user's
 
     @property
@@ -139,10 +138,12 @@ class WorkingCopy:
         """The model with the user's values, then drawn anew as ``fills`` say, without gradients; in train mode, or in
         the user's own modes. The parameters ``but`` have the values that they have."""
         own = forward.plain_parameters(self.model)
-        self._restore({id(own[name]) for name in but})
-        _closed(self._restore)
-        _OPEN.append(self._restore)
-        self._resting = False
+        if self._restore in _LOANS:
+            _end_later(self._restore)
+            self._restore({id(own[name]) for name in but})
+        else:
+            self._take()
+            _LOANS.append(self._restore)
         if train:  # before drawing: some adapters write to weights here
             self.model.train()
         if fills:
@@ -154,9 +155,8 @@ class WorkingCopy:
         """Put everything back: the user's model where that was borrowed, and what its code keeps in either case. What
         an `all_put_back` has seen to already is left alone: a loan within a loan would bring back what the model was
         between them."""
-        if self._restore in _OPEN:
-            self._restore()
-            _closed(self._restore)
+        if self._restore in _LOANS:
+            _end(self._restore)
 
     def _take(self) -> None:
         """Before a loan: what is put back after it is what there is now. Between two loans all but a copy's own values
@@ -165,29 +165,24 @@ class WorkingCopy:
         linked = {id(value.tensor): value for value in self._values if value.source is not None}
         self._values = []  # before it is made anew: one copy of the weights at a time
         self._values = [linked.get(id(t)) or _Value(t, None) for t in _leaves(self.model, self._state)]
+        for value in self._values:
+            if value.differs:
+                value.keep()
 
     def _restore(self, but: Collection[int] = ()) -> None:
         if self.spoilt:
             return
-        if self._resting:
-            self._take()
-            changed = [value for value in self._values if value.differs]
-        else:
-            self._state.restore()
-            changed = [value for value in self._values if value.changed]
-        if changed and not self._resting:
+        self._state.restore()
+        if any(value.changed for value in self._values):
             self.spoilt = True
             raise CopyError(
                 "the model was changed while a copy of it was trained: loss, step and hooks must use the model that "
                 "they are given"
             )
         with torch.no_grad():
-            for value in changed:
-                value.keep()
             for value in self._values:
                 if id(value.tensor) not in but:
                     value.restore()
-        self._resting = True
 
 
 class _Value:
@@ -227,9 +222,19 @@ class _Value:
             _write(self.tensor, self.kept)
 
 
-def _closed(undo: Callable[[], None]) -> None:
-    if undo in _OPEN:
-        _OPEN.remove(undo)
+def _end(undo: Callable[[], None]) -> None:
+    """Put back what a loan has changed."""
+    _end_later(undo)
+    undo()
+    _LOANS.pop()
+
+
+def _end_later(undo: Callable[[], None]) -> None:
+    """Put back what was lent since this loan began, and that an interrupt kept from being put back: after the loan is
+    over, it would bring back what the model was during it."""
+    while _LOANS[-1] != undo:
+        _LOANS[-1]()
+        _LOANS.pop()
 
 
 def _write(tensor: Tensor, values: Tensor) -> None:
@@ -375,12 +380,11 @@ def _observed(model: nn.Module, run: Run, watch: _Watch, train: bool, state: Sta
         state.restore()
         watch.restore()
 
-    _OPEN.append(undo)
+    _LOANS.append(undo)
     try:
         return observed()
     finally:
-        undo()
-        _closed(undo)
+        _end(undo)
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
