@@ -505,5 +505,7 @@ def test_tensors_that_are_all_alike_are_batches_unless_a_batch_size_is_given() -
 
 def test_a_batch_size_beside_batches_is_refused() -> None:
     x = torch.randn(20, 2)
+    with pytest.raises(RecipeError, match="columns of data must have one length, got 64, 64, 10"):
+        Recipe((X[:64], Y[:64], Y[:10]), cross_entropy, steps=4, batch_size=8)
     with pytest.raises(RecipeError, match="batch_size=8, and the data are a list of batches"):
         source([(x, x), (x, x), (x, x)], 8)

@@ -229,6 +229,11 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"no class labels must be floating, y.float\(\)",
     ),
     "whole labels of a kind": (lambda: planned((X, Y.int())), r"class labels must be int64, y.long\(\)"),
+    "labels in a column": (lambda: planned((X, Y[:, None])), r"class labels have one dimension, y.squeeze\(1\)"),
+    "more labels than outputs": (
+        lambda: planned((X, Y + 100)),
+        "labels of this batch go from 100 to 101, and the output has to have as many classes",
+    ),
     "labels as numbers": (
         lambda: planned(loss=F.mse_loss),
         r"(?:must match the|Using a target) size .* class labels take a loss of classes; leave loss out",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import dagscale
 from dagscale.tracing import trace
@@ -88,9 +89,10 @@ def test_compiled_in_place(alone: Any) -> None:
     assert same(plan.init_(model), numbers)
 
 
-def test_data_parallel(alone: Any) -> None:
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, AveragedModel])
+def test_wrapped_as_a_module(alone: Any, wrapper: Any) -> None:
     graph, plan, numbers = alone
-    model = nn.DataParallel(build())
+    model = wrapper(build())
     assert trace(model, X) == graph
     assert same(plan.init_(model), numbers)
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 def named_parameters(model: nn.Module, *, tied: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
@@ -25,8 +26,9 @@ def without_gradients(model: nn.Module) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and Lightning's Fabric."""
-    wrappers: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    """The model inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel`` and
+    Lightning's Fabric."""
+    wrappers: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     while True:
         children = dict(model.named_children())
         inner = children.get("module" if isinstance(model, wrappers) else "_orig_mod") or children.get(FABRIC)

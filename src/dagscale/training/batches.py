@@ -190,6 +190,11 @@ def source(data: Any, batch_size: int | None, unpack: Unpack | None = None) -> S
     if batch_size is not None and own is not None and batch_size != own:
         raise RecipeError(f"batch_size={batch_size}, and the DataLoader has {own}: leave batch_size out")
     if batch_size is not None and own is None:
+        if tensors and len({len(t) for t in data}) > 1:
+            raise RecipeError(
+                f"the columns of data must have one length, got {', '.join(str(len(t)) for t in data)}; batches have "
+                "their own size, and no batch_size"
+            )
         raise RecipeError(
             f"batch_size={batch_size}, and the data are a {type(data).__name__} of batches, which have their own size: "
             "leave batch_size out, or give the examples, as a tuple of tensors or a Dataset"
