@@ -826,6 +826,66 @@ def test_heads_that_are_joined_and_put_to_the_models_input_are_readouts() -> Non
     assert [branch.ends[0] for branch in find_branches(graph).branches] == ["down.weight"]
 
 
+class Sums(nn.Module):
+    """Several heads on what one layer or more have made: (n, 10) → (n, 4)."""
+
+    def __init__(self, way: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.wide = nn.Linear(10, 8), nn.Linear(10, 4)
+        self.heads = nn.ModuleList(nn.Linear(8, n) for n in (1, 4, 4))
+        self.back, self.square = nn.Linear(8, 10), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x)
+
+
+def dueling(net: Any, x: Tensor) -> Tensor:
+    h = net.stem(x).relu()
+    advantage = net.heads[1](h)
+    return net.heads[0](h) + advantage - advantage.mean(1, keepdim=True)  # type: ignore[no-any-return]
+
+
+def backcast(net: Any, x: Tensor) -> Tensor:
+    """N-BEATS [Oreshkin et al. 2020]."""
+    h = net.stem(x).relu()
+    forecast = net.heads[1](h)
+    return forecast + net.heads[2](net.stem(x - net.back(h)).relu())  # type: ignore[no-any-return]
+
+
+def wide_and_deep(net: Any, x: Tensor) -> Tensor:
+    return torch.sigmoid(net.wide(x) + net.heads[1](net.stem(x).relu()))
+
+
+def recurrent(net: Any, x: Tensor) -> Tensor:
+    h = torch.tanh(net.wide(x))
+    for _ in range(2):
+        h = torch.tanh(net.wide(x) + net.square(h))
+    return h
+
+
+def headless(net: Any, x: Tensor) -> Tensor:
+    h = net.wide(x)
+    return h + net.square(h.relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("way", "readouts"),
+    [
+        (dueling, {"heads.0": 3, "heads.1": 1}),
+        (backcast, {"heads.1": 2, "heads.2": 2}),
+        (wide_and_deep, {"wide": 2, "heads.1": 2}),
+        (recurrent, {}),
+        (headless, {}),
+    ],
+)
+def test_heads_that_are_added_are_readouts(way: Any, readouts: dict[str, int]) -> None:
+    """Layers that are used at earlier steps too, and blocks on a trunk, are none."""
+    graph = trace(Sums(way), torch.randn(3, 10))
+    found = {use.op.weight.removesuffix(".weight"): use.in_degree for use in graph.layers if use.readout}
+    assert found == readouts
+
+
 def test_a_block_on_the_models_input_is_a_block() -> None:
     class Blocks(nn.Module):
         def __init__(self) -> None:

@@ -354,8 +354,7 @@ class Graph:
         ``in_degree`` is Eq. 12's ``d_in``: the number of live summands at the first sum that the layer's
         output reaches; 1 if it reaches a weight layer, a product, a fork (a vertex with one incoming edge)
         or an output first. Concatenations are looked through. ``readout`` marks a layer whose output
-        reaches an output of the model through neither another weight layer nor a sum, but for one with the model's
-        inputs (`beside_inputs`).
+        reaches outputs of the model through neither another weight layer nor a sum, but for those `behind_readouts`.
         """
         uses = []
         for i in sorted(range(len(self.edges)), key=lambda i: (self.edges[i].dst, i)):
@@ -365,8 +364,8 @@ class Graph:
             weights = edge.layers
             for op in weights:
                 last = op is weights[-1]
-                degree, readout = self._fed_by(edge.dst) if last else (1, False)
-                uses.append(LayerUse(op, i, degree, readout))
+                ends = self.vertices[edge.dst].kind == "output" or edge.dst in self.behind_readouts
+                uses.append(LayerUse(op, i, self._fed_by(edge.dst) if last else 1, last and ends))
         return tuple(uses)
 
     @cached_property
@@ -396,27 +395,59 @@ class Graph:
             return False
         return self.vertices[onward[0].dst].kind == "output" or self._puts_inputs_to(onward[0].dst)
 
-    def _fed_by(self, vertex: int) -> tuple[int, bool]:
-        """In-degree at the first sum reached from ``vertex``, and whether an output is reached before any; sums and
-        products with functions of the inputs count as on the way to the output."""
-        degree = 0
-        while True:
-            kind = self.vertices[vertex].kind
-            if kind == "output":
-                return degree or 1, True
-            onward = [e for e in self.out_edges[vertex] if self.live[e]]
-            if vertex in self.beside_inputs:
-                degree = degree or (self.in_degree[vertex] if kind == "sum" else 0)
-                vertex = self.edges[onward[0]].dst
-                continue
-            if kind == "sum":
-                return self.in_degree[vertex], False
-            if kind not in ("concat", "select") or len(onward) != 1 or self.edges[onward[0]].layers:
-                only_output = bool(onward) and all(
-                    self.vertices[self.edges[e].dst].kind == "output" and not self.edges[e].layers for e in onward
-                )
-                return 1, only_output
-            vertex = self.edges[onward[0]].dst
+    @cached_property
+    def behind_readouts(self) -> frozenset[int]:
+        """The vertices where nothing but outputs of the last layers and functions of the model's inputs come together
+        on the way to its outputs: those `beside_inputs`, and sums of several heads, as of a dueling network's two.
+        Layers that are used elsewhere too, as a recurrence's are, are no heads."""
+        found: set[int] = set()
+        for vertex in reversed(self.vertices):
+            if vertex.kind not in ("input", "output") and self._leads_out(vertex.id, found):
+                found.add(vertex.id)
+        while wrong := {v for v in found if not (self._leads_out(v, found) and self._only_heads_enter(v, found))}:
+            found -= wrong
+        return frozenset(found)
+
+    def _leads_out(self, vertex: int, found: set[int]) -> bool:
+        """Whether all ways on are to outputs or to what is ``found``, past no layer."""
+        onward = [self.edges[e] for e in self.out_edges[vertex] if self.live[e]]
+        return bool(onward) and all(self._ends(edge, found) and not edge.layers for edge in onward)
+
+    def _ends(self, edge: Edge, found: set[int]) -> bool:
+        return self.vertices[edge.dst].kind == "output" or edge.dst in found
+
+    def _only_heads_enter(self, vertex: int, found: set[int]) -> bool:
+        kind = self.vertices[vertex].kind
+        if kind not in ("sum", "product") or vertex in self.beside_inputs:
+            return True
+        return kind == "sum" and all(
+            self.weightless[e] or self._is_head(self.edges[e], found) or self.edges[e].src in found
+            for e in self.in_edges[vertex]
+            if self.live[e]
+        )
+
+    def _is_head(self, edge: Edge, found: set[int]) -> bool:
+        names = {p.name for op in edge.layers[-1:] for p in op.params}
+        return bool(names) and all(self._ends(self.edges[e], found) for name in names for e in self._used_on[name])
+
+    @cached_property
+    def _used_on(self) -> Mapping[str, list[int]]:
+        """The edges that a layer's parameter is used on."""
+        found: dict[str, list[int]] = {}
+        for e, edge in enumerate(self.edges):
+            for name in {p.name for op in edge.layers for p in op.params}:
+                found.setdefault(name, []).append(e)
+        return found
+
+    def _fed_by(self, vertex: int) -> int:
+        """In-degree at the first sum reached from ``vertex``."""
+        while self.vertices[vertex].kind != "sum":
+            onward = [self.edges[e] for e in self.out_edges[vertex] if self.live[e]]
+            through = self.vertices[vertex].kind in ("concat", "select") or vertex in self.beside_inputs
+            if not through or len(onward) != 1 or onward[0].layers:
+                return 1
+            vertex = onward[0].dst
+        return self.in_degree[vertex]
 
     @cached_property
     def parameter(self) -> Mapping[str, Parameter]:
