@@ -210,6 +210,37 @@ def test_a_trunk_that_cannot_be_told_is_said() -> None:
     assert len(residuals.unclear) == 1
 
 
+class Modulated(nn.Module):
+    """Layers whose outputs get a gain and a shift that are made of another input: FiLM [Perez et al. 2018]."""
+
+    def __init__(self, depth: int, halves: bool) -> None:
+        super().__init__()
+        self.halves, self.embedding, self.stem, self.head = halves, nn.Linear(5, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
+        self.shifts = nn.ModuleList(nn.Linear(8, 16 if halves else 8) for _ in range(depth))
+        self.gains = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h, c = self.stem(x).relu(), self.embedding(c).relu()
+        for layer, shift, gain in zip(self.layers, self.shifts, self.gains, strict=True):
+            a, b = shift(c).chunk(2, 1) if self.halves else (gain(c), shift(c))
+            h = (layer(h) * (1 + a) + b).relu()
+        return self.head(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("halves", [True, False])
+def test_a_gain_and_a_shift_of_another_input_make_no_residual_network(depth: int, halves: bool) -> None:
+    residuals = find_branches(dagscale.trace(Modulated(depth, halves), (torch.randn(2, 6), torch.randn(2, 5))))
+    assert residuals.branches == ()
+    assert len(residuals.unclear) == depth
+
+
+def test_a_gated_block_beside_a_projection_is_a_branch() -> None:
+    (branch,) = written(lambda m, x: m.c(y := m.n(x).relu()) + m.b(y) * m.d(y).sigmoid()).branches
+    assert set(branch.ends) == set(layer("b"))
+
+
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
 def test_recurrent_cells_have_no_branch_that_folds(cell: Callable[..., nn.Module]) -> None:
     class Recurrent(nn.Module):

@@ -252,8 +252,11 @@ def _starts(
                 continue
             if way == "joined":
                 told = v in stop and not fed
+            elif way == "shortcut":
+                told = bool(fed) and not beside and _is_shortcut(graph, v, e, others)
+                told = told and not any(_is_modulated(graph, v, i, above) for i in fed)
             else:
-                told = bool(fed) and (way != "shortcut" or (not beside and _is_shortcut(graph, v, e, others)))
+                told = any(_is_read(graph, v, i, above) for i in fed)
             if told:
                 yield v, e, beside
 
@@ -295,6 +298,43 @@ def _is_shortcut(graph: Graph, origin: int, e: int, others: list[int]) -> bool:
     names = {p.name for op in graph.edges[e].ops for p in op.params}
     uses = sum(p.name in names for edge in graph.edges for op in edge.ops for p in op.params)
     return uses == len(names) and all(_nonlinear(graph, origin, i) for i in others)
+
+
+def _is_read(graph: Graph, origin: int, e: int, above: list[int]) -> bool:
+    """Whether something on the way from ``origin`` along edge ``e`` reads its signal, and does not only move it or
+    multiply another with it, as FiLM does with the half that is its gain [Perez et al. 2018]."""
+    stack, seen = [e], set()
+    while stack:
+        edge = graph.edges[i := stack.pop()]
+        if i in seen or not above[edge.src] >> origin & 1:
+            continue
+        seen.add(i)
+        if any(
+            op.params or op.kind not in ("pass", "pool", "scale", "shift") or "softmax" in op.name for op in edge.ops
+        ):
+            return True
+        if edge.src != origin:
+            stack += [j for j in graph.in_edges[edge.src] if graph.live[j]]
+    return False
+
+
+def _is_modulated(graph: Graph, origin: int, e: int, above: list[int]) -> bool:
+    """Whether edge ``e`` delivers a signal from elsewhere times a gain that is linear in what ``origin`` holds, as with
+    FiLM, whose shift is linear in it too."""
+
+    def elsewhere(v: int) -> bool:
+        return any(
+            above[v] >> u & 1 and not above[u] >> origin & 1 and not above[origin] >> u & 1
+            for u in range(len(graph.vertices))
+        )
+
+    for v in _reached(graph, e, "unchanged"):
+        if graph.vertices[v].kind == "product":
+            factors = [i for i in graph.in_edges[v] if graph.live[i]]
+            gains = [i for i in factors if origin in _reached(graph, i, "shortcut")]
+            if gains and any(elsewhere(graph.edges[i].src) for i in factors if i not in gains):
+                return True
+    return False
 
 
 def _fits(graph: Graph, origin: int, vertex: int) -> bool:
