@@ -162,11 +162,43 @@ def test_what_is_not_known_to_carry_over_is_planned_as_before() -> None:
         assert not carried(Net(2, 8), Net(6, 16), init=init)
     assert not carried(Net(2, 8, end="tanh"), Net(6, 16, end="tanh")), "no multiplier can be folded"
     assert not carried(Net(2, 8), Net(6, 16, end="more")), "another layer"
-    assert not carried(Net(2, 8, end="more"), Net(6, 16, end="more")), "a size inside that stays"
-    assert carried(Net(2, 8, end="more"), Net(6, 8, end="more"))
+    assert carried(Net(2, 8, end="more"), Net(6, 8, end="more")) is DEEPER
     assert not carried(Net(6, 8), Net(2, 16)), "shallower"
     assert not carried(Net(2, 16), Net(6, 8)), "narrower"
     assert not carried(plain(8), plain(8, 4)), "no residual branch"
+
+
+class Inside(nn.Module):
+    """A residual block with a part whose size is 5 at any width: (n, 6, 12) → (n, 6, 3)."""
+
+    def __init__(self, width: int, part: str) -> None:
+        super().__init__()
+        self.part, self.stem, self.head = part, nn.Linear(12, width), nn.Linear(width, 3)
+        self.down, self.up, self.inner = nn.Linear(width, 5), nn.Linear(5, width), nn.Linear(width, width)
+        self.there, self.back = nn.Linear(6, width), nn.Linear(width, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n = F.layer_norm(x, x.shape[-1:])
+        x = (
+            x
+            + {
+                "code": lambda: self.up(F.gelu(self.down(n))),
+                "gate": lambda: self.inner(n) * self.up(F.relu(self.down(n))).sigmoid(),
+                "router": lambda: self.inner(n) * self.down(n).softmax(-1)[..., :1],
+                "places": lambda: self.back(F.gelu(self.there(n.transpose(1, 2)))).transpose(1, 2),
+            }[self.part]()
+        )
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize(("part", "over"), [("code", True), ("gate", True), ("router", True), ("places", False)])
+def test_a_size_inside_that_stays_is_carried_over_unless_it_is_another_axis_of_the_signal(
+    part: str, over: bool
+) -> None:
+    x = torch.randn(2, 6, 12)
+    assert (carried(Inside(8, part), Inside(32, part), x=x) is not None) == over
 
 
 def drawn(model: nn.Module, draw: Callable[[Tensor], object]) -> nn.Module:

@@ -19,6 +19,7 @@ depths and widths at which one rate for all loses. For layers behind one another
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
@@ -30,7 +31,7 @@ from dagscale.network import Network
 from dagscale.planning.prepare import initialised
 from dagscale.planning.trained import own_rms
 from dagscale.scaling.depth import depth_scaling
-from dagscale.scaling.width import pattern, width_scaling
+from dagscale.scaling.width import WidthScaling, pattern, width_scaling
 from dagscale.training.engine import final_loss
 from dagscale.training.seeds import seeded
 
@@ -135,8 +136,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     That is: the step is of one size whatever the gradient's, and decay, if there is any, apart from it, as AdamW's; or
     it is along the gradient, and the depth grows; weights are drawn ∝ fan-in^-½, by the init or by the model's author,
     if that is kept; both have parameters in the same places, with as many dimensions, and the target has there the
-    roles that the base has; nothing is smaller than in the base; and where the width grows, no size inside stays as it
-    was (a router's, an adapter's), and no tied readout is without a norm before it. To be deeper, every residual branch
+    roles that the base has; nothing is smaller than in the base; and where the width grows, places are not mixed as an
+    MLP-Mixer does, and no tied readout is without a norm before it. To be deeper, every residual branch
     must have an end that takes the multiplier, and norms must stand where the base has them.
     """
     optimizer, decay = target.recipe.optimizer, target.recipe.weight_decay
@@ -151,12 +152,11 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return None
     if any(new < old for p in places for new, old in zip(places[p][1], others[p][1], strict=True)):
         return None
-    role = roles(target.graph)
     try:
         width = width_scaling(base.graph, target.graph, optimizer)
     except DagscaleError:
         return None
-    if any(s.kind == "output" and role[n] in ("hidden", "embedding") for n, s in width.items()):  # a size that stays
+    if _crosses(target.graph, width):
         return None
     if all(places[p][1] == others[p][1] for p in places) and any(s.lr != 1 for s in width.values()):
         return None  # nothing is larger, so that parameters were compared with others than their own
@@ -177,6 +177,31 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         return wider
     growth = [scaling.depth_mult for scaling in depth.values()]
     return DEEPER if min(growth) >= 1 and (max(growth) > 1 or not along) else None
+
+
+def _crosses(graph: Graph, width: Mapping[str, WidthScaling]) -> bool:
+    """Whether a layer inside leads from the width to a size that stays, and one whose fan-in grows reads its output:
+    that size is no code of the signal then but another axis of it, as the places are that an MLP-Mixer mixes.
+
+    There the rules for width end above a rate that is measured (``docs/evidence/real-recipes.md``), and not where the
+    size that stays is a code's, a router's or a gate's (``docs/evidence/bottlenecks.md``).
+    """
+    role = roles(graph)
+    ahead: list[set[str]] = [set() for _ in graph.vertices]  # the layers that read what stands there, past no product
+    found: dict[str, set[str]] = {}
+    for v in reversed(range(len(graph.vertices))):
+        for edge in (graph.edges[e] for e in graph.out_edges[v] if graph.live[e]):
+            reading = set() if graph.vertices[edge.dst].kind == "product" else ahead[edge.dst]
+            for op in reversed(edge.layers):
+                found.setdefault(op.weight, set()).update(reading)
+                reading = {op.weight}
+            ahead[v] |= reading
+    return any(
+        width[reader].kind in ("hidden", "output") and width[reader].width_mult != 1
+        for name, scaling in width.items()
+        if scaling.kind == "output" and role[name] in ("hidden", "embedding")
+        for reader in found.get(name, set()) & width.keys()
+    )
 
 
 FAN_IN = 2**0.25
