@@ -227,6 +227,31 @@ def test_a_layer_drawn_far_smaller_than_the_others_is_told_of() -> None:
     assert "draws 4.weight with 16 times another spread" in note
 
 
+class Remembering(nn.Module):
+    """An LSTM and a readout of its last output: (n, 5, 6) → (n, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.lstm(x)[0][:, -1])
+        return out
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_orthogonal_weights_that_are_drawn_anew_are_told_of(whole: bool) -> None:
+    """The recurrent weight as a whole, or each gate's."""
+    model, x = Remembering(), torch.randn(8, 5, 6)
+    assert not any("orthogonal" in note for note in dagscale.plan(model, x, base_lr=0.1, law="none").notes)
+    for block in [model.lstm.weight_hh_l0] if whole else model.lstm.weight_hh_l0.chunk(4):
+        nn.init.orthogonal_(block.data)
+    (note,) = [n for n in dagscale.plan(model, x, base_lr=0.1, law="none").notes if "orthogonal" in n]
+    assert "drew it: lstm.weight_hh_l0; " in note
+    kept = dagscale.plan(model, x, base_lr=0.1, law="none", keep="lstm.weight_hh_l0")
+    assert not any("orthogonal" in note for note in kept.notes)
+
+
 def test_a_kept_model_keeps_its_loss() -> None:
     model, y = pretrained(), (MANY @ OLD).argmax(1)
     new = (MANY @ (OLD + 0.5 * torch.randn(10, 6))).argmax(1)

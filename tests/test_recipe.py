@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dagscale
-from dagscale.errors import DagscaleError, ForwardError, OptimizerError, RecipeError
+from dagscale.errors import DagscaleError, ForwardError, OptimizerError, PlanError, RecipeError
 from dagscale.training.engine import train
 from dagscale.training.recipe import Recipe, differences
 
@@ -229,6 +229,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"no class labels must be floating, y.float\(\)",
     ),
     "whole labels of a kind": (lambda: planned((X, Y.int())), r"class labels must be int64, y.long\(\)"),
+    "labels that are all ignored": (
+        lambda: planned((X, torch.full_like(Y, -100))),
+        "the loss is not a number and has no gradient: it is a mean over nothing, as where all labels",
+    ),
     "labels in a column": (lambda: planned((X, Y[:, None])), r"class labels have one dimension, y.squeeze\(1\)"),
     "more labels than outputs": (
         lambda: planned((X, Y + 100)),
@@ -268,6 +272,11 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"called as step\(model, optimizer, inputs, target\), .*<lambda> does not take these",
     ),
 }
+
+
+def test_a_training_step_that_does_not_step_is_asked_about() -> None:
+    with pytest.raises(PlanError, match="the labels and the training step, which must step the optimizer that it is"):
+        planned(step=lambda model, optimizer, x, y: F.cross_entropy(model(x), y).item())
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -70,3 +70,22 @@ def test_a_base_may_choose_it_and_hands_it_on() -> None:
     assert found.init == plan.init
     (other,) = {"moments", "small-readout"} - {found.init}
     assert any(f"under {other}" in note for note in found.notes), found.notes
+
+
+def test_a_network_without_a_readout_is_told_of() -> None:
+    """Outputs that are products of several layers' are."""
+
+    class Gated(nn.Module):
+        def __init__(self, last: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.last = last
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h: torch.Tensor = x + self.a(x).tanh() * self.b(x).exp()
+            return self.c(h) if self.last else h
+
+    for last in (True, False):
+        plan = dagscale.plan(Gated(last), torch.randn(4, 8), base_lr=1.0, law="none", init="small-readout")
+        told = [note for note in plan.notes if note.startswith("init 'small-readout' is 'moments' here")]
+        assert len(told) == (not last)

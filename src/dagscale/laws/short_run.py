@@ -18,7 +18,7 @@ from dagscale.rates import find_band
 from dagscale.tracing import forward
 from dagscale.training import engine
 from dagscale.training.probe import Cost, Probe
-from dagscale.training.recipe import Scheduler
+from dagscale.training.recipe import Recipe, Scheduler
 from dagscale.training.seeds import seeded
 
 STEPS, LONGEST = 24, 192
@@ -157,8 +157,8 @@ def middle_of_band(run: Runs, start: int, least: float = 0.0) -> float | None:
     if not descends():
         raise NothingLearnt(
             f"no short run of {run.probe.recipe.optimizer.name} lowers the loss, whatever its rate: check the init "
-            f"({_another(run)}), the labels and the loss; a model that has learnt these data already needs those that "
-            f"it is to be fine-tuned on{run.raised}"
+            f"({_another(run)}), the labels and {_objective(run.probe.recipe)}; a model that has learnt these data "
+            f"already needs those that it is to be fine-tuned on{run.raised}"
         )
     if not outside(max(changes)):
         raise PlanError("the loss falls further the higher the rate is: it has no minimum to train towards; check it")
@@ -171,6 +171,13 @@ def _settled(changes: Mapping[int, float]) -> float:
     """What the highest rates all come to, of those that do not diverge; 0 where they differ."""
     last = [changes[i] for i in sorted(changes) if math.isfinite(changes[i])][-MANY:]
     return max(last) if len(last) == MANY and max(last) - min(last) <= ALIKE * abs(max(last)) else 0.0
+
+
+def _objective(recipe: Recipe) -> str:
+    """What makes a training lower the loss."""
+    if recipe.step is None:
+        return "the loss"
+    return "the training step, which must step the optimizer that it is given, on a loss of the model that it is given"
 
 
 def _another(run: Runs) -> str:

@@ -14,7 +14,7 @@ from dagscale.errors import DagscaleError, PlanError, RecipeError
 from dagscale.graph import Graph
 from dagscale.graph.matrices import WHOLE, hidden_matrices
 from dagscale.graph.repeats import fold_rows
-from dagscale.graph.roles import offsets, roles
+from dagscale.graph.roles import offsets, output_factors, roles
 from dagscale.inits import DEFAULT, INITS, WITHOUT_DATA, Init
 from dagscale.inits.positions import tables
 from dagscale.laws import LAWS, Law
@@ -596,6 +596,9 @@ def _notes(
     frozen = [p.name for p in graph.parameters if not p.trainable]
     if frozen:
         notes.append(f"frozen, left as they are and out of the parameter groups: {_listed(frozen)}")
+    default = INITS[DEFAULT]
+    if init is not default and _aims(graph, init) == _aims(graph, default) and not output_factors(graph):
+        notes.append(f"init {init.name!r} is {DEFAULT!r} here: of the layers that it draws otherwise there are none")
     kept = [
         p.name
         for p in graph.parameters
@@ -610,6 +613,11 @@ def _notes(
             "init 'moments' draws them as large as these where attention sees in both directions"
         )
     return tuple(notes)
+
+
+def _aims(graph: Graph, init: Init) -> Mapping[str, float] | None:
+    """The second moments that an init gives layers' outputs; None of one that does not measure them."""
+    return init.moments(graph) if init.measured and init.moments is not None else None
 
 
 def _drawn_back(target: Network, parts: Mapping[str, Scaling]) -> Iterator[str]:

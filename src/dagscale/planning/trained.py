@@ -40,6 +40,9 @@ APART = 16.0
 SET = 2.0
 """Biases whose root mean square is so many times the bound that PyTorch draws them within were set by their author."""
 
+EVEN = 1e-3
+"""Singular values of an orthogonal weight are equal to within this part of them."""
+
 NAMED = 3
 """So many names stand in a note."""
 
@@ -166,6 +169,11 @@ def notes_on(
             f"init {init!r} draws anew what looks trained, or drawn in a way of its author's: {_some(trained)}; to go "
             "on from the weights as they are, give init='keep', or reset= with what is new, as reset='head'"
         )
+    if even := [name for name, w in _weights(model, graph).items() if name in drawn and _is_orthogonal(w)]:
+        yield (
+            f"init {init!r} draws anew what is orthogonal, as its author drew it: {_some(even)}; where that was meant, "
+            "as for memory in recurrent layers, search with init=['moments', 'keep'], or leave weights with keep="
+        )
     if apart := _apart(model, graph, fills, drawn - {*trained}):
         yield (
             f"init {init!r} draws {_some(apart)} with {APART:g} times another spread than its author's values have, or "
@@ -290,6 +298,24 @@ def _uneven(gain: Tensor) -> bool:
 
 def _matrix(weight: Tensor) -> Tensor:
     return _parts(weight).reshape(len(weight) if weight.ndim > 1 else 1, -1)
+
+
+def _is_orthogonal(weight: Tensor) -> bool:
+    """Whether all its singular values are equal, or those of each of the square blocks that stand on one another in it,
+    as a recurrent layer's gates do."""
+    matrix = _matrix(weight)
+    rows, columns = matrix.shape
+    if min(rows, columns) < LEAST or weight.is_complex():
+        return False
+    blocks = matrix.unflatten(0, (-1, columns)) if rows % columns == 0 else matrix[None]
+    return _even(matrix) or (len(blocks) > 1 and all(map(_even, blocks)))
+
+
+def _even(matrix: Tensor) -> bool:
+    thin = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)[:, :LOOKED_AT].double()
+    products = thin.T @ thin
+    mean = products.diagonal().mean()
+    return bool(mean > 0) and bool((products - mean * torch.eye(len(products)).to(products)).abs().max() < EVEN * mean)
 
 
 def _beyond(weight: Tensor) -> float:

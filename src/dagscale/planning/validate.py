@@ -111,6 +111,11 @@ def check_gradient(network: Network) -> tuple[str, ...]:
             "hooks on the parameters take the gradients away (register_post_accumulate_grad_hook), so that no rate "
             "reaches the training: take them off, and give the optimiser that steps in them to dagscale"
         )
+    if any(map(isnan, values)):
+        raise RecipeError(
+            "the loss is not a number and has no gradient: it is a mean over nothing, as where all labels of a batch "
+            "are ignored, or is 0/0; check loss and targets"
+        )
     what = (
         f"{values[0]:.4g} on every batch"
         if len(set(values)) == 1
