@@ -307,7 +307,7 @@ def _is_orthogonal(weight: Tensor) -> bool:
     rows, columns = matrix.shape
     if min(rows, columns) < LEAST or weight.is_complex():
         return False
-    blocks = matrix.unflatten(0, (-1, columns)) if rows % columns == 0 else matrix[None]
+    blocks = matrix.reshape(-1, columns, columns) if rows % columns == 0 else matrix[None]
     return _even(matrix) or (len(blocks) > 1 and all(map(_even, blocks)))
 
 
