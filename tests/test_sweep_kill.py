@@ -62,8 +62,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def executions(log: Path) -> list[tuple[str, int]]:
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [(key, int(pid)) for key, pid in map(str.split, lines)]
+    text = log.read_text() if log.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # of a line that is being written a part may be seen
+    return [(key, int(pid)) for key, pid in map(str.split, whole.splitlines())]
 
 
 def finished(store: Path) -> set[str]:
