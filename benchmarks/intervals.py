@@ -23,14 +23,17 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean, geometric_mean, median
 from typing import Any, get_args
 
+import no_base
 import numpy as np
 from recorded import (
+    KIN,
+    KINDS,
     ROOT,
     Family,
     Group,
@@ -42,6 +45,7 @@ from recorded import (
     groups,
     plain_depth,
     put,
+    read_results,
     read_table,
     replayed,
     rest,
@@ -98,7 +102,7 @@ def families(found: Sequence[Group]) -> list[Family]:
     """All that is known of every law."""
     base, search = base_octaves(found), band(found)
     known = [*by_layer(), *plain_depth(), *contested()]
-    all_of = [*tabulated(), *alone(), *replayed()]
+    all_of = [*tabulated(), *alone(), *replayed(), *without_base()]
     all_of += [replace(f, square=rest(f.square, base_of(f, search) ** 2)) for f in known]
     for group in found:
         for law in MEASURED:
@@ -115,6 +119,22 @@ def families(found: Sequence[Group]) -> list[Family]:
             half = fmean(abs(o) <= 0.5 for o in own)
             all_of.append(Family("no base", group.kind, group.name, group.kin, square, len(own), half))
     return all_of
+
+
+def without_base() -> Iterator[Family]:
+    """Rates that were measured without a base on other kinds and on contests' targets (``benchmarks/no_base.py``)."""
+    of_kinds = read_results("kinds")
+    off: dict[tuple[str, bool], list[float]] = {}
+    for name, way, _, error in no_base.errors(read_results("no-base")):
+        off.setdefault((name, way in ("own", "keep")), []).append(error)
+    for (name, own), errors in off.items():
+        title, _, suite = name.partition("contest-")
+        kind: Kind = KINDS.get(KIN[suite][0], "norms") if suite else of_kinds[title]["base"]["kind"]
+        kin = KIN[suite] if suite else ("other kinds", title, "")
+        called = (f"contest, {suite}" if suite else "other kinds") + (", own init" if own else "")
+        half = fmean(abs(error) <= 0.5 for error in errors)
+        square = fmean(error**2 for error in errors)
+        yield Family("no base", kind, called, kin, square, len(errors), half, tuple(errors))
 
 
 def band(found: Sequence[Group]) -> tuple[float, float]:
@@ -225,10 +245,12 @@ def coverage(found: Sequence[Group], all_of: Sequence[Family]) -> list[Covered]:
 
     without = cache(lambda kin, law: fit([f for f in all_of if f.law == law and f.kin != kin]))
     for family in (f for f in all_of if f.octaves):
-        chance = usual_chance(found, family.law) if REGISTERED[family.law.partition(",")[0]].measured else 0.0
+        alone = family.law == "no base"
+        law = "short-run" if alone else family.law
+        chance = usual_chance(found, law) if REGISTERED[law.partition(",")[0]].measured else 0.0
         for off in family.octaves:
             known = without(family.kin, family.law).get(family.kind)
-            add(family.law, family.name, known, off, base_of(family, search), chance)
+            add(family.law, family.name, known, off, 0.0 if alone else base_of(family, search), chance)
     for group in found:
         for law in MEASURED:
             rows = answered(group, law)

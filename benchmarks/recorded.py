@@ -396,7 +396,7 @@ def contested() -> Iterator[Family]:
         ):
             if said in trials and grid in trials:
                 rates = {a: rows[0][0].lr for a, rows in trials[said].items()}
-                found = [(_mean(rows), math.log2(lr)) for a, rows in trials[grid].items() if (lr := rates[a])]
+                found = [(mean_curve(rows), math.log2(lr)) for a, rows in trials[grid].items() if (lr := rates[a])]
                 low, high = contest.searched.get(init, {}).get("band", (1.0, 1.0))
                 yield from of_networks(
                     law, kind, f"contest, {contest.suite}", KIN[contest.suite], found, math.log2(high / low) / 2,
@@ -409,7 +409,7 @@ def by_octave(row: Iterable[Trial]) -> Curve:
     return {round(math.log2(trial.lr)): trial.loss for trial in row if trial.lr is not None}
 
 
-def _mean(seeds: Iterable[Iterable[Trial]]) -> Curve:
+def mean_curve(seeds: Iterable[Iterable[Trial]]) -> Curve:
     """The mean over seeds."""
     curves = [by_octave(row) for row in seeds]
     return {octave: fmean(curve[octave] for curve in curves) for octave in sorted(curves[0])}

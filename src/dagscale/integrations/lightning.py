@@ -92,7 +92,7 @@ class PlanCallback(Callback):
 
     Args:
         base: what makes the small module, such as ``lambda: Net(width=64)``, which is searched; or a `dagscale.Base`
-            that was found before. None: the module's own rate is measured on the spot, good to about an octave.
+            that was found before. None: the module's own rate is measured on the spot, roughly.
         plan: a plan that was made before, in place of all else here.
         loss: ``loss(output, target)``, of the module's forward on the first part of a batch, in place of its
             ``training_step``.

@@ -54,9 +54,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(0.83, 6.4, 13),
     },
     "no base": {
-        "dense": Accuracy(0.58, 4.2, 9),
-        "convolutions": Accuracy(0.6, 2.9, 3),
-        "norms": Accuracy(0.72, 3.2, 3),
+        "dense": Accuracy(0.69, 4.1, 19),
+        "convolutions": Accuracy(0.71, 3.5, 9),
+        "norms": Accuracy(0.99, 4.3, 32),
     },
     "none": {
         "dense": Accuracy(0.4, 4.4, 16),

@@ -30,7 +30,7 @@ class Law:
         averaged: whether its parts are several predictions of the same thing, to be averaged, rather than factors.
         own_init: the name of the init that it belongs to, of rules that come as a pair; empty for any.
         needs_base: whether the base network is looked at, rather than only its rate.
-        absolute: of laws that need no base at all: one network → its rate itself, to about an octave.
+        absolute: of laws that need no base at all: one network → its rate itself, roughly.
     """
 
     name: str

@@ -82,7 +82,7 @@ def plan(
             would give, and a note says how far these are apart.
         base_lr: the best rate of a base that is a model, per optimiser step; several bases have one each. Of a base
             that was searched, it takes the place of the rate that was found, and a note says so. With neither base nor
-            rate, but data, law ``short-run`` measures the target's rate on the spot, to about an octave.
+            rate, but data, law ``short-run`` measures the target's rate on the spot, roughly.
         recipe: how the target will be trained, where the base does not say it. One that differs from the base's is
             refused: the base's rate is for the base's training.
         law: the name of a law, see ``dagscale.LAWS``; by default what predicts training best (:func:`default_law`),
@@ -565,7 +565,7 @@ def _origin(alone: Sequence[float], absolute: bool, power: float) -> Iterator[st
     """Notes on where the rate comes from: from no base; or from several, what each alone would give, and how far they
     bear the law out."""
     if absolute:
-        yield "no base: the rate was measured on the network itself, good to about an octave"
+        yield "no base: the rate was measured on the network itself; two of three such rates are within a factor of 2"
     if len(alone) > 1:
         rates, apart = ", ".join(f"{rate:.4g}" for rate in alone), math.log2(max(alone)) - math.log2(min(alone))
         yield f"each base alone gives {rates}: {apart:.1f} octaves apart, what law and searches get wrong between them"
