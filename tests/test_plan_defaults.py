@@ -199,6 +199,7 @@ def test_a_size_inside_that_stays_is_carried_over_unless_it_is_another_axis_of_t
 ) -> None:
     x = torch.randn(2, 6, 12)
     assert (carried(Inside(8, part), Inside(32, part), x=x) is not None) == over
+    assert not carried(Inside(8, part), Inside(32, part), "sgd", x=x)
 
 
 def drawn(model: nn.Module, draw: Callable[[Tensor], object]) -> nn.Module:

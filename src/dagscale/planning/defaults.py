@@ -19,7 +19,7 @@ depths and widths at which one rate for all loses. For layers behind one another
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
@@ -137,8 +137,9 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     it is along the gradient, and the depth grows; weights are drawn ∝ fan-in^-½, by the init or by the model's author,
     if that is kept; both have parameters in the same places, with as many dimensions, and the target has there the
     roles that the base has; nothing is smaller than in the base; and where the width grows, places are not mixed as an
-    MLP-Mixer does, and no tied readout is without a norm before it. To be deeper, every residual branch
-    must have an end that takes the multiplier, and norms must stand where the base has them.
+    MLP-Mixer does, no tied readout is without a norm before it, and along the gradient no size inside stays as it was.
+    To be deeper, every residual branch must have an end that takes the multiplier, and norms must stand where the base
+    has them.
     """
     optimizer, decay = target.recipe.optimizer, target.recipe.weight_decay
     decays = bool(optimizer.own_decay if decay is None else decay) and optimizer.decay != "decoupled"
@@ -156,7 +157,8 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
         width = width_scaling(base.graph, target.graph, optimizer)
     except DagscaleError:
         return None
-    if _crosses(target.graph, width):
+    stays = _stays(target.graph, width)
+    if stays and (along or _crosses(target.graph, width, stays)):
         return None
     if all(places[p][1] == others[p][1] for p in places) and any(s.lr != 1 for s in width.values()):
         return None  # nothing is larger, so that parameters were compared with others than their own
@@ -179,14 +181,19 @@ def way_over(base: Network, target: Network, init: Init) -> Way | None:
     return DEEPER if min(growth) >= 1 and (max(growth) > 1 or not along) else None
 
 
-def _crosses(graph: Graph, width: Mapping[str, WidthScaling]) -> bool:
-    """Whether a layer inside leads from the width to a size that stays, and one whose fan-in grows reads its output:
-    that size is no code of the signal then but another axis of it, as the places are that an MLP-Mixer mixes.
+def _stays(graph: Graph, width: Mapping[str, WidthScaling]) -> set[str]:
+    """Layers inside that lead from the width to a size that stays: a code's, a router's, an adapter's."""
+    role = roles(graph)
+    return {name for name, s in width.items() if s.kind == "output" and role[name] in ("hidden", "embedding")}
+
+
+def _crosses(graph: Graph, width: Mapping[str, WidthScaling], stays: Collection[str]) -> bool:
+    """Whether a layer whose fan-in grows reads what one of those leads to, whose size ``stays``: that size is no code
+    of the signal then but another axis of it, as the places are that an MLP-Mixer mixes.
 
     There the rules for width end above a rate that is measured (``docs/evidence/real-recipes.md``), and not where the
     size that stays is a code's, a router's or a gate's (``docs/evidence/bottlenecks.md``).
     """
-    role = roles(graph)
     ahead: list[set[str]] = [set() for _ in graph.vertices]  # the layers that read what stands there, past no product
     found: dict[str, set[str]] = {}
     for v in reversed(range(len(graph.vertices))):
@@ -198,8 +205,7 @@ def _crosses(graph: Graph, width: Mapping[str, WidthScaling]) -> bool:
             ahead[v] |= reading
     return any(
         width[reader].kind in ("hidden", "output") and width[reader].width_mult != 1
-        for name, scaling in width.items()
-        if scaling.kind == "output" and role[name] in ("hidden", "embedding")
+        for name in stays
         for reader in found.get(name, set()) & width.keys()
     )
 

@@ -40,8 +40,9 @@ APART = 16.0
 SET = 2.0
 """Biases whose root mean square is so many times the bound that PyTorch draws them within were set by their author."""
 
-EVEN = 1e-3
-"""Singular values of an orthogonal weight are equal to within this part of them."""
+EVEN, COLUMNS = 1e-3, 64
+"""Columns of an orthogonal weight have one length and products of 0, to within this part of their squared length; and
+so many of them are looked at."""
 
 NAMED = 3
 """So many names stand in a note."""
@@ -301,8 +302,8 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def _is_orthogonal(weight: Tensor) -> bool:
-    """Whether all its singular values are equal, or those of each of the square blocks that stand on one another in it,
-    as a recurrent layer's gates do."""
+    """Whether it is one but for a factor, or each of the square blocks that stand on one another in it, as a recurrent
+    layer's gates do."""
     matrix = _matrix(weight)
     rows, columns = matrix.shape
     if min(rows, columns) < LEAST or weight.is_complex():
@@ -312,7 +313,8 @@ def _is_orthogonal(weight: Tensor) -> bool:
 
 
 def _even(matrix: Tensor) -> bool:
-    thin = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)[:, :LOOKED_AT].double()
+    """Whether its columns are orthogonal and of one length; its rows, if these are fewer."""
+    thin = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)[:, :COLUMNS].double()
     products = thin.T @ thin
     mean = products.diagonal().mean()
     return bool(mean > 0) and bool((products - mean * torch.eye(len(products)).to(products)).abs().max() < EVEN * mean)
