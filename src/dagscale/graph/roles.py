@@ -44,10 +44,10 @@ def roles(graph: Graph) -> dict[str, ParameterRole]:
     """The role of every parameter, by its first name.
 
     ``embedding`` is a table that is looked up in, tied to the readout or not; ``input`` another layer that reads the
-    model's input; ``readout`` one whose output is the model's, through neither another layer nor a sum, but for one
-    with the model's input; ``hidden`` a weight between them. ``norm`` is a norm's gain or bias, ``bias`` what a layer
-    adds to its output, ``vector`` anything else: gains of branches, position tables, depthwise kernels, and what is on
-    no input→output path.
+    model's input; ``readout`` one whose output is the model's, through neither another layer nor a sum, but for sums
+    with the model's input and with other readouts; ``hidden`` a weight between them. ``norm`` is a norm's gain or bias,
+    ``bias`` what a layer adds to its output, ``vector`` anything else: gains of branches, position tables, depthwise
+    kernels, and what is on no input→output path.
 
     A hidden *matrix*, which is what Muon is for, has the role ``hidden`` and at least two dimensions.
     """
