@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from default_init import Variational, every_byte, evidence, pictures
+from default_init import Variational, every_byte, evidence, pairs, pictures
 from kinds import Sheet, arguments, command, times
 from kinds_networks import ADAMW, Data, digits, friedman, kind, mlp, short, squared
 from torch import Tensor, nn
@@ -229,17 +229,12 @@ def flat() -> tuple[Data, Data]:
     return ((x - mean) / std, ((x - mean) / std).flatten(1)), ((held - mean) / std, ((held - mean) / std).flatten(1))
 
 
-def same(out: Tensor, target: Tensor) -> Tensor:
-    """Each view has its own other view among those of the batch."""
-    return F.cross_entropy(out, torch.arange(len(out)))
-
-
 SIZES = ("2x16", "2x64")
 ONCE: dict[str, Family] = {
     "autoencoder": kind(SIZES, 200, Autoencoder, flat, squared, 64, constant=True),
     "convolutional autoencoder": kind(("2x8", "2x32"), 200, Codes, flat, squared, 32),
     "variational": kind(SIZES, 300, Variational, pictures, evidence, 64, constant=True),
-    "two views": kind(SIZES, 200, Views, digits, same, 64),
+    "two views": kind(SIZES, 200, Views, digits, pairs, 64),
     "routed experts": kind(SIZES, 150, Experts, digits, F.cross_entropy, 32, ADAMW, weight_decay=0.01),
     "squeeze": kind(SIZES, 150, Squeeze, digits, F.cross_entropy, 32, ADAMW, weight_decay=0.01),
     "residual, nothing stays": kind(SIZES, 150, Residual, digits, F.cross_entropy, 32, ADAMW, weight_decay=0.01),
@@ -251,19 +246,13 @@ ONCE: dict[str, Family] = {
 }  # fmt: skip
 
 
-def doubled(size: str) -> str:
-    depth, width = map(int, size.split("x"))
-    return f"{depth}x{2 * width}"
+def doubled(family: Family) -> Family:
+    """The same, twice as wide."""
+    sizes = [size.split("x") for size in family.sizes]
+    return replace(family, sizes=tuple(f"{depth}x{2 * int(width)}" for depth, width in sizes))
 
 
-FAMILIES = {
-    f"{name}, {times(family.sizes[0])}": family
-    for each in ONCE
-    for name, family in (
-        (each, ONCE[each]),
-        (each, replace(ONCE[each], sizes=tuple(map(doubled, ONCE[each].sizes)))),
-    )
-}
+FAMILIES = {f"{name}, {times(one.sizes[0])}": one for name, family in ONCE.items() for one in (family, doubled(family))}
 
 
 def run(path: Path, names: Sequence[str], seeds: int, until: float) -> None:

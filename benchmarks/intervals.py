@@ -125,8 +125,8 @@ def without_base() -> Iterator[Family]:
     """Rates that were measured without a base on other kinds and on contests' targets (``benchmarks/no_base.py``)."""
     of_kinds = read_results("kinds")
     off: dict[tuple[str, bool], list[float]] = {}
-    for name, way, _, error in no_base.errors(read_results("no-base")):
-        off.setdefault((name, way in ("own", "keep")), []).append(error)
+    for name, init, _, error in no_base.errors(read_results("no-base")):
+        off.setdefault((name, init == "keep"), []).append(error)
     for (name, own), errors in off.items():
         title, _, suite = name.partition("contest-")
         kind: Kind = KINDS.get(KIN[suite][0], "norms") if suite else of_kinds[title]["base"]["kind"]

@@ -23,9 +23,9 @@ from typing import Any
 
 from kinds import Sheet, arguments, command
 from kinds_networks import KINDS
-from recorded import contests, mean_curve
+from recorded import contests, mean_curve, read_results
 from torch import nn
-from transfer import Family, curve_of, model_of, optimum, put
+from transfer import Family, curve_of, lowest, model_of, optimum, put
 
 import dagscale
 from dagscale.bench.verify.compute import Contest
@@ -33,10 +33,8 @@ from dagscale.bench.verify.recipes import RECIPES, examples
 from dagscale.errors import PlanError
 from dagscale.models import targets
 
-GRIDS = Path(__file__).parents[1] / "docs" / "evidence" / "results" / "kinds.json"
 INITS = {"folded": "moments", "small": "small-readout", "own": "keep"}
-"""Way of training in that file → init; where nothing has grown, rules for width and depth change nothing."""
-
+"""Way of training in ``results/kinds.json`` → init; where nothing has grown, the rules for sizes change nothing."""
 
 LEARNT = 0.97
 """The lowest loss over a grid's highest, above which it says nothing of a best rate."""
@@ -99,8 +97,8 @@ def contestant(contest: Contest, target: str) -> tuple[nn.Module, dagscale.Recip
 
 
 def errors(known: dict[str, Any]) -> Iterator[tuple[str, str, str, float]]:
-    """Kind, way and size of each network, and how many octaves its rate is above the best."""
-    grids = json.loads(GRIDS.read_text())
+    """Kind, init and size or target of each network, and how many octaves its rate is above the best."""
+    grids = read_results("kinds")
     for name, family in KINDS.items():
         for key, way, size in networks(name, family):
             curve = curve_of(grids.get(name, {}), way, size, ())
@@ -108,28 +106,23 @@ def errors(known: dict[str, Any]) -> Iterator[tuple[str, str, str, float]]:
             if isinstance(known.get(key), float) and finite and min(finite) < LEARNT * max(finite):
                 best = optimum(curve)
                 at = grids[name][f"{way}/{size}/0/0"]["lr"] * 2.0**best
-                yield name, way, size, math.log2(known[key] / at)
-
+                yield name, INITS[way], size, math.log2(known[key] / at)
     for key, contest, target, init in of_contests():
         rows = next(entry.trials for entry in contest.entries if entry.method == f"grid / {init}")[target]
         curve = mean_curve(rows)
-        if isinstance(known.get(key), float) and min(curve) < min(curve, key=curve.__getitem__) < max(curve):
+        if isinstance(known.get(key), float) and min(curve) < lowest(curve) < max(curve):
             yield f"contest-{contest.suite}", init, target, math.log2(known[key]) - optimum(curve)
 
 
 def found(known: dict[str, Any]) -> Sheet:
-    """Each kind: the mean over its networks, from its own base under `moments` and from its author's init."""
+    """Each kind: the mean over its networks, by init."""
+    off: dict[str, dict[str, list[float]]] = {}
+    for name, init, _, error in errors(known):
+        off.setdefault(name, {}).setdefault(init, []).append(error)
     body = []
-    for name in KINDS | dict.fromkeys(f"contest-{suite}" for suite in CONTESTS):
-        own = [(INITS.get(way, way), off) for kind, way, _, off in errors(known) if kind == name]
-        if own:
-            cells = [[off for w, off in own if w == way] for way in INITS.values()]
-            body.append(
-                [
-                    name.replace("contest-", "contest, "),
-                    *(f"{round(fmean(c), 2) + 0.0:+.2f}".replace("-", "−") if c else "–" for c in cells),
-                ]
-            )
+    for name, own in off.items():
+        means = (f"{round(fmean(own[init]), 2) + 0.0:+.2f}" if init in own else "–" for init in INITS.values())
+        body.append([name.replace("contest-", "contest, "), *(mean.replace("-", "−") for mean in means)])
     return ["kind", *(f"`{init}`" for init in INITS.values())], body
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -364,8 +364,8 @@ class Graph:
             weights = edge.layers
             for op in weights:
                 last = op is weights[-1]
-                ends = self.vertices[edge.dst].kind == "output" or edge.dst in self.behind_readouts
-                uses.append(LayerUse(op, i, self._fed_by(edge.dst) if last else 1, last and ends))
+                reads_out = last and self._ends(edge, self.behind_readouts)
+                uses.append(LayerUse(op, i, self._fed_by(edge.dst) if last else 1, reads_out))
         return tuple(uses)
 
     @cached_property
@@ -408,15 +408,17 @@ class Graph:
             found -= wrong
         return frozenset(found)
 
-    def _leads_out(self, vertex: int, found: set[int]) -> bool:
+    def _leads_out(self, vertex: int, found: Set[int]) -> bool:
         """Whether all ways on are to outputs or to what is ``found``, past no layer."""
         onward = [self.edges[e] for e in self.out_edges[vertex] if self.live[e]]
         return bool(onward) and all(self._ends(edge, found) and not edge.layers for edge in onward)
 
-    def _ends(self, edge: Edge, found: set[int]) -> bool:
+    def _ends(self, edge: Edge, found: Set[int]) -> bool:
+        """Whether it leads to an output or to what is ``found``."""
         return self.vertices[edge.dst].kind == "output" or edge.dst in found
 
-    def _only_heads_enter(self, vertex: int, found: set[int]) -> bool:
+    def _only_heads_enter(self, vertex: int, found: Set[int]) -> bool:
+        """Whether nothing but heads, functions of the inputs and what is ``found`` is put together there."""
         kind = self.vertices[vertex].kind
         if kind not in ("sum", "product") or vertex in self.beside_inputs:
             return True
@@ -426,7 +428,8 @@ class Graph:
             if self.live[e]
         )
 
-    def _is_head(self, edge: Edge, found: set[int]) -> bool:
+    def _is_head(self, edge: Edge, found: Set[int]) -> bool:
+        """Whether a layer is the last on it that is used for nothing but outputs."""
         names = {p.name for op in edge.layers[-1:] for p in op.params}
         return bool(names) and all(self._ends(self.edges[e], found) for name in names for e in self._used_on[name])
 

@@ -159,7 +159,10 @@ def _mend(text: str, target: Any) -> str:
         return ": class labels have one dimension, y.squeeze(1)"
     if "out of bounds" in text and isinstance(target, Tensor) and not target.is_floating_point():
         lowest, highest = target.aminmax()
-        return f": labels of this batch go from {lowest} to {highest}, and the output has to have as many classes"
+        return (
+            f": labels of this batch go from {lowest} to {highest}, and the output has to have as many classes, "
+            "counted from 0"
+        )
     if "Long" not in text:
         return ""
     if isinstance(target, Tensor) and target.dtype == torch.int64:
