@@ -545,6 +545,37 @@ def test_heads_of_one_size_need_nothing() -> None:
     assert head_scaling(pair()[0], wide, resolve("adamw")) == {}
 
 
+class Queries(nn.Module):
+    """A decoder whose queries are learned, so that its first layer's attentions have no signal for a query, behind an
+    encoder or not."""
+
+    def __init__(self, width: int, depth: int, encoder: bool) -> None:
+        super().__init__()
+        self.stem, self.query, self.head = nn.Linear(3, width), nn.Embedding(4, width), nn.Linear(width, 2)
+        sizes: dict[str, Any] = {"dim_feedforward": width, "dropout": 0.0, "batch_first": True}
+        self.encoder = nn.TransformerEncoderLayer(width, 2, **sizes) if encoder else nn.Identity()
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(width, 2, **sizes), depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encoder(self.stem(x))
+        out: Tensor = self.head(self.decoder(self.query.weight.expand(len(x), -1, -1), h))
+        return out
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_attention_that_the_base_lacks_has_heads_as_all_others_or_is_noted(encoder: bool) -> None:
+    x = torch.randn(2, 5, 3)
+    base, target = (dagscale.trace(Queries(w, d, encoder), x) for w, d in ((8, 1), (32, 3)))
+    found = head_scaling(base, target, resolve("adamw"))
+    deeper = [s for name, s in found.items() if name.startswith("decoder.layers.1") and "in_proj_weight" in name]
+    assert len(deeper) == 2
+    if encoder:
+        known = found["encoder.self_attn.in_proj_weight"]
+        assert all(s.factors == known.factors != Factors() for s in deeper)
+    else:
+        assert all(s.factors == Factors() and "the base has no attention to compare" in s.note for s in deeper)
+
+
 @pytest.mark.parametrize(
     ("options", "text"), [({"fused": 4}, "makes more than them"), ({"norm": "no gain"}, "norm without gain")]
 )

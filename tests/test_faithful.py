@@ -569,6 +569,57 @@ def test_what_only_sines_read_are_frequencies_and_stay(kind: str, kept: set[str]
         assert not torch.equal(model.wave.weight, before["wave.weight"])
 
 
+class Grid(nn.Module):
+    """Features that are looked up at places computed from the input and weighed by how near these are, as in a hash
+    grid, before a perceptron."""
+
+    def __init__(self, near: float, trained: bool = True) -> None:
+        super().__init__()
+        self.features = nn.Parameter(near * torch.randn(9, 4), requires_grad=trained)
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = 4 * x[:, :1].sigmoid() + 2
+        low, rest = at.floor().long()[:, 0], at - at.floor()
+        out: Tensor = self.layers(self.features[low] * (1 - rest) + self.features[low + 1] * rest)
+        return out
+
+
+@pytest.mark.parametrize(("near", "trained", "kept"), [(1e-4, True, True), (0.1, True, False), (1e-4, False, False)])
+def test_a_layer_behind_tables_near_0_is_not_drawn_to_make_up_for_them(near: float, trained: bool, kept: bool) -> None:
+    """They grow in training; frozen ones do not."""
+    torch.manual_seed(0)
+    model = Grid(near, trained)
+    planned = plan(model, law="none", base_lr=0.1, init="moments")
+    left = {name for name, p in planned.parameters.items() if p.init_std is None and name.startswith("layers")}
+    assert left == ({"layers.0.weight", "layers.0.bias"} if kept else set())
+    assert any("tables near 0" in note for note in planned.notes) == kept
+    if kept:
+        drawn = plan(model, law="none", base_lr=0.1, init="moments", reset="layers").parameters["layers.0.weight"]
+        assert drawn.init_std is not None
+        assert drawn.init_std > 100
+
+
+def test_layers_that_are_clones_are_no_copies_to_be_compared_with() -> None:
+    """Those of PyTorch's own decoder begin equal, and the first one's self-attention sees learned queries alone."""
+
+    class Decoder(nn.Module):
+        def __init__(self, reference: bool) -> None:
+            super().__init__()
+            layer = nn.TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True)
+            self.stem, self.query, self.decoder = nn.Linear(10, 8), nn.Embedding(3, 8), nn.TransformerDecoder(layer, 2)
+            self.mean = copy.deepcopy(self.decoder.layers[1]).requires_grad_(False) if reference else None
+            self.out = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(self.decoder(self.query.weight.expand(len(x), -1, -1), self.stem(x)[:, None])[:, 0])
+            return out
+
+    for reference in (False, True):
+        notes = plan(Decoder(reference), law="none", base_lr=0.1).notes
+        assert any("are copies of" in note for note in notes) == reference
+
+
 def test_many_sums_and_forks_on_the_way_to_a_sine_are_walked_once() -> None:
     class Pendulum(nn.Module):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import dagscale
 from dagscale.errors import PlanError
+from dagscale.graph.roles import log_scales
 from dagscale.models import targets
 from dagscale.tracing import forward
 from dagscale.tracing.calls import LayerCalls
@@ -489,3 +490,73 @@ def test_a_bilinear_layer_gets_the_moment_wanted() -> None:
     model, x = Two(), torch.randn(256, 10)
     moments = arriving(model, dagscale.plan(model, x, base_lr=0.1, law="none", init="moments"), x)
     assert moments == pytest.approx([1.0] * 4, rel=0.25)
+
+
+class Coupling(nn.Module):
+    """Half of the numbers scale and shift the others, in turns; ``written`` says how the scale is made."""
+
+    def __init__(self, written: str, depth: int = 2) -> None:
+        super().__init__()
+        self.written = written
+        self.nets = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(depth)
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        volume = torch.zeros(len(x))
+        for net in self.nets:
+            a, b = x.chunk(2, 1)
+            s, shift = net(a).chunk(2, 1)
+            scale = {
+                "exp": lambda s: s.exp(),
+                "half": lambda s: (0.5 * s).exp(),
+                "bounded": lambda s: (2 * s.tanh()).exp(),
+                "clamped": lambda s: s.clamp(-5, 3).exp(),
+                "inverse": lambda s: (-s).exp(),
+                "sigmoid": lambda s: (s + 2).sigmoid(),
+                "sigmoid by hand": lambda s: 1 / (1 + (-s).exp()),
+                "softplus": lambda s: nn.functional.softplus(s),
+                "softmax": lambda s: s.exp() / s.exp().sum(1, keepdim=True),
+                "decay": lambda s: (-nn.functional.softplus(s)).exp(),
+            }[self.written](s)  # fmt: skip
+            x, volume = torch.cat([b * scale + shift, a], 1), volume + s.sum(1)
+        return x, volume
+
+
+@pytest.mark.parametrize("init", ["moments", "small-readout"])
+@pytest.mark.parametrize(
+    ("written", "small"),
+    [(w, True) for w in ("exp", "half", "bounded", "clamped", "inverse")]
+    + [(w, False) for w in ("sigmoid", "sigmoid by hand", "softplus", "softmax", "decay")],
+)
+def test_logarithms_of_scales_begin_small(written: str, small: bool, init: str) -> None:
+    """A signal that is multiplied by the exponential of one of second moment 1 grows by e at each layer."""
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    graph = dagscale.trace(Coupling(written), x)
+    assert log_scales(graph) == ({"nets.0.2.weight", "nets.1.2.weight"} if small else set())
+    plan = dagscale.plan(Coupling(written), x, base_lr=1.0, law="none", init=init)
+    stds = {name: p.init_std for name, p in plan.parameters.items() if name.endswith("2.weight")}
+    expected = 1 / 16 * (2 / 32) ** 0.5  # of what a ReLU leaves of 32 units
+    assert all((std < 1.5 * expected) == small for std in stds.values())
+
+
+def test_a_flow_keeps_its_signals_at_any_depth() -> None:
+    model, x = Coupling("exp", 24), torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+    dagscale.plan(model, x, base_lr=1.0, law="none", init="moments").init_(model)
+    out, volume = model(x)
+    assert 0.5 < out.square().mean() < 2
+    assert volume.abs().max() < 24
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_whose_range_the_forward_keeps_are_drawn() -> None:
+    """PyTorch's own quantisation-aware training averages the range of each weight over the forwards."""
+    quantized = pytest.importorskip("torch.ao.quantization")
+    model = nn.Sequential(quantized.QuantStub(), nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+    model.train().qconfig = quantized.get_default_qat_qconfig("fbgemm")
+    quantized.prepare_qat(model, inplace=True)
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    plan = dagscale.plan(model, x, base_lr=1.0, law="none", init="moments", data=x, loss=lambda out, _: out.mean())
+    first, last = (plan.parameters[f"{i}.weight"].init_std for i in (1, 3))
+    assert first == pytest.approx(8**-0.5, rel=0.1)
+    assert last == pytest.approx((2 / 64) ** 0.5, rel=0.15)

@@ -704,6 +704,27 @@ def test_a_deeper_flat_sequence_grows_by_its_width_alone(grown: int) -> None:
     assert (scalings["0.weight"].lr, scalings["12.weight"].lr) == (1, 1 / grown)
 
 
+@pytest.mark.parametrize("target", [(16, 1), (16, 2), (24, 3), (32, 2)])
+def test_a_sequence_that_is_as_long_as_in_the_base_keeps_its_places(target: tuple[int, int]) -> None:
+    """Where another part is deeper, and sizes over the growth of the width are sizes that the base has by chance."""
+
+    class Slots(nn.Module):
+        def __init__(self, width: int, depth: int) -> None:
+            super().__init__()
+            layers = [m for _ in range(depth) for m in (nn.Linear(width, width), nn.ReLU())]
+            self.encoder = nn.Sequential(nn.Linear(3, width), nn.ReLU(), *layers)
+            self.place = nn.Linear(2, width)
+            self.decoder = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+
+        def forward(self, x: Tensor, at: Tensor) -> Tensor:
+            out = self.decoder(self.encoder(x) + self.place(at))
+            return (out[..., :3] * out[..., 3:].softmax(1)).sum(1)
+
+    x = torch.randn(2, 5, 3), torch.randn(2, 5, 2)
+    scalings = width_scaling(dagscale.trace(Slots(8, 1), x), dagscale.trace(Slots(*target), x), "adam")
+    assert (scalings["decoder.2.weight"].kind, scalings["decoder.2.weight"].lr) == ("output", 8 / target[0])
+
+
 def moved(width: int, factors: dict[str, WidthScaling] | None) -> list[float]:
     """Root mean square change of each pre-activation in two steps that are relative to each weight's own norm."""
     torch.manual_seed(0)

@@ -97,7 +97,7 @@ def only_whole(graph: Graph, folds: dict[int, Fold]) -> dict[int, Fold]:
         if not shared:
             return folds
         folds = {
-            v: replace(fold, reason=f"its end {shared[v]} is used elsewhere too") if v in shared else fold
+            v: replace(fold, reason=f"{shared[v]} is used elsewhere too") if v in shared else fold
             for v, fold in folds.items()
         }
 

@@ -97,6 +97,32 @@ def frequencies(graph: Graph) -> set[str]:
     return {name for name, uses in found.items() if all(uses)}
 
 
+EXPONENTIALS = ("exp", "exp2", "expm1")
+BOUNDS = ("clamp", "clamp_min", "clamp_max", "hardtanh", "tanh")
+
+
+def log_scales(graph: Graph) -> set[str]:
+    """Weights of layers by the exponential of whose output another signal is multiplied, as in the couplings of a
+    normalising flow [Dinh et al. 2017]. Between the two there may be sums, factors and bounds, as of ``clamp``."""
+    multiplies = [False] * len(graph.vertices)  # whether what leaves here enters a product as it is
+    raised = [False] * len(graph.vertices)  # and whether it does as an exponent
+    found: set[str] = set()
+    for v in reversed(range(len(graph.vertices))):
+        for e in (e for e in graph.out_edges[v] if graph.live[e]):
+            edge, kind = graph.edges[e], graph.vertices[graph.edges[e].dst].kind
+            enters, exponent = kind == "product" or multiplies[edge.dst], kind != "product" and raised[edge.dst]
+            for op in reversed(edge.ops):
+                if op.layer is not None and exponent:
+                    found |= {p.name for p in op.params if p.role == "weight"}
+                moves = op.kind in ("pass", "scale", "shift")
+                exponential = op.kind == "activation" and op.name in EXPONENTIALS
+                exponent = (exponent and (moves or op.name in BOUNDS)) or (enters and exponential)
+                enters = enters and moves
+            multiplies[v] = multiplies[v] or (enters and graph.vertices[v].kind == "fork")
+            raised[v] = raised[v] or exponent
+    return found
+
+
 def output_factors(graph: Graph) -> dict[str, float]:
     """Weights of layers from whose output the model's is computed by products or sums over elements, with no further
     layer, norm or activation that would set its size: the two tables of a factorisation, whose rows are multiplied and

@@ -206,9 +206,14 @@ def _controls(
     inputs: Any,
 ) -> dict[frozenset[str], str]:
     """What a computed weight is made of → the parameter that it is proportional to: doubled, it doubles the weight."""
+
+    def seen(sizes: _Sizes, drawn: Collection[str]) -> None:
+        _anew(network, drawn)  # with no range of weights, as to quantise them, that others have left
+        outputs_of(model, inputs, network.seed, sizes)
+
     found: dict[frozenset[str], str] = {}
     before = _Sizes(model)
-    outputs_of(model, inputs, network.seed, before)
+    seen(before, ())
     used = {name for names in wanted if len(names) == 1 and names not in before.weights for name in names}
     ops = (op for edge in network.graph.edges for op in edge.ops)
     used |= {use.name for op in ops for use in op.params if use.role != "weight"}  # a table that is added elsewhere
@@ -224,13 +229,13 @@ def _controls(
         with torch.no_grad():
             for name in own:
                 parameters[name].copy_(_start(name, parameters[name], network.seed))
-            outputs_of(model, inputs, network.seed, drawn)
+            seen(drawn, own)
             for name in own:
                 parameters[name].mul_(2)
-            outputs_of(model, inputs, network.seed, doubled)
+            seen(doubled, own)
             for name in own:
                 parameters[name].flatten()[1:].div_(2)
-            outputs_of(model, inputs, network.seed, partly)
+            seen(partly, own)
             for name, value in own.items():
                 parameters[name].copy_(value)
         for names, name in tried.items():

@@ -7,7 +7,7 @@ from math import prod
 from statistics import fmean
 
 from dagscale.graph import Graph, LayerUse
-from dagscale.graph.roles import lookup_factors, output_factors
+from dagscale.graph.roles import log_scales, lookup_factors, output_factors
 
 Wanted = Mapping[frozenset[str], float]
 """All parameters that a layer's weight is computed from → the second moment wanted of its output."""
@@ -15,6 +15,9 @@ Wanted = Mapping[frozenset[str], float]
 GAIN = 0.25
 """What is left of a signal at the end of the longest path under init ``damped``, and in the outputs under
 ``small-readout``."""
+
+SCALE = 1 / 16
+"""Root mean square that the logarithm of what a signal is multiplied by begins with."""
 
 
 def wanted_moments(graph: Graph) -> dict[str, float]:
@@ -37,7 +40,7 @@ def single(graph: Graph, wanted: Wanted) -> dict[str, float]:
 
 
 def by_parameters(graph: Graph) -> dict[frozenset[str], float]:
-    """The wanted moments of init ``moments``: ``1/d_in``."""
+    """The wanted moments of init ``moments``: ``1/d_in``, and ``SCALE`` squared at most for logarithms of scales."""
     return _least(graph, [1.0] * len(graph.layers))
 
 
@@ -101,10 +104,13 @@ def unnormalised(graph: Graph) -> set[int]:
 
 
 def _least(graph: Graph, left: list[float]) -> dict[frozenset[str], float]:
-    """``1/d_in`` times what is left at each use; of several uses of a weight, the least."""
+    """``1/d_in`` times what is left at each use, at most ``SCALE`` squared for logarithms of scales; of several uses of
+    a weight, the least."""
     wanted: dict[frozenset[str], float] = {}
+    logs = log_scales(graph)
     for use, share in zip(graph.layers, left, strict=True):
         names = _weights(use)
+        share = min(share, SCALE**2) if names & logs else share
         wanted[names] = min(share / use.in_degree, wanted.get(names, 1.0))
     return wanted
 

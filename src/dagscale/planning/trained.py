@@ -40,6 +40,9 @@ APART = 16.0
 SET = 2.0
 """Biases whose root mean square is so many times the bound that PyTorch draws them within were set by their author."""
 
+NEAR_ZERO = 2.0**-8
+"""Tables whose root mean square is below this begin near 0, to grow in training."""
+
 EVEN, COLUMNS = 1e-3, 64
 """Columns of an orthogonal weight have one length and products of 0, to within this part of their squared length; and
 so many of them are looked at."""
@@ -50,10 +53,35 @@ NAMED = 3
 
 def by_design(model: nn.Module, graph: Graph) -> set[str]:
     """Trainable parameters that no init should draw unless it is asked to: what is 0 by design, biases that are away
-    from 0, weights that are set and not drawn, and the frequencies and phases of sines."""
+    from 0, weights that are set and not drawn, the frequencies and phases of sines, and layers behind tables near 0."""
     own = plain_parameters(model)
-    sines = {n for n in frequencies(graph) if n in own and own[n].requires_grad and _has_values(own[n])}
-    return zero_by_design(model, graph) | biased_by_design(model, graph) | set_by_design(model, graph) | sines
+    others = frequencies(graph) | behind_near_zeros(model, graph)
+    others = {n for n in others if n in own and own[n].requires_grad and _has_values(own[n])}
+    return zero_by_design(model, graph) | biased_by_design(model, graph) | set_by_design(model, graph) | others
+
+
+def behind_near_zeros(model: nn.Module, graph: Graph) -> set[str]:
+    """Parameters of layers that read nothing but what trainable tables near 0 multiply, as the features of a hash grid
+    [Müller et al. 2022]. The tables grow in training; a layer drawn to make up for their size would then be too large
+    by as much as they have grown."""
+    own = plain_parameters(model)
+    tables = {
+        n for n, p in own.items() if p.requires_grad and p.ndim > 1 and _has_values(p) and 0 < _rms(p) < NEAR_ZERO
+    }
+    dim: list[bool] = []  # whether all that arrives at a vertex is multiplied by one
+    found: set[str] = set()
+    for vertex, entering in zip(graph.vertices, graph.in_edges, strict=True):
+        arriving = []
+        for edge in (graph.edges[e] for e in entering if graph.live[e]):
+            here = dim[edge.src]
+            for op in edge.ops:
+                if here and op.layer is not None:
+                    found.update(p.name for p in op.params)
+                multiplied = op.kind == "scale" and any(p.name in tables for p in op.params)
+                here = multiplied or (here and op.kind in ("pass", "scale", "pool"))
+            arriving.append(here)
+        dim.append(any(arriving) if vertex.kind == "product" else bool(arriving) and all(arriving))
+    return found
 
 
 def zero_by_design(model: nn.Module, graph: Graph) -> set[str]:
@@ -154,7 +182,13 @@ def notes_on(
     sines = set(meant) & frequencies(graph)
     if sines:
         yield f"only sines read them, so that they are frequencies, left as they are: {_some(sines)}; draw with reset="
-    others = set(meant) - sines
+    dimmed = set(meant) & behind_near_zeros(model, graph)
+    if dimmed:
+        yield (
+            "only what tables near 0 multiply enters them, as in a hash grid, so that they are left as they are: "
+            f"{_some(dimmed)}; draw with reset="
+        )
+    others = set(meant) - sines - dimmed
     zeros = [name for name in others if _is_zero(parameters[name])]
     if zeros:
         yield f"all 0 and taken to be so by design, left at 0: {_some(zeros)}; draw them with reset="
@@ -178,7 +212,7 @@ def notes_on(
     if apart := _apart(model, graph, fills, drawn - {*trained}):
         yield (
             f"init {init!r} draws {_some(apart)} with {APART:g} times another spread than its author's values have, or "
-            "more: if these were meant, leave them with keep="
+            f"more ({max(apart.values()):.3g} times at most): if these were meant, leave them with keep="
         )
     if copies := _copies(parameters, drawn, fills):
         yield (
@@ -191,23 +225,31 @@ def notes_on(
         yield f"init {init!r} sets norm gains to 1 that are 0, maybe by design: {_some(gains)}; leave them with keep="
 
 
-def _apart(model: nn.Module, graph: Graph, fills: Mapping[str, Fill], drawn: Collection[str]) -> list[str]:
-    """Weights that are drawn with quite another spread than their values have."""
+def _apart(model: nn.Module, graph: Graph, fills: Mapping[str, Fill], drawn: Collection[str]) -> dict[str, float]:
+    """Weights that are drawn with quite another spread than their values have → how many times larger or smaller."""
     weights = {n: w for n, w in _weights(model, graph).items() if n in drawn and fills[n].std and w.numel() > 1}
-    own = {name: float(weight.detach().abs().double().square().mean().sqrt()) for name, weight in weights.items()}
-    return [n for n, std in own.items() if 0 < std < math.inf and abs(math.log(fills[n].std / std)) > math.log(APART)]
+    own = {name: _rms(weight) for name, weight in weights.items()}
+    known = {name: std for name, std in own.items() if 0 < std < math.inf}
+    times = {name: max(fills[name].std / std, std / fills[name].std) for name, std in known.items()}
+    return {name: factor for name, factor in times.items() if factor > APART}
 
 
 def _copies(parameters: Mapping[str, Tensor], drawn: Collection[str], fills: Mapping[str, Fill]) -> list[str]:
-    """Parameters that stay and have the values of one that is drawn at random."""
+    """Parameters that stay and have the values of one that is drawn at random; of those that are trained, not the ones
+    at the same place of another block, as layers that are cloned begin."""
     values = {n: p for n, p in parameters.items() if _has_values(p) and p.numel() > 1}
-    originals: dict[tuple[torch.Size, bool | float | complex], list[Tensor]] = {}
+    originals: dict[tuple[torch.Size, bool | float | complex], list[str]] = {}
     for name in drawn:
         if name in values and fills[name].std:
             value = values[name].detach()
-            originals.setdefault((value.shape, value.flatten()[0].item()), []).append(value)
-    stay = ((n, p.detach()) for n, p in values.items() if n not in fills)
-    return [n for n, p in stay if any(torch.equal(p, o) for o in originals.get((p.shape, p.flatten()[0].item()), ()))]
+            originals.setdefault((value.shape, value.flatten()[0].item()), []).append(name)
+
+    def copied(name: str, value: Tensor) -> bool:
+        alike = originals.get((value.shape, value.detach().flatten()[0].item()), ())
+        others = (o for o in alike if not value.requires_grad or pattern(o) != pattern(name))
+        return any(torch.equal(value, values[o]) for o in others)
+
+    return [name for name, value in values.items() if name not in fills and copied(name, value)]
 
 
 def fresh(network: Network) -> bool:
@@ -224,7 +266,7 @@ def own_rms(network: Network) -> Mapping[str, float]:
     if network.own_rms or network.model is None or not fresh(network):
         return network.own_rms
     own = plain_parameters(network.model)
-    return {n: float(p.detach().abs().double().square().mean().sqrt()) for n, p in own.items()}
+    return {n: _rms(p) for n, p in own.items()}
 
 
 def taken_up(
@@ -265,6 +307,10 @@ def _weights(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     parameters = plain_parameters(model)
     names = dict.fromkeys(p.name for use in graph.layers for p in use.op.params if p.role == "weight")
     return {n: parameters[n] for n in names if n in parameters and _has_values(parameters[n])}
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.detach().abs().double().square().mean().sqrt())
 
 
 def _is_zero(tensor: Tensor) -> bool:

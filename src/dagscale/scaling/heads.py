@@ -20,19 +20,30 @@ def head_scaling(base: Graph, target: Graph, optimizer: Optimizer) -> dict[str, 
     """The factors on query projections, or on a norm's gain behind them, or on a projection of queries, keys and values
     and on what reads the values; for those parameters only.
 
-    Attentions are matched by the names of what makes their queries. Rotary positions, grouped queries and ALiBi change
-    nothing here: the first two are linear in the queries, the last is added to what is scaled.
+    Attentions are matched by the names of what makes their queries. One that the base lacks, as where the queries of a
+    decoder's first layer are learned, has heads that have grown as all others have, if these agree. Rotary positions,
+    grouped queries and ALiBi change nothing here: the first two are linear in the queries, the last is added to what is
+    scaled.
 
     Raises:
         OptimizerError: if heads have grown and nothing is known of the optimiser's step or decay.
     """
     sizes = {attention.queries[0]: attention.head for attention in find_attention(base) if attention.queries}
+    attentions = [attention for attention in find_attention(target) if attention.queries and attention.head]
+    matches = {attention: nearest(attention.queries[0], sizes) for attention in attentions}
+    growths = {attention.head / sizes[match] for attention, match in matches.items() if match is not None}
     found: dict[str, Carried] = {}
-    for attention in find_attention(target):
-        match = nearest(attention.queries[0], sizes) if attention.queries else None
-        if match is None or not attention.head or sizes[match] == attention.head:
+    for attention, match in matches.items():
+        if match is None and len(growths) != 1:
+            note = (
+                "the base has no attention to compare the size of these heads with: if they have grown, give a base "
+                "that has one, or keep the head size and let the number of heads grow"
+            )
+            found.update({name: Carried(Factors(), 1.0, note) for name in attention.queries})
             continue
-        r = attention.head / sizes[match]
+        r = min(growths) if match is None else attention.head / sizes[match]
+        if r == 1:
+            continue
         if attention.note:
             note = (
                 f"heads are {r:g} times as large as the base's, and their queries cannot be scaled by {r**-0.5:.4g} "

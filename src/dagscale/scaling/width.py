@@ -307,7 +307,7 @@ def _moved(
     places: Mapping[str, _Place], origins: Mapping[str, _Place], growths: Mapping[str, _Growth], others: Collection[str]
 ) -> dict[str, _Growth]:
     """Growth of inner layers whose name may mean another place, where depth has grown too: those with a number for a
-    name (``5.weight`` of a flat sequence), and ``others``.
+    name (``5.weight`` of a flat sequence) of which there are more or fewer than in the base, and ``others``.
 
     Where the input's and the readout's side have grown alike, by M, and the layer's sizes over M are sizes that the
     base has, it has grown by M on both sides.
@@ -323,13 +323,15 @@ def _moved(
         return {}
     (grown,) = ends
     sizes = {size for p in origins.values() for size in (p.fan_in if p.position != "input" else p.units, p.units)}
+    counts, known = Counter(map(pattern, places)), Counter(map(pattern, origins))
     shapes: dict[str, set[tuple[int, int]]] = {}
     for name, place in places.items():
         shapes.setdefault(pattern(name), set()).add((place.fan_in, place.units))
+    counted = {at for at, found in shapes.items() if len(found) > 1 and counts[at] != known[at]}
     found = {}
     for name, growth in growths.items():
         place = places[name]
-        numbered = name.removesuffix(".weight").rpartition(".")[2].isdigit() and len(shapes[pattern(name)]) > 1
+        numbered = name.removesuffix(".weight").rpartition(".")[2].isdigit() and pattern(name) in counted
         if place.position != "inner" or not (numbered or name in others):
             continue
         if place.depthwise and place.units / grown in sizes:

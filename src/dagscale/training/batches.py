@@ -118,7 +118,10 @@ def unpacked(batch: Any, unpack: Unpack | None = None) -> Batch:
     found, such = type(batch).__name__, ""
     if isinstance(batch, (tuple, list)):
         found = f"{len(batch)} things"
-        such = ", as in (tuple(batch[:-1]), batch[-1]) where all but the last are what the model takes" if batch else ""
+        such = (
+            ", as in (tuple(batch[:-1]), batch[-1]) where all but the last are what the model takes, or "
+            "((batch,), None) where it takes the whole as one"
+        ) if batch else ""  # fmt: skip
     raise BatchError(
         f"a batch must be (inputs, target), a tensor or a dict, and is {found}: give the recipe unpack=lambda batch: "
         f"(inputs, target){such}"

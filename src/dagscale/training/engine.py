@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +94,8 @@ def output_loss(recipe: Recipe, output: Any, batch: Batch) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         if isinstance(value, Tensor):
             raise RecipeError(f"the loss must be one number and is {tuple(value.shape)}: take its mean")
-        raise RecipeError(f"the loss must be one number and is {type(value).__name__}: return a tensor, and it alone")
+        mend = "return sum(losses.values())" if isinstance(value, Mapping) else "return a tensor, and it alone"
+        raise RecipeError(f"the loss must be one number and is {type(value).__name__}: {mend}")
     return value
 
 

@@ -43,6 +43,9 @@ means(
             "asin",
             "acos",
             "atan",
+            "asinh",
+            "acosh",
+            "atanh",
             "erf",
             "erfc",
             "erfinv",
@@ -57,6 +60,8 @@ means(
             "lgamma",
             "logit",
             "frac",
+            "i0",
+            "copysign",
         ]
         for suffix in ("", "_")
     ),
@@ -70,6 +75,8 @@ means(
     "aten._prelu_kernel",
     "aten.prelu",
     "aten.special_i0",
+    "aten.special_i0e",
+    "aten.special_i1e",
     "aten.special_i1",
     "aten.angle",
 )
@@ -90,10 +97,11 @@ for _other, _names in {
 
 @rule("aten.pow", "aten.pow_")
 def power(arguments: Arguments) -> Meaning:
-    """``x**1`` passes; ``x**n`` and ``a**x`` are activations."""
-    if arguments.get("exponent") == 1:
-        return Meaning("pass", data=("self",))
-    return ACTIVATION if hasattr(arguments.get("self"), "shape") else Meaning("activation", data=("exponent",))
+    """``x**1`` passes; ``x**n``, ``a**x`` and ``x**y`` are activations."""
+    tensors = tuple(name for name in ("self", "exponent") if hasattr(arguments.get(name), "shape"))
+    if tensors == ("self",) and arguments.get("exponent") == 1:
+        return Meaning("pass", data=tensors)
+    return Meaning("activation", data=tensors)
 
 
 @rule("aten.maximum", "aten.minimum", "aten.fmax", "aten.fmin", "aten.atan2", "aten.max", "aten.min")

@@ -13,17 +13,18 @@ CONSTANT = Meaning("constant")
 
 means(
     SUM,
-    "aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.rsub", "aten.logaddexp", "aten.hypot",
+    "aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.rsub", "aten.logaddexp", "aten.logaddexp2",
+    "aten.hypot",
     "aten.subtract", "aten._add_relu",
 )  # fmt: skip
-means(Meaning("sum", elementwise=True), "prims.add", "prims.sub")
+means(Meaning("sum", elementwise=True), "prims.add", "prims.sub", "aten.complex")
 means(Meaning("product", elementwise=True), "prims.mul", "prims.div")
 means(PASS_SELF, "aten.neg", "aten.neg_", "aten.positive", "aten.conj", "aten._conj_physical", "aten.real",
       "aten.imag", "aten.floor_divide", "aten.remainder", "aten.fmod", "aten.remainder_", "aten.fmod_",
       "aten.nan_to_num", "aten.nan_to_num_", "aten.cumsum", "aten.cumsum_", "aten.cumprod", "aten.tril",
       "aten.triu", "aten.tril_", "aten.triu_", "aten.floor_divide_", "aten.ceil", "aten.floor", "aten.round",
       "aten.trunc", "aten.ceil_", "aten.floor_", "aten.round_", "aten.trunc_", "aten.diff",
-      "aten.resolve_conj", "aten.resolve_neg",
+      "aten.resolve_conj", "aten.resolve_neg", "aten.deg2rad", "aten.rad2deg",
       "aten.logcumsumexp")  # fmt: skip
 
 

@@ -26,6 +26,8 @@ means(
             "tile",
             "masked_fill",
             "masked_fill_",
+            "index_fill",
+            "index_fill_",
             "fill_diagonal_",
             "constant_pad_nd",
             "pad",
@@ -64,6 +66,9 @@ means(
             "squeeze_copy",
             "unsqueeze_copy",
             "split_copy",
+            "split_with_sizes_copy",
+            "narrow_copy",
+            "as_strided_copy",
             "unbind_copy",
             "unfold_copy",
             "repeat_interleave",
@@ -90,6 +95,8 @@ means(
     Meaning("pass"),
     "aten._fused_dropout", "aten.affine_grid_generator", "aten.linalg_qr", "aten.linalg_svd", "aten._linalg_svd",
     "aten._linalg_eigh", "aten.linalg_inv_ex", "aten.linalg_cholesky_ex", "aten.linalg_matrix_exp",
+    "aten._linalg_det", "aten._linalg_slogdet", "aten.linalg_lu", "aten.linalg_lu_factor_ex", "aten.linalg_pinv",
+    "aten.linalg_householder_product", "aten.cholesky", "aten.cholesky_inverse",
 )  # fmt: skip
 means(Meaning("select", data=("self", "other"), elementwise=True), "aten.where")
 means(Meaning("concat", data=("tensors",)), "aten.block_diag")
