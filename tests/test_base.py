@@ -69,9 +69,9 @@ def test_twelve_targets_measure_their_base_once(base: dagscale.Base, monkeypatch
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"recipe": RECIPE.changed(batch_size=32)}, "not that of the base.*batch_size 16 and 32"),
-        ({"steps": 99}, "steps 8 and 99"),
-        ({"optimizer": "adamw"}, "optimizer .*'sgd'.*'adamw'"),
+        ({"recipe": RECIPE.changed(batch_size=32)}, "not that of the base.*batch_size 32, the base's 16"),
+        ({"steps": 99}, "steps 99, the base's 8"),
+        ({"optimizer": "adamw"}, "optimizer adamw, the base's sgd"),
         ({"init": "in-degree"}, "found under init 'moments', and the plan is for init 'in-degree': search"),
     ],
 )
@@ -108,10 +108,49 @@ def test_files_hold_results_whole(base: dagscale.Base, kind: str, tmp_path: Any)
         with pytest.raises(PlanError, match=f"this is no {kind}") as caught:
             type(value).from_json(text)
         assert "\n" not in str(caught.value)
+    (tmp_path / "cut.json").write_text(value.to_json()[:-9])
+    with pytest.raises(PlanError, match=f"cut.json: this is no {kind}"):
+        type(value).load(tmp_path / "cut.json")
     with pytest.raises(PlanError, match="cannot read"):
         type(value).load(tmp_path / "none.json")
     with pytest.raises(PlanError, match="cannot write"):
         value.save(tmp_path / "no" / "it.json")
+
+
+def test_a_document_of_another_kind_is_told_as_what_it_is(base: dagscale.Base) -> None:
+    plan = KEPT["plan"](base)
+    with pytest.raises(PlanError, match=r"this is a plan, and no base; write one with Base\.save"):
+        dagscale.Base.from_json(plan.to_json())
+    with pytest.raises(PlanError, match=r"this is a base, and no plan; write one with Plan\.save"):
+        dagscale.Plan.from_json(base.to_json())
+    with pytest.raises(PlanError, match=r"got str: read a file with dagscale\.Base\.load"):
+        dagscale.plan(net(16), base="base.json")  # type: ignore[arg-type]
+
+
+def test_a_base_from_a_file_brings_its_recipe_as_far_as_that_says_it(base: dagscale.Base) -> None:
+    again = dagscale.Base.from_json(base.to_json())
+    for said in ({}, {"data": (X, Y)}, {"data": (X, Y), "loss": cross_entropy}):
+        planned = dagscale.plan(net(16), X[:2], base=again, law="none", **said)
+        assert planned.recipe == dagscale.plan(net(16), X[:2], base=base, law="none").recipe
+    own = dagscale.search(net(), RECIPE.changed(loss=lambda out, y: cross_entropy(out, y)), grid=[0.1, 0.2], seeds=1)
+    own = dagscale.Base.from_json(own.to_json())
+    with pytest.raises(DagscaleError, match=r"loss none, the base's .*its file does not tell in full: give recipe="):
+        dagscale.plan(net(16), X[:2], base=own)
+
+
+def test_a_base_of_another_kind_is_told_of(base: dagscale.Base) -> None:
+    target = nn.Sequential(
+        nn.Linear(4, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+    (note,) = [n for n in dagscale.plan(target, base=base, law="none").notes if "another kind" in n]
+    assert note.startswith("the target has norms, the base none")
+    assert not any("another kind" in n for n in dagscale.plan(net(16), base=base, law="none").notes)
+
+
+def test_what_is_not_measured_for_lack_of_data_is_told_of() -> None:
+    settings = {"base": (net(), X[:2]), "base_lr": 0.1, "optimizer": "adamw"}
+    assert any("without data" in note for note in dagscale.plan(net(16), X[:2], **settings).notes)
+    assert not any("without data" in note for note in dagscale.plan(net(16), X[:2], law="none", **settings).notes)
 
 
 def test_a_base_from_a_file_still_serves_what_was_measured(base: dagscale.Base) -> None:

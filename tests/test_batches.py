@@ -305,7 +305,7 @@ def test_data_that_raise_are_no_diverged_run(call: Any) -> None:
     """Wherever they do, it is said in one line, and is blamed neither on a rate nor on the model."""
     for data, size, text in (
         (DataLoader(Raising(), 16), None, "reading the data raised KeyError: 'row fifty'"),
-        (Raising(), 16, "cannot be read into a batch, KeyError: 'row fifty'"),
+        (Raising(), 16, "example 50 of the data set raised KeyError: 'row fifty'"),
         (Halting(TensorDataset(X, Y), 16), None, "reading the data raised OSError: no such disk"),
         ([(X[:16], Y[:16])] * 5 + [(X[:16], Y[:16, None])], None, "the batches change their structure"),
     ):

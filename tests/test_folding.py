@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
@@ -169,6 +170,16 @@ def test_clipping_weighs_every_norm(norm_type: float) -> None:
     torch.testing.assert_close(total, torch.linalg.vector_norm(edited, norm_type))
     left = clip_grad_norm_([(weights[0], 1.0), (weights[1], 4.0)], 1.0, norm_type)
     torch.testing.assert_close(left, torch.tensor(0.1))
+
+
+@pytest.mark.parametrize(("norm", "kind"), [(-1.0, 2.0), (math.nan, 2.0), ("a", 2.0), (1.0, 0.0), (1.0, math.nan)])
+def test_clipping_to_no_norm_is_refused(norm: Any, kind: float) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    with pytest.raises(OptimizerError, match="must be"):
+        dagscale.clip_grad_norm_([(parameter, 1.0)], norm, kind)
+    assert torch.equal(parameter.grad, torch.ones(3))
+    assert dagscale.clip_grad_norm_([(parameter, 1.0)], math.inf) == pytest.approx(3**0.5)
 
 
 def test_clipping_without_factors_is_torchs() -> None:

@@ -128,7 +128,7 @@ def test_changes_keep_the_rest_and_descriptions_tell_them_apart() -> None:
     recipe = Recipe((X, Y), F.cross_entropy, torch.optim.AdamW, betas=(0.9, 0.95), batch_size=16, clip=1.0)
     other = recipe.changed(batch_size=8)
     assert (other.clip, other.optimizer.settings["betas"]) == (1.0, (0.9, 0.95))
-    assert differences(recipe.describe(), other.describe()) == ["batch_size 16 and 8"]
+    assert differences(recipe.describe(), other.describe()) == ["batch_size 8, the base's 16"]
     assert differences(recipe.describe(), recipe.changed().describe()) == []
 
 
@@ -586,7 +586,7 @@ def test_one_number_for_a_batch_beside_targets_is_asked_about() -> None:
 
 
 class Flow(nn.Module):
-    """Affine couplings: layers put out logarithms of scales; a tenth of it, if ``bounded``."""
+    """Couplings whose scales grow as the square of what layers put out; of a tenth of it, if ``bounded``."""
 
     def __init__(self, bounded: bool, blocks: int = 2) -> None:
         super().__init__()
@@ -600,7 +600,7 @@ class Flow(nn.Module):
             scale, shift = net(a).chunk(2, 1)
             if self.bounded:
                 scale, shift = 0.1 * scale.tanh(), 0.1 * shift
-            a, b = b * scale.exp() + shift, a
+            a, b = b * (1 + 4 * scale.square()) + shift, a
             volume = volume + scale.sum(1)
         return torch.cat([a, b], 1), volume
 
@@ -617,3 +617,9 @@ def test_a_loss_that_begins_far_above_the_models_own_is_told(bounded: bool) -> N
     assert all("init=['moments', 'keep']" in note for note in told)
     assert not any("the loss begins" in note for note in dagscale.plan(model, recipe=recipe, init="keep").notes)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_a_warm_up_that_the_run_does_not_outlast_is_refused() -> None:
+    with pytest.raises(RecipeError, match="the warm-up takes 100 steps, and the run has 10"):
+        Recipe((torch.randn(16, 4), Y[:16]), steps=10, schedule=dagscale.cosine(warmup=100))
+    Recipe((torch.randn(16, 4), Y[:16]), steps=10, schedule=dagscale.cosine(warmup=0.5))

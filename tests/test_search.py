@@ -220,10 +220,37 @@ def test_a_rate_far_too_high_finds_its_way_down(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["grid", "fast"])
 def test_all_diverged_is_an_error_that_names_the_range(method: str) -> None:
-    with pytest.raises(SearchError, match=r"every rate from 1 to 4 diverged: .*lower rates"):
+    with pytest.raises(SearchError, match="every rate from 1 to 4 diverged: the loss is not finite before"):
         answer(lambda rate, seed: INF, grid=[1, 2, 4], method=method, widen=0)
     with pytest.raises(SearchError, match=r"every rate from 0.0625 to 4 diverged"):
         answer(lambda rate, seed: INF, grid=[1, 2, 4], method=method, widen=1)
+
+
+class Late:
+    """A loss that raises at every third call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls % 3 == 0:
+            raise ValueError("late")
+        return torch.nn.functional.cross_entropy(out, y)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"data": [blobs(32), (torch.full((32, 4), INF), blobs(32)[1])]}, "batch 2 holds NaN or infinite values"),
+        ({"loss": lambda out, y: (out.sum() - y.sum()) * math.nan}, "not finite before any step"),
+        ({"loss": Late(), "batch_size": 32}, "ended in an error, the loss raised ValueError: late"),
+    ],
+)
+def test_what_no_rate_mends_is_not_put_down_to_the_rates(changed: dict[str, Any], text: str) -> None:
+    recipe = Recipe(**{"data": blobs(), "steps": 4, **changed})
+    with pytest.raises(SearchError, match=text):
+        search(mlp(), recipe, grid=[0.01, 0.1], seeds=1, init="keep")
 
 
 def test_default_grids_are_half_an_octave_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -350,6 +351,20 @@ def test_module_of_the_working_directory(
     ) == f"'dagscale_test_pgk' is no space ({', '.join(SPACES)}) and no module " + ("that can be imported")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def data(): return None", "data returned None: it has to be data, or a function that returns it"),
+        ("def data(size): return size", "needs the argument 'size'; give it a default"),
+    ],
+)
+def test_a_function_that_returns_nothing_or_needs_an_argument_is_refused(
+    write: Callable[..., str], text: str, message: str
+) -> None:
+    with pytest.raises(TargetError, match=re.escape(message)):
+        find(f"{write(text)}:data", "data", call=True)
+
+
 def test_what_is_imported_for_a_recipe_first_is_seeded_too(write: Callable[..., str]) -> None:
     """One file holds both, as is usual, and is imported once."""
     text = """
@@ -387,7 +402,12 @@ def test_code_that_raises_at_import(write: Callable[..., str]) -> None:
     ("text", "message"),
     [
         ("def build(:\n", "importing mine.py raised SyntaxError: "),
-        ("raise SystemExit(2)\n", "importing mine.py raised SystemExit: 2 ({path}:1)"),
+        ("raise SystemExit(2)\n", "importing mine.py raised SystemExit: 2 ({path}:1); what a script does"),
+        (
+            "from . import other\n",
+            "importing mine.py raised ImportError: attempted relative import with no known parent "
+            "package ({path}:1); name it as a module of its package, package.module:name",
+        ),
         ("import dagscale_test_absent\n", "importing mine.py raised ModuleNotFoundError: No module named "),
         ("def build():\n    raise KeyError\n", "calling build() raised KeyError ({path}:2)"),
         (

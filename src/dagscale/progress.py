@@ -31,6 +31,9 @@ class Progress:
     def advance(self) -> None:
         """A piece of work is done."""
 
+    def close(self) -> None:
+        """Take it away."""
+
 
 _current: ContextVar[Progress] = ContextVar("progress")
 
@@ -50,25 +53,41 @@ def shown(what: str, asked: bool | None) -> Iterator[Progress]:
             stderr is a terminal.
     """
     outer = _current.get(None)
-    terminal = sys.stderr is not None and sys.stderr.isatty()
     if outer is not None and asked is not True:
         yield outer
         return
-    if asked is False or (asked is None and not terminal):
-        progress: Progress = Progress()
-        token = _current.set(progress)
-        try:
-            yield progress
-        finally:
-            _current.reset(token)
-        return
-    made = _Bar(what) if terminal else _Lines(what)
-    token = _current.set(made)
-    try:
+    made = _made(what, asked)
+    with _heard_by(made):
         yield made
+
+
+@contextmanager
+def counted(what: str, total: int, asked: bool | None) -> Iterator[Progress]:
+    """Show how many of so many pieces of work are done; what calls inside say of themselves is not shown."""
+    made = _made(what, asked, patience=0.0)
+    made.expect(total)
+    try:
+        with _heard_by(Progress()):
+            yield made
+    finally:
+        made.close()
+
+
+def _made(what: str, asked: bool | None, patience: float = PATIENCE) -> Progress:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if asked is False or (asked is None and not terminal):
+        return Progress()
+    return _Bar(what, patience) if terminal else _Lines(what)
+
+
+@contextmanager
+def _heard_by(progress: Progress) -> Iterator[None]:
+    token = _current.set(progress)
+    try:
+        yield
     finally:
         _current.reset(token)
-        made.close()
+        progress.close()
 
 
 class _Counted(Progress):
@@ -96,9 +115,6 @@ class _Counted(Progress):
     def show(self) -> None:
         """Bring what is seen up to date."""
 
-    def close(self) -> None:
-        """Take it away."""
-
 
 class _Lines(_Counted):
     """A line now and then, for logs."""
@@ -119,7 +135,7 @@ class _Lines(_Counted):
 class _Bar(_Counted):
     """A bar that goes away when all is done."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, patience: float) -> None:
         super().__init__(what)
         load_rich()
         from rich.console import Console
@@ -130,12 +146,12 @@ class _Bar(_Counted):
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(),
         )  # fmt: skip
-        self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        self.bar = Bar(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600)
         self.task = self.bar.add_task(what, total=None)
-        self.started = False
+        self.started, self.patience = False, patience
 
     def show(self) -> None:
-        if not self.started and time.monotonic() - self.begun >= PATIENCE:
+        if not self.started and time.monotonic() - self.begun >= self.patience:
             self.started = True
             self.bar.start()
         self.bar.update(self.task, description=self.description, completed=self.done, total=self.total or None)

@@ -20,6 +20,7 @@ from dagscale.models import sample
 from dagscale.models import targets as spaces
 from dagscale.pictures.files import check_path, save
 from dagscale.planning.make import plan
+from dagscale.progress import counted
 from dagscale.searching import search
 from dagscale.shown import finite, load_rich
 from dagscale.training.engine import train
@@ -140,18 +141,13 @@ def run(out: Path, *, seed: int = 0, progress: bool = False) -> tuple[list[Outco
     Raises:
         DagscaleError: if the picture cannot be written.
     """
-    load_rich()
-    from rich.console import Console
-    from rich.progress import track
-
     picture = check_path(out / "demo.png")
     total = sum(len(family.targets(seed)) for family in FAMILIES.values())
-    outcomes = list(
-        track(
-            _outcomes(seed), total=total, description="training", console=Console(stderr=True), transient=True,
-            disable=not progress,
-        )
-    )  # fmt: skip
+    outcomes = []
+    with counted("training", total, progress) as bar:
+        for outcome in _outcomes(seed):
+            outcomes.append(outcome)
+            bar.advance()
     save(lambda: figure(outcomes), picture)
     return outcomes, picture
 

@@ -50,7 +50,7 @@ def make_recipe(data: Any, options: Mapping[str, Any], base: Base | None = None)
     Raises:
         RecipeError, TargetError: if they do not hold together.
     """
-    from dagscale.training.recipe import Recipe
+    from dagscale.training.recipe import Recipe, as_described
     from dagscale.training.schedules import Schedule as Shape
 
     recipe, limit = options.get("recipe"), options["limit"]
@@ -73,43 +73,8 @@ def make_recipe(data: Any, options: Mapping[str, Any], base: Base | None = None)
         if not equals:
             raise RecipeError(f"--setting {item!r} is no setting: write it as name=value")
         said[name] = _value(value)
-    return Recipe(**{**_as_for(base, data, said), **said, "data": data})
-
-
-def _as_for(base: Base | None, data: Any, said: dict[str, Any]) -> dict[str, Any]:
-    """How a base was trained, as far as its file says it in more than a name and the options do not."""
-    from torch.nn import functional
-
-    from dagscale.training.optimizers import OPTIMIZERS
-    from dagscale.training.schedules import Schedule as Shape
-
-    if base is None:
-        return {}
-    own = {name: value for name, value in base.recipe.items() if value is not None}
-    plain = ("steps", "epochs", "clip", "accumulate", "weight_decay")
-    found = {name: own[name] for name in plain if name in own}
-    if {"steps", "epochs"} & said.keys():
-        found = {name: value for name, value in found.items() if name not in ("steps", "epochs")}
-    optimizer = own.get("optimizer", {})
-    name = optimizer.get("name")
-    if name in OPTIMIZERS and said.get("optimizer", name) == name:
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in optimizer.get("settings", {}).items()}
-        found |= {"optimizer": name, **settings}
-    if "batch_size" in own and getattr(data, "batch_size", None) is None:
-        found["batch_size"] = own["batch_size"]
-    if isinstance(own.get("no_decay"), list):
-        found["no_decay"] = tuple(own["no_decay"])
-    if isinstance(own.get("schedule"), dict):
-        found["schedule"] = Shape(**own["schedule"])
-    if own.get("loss") in _losses():
-        found["loss"] = getattr(functional, own["loss"])
-    return found
-
-
-def _losses() -> list[str]:
-    from torch.nn import functional
-
-    return [name for name in dir(functional) if name.endswith("_loss") or "entropy" in name]
+    known = {} if base is None else as_described(base.recipe, {**said, "data": data})
+    return Recipe(**{**known, **said, "data": data})
 
 
 def _recipe(text: str, data: Any, limit: int | None) -> Recipe:
@@ -132,11 +97,13 @@ def _loss(text: str) -> Any:
 
     from dagscale.models.own_code import find
     from dagscale.registry import did_you_mean
+    from dagscale.training.recipe import named_losses
 
     if ":" in text:
         return find(text, "loss")
-    if text not in _losses():
-        near = did_you_mean(f"{text}_loss" if f"{text}_loss" in _losses() else text, _losses())
+    known = named_losses()
+    if text not in known:
+        near = did_you_mean(f"{text}_loss" if f"{text}_loss" in known else text, known)
         raise RecipeError(f"there is no loss {text!r} in torch.nn.functional{near}")
     return getattr(functional, text)
 

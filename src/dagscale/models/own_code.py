@@ -75,8 +75,13 @@ def find(text: str, what: str, *, call: bool = False) -> Any:
     with _on_path(source.folder):
         found: Any = _named(source.imported(place), dotted, place)
         if call and callable(found):
+            _no_arguments(found, dotted, place)
             with _blaming(source.home, f"calling {dotted}()"):
                 found = found()
+    if found is None:
+        raise TargetError(
+            f"{text} {'returned' if call else 'is'} None: it has to be {what}, or a function that returns it"
+        )
     return found
 
 
@@ -166,9 +171,19 @@ def _attribute(module: ModuleType, dotted: str, place: str) -> Callable[[], Any]
             f"{dotted!r} in {place} is {type(found).__name__}, not a function or class that builds the "
             f"module; wrap it: def build(): return {dotted}"
         )
+    _no_arguments(found, dotted, place)
+    return found  # type: ignore[no-any-return]
+
+
+def _no_arguments(found: Callable[..., Any], dotted: str, place: str) -> None:
+    """See that it can be called without any.
+
+    Raises:
+        TargetError: if it cannot.
+    """
     try:
         parameters = inspect.signature(found).parameters.values()
-    except ValueError:  # some built-in callables have no signature
+    except (TypeError, ValueError):  # some built-in callables have no signature
         parameters = ()  # type: ignore[assignment]
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:
@@ -176,7 +191,13 @@ def _attribute(module: ModuleType, dotted: str, place: str) -> Callable[[], Any]
             f"{dotted!r} in {place} needs the argument {needed[0]!r}; give it a default, or name a function "
             "without required arguments"
         )
-    return found  # type: ignore[no-any-return]
+
+
+MENDS: tuple[tuple[type[BaseException], str, str], ...] = (
+    (ImportError, "relative import", "; name it as a module of its package, package.module:name"),
+    (SystemExit, "", "; what a script does, as to read its arguments, belongs behind if __name__ == '__main__'"),
+)
+"""A kind of error, what its message holds → what to do about it."""
 
 
 @contextlib.contextmanager
@@ -186,8 +207,9 @@ def _blaming(home: Path, doing: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit, GeneratorExit) as error:
         message = " ".join(said(error).split())
+        mend = next((text for kind, sign, text in MENDS if isinstance(error, kind) and sign in message), "")
         raise TargetError(
-            f"{doing} raised {type(error).__name__}{': ' if message else ''}{message}{_place(error, home)}"
+            f"{doing} raised {type(error).__name__}{': ' if message else ''}{message}{_place(error, home)}{mend}"
         ) from error
 
 

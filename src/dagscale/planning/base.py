@@ -248,7 +248,7 @@ class Base(Saved, Tabled):
         Raises:
             PlanError: if the text is no such document, or a later version of dagscale wrote it.
         """
-        mend = "write one with Base.save, of what dagscale.search returns"
+        mend = "write one with Base.save, or `dagscale search TARGET --save base.json`"
         raw = read_document(text, "base", FORMAT, mend)
         try:
             more = raw.pop("network")

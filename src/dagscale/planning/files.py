@@ -16,6 +16,9 @@ from dagscale.replacing import write
 LARGEST = 1 << 30
 """Bytes of a file that is read."""
 
+PARTS = {"base": "network", "plan": "parameters"}
+"""Kind of result → a name that its document alone has."""
+
 S = TypeVar("S", bound="Saved")
 
 
@@ -37,6 +40,9 @@ def read_document(text: str, what: str, known: int, mend: str) -> dict[str, Any]
         found = raw.pop("format", None)
     except (ValueError, TypeError, RecursionError) as error:
         raise PlanError(f"this is no {what} ({error}); {mend}") from None
+    other = next((kind for kind, name in PARTS.items() if name in raw), what)
+    if other != what and PARTS.get(what) not in raw:
+        raise PlanError(f"this is a {other}, and no {what}; {mend}")
     if type(found) is not int:
         raise PlanError(f"this is no {what} (it has no format number); {mend}")
     if found < 1:
@@ -150,4 +156,8 @@ class Saved:
         Raises:
             PlanError: if the file cannot be read, or holds no such result.
         """
-        return cls.from_json(read_text(path))
+        text = read_text(path)
+        try:
+            return cls.from_json(text)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -32,7 +33,7 @@ from dagscale.planning.power import fitted_power
 from dagscale.planning.prepare import about, initialised, keeping, traced
 from dagscale.planning.resized import Horizon, named_rules, resized, unnamed
 from dagscale.planning.trained import notes_on, own_rms, taken_up
-from dagscale.planning.validate import check_gradient, check_kin, rehearse
+from dagscale.planning.validate import check_gradient, check_kin, other_kind, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
 from dagscale.scaling.together import WIDTHS, Scaling, noted, scaling
@@ -40,7 +41,7 @@ from dagscale.tracing.wrappers import known_names
 from dagscale.training.copies import all_put_back
 from dagscale.training.groups import Relative, as_names, marked_undecayed
 from dagscale.training.optimizers import Optimizer, resolve
-from dagscale.training.recipe import Recipe, differences
+from dagscale.training.recipe import Recipe, as_described, differences
 
 Given = Base | nn.Module | tuple[nn.Module, Any]
 
@@ -147,6 +148,8 @@ def plan(
         networks = _networks(bases, recipe, chosen, target.seed)
         if free and len(networks) == 1 and (way := way_over(networks["base"], target, chosen.init)):
             chosen = chosen.noting(way.why, law=LAWS[LAW], width=WIDTH, depth=way.depth)
+        elif law is None and chosen.law.name == "none" and width == depth == "none":
+            chosen = chosen.noting(UNMEASURED)
         if law is None and chosen.law.steps and not all(pictured(n.graph) for n in (target, *networks.values())):
             chosen = chosen.noting(UNPICTURED, law=LAWS["none"])
         for name, network in networks.items():
@@ -183,6 +186,7 @@ def plan(
         origin = (
             *_origin(alone, chosen.absolute, power),
             *_in_place(bases, rates),
+            *filter(None, dict.fromkeys(other_kind(n.graph, target.graph) for n in origins.values())),
             *_other_data(bases, target),
             *beside,
         )
@@ -226,6 +230,11 @@ UNPICTURED = (
     "data, or width='mup' where width grows"
 )
 
+UNMEASURED = (
+    "one rate for all, the base's own (law 'none'): without data and loss nothing can be measured; give them for law "
+    "'short-run'"
+)
+
 ITSELF = "the base is this very network: its rate is taken as it was {}"
 
 
@@ -255,9 +264,8 @@ def _bases(base: Any, base_lr: Any, inputs: Any) -> tuple[list[Any], list[Any]]:
     bases = [(one, inputs) if isinstance(one, nn.Module) else one for one in bases]
     for one in bases:
         if not isinstance(one, Base) and not (isinstance(one, (tuple, list)) and len(one) == 2):
-            raise PlanError(
-                f"base must be what dagscale.search returns, a model, or (model, inputs), got {type(one).__name__}"
-            )
+            got = type(one).__name__ + (": read a file with dagscale.Base.load" if isinstance(one, (str, Path)) else "")
+            raise PlanError(f"base must be what dagscale.search returns, a model, or (model, inputs), got {got}")
     if base_lr is None and bases and all(isinstance(one, Base) for one in bases):
         return bases, [one.lr for one in bases]
     return bases, list(base_lr) if isinstance(base_lr, (tuple, list)) else [] if base_lr is None else [base_lr]
@@ -277,17 +285,18 @@ def _recipe(recipe: Recipe | None, training: dict[str, Any], bases: Sequence[Any
     found = [one for one in bases if isinstance(one, Base)]
     if not found:
         return recipe if recipe is not None else Recipe(**training)
-    live = found[0].live
+    live, said = found[0].live, recipe is not None or bool(training)
     if recipe is None and live is not None and live.data is not None:
         recipe = live.changed(**{k: v for k, v in training.items() if k != "data" or v is not live.data})
-    elif recipe is None:
-        recipe = Recipe(**training)
+    elif recipe is None:  # as far as a file says it
+        recipe = Recipe(**as_described(found[0].recipe, training), **training)
     for one in found:
         apart = [text for text in differences(one.recipe, recipe.describe()) if text.partition(" ")[0] not in free]
         if apart and one.recipe:  # else nothing is known of how the base was trained
+            mend = "search the base under the target's recipe, or plan under the base's"
+            mend = f"{mend}{unnamed(apart)}" if said else f"{mend}, which its file does not tell in full: give recipe="
             raise RecipeError(
-                f"the recipe is not that of the base, whose rate is for its own training: {'; '.join(apart)}; search "
-                f"the base under the target's recipe, or plan under the base's{unnamed(apart)}"
+                f"the recipe is not that of the base, whose rate is for its own training: {'; '.join(apart)}; {mend}"
             )
     return recipe
 

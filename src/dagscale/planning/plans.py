@@ -462,7 +462,8 @@ class Plan(Saved, Tabled):
             PlanError: if the text is no such document, a value is of the wrong type or range, or a later version of
                 dagscale wrote it.
         """
-        raw = read_document(text, "plan", FORMAT, "write one with `dagscale plan TARGET --json`")
+        mend = "write one with Plan.save or `dagscale plan TARGET --json`"
+        raw = read_document(text, "plan", FORMAT, mend)
         raw.pop("optimizer", None)
         where = ""
         try:
@@ -479,9 +480,7 @@ class Plan(Saved, Tabled):
         except PlanError as error:
             raise PlanError(f"this is no plan ({where}{error})") from None
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            raise PlanError(
-                f"this is no plan ({where}{told(error)}); write one with `dagscale plan TARGET --json`"
-            ) from None
+            raise PlanError(f"this is no plan ({where}{told(error)}); {mend}") from None
 
     def diff(self, other: Plan) -> str:
         """What differs from another plan, a line each; empty if nothing does."""

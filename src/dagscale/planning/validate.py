@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from math import inf, isnan, prod
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from dagscale.errors import DagscaleError, ForwardError, PlanError, RecipeError
 from dagscale.graph import Graph
+from dagscale.graph.attention import find_attention
 from dagscale.network import Network
 from dagscale.tracing.make import listed
 from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, dense, logits, shapes
+from dagscale.training.batches import Batch, cuttable, dense, logits, shapes
 from dagscale.training.draws import Fill
 from dagscale.training.probe import Probe
 from dagscale.training.recipe import Recipe, no_classes
@@ -37,6 +39,30 @@ def check_kin(base: Graph, target: Graph) -> None:
             f"shares no layer with the target: it has {' and '.join(sorted(kinds))} layers, the target "
             f"{' and '.join(sorted(others))} ones; give a base of the same kind, narrower or shallower"
         )
+
+
+def other_kind(base: Graph, target: Graph) -> str:
+    """A note on what one of the two networks is made of and the other is not; empty if there is no such thing."""
+    own, known = _parts(target), _parts(base)
+    apart = [
+        f"the {name} has {' and '.join(sorted(more))}, the {other} none"
+        for name, other, more in (("target", "base", own - known), ("base", "target", known - own))
+        if more
+    ]
+    if not apart:
+        return ""
+    return f"{'; '.join(apart)}: the rate of another kind of network says little, give a base of the target's own"
+
+
+def _parts(graph: Graph) -> set[str]:
+    """What tells kinds of network apart: convolutions over more than one place, tables, norms and attention."""
+    found = {"tables that are looked up in"} if any(use.op.looks_up for use in graph.layers) else set()
+    if any(prod(use.layer.kernel) > 1 for use in graph.layers):
+        found.add("convolutions")
+    ops = [op for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops]
+    if any(op.kind == "norm" and "softmax" not in op.name for op in ops):
+        found.add("norms")
+    return found | ({"attention"} if find_attention(graph) else set())
 
 
 def _kinds(graph: Graph) -> set[str]:
@@ -228,6 +254,15 @@ def unscaled(recipe: Recipe) -> str:
     if not far:
         return ""
     return f"inputs are {far[0]:.3g} in root mean square, far from 1: standardise them, (x - x.mean()) / x.std(); else "
+
+
+def spoilt(recipe: Recipe) -> str:
+    """For a search that failed: which batch holds what is no number, and what to do about it; mostly empty."""
+    for k, batch in enumerate(islice(recipe.source.batches(0), recipe.total_steps * recipe.accumulate)):
+        numbers = [t for t in tree_leaves((batch.inputs, batch.target)) if isinstance(t, Tensor) and cuttable(t)]
+        if not all(bool(t.isfinite().all()) for t in numbers):
+            return f"batch {k + 1} holds NaN or infinite values: clean the data, or let the loss leave them out"
+    return ""
 
 
 def _output(probe: Probe, batch: Batch) -> Any:

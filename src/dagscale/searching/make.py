@@ -22,7 +22,7 @@ from dagscale.planning.make import starting_plan, trained_alike
 from dagscale.planning.naming import Patterns
 from dagscale.planning.plans import Plan
 from dagscale.planning.prepare import about, initialised, keeping, traced
-from dagscale.planning.validate import check_gradient, unscaled
+from dagscale.planning.validate import check_gradient, spoilt, unscaled
 from dagscale.progress import Progress, shown
 from dagscale.rates import check_grid, default_grid
 from dagscale.searching import exhaustive, fast  # noqa: F401  (they register themselves)
@@ -261,10 +261,19 @@ def _believable(curve: Sequence[Point], before: float, raised: str, network: Net
     """
     finite = [loss for point in curve for loss in point.losses[:1] if math.isfinite(loss)]
     if not finite:
-        why = f" ({raised})" if raised else ""
+        rates = f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g}"
+        if bad := spoilt(network.recipe):
+            raise SearchError(f"{rates} diverged: {bad}")
+        if not math.isfinite(before):
+            raise SearchError(f"{rates} diverged: the loss is not finite before any step, mend model, init or loss")
+        lower = f"{unscaled(network.recipe)}try a grid of lower rates (grid=, --grid)"
+        if raised:
+            raise SearchError(
+                f"{rates} ended in an error, {raised}: mend that, or if high rates bring it about, {lower}"
+            )
         raise SearchError(
-            f"every rate from {curve[0].lr:.3g} to {curve[-1].lr:.3g} diverged{why}: {unscaled(network.recipe)}try a "
-            "grid of lower rates (grid=, --grid), and see that the model's output at initialisation is finite"
+            f"{rates} diverged: {lower}, and see that the model's output at initialisation is finite and the weight "
+            "decay not too large"
         )
     if len(finite) > 2 and max(finite) - min(finite) <= SAME * max(map(abs, finite)):
         raise SearchError(

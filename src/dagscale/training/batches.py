@@ -270,8 +270,14 @@ class _Indexed(_Foreign):
         return len(self.data)
 
     def rows(self, numbers: Tensor) -> Batch:
+        examples = []
+        for i in numbers.tolist():
+            try:
+                examples.append(self.data[i])
+            except Exception as error:
+                raise BatchError(f"example {i} of the data set raised {one_line(error)}") from error
         try:
-            batch = torch.utils.data.default_collate([self.data[i] for i in numbers.tolist()])
+            batch = torch.utils.data.default_collate(examples)
         except Exception as error:
             raise BatchError(
                 f"the data set cannot be read into a batch, {one_line(error)}; give a "

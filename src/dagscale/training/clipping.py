@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dagscale.arguments import checked
+from dagscale.arguments import checked, positive_number
 from dagscale.errors import OptimizerError
 from dagscale.tracing.wrappers import is_sharded
 
@@ -33,12 +34,15 @@ def clip_grad_norm_(
         norm_type: which norm; ``inf`` for the largest entry.
 
     Raises:
-        OptimizerError: if it is given parameters, which do not say what is folded.
+        OptimizerError: if it is given parameters, which do not say what is folded, or a norm that is none.
 
     Returns:
         The edited model's norm before clipping, a scalar.
     """
-    max_norm, norm_type = float(max_norm), float(norm_type)
+    max_norm, norm_type = (
+        value if value == inf else positive_number(name, value, OptimizerError, zero=name == "max_norm")
+        for name, value in (("max_norm", max_norm), ("norm_type", norm_type))
+    )
     given = _folded(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
     pairs = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):

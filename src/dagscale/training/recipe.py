@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 from dagscale.arguments import checked, positive_number, whole_number
@@ -17,7 +18,8 @@ from dagscale.errors import RecipeError
 from dagscale.shown import one_line
 from dagscale.training.batches import Batch, Rows, Source, Stream, Unpack, source
 from dagscale.training.groups import NoDecay, as_rule
-from dagscale.training.optimizers import Optimizer, resolve
+from dagscale.training.optimizers import OPTIMIZERS, Optimizer, resolve
+from dagscale.training.schedules import Schedule
 
 Loss = Callable[..., Tensor]
 """``loss(output, target)``, or ``loss(output)`` for batches without a target: one number, a mean over the batch. Of an
@@ -140,6 +142,8 @@ class Recipe:
             raise RecipeError("step= is the whole training step: do clipping, accumulation and autocast inside it")
         if steps is not None and epochs is not None:
             raise RecipeError("steps and epochs both say how long a run is: give one of them")
+        if isinstance(schedule, Schedule) and steps is not None and schedule.warmup > max(1, steps - 1):
+            raise RecipeError(f"the warm-up takes {schedule.warmup:g} steps, and the run has {steps}: shorten it")
         if weight_decay is None and (callable(no_decay) or tuple(no_decay) not in ((), NO_DECAY)):
             raise RecipeError("no_decay= says what the decay leaves out: give weight_decay= too")
         own = {
@@ -269,9 +273,46 @@ class Recipe:
         return f"Recipe({self.optimizer.name}{_settings(self.optimizer.settings)}, {more})"
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """The differences between two descriptions of recipes, such as ``batch_size 32 and 64``."""
-    return [f"{name} {a.get(name)!r} and {b.get(name)!r}" for name in a if a.get(name) != b.get(name)]
+def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What another description of a recipe says otherwise than the base's, such as ``batch_size 64, the base's 32``."""
+    return [
+        f"{name} {_shown(other.get(name))}, the base's {_shown(base[name])}"
+        for name in base
+        if base[name] != other.get(name)
+    ]
+
+
+def as_described(known: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recipe that its description says in more than a name, and that are not said otherwise.
+
+    Args:
+        known: as `Recipe.describe` gave it.
+        said: the arguments that are given anew; these are left out, and what they take the place of.
+    """
+    own = {name: value for name, value in known.items() if value is not None}
+    plain = ("steps", "epochs", "clip", "accumulate", "weight_decay")
+    found: dict[str, Any] = {name: own[name] for name in plain if name in own}
+    if {"steps", "epochs"} & said.keys():
+        found = {name: value for name, value in found.items() if name not in ("steps", "epochs")}
+    optimizer = own.get("optimizer", {})
+    name = optimizer.get("name")
+    if name in OPTIMIZERS and said.get("optimizer", name) == name:
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in optimizer.get("settings", {}).items()}
+        found |= {"optimizer": name, **settings}
+    if "batch_size" in own and getattr(said.get("data"), "batch_size", None) is None:
+        found["batch_size"] = own["batch_size"]
+    if isinstance(own.get("no_decay"), list):
+        found["no_decay"] = tuple(own["no_decay"])
+    if isinstance(own.get("schedule"), dict):
+        found["schedule"] = Schedule(**own["schedule"])
+    if own.get("loss") in named_losses():
+        found["loss"] = getattr(functional, own["loss"])
+    return {name: value for name, value in found.items() if name not in said}
+
+
+def named_losses() -> list[str]:
+    """The losses of ``torch.nn.functional``, which their names tell."""
+    return [name for name in dir(functional) if name.endswith("_loss") or "entropy" in name]
 
 
 def default_loss(output: Any, target: Any) -> Tensor:
@@ -326,6 +367,13 @@ def _named(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _shown(value: Any) -> str:
+    """A value of a description, to read."""
+    if isinstance(value, Mapping) and "name" in value:
+        return f"{value['name']}{_settings(value.get('settings', {}))}"
+    return "none" if value is None else repr(value)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

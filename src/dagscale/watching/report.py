@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.judged import Judged
 from dagscale.scaling.width import pattern
-from dagscale.shown import Tabled, cell, finite
+from dagscale.shown import Tabled, cell, finite, load_rich
 from dagscale.watching.seen import Fault
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class WatchReport(Tabled, Judged[Fault]):
 
     def table(self) -> Group:
         """To print with rich: a row for layers that differ in a number alone, the verdict, faults and notes."""
+        load_rich()
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -11,14 +11,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.sweep.run import Run
-from dagscale.bench.sweep.store import Outcome, Store
+from dagscale.bench.sweep.store import Store
 from dagscale.bench.sweep.workers import Execute, attempts, count_jobs, open_pool
-from dagscale.shown import load_rich
+from dagscale.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from rich.progress import ProgressColumn, Task
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def sweep(
         jobs: processes on this machine; -1 for one a core, 1 to execute in this process.
         scheduler: address of a Dask scheduler, as ``tcp://host:8786``, to execute there instead.
         retry_failed: execute the runs again that failed in an earlier call.
-        progress: show a progress bar on stderr: rate, time left, failures.
+        progress: show on stderr how many runs are done and have failed; a line now and then where that is no terminal.
         until: moment of ``time.monotonic`` by which to end; what was not begun then stays pending, for the next call.
             A run is begun only while there is time for the longest one so far, in other processes for twice that.
         estimate: a run → about how many seconds it takes, asked of the first one where there is ``until``.
@@ -114,12 +112,16 @@ def sweep(
         if todo and first is not None:
             pool = open_pool(jobs, scheduler)
             batches = attempts(pool, chain([first], waiting), execute)
-            with closing(pool), closing(batches), _progress(progress, todo) as report:
+            failed = 0
+            with closing(pool), closing(batches), counted("sweeping", todo, progress) as bar:
                 for outcomes in batches:
                     book.record(outcomes)
                     executed += len(outcomes)
                     taken.extend(outcome.seconds for outcome in outcomes)
-                    report(outcomes)
+                    for outcome in outcomes:
+                        failed += outcome.state == "failed"
+                        bar.advance()
+                    bar.say(f"{failed} failed" if failed else "")
             book.check_place(fully=True)
         after = book.asked()
     return Summary(after.total, after.finished, after.failed, executed, given - after.total, max(taken, default=0.0))
@@ -135,36 +137,3 @@ def _in_time(
         if monotonic() + ahead * max(taken) > until:
             return
         yield key, text
-
-
-@contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callable[[list[Outcome]], None]]:
-    """A progress bar on stderr, fed with outcomes."""
-    load_rich()
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        """Runs a second, or a minute where they are slow."""
-
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            if not speed:
-                return Text("")
-            return Text(f"{speed:.1f} runs/s" if speed >= 1 else f"{60 * speed:.1f} runs/min")
-
-    columns: tuple[ProgressColumn, ...] = (
-        TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, speed_estimate_period=600) as bar:
-        task = bar.add_task("", total=total, failed=0)
-        failed = 0
-
-        def report(outcomes: list[Outcome]) -> None:
-            nonlocal failed
-            failed += sum(outcome.state == "failed" for outcome in outcomes)
-            bar.update(task, advance=len(outcomes), failed=failed)
-
-        yield report
