@@ -231,5 +231,6 @@ STUDIES: dict[str, Callable[[str], str]] = {
     "kinds": sheets("kinds"), "plain": sheets("plain"), "regression": sheets("regression"),
     "width": sheets("width-parts", left=1), "sgd-depth": sheets("sgd-depth", left=3),
     "default-init": sheets("default-init", left=3), "products": sheets("products", left=1),
+    "exponents": sheets("exponents"),
     "bottlenecks": sheets("bottlenecks", left=1), "no-base": sheets("no-base", left=1),
 }  # fmt: skip

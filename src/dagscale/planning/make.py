@@ -36,7 +36,7 @@ from dagscale.planning.trained import notes_on, own_rms, taken_up
 from dagscale.planning.validate import check_gradient, check_kin, other_kind, rehearse
 from dagscale.progress import Progress, shown
 from dagscale.scaling.depth import DEPTH_RULES, own_scaling
-from dagscale.scaling.together import WIDTHS, Scaling, noted, scaling
+from dagscale.scaling.together import Scaling, check_width, noted, scaling
 from dagscale.tracing.wrappers import known_names
 from dagscale.training.copies import all_put_back
 from dagscale.training.groups import Relative, as_names, marked_undecayed
@@ -348,8 +348,7 @@ def _chosen(
             f"law {rule.name!r} is measured and needs data=(x, y) and loss=… (--data); without data use law "
             "'covariance', 'walk' or 'paths'"
         )
-    if width not in WIDTHS:
-        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
+    check_width(width)
     if depth != "none":
         DEPTH_RULES[depth]  # unknown names raise before anything is traced
     for name, mode in (("width", width), ("depth", depth)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dagscale.errors import PlanError
 from dagscale.graph import Graph
+from dagscale.registry import did_you_mean
 from dagscale.scaling.depth import NONE_OF_ITS_OWN, depth_scaling
 from dagscale.scaling.folding import Factors
 from dagscale.scaling.heads import head_scaling
@@ -35,6 +36,13 @@ class Scaling:
 
     def __mul__(self, other: Scaling) -> Scaling:
         return Scaling(self.factors * other.factors, self.fold * other.fold, self.notes + other.notes)
+
+
+def check_width(width: str) -> None:
+    """Raise PlanError if there is no such rule for width."""
+    if width not in WIDTHS:
+        near = did_you_mean(width, (*WIDTHS, "auto"))
+        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all), 'mup' or 'auto'{near}")
 
 
 def scaling(
@@ -67,8 +75,7 @@ def scaling(
     Raises:
         PlanError, OptimizerError, UnknownNameError: if there is no such rule, or none for these networks.
     """
-    if width not in WIDTHS:
-        raise PlanError(f"unknown width mode {width!r}: give 'none' (one rate for all) or 'mup'")
+    check_width(width)
     found = {p.name: Scaling() for p in target.parameters}
     if width == "mup":
         for name, part in _width(base, target, optimizer, mean_field, own_width).items():
