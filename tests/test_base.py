@@ -143,7 +143,7 @@ def test_a_base_of_another_kind_is_told_of(base: dagscale.Base) -> None:
         nn.Linear(4, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)
     )
     (note,) = [n for n in dagscale.plan(target, base=base, law="none").notes if "another kind" in n]
-    assert note.startswith("the target has norms, the base none")
+    assert note.startswith("the target has norms, and the base none")
     assert not any("another kind" in n for n in dagscale.plan(net(16), base=base, law="none").notes)
 
 

@@ -65,9 +65,9 @@ def behind_near_zeros(model: nn.Module, graph: Graph) -> set[str]:
     [Müller et al. 2022]. The tables grow in training; a layer drawn to make up for their size would then be too large
     by as much as they have grown."""
     own = plain_parameters(model)
-    tables = {
-        n for n, p in own.items() if p.requires_grad and p.ndim > 1 and _has_values(p) and 0 < _rms(p) < NEAR_ZERO
-    }
+    used = {p.name for edge in graph.edges for op in edge.ops if op.kind == "scale" for p in op.params} & own.keys()
+    trained = {n for n in used if own[n].requires_grad and own[n].ndim > 1 and _has_values(own[n])}
+    tables = {n for n in trained if 0 < _rms(own[n]) < NEAR_ZERO}
     dim: list[bool] = []  # whether all that arrives at a vertex is multiplied by one
     found: set[str] = set()
     for vertex, entering in zip(graph.vertices, graph.in_edges, strict=True):

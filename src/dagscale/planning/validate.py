@@ -45,7 +45,7 @@ def other_kind(base: Graph, target: Graph) -> str:
     """A note on what one of the two networks is made of and the other is not; empty if there is no such thing."""
     own, known = _parts(target), _parts(base)
     apart = [
-        f"the {name} has {' and '.join(sorted(more))}, the {other} none"
+        f"the {name} has {', '.join(sorted(more))}, and the {other} none"
         for name, other, more in (("target", "base", own - known), ("base", "target", known - own))
         if more
     ]
@@ -256,9 +256,14 @@ def unscaled(recipe: Recipe) -> str:
     return f"inputs are {far[0]:.3g} in root mean square, far from 1: standardise them, (x - x.mean()) / x.std(); else "
 
 
+SEEN = 1000
+"""Batches at most that are looked at for what is no number."""
+
+
 def spoilt(recipe: Recipe) -> str:
     """For a search that failed: which batch holds what is no number, and what to do about it; mostly empty."""
-    for k, batch in enumerate(islice(recipe.source.batches(0), recipe.total_steps * recipe.accumulate)):
+    count = min(recipe.total_steps * recipe.accumulate, SEEN)
+    for k, batch in enumerate(islice(recipe.source.batches(0), count)):
         numbers = [t for t in tree_leaves((batch.inputs, batch.target)) if isinstance(t, Tensor) and cuttable(t)]
         if not all(bool(t.isfinite().all()) for t in numbers):
             return f"batch {k + 1} holds NaN or infinite values: clean the data, or let the loss leave them out"
