@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagscale.bench.verify.compute import Contest, Entry
 from dagscale.pictures.files import save, write
-from dagscale.shown import finite
+from dagscale.shown import finite, load_rich
 
 AFFECTS_RESULTS = False
 
@@ -118,6 +118,7 @@ def markdown(contest: Contest) -> str:
 
 def table(contest: Contest) -> Table:
     """The rows to print."""
+    load_rich()
     from rich import box
     from rich.table import Table
 

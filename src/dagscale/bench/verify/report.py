@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dagscale.bench.verify.study import Study
 from dagscale.bench.verify.verdict import Verdict
 from dagscale.pictures.files import save, write
-from dagscale.shown import finite
+from dagscale.shown import finite, load_rich
 
 AFFECTS_RESULTS = False
 
@@ -161,6 +161,7 @@ def to_dict(study: Study) -> list[dict[str, Any]]:
 
 def table(study: Study) -> Table:
     """The rows to print."""
+    load_rich()
     from rich import box
     from rich.table import Table
 
