@@ -73,6 +73,7 @@ CONTESTS = {
     "mlp": "MLP DAGs under plain SGD",
     "cnn": "CNN DAGs under plain SGD",
     "mlp-adam": "MLP DAGs under Adam",
+    "cnn-adam": "CNN DAGs under Adam",
 }
 OURS = ("none", "combined", "short-run", "dagscale", "grid")
 """What methods of a contest begin with that are no rivals."""

@@ -74,9 +74,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(0.31, 3.2, 10),
     },
     "none, own init": {
-        "dense": Accuracy(1.21, 6.9, 10),
-        "convolutions": Accuracy(1.17, 4.0, 2),
-        "norms": Accuracy(1.43, 7.5, 15),
+        "dense": Accuracy(1.21, 7.0, 10),
+        "convolutions": Accuracy(1.1, 4.8, 3),
+        "norms": Accuracy(1.43, 7.6, 15),
     },
     "none, plain depth": {
         "dense": Accuracy(1.51, 4.0, 6),
@@ -89,9 +89,9 @@ ACCURACY: Mapping[str, Mapping[Kind, Accuracy]] = {
         "norms": Accuracy(3.02, 2.7, 1),
     },
     "short-run": {
-        "dense": Accuracy(0.29, 3.5, 26),
-        "convolutions": Accuracy(0.46, 3.2, 10),
-        "norms": Accuracy(0.38, 3.4, 18),
+        "dense": Accuracy(0.28, 3.4, 26),
+        "convolutions": Accuracy(0.5, 3.1, 11),
+        "norms": Accuracy(0.38, 3.3, 18),
     },
 }
 """Law, with how it is used where that matters → kind of network → its error."""
