@@ -56,7 +56,7 @@ def test_another_size_is_refused_unless_a_rule_is_named(change: dict[str, Any], 
 
 def test_a_rule_for_one_thing_does_not_let_another_pass() -> None:
     recipe = recipe_of()
-    with pytest.raises(RecipeError, match=r"for its own training: clip None and 1\.0"):
+    with pytest.raises(RecipeError, match=r"for its own training: clip 1\.0, the base's none"):
         plan(recipe, recipe.changed(steps=40, clip=1.0), horizon="power")
     with pytest.raises(PlanError, match="4 times as many examples"):
         plan(recipe, recipe.changed(steps=40), batch="sqrt")

@@ -128,7 +128,7 @@ class _Lines(_Counted):
         if now - self.last < LINES_APART:
             return
         self.last = now
-        count = f" {self.done} of {self.total}" if self.total else f" {self.done} done" if self.done else ""
+        count = f", {self.done} of {self.total}" if self.total else f", {self.done} done" if self.done else ""
         print(f"dagscale: {self.description}{count}, {now - self.begun:.0f} s", file=sys.stderr, flush=True)
 
 

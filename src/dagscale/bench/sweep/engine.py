@@ -118,10 +118,10 @@ def sweep(
                     book.record(outcomes)
                     executed += len(outcomes)
                     taken.extend(outcome.seconds for outcome in outcomes)
-                    for outcome in outcomes:
-                        failed += outcome.state == "failed"
-                        bar.advance()
+                    failed += sum(outcome.state == "failed" for outcome in outcomes)
                     bar.say(f"{failed} failed" if failed else "")
+                    for _ in outcomes:
+                        bar.advance()
             book.check_place(fully=True)
         after = book.asked()
     return Summary(after.total, after.finished, after.failed, executed, given - after.total, max(taken, default=0.0))
