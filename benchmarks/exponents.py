@@ -13,8 +13,8 @@ target (couplings, layers or blocks × width). All are trained over a grid of ra
     quarter  the same with these layers a quarter as large
     small    the same with a sixteenth, as that init draws them where a signal is multiplied by the exponential
 
-On ``coupling`` the question was raised; no other family had a part in that. The sixteenth was tried when a quarter had
-been seen to be too large for ``images``.
+On ``coupling`` the question was raised. Which layers count, and the sixteenth, were settled when all families but
+``linear attention`` had been seen.
 """
 
 from __future__ import annotations

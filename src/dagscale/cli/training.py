@@ -73,8 +73,8 @@ def make_recipe(data: Any, options: Mapping[str, Any], base: Base | None = None)
         if not equals:
             raise RecipeError(f"--setting {item!r} is no setting: write it as name=value")
         said[name] = _value(value)
-    known = {} if base is None else as_described(base.recipe, {**said, "data": data})
-    return Recipe(**{**known, **said, "data": data})
+    said["data"] = data
+    return Recipe(**said, **({} if base is None else as_described(base.recipe, said)))
 
 
 def _recipe(text: str, data: Any, limit: int | None) -> Recipe:

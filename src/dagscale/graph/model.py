@@ -100,6 +100,11 @@ class Op:
         return self.layer is not None and "embedding" in self.name
 
     @property
+    def normalises(self) -> bool:
+        """Whether it is a norm, and no softmax."""
+        return self.kind == "norm" and "softmax" not in self.name
+
+    @property
     def label(self) -> str:
         """The name a reader knows it by: the layer's for weights, else the operator's."""
         return self.layer_name if self.layer is not None else self.name

@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from dagscale.errors import DagscaleError
-from dagscale.graph import Graph, Op
+from dagscale.graph import Graph
 from dagscale.graph.branches import find_branches
 from dagscale.graph.roles import output_factors, positions, roles
 from dagscale.inits import DEFAULT, WITHOUT_DATA, Init
@@ -269,12 +269,8 @@ def _norms(graph: Graph) -> tuple[bool, bool] | None:
     found = find_branches(graph)
     if not found.branches or found.unclear or any(branch.note for branch in found.branches):
         return None
-    normed = {e for e, edge in enumerate(graph.edges) if any(map(_is_norm, edge.ops))}
+    normed = {e for e, edge in enumerate(graph.edges) if any(op.normalises for op in edge.ops)}
     return all(normed & branch.edges for branch in found.branches), bool(normed)
-
-
-def _is_norm(op: Op) -> bool:
-    return op.kind == "norm" and "softmax" not in op.name
 
 
 Place = tuple[str, int, bool]

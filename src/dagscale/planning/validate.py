@@ -19,7 +19,7 @@ from dagscale.network import Network
 from dagscale.tracing.make import listed
 from dagscale.tracing.state import State
 from dagscale.training import engine
-from dagscale.training.batches import Batch, cuttable, dense, logits, shapes
+from dagscale.training.batches import Batch, all_finite, dense, logits, shapes
 from dagscale.training.draws import Fill
 from dagscale.training.probe import Probe
 from dagscale.training.recipe import Recipe, no_classes
@@ -59,8 +59,7 @@ def _parts(graph: Graph) -> set[str]:
     found = {"tables that are looked up in"} if any(use.op.looks_up for use in graph.layers) else set()
     if any(prod(use.layer.kernel) > 1 for use in graph.layers):
         found.add("convolutions")
-    ops = [op for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops]
-    if any(op.kind == "norm" and "softmax" not in op.name for op in ops):
+    if any(op.normalises for edge, live in zip(graph.edges, graph.live, strict=True) if live for op in edge.ops):
         found.add("norms")
     return found | ({"attention"} if find_attention(graph) else set())
 
@@ -264,8 +263,7 @@ def spoilt(recipe: Recipe) -> str:
     """For a search that failed: which batch holds what is no number, and what to do about it; mostly empty."""
     count = min(recipe.total_steps * recipe.accumulate, SEEN)
     for k, batch in enumerate(islice(recipe.source.batches(0), count)):
-        numbers = [t for t in tree_leaves((batch.inputs, batch.target)) if isinstance(t, Tensor) and cuttable(t)]
-        if not all(bool(t.isfinite().all()) for t in numbers):
+        if not all_finite([t for t in tree_leaves((batch.inputs, batch.target)) if isinstance(t, Tensor)]):
             return f"batch {k + 1} holds NaN or infinite values: clean the data, or let the loss leave them out"
     return ""
 

@@ -519,10 +519,15 @@ def detached(values: Any) -> Any:
     return each(lambda t: t.detach() if t.requires_grad else t, values)
 
 
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all of their floating numbers are finite."""
+    return all(bool(dense(t).isfinite().all()) for t in tensors if t.is_floating_point())
+
+
 def check_finite(x: Inputs, y: Any) -> None:
     """Raise RecipeError where there are NaN or infinite values."""
     for name, values in (("x", tree_leaves(x)), ("y", tree_leaves(y))):
-        if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in values):
+        if not all_finite(values):
             gaps = ", or give batches, data=[(x, y), …], to a loss that leaves gaps out" if name == "y" else ""
             raise RecipeError(f"{name} holds NaN or infinite values: clean the data first{gaps}")
 
