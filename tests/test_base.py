@@ -123,8 +123,9 @@ def test_a_document_of_another_kind_is_told_as_what_it_is(base: dagscale.Base) -
         dagscale.Base.from_json(plan.to_json())
     with pytest.raises(PlanError, match=r"this is a base, and no plan; write one with Plan\.save"):
         dagscale.Plan.from_json(base.to_json())
-    with pytest.raises(PlanError, match=r"got str: read a file with dagscale\.Base\.load"):
-        dagscale.plan(net(16), base="base.json")  # type: ignore[arg-type]
+    for given in ("base.json", ["base.json", "other.json"]):
+        with pytest.raises(PlanError, match=r"got str: read a file with dagscale\.Base\.load"):
+            dagscale.plan(net(16), base=given)  # type: ignore[arg-type]
 
 
 def test_a_base_from_a_file_brings_its_recipe_as_far_as_that_says_it(base: dagscale.Base) -> None:

@@ -259,7 +259,7 @@ class _Chosen:
 def _bases(base: Any, base_lr: Any, inputs: Any) -> tuple[list[Any], list[Any]]:
     """Bases as a list of `Base` and (model, inputs), by default the target's, and a rate for each."""
     group = isinstance(base, (tuple, list)) and bool(base)
-    several = group and (isinstance(base[0], (tuple, list, Base)) or all(map(_is_base, base)))
+    several = group and (isinstance(base[0], (tuple, list, Base, str, Path)) or all(map(_is_base, base)))
     bases = [] if base is None else list(base) if several else [base]
     bases = [(one, inputs) if isinstance(one, nn.Module) else one for one in bases]
     for one in bases:

@@ -128,7 +128,8 @@ class Recipe:
         functions = {"loss": loss, "schedule": schedule, "step": step, "unpack": unpack, "select": select}
         for name, given in functions.items():
             if given is not None and not callable(given):
-                raise RecipeError(f"{name} must be a function, not {type(given).__name__}")
+                such = ": give dagscale.cosine() or its like" if name == "schedule" else ""
+                raise RecipeError(f"{name} must be a function, not {type(given).__name__}{such}")
         if isinstance(loss, type):
             raise RecipeError(f"loss is the class {loss.__name__}: give one of it, {loss.__name__}()")
         if autocast is not None and not isinstance(autocast, torch.dtype):
